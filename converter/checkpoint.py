@@ -1,0 +1,55 @@
+"""The one value that goes from a reader to a writer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from converter.report import Event
+from converter.tensor import LazyTensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that has been opened, not read.
+
+    Attributes:
+        format: name of the format it came from.
+        path: the file or folder that was opened.
+        dialect: "hf" (Hugging Face names, `config` is config.json), "gguf" (ggml names, `config` is
+            the typed key/values) or None (plain named arrays, `config` is empty).
+        tensors: name -> tensor, in file order.
+        config: what the dialect says.
+        metadata: free text that the container carries (safetensors `__metadata__`).
+        assets: small files beside the weights (tokenizer, README ...) by file name.
+        events: what the reader has to say.
+        files: the files the tensors come from, for `output equals input` and sizes.
+    """
+
+    format: str
+    path: Path
+    dialect: str | None
+    tensors: Mapping[str, LazyTensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    assets: Mapping[str, Path] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    files: tuple[Path, ...] = ()
+    closers: tuple[Callable[[], None], ...] = ()
+
+    def replace(self, **changes: Any) -> Checkpoint:
+        """A copy with some fields changed; the maps stay shared."""
+        return replace(self, **changes)
+
+    def close(self) -> None:
+        for close in self.closers:
+            close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

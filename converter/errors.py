@@ -1,0 +1,169 @@
+"""Every way a conversion can fail, and the exit code it ends with.
+
+    ConverterError                     1
+    ├── UsageError                     2   a flag, a pattern or a combination that cannot be meant
+    ├── FormatError                   10
+    │   ├── UnknownFormat             10   no reader or writer answers to this file or name
+    │   ├── CorruptFile               11   truncated, contradictory or lying bytes
+    │   ├── UnsupportedFeature        12   valid, but nothing here can read or hold it
+    │   ├── MissingDependency         13   an extra is not installed; the message has the command
+    │   └── MissingPart               14   a shard, a config or a tokenizer file is not there
+    ├── ArchitectureError             20
+    │   ├── UnknownArchitecture       20   no architecture file answers to this model
+    │   ├── UnmatchedTensor           21   a tensor that no rule of the architecture names
+    │   ├── MissingTensor             22   a rule of the architecture finds no tensor
+    │   ├── ShapeMismatch             23   config and tensor disagree
+    │   ├── TokenizerError            24   tokenizer unreadable, or larger than the embedding
+    │   └── UnknownPreTokenizer       25   ask for --pre NAME
+    ├── QuantizationError             30   a type that does not fit, or may not be re-encoded
+    │   └── MissingImportance         31   a type needs an importance matrix that has no entry
+    ├── LossyError                    40   something was lost, under --strict
+    ├── FidelityError                 41   a result lies outside its bounds
+    ├── OutputError                   50   reading or writing failed
+    │   ├── SameFile                  51   output equal to input
+    │   ├── DiskFull                  52   not enough room, found before or while writing
+    │   └── OutputExists              53   ask for --force
+    └── Interrupted                  130   Ctrl-C or a cancelled callback
+"""
+
+from __future__ import annotations
+
+
+class ConverterError(Exception):
+    """Base of all errors; its text is one to three lines a person can act on."""
+
+    exit_code = 1
+
+
+class UsageError(ConverterError):
+    """A flag, a pattern or a combination that cannot be meant."""
+
+    exit_code = 2
+
+
+class FormatError(ConverterError):
+    """A file's container is unknown, damaged or beyond us."""
+
+    exit_code = 10
+
+
+class UnknownFormat(FormatError):
+    """No reader or writer answers to this file or name."""
+
+
+class CorruptFile(FormatError):
+    """The bytes contradict themselves or the file's size."""
+
+    exit_code = 11
+
+
+class UnsupportedFeature(FormatError):
+    """The file is valid, but nothing here can read or hold it."""
+
+    exit_code = 12
+
+
+class MissingDependency(FormatError):
+    """An optional package is not installed."""
+
+    exit_code = 13
+
+
+class MissingPart(FormatError):
+    """A shard, a config or a tokenizer file is not there."""
+
+    exit_code = 14
+
+
+class ArchitectureError(ConverterError):
+    """The model's architecture and its tensors do not meet."""
+
+    exit_code = 20
+
+
+class UnknownArchitecture(ArchitectureError):
+    """No architecture file answers to this model."""
+
+
+class UnmatchedTensor(ArchitectureError):
+    """A tensor that no rule of the architecture names."""
+
+    exit_code = 21
+
+
+class MissingTensor(ArchitectureError):
+    """A rule of the architecture finds no tensor."""
+
+    exit_code = 22
+
+
+class ShapeMismatch(ArchitectureError):
+    """The config and a tensor's shape disagree."""
+
+    exit_code = 23
+
+
+class TokenizerError(ArchitectureError):
+    """The tokenizer is unreadable or does not fit the embedding."""
+
+    exit_code = 24
+
+
+class UnknownPreTokenizer(TokenizerError):
+    """The pre-tokenizer has no known name; `--pre NAME` supplies one."""
+
+    exit_code = 25
+
+
+class QuantizationError(ConverterError):
+    """A type that does not fit a tensor, or a tensor that may not be re-encoded."""
+
+    exit_code = 30
+
+
+class MissingImportance(QuantizationError):
+    """A type needs an importance matrix and the tensor has no entry in it."""
+
+    exit_code = 31
+
+
+class LossyError(ConverterError):
+    """Something was lost while --strict forbids it."""
+
+    exit_code = 40
+
+
+class FidelityError(ConverterError):
+    """A result lies outside its bounds."""
+
+    exit_code = 41
+
+
+class OutputError(ConverterError):
+    """Reading or writing the file system failed."""
+
+    exit_code = 50
+
+
+class SameFile(OutputError):
+    """The output is the input."""
+
+    exit_code = 51
+
+
+class DiskFull(OutputError):
+    """Not enough room for the output."""
+
+    exit_code = 52
+
+
+class OutputExists(OutputError):
+    """The output is already there; `--force` replaces it."""
+
+    exit_code = 53
+
+
+class Interrupted(ConverterError):
+    """Ctrl-C, SIGTERM or a cancelled callback."""
+
+    exit_code = 130

@@ -1,0 +1,164 @@
+"""Typed events: nothing is lost silently.
+
+Each event is a value that prints as one line, goes into the JSON report, and (when it is a
+loss) fails the run under `--strict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from converter.errors import LossyError
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something the user should know. `loss` says whether `--strict` refuses it."""
+
+    loss: ClassVar[bool] = False
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+    def as_dict(self) -> dict[str, object]:
+        """The event as JSON: its kind, its text, whether it is a loss, and its own fields."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"kind": self.kind, "loss": self.loss, "message": str(self), **own}
+
+
+@dataclass(frozen=True)
+class Note(Event):
+    """A choice that was made for the user, worth one line."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class TypeFallback(Event):
+    """A tensor whose rows do not divide into the wanted type's blocks got another type."""
+
+    tensor: str
+    wanted: str
+    used: str
+    row: int
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: rows of {self.row} do not fit {self.wanted}, {self.used} used instead"
+
+
+@dataclass(frozen=True)
+class Dropped(Event):
+    """A tensor or a file of the source that has no place in the target."""
+
+    name: str
+    reason: str
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"{self.name}: dropped ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Ignored(Event):
+    """A tensor the architecture drops on purpose, because the runtime recomputes it."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: not stored, the runtime computes it"
+
+
+@dataclass(frozen=True)
+class Requantized(Event):
+    """A tensor that was already quantized is decoded and encoded again."""
+
+    tensor: str
+    source: str
+    target: str
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.source} decoded and encoded again as {self.target}"
+
+
+@dataclass(frozen=True)
+class NotFinite(Event):
+    """NaN or infinity in a source tensor."""
+
+    tensor: str
+    count: int
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.count} values are NaN or infinite"
+
+
+@dataclass(frozen=True)
+class Overflow(Event):
+    """A cast that turned finite numbers into infinities."""
+
+    tensor: str
+    target: str
+    count: int
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.count} values are too large for {self.target}"
+
+
+@dataclass(frozen=True)
+class VocabularyPadded(Event):
+    """The tokenizer has fewer tokens than the embedding has rows."""
+
+    tokens: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"tokenizer has {self.tokens} tokens, embedding {self.rows} rows: padded with [PADn]"
+
+
+@dataclass(frozen=True)
+class MetadataLost(Event):
+    """A metadata key the target cannot hold."""
+
+    key: str
+    reason: str
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"metadata {self.key}: dropped ({self.reason})"
+
+
+@dataclass
+class Report:
+    """The events of one run, in the order they came; under `strict` a loss raises at once.
+
+    Not bound to one thread: `list.append` is atomic, and order between workers carries no meaning.
+    """
+
+    strict: bool = False
+    events: list[Event] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        """Record `event`.
+
+        Raises:
+            LossyError: the event is a loss and the report is strict.
+        """
+        self.events.append(event)
+        if self.strict and event.loss:
+            raise LossyError(f"{event}\nrefused under --strict")
+
+    def extend(self, events: Iterator[Event] | list[Event]) -> None:
+        for event in events:
+            self.add(event)
+
+    def as_json(self) -> list[dict[str, object]]:
+        return [event.as_dict() for event in self.events]
