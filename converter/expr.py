@@ -1,4 +1,4 @@
-"""Integer expressions over hyperparameter names: "n_head_kv * head_dim", "n_expert > 0".
+"""Expressions over hyperparameter names: "n_head_kv * head_dim", "n_expert > 0", "rope_type == 'yarn'".
 
 Architecture files are data, so their sizes and conditions are text. This is a parser, never `eval`.
 
@@ -7,7 +7,9 @@ Architecture files are data, so their sizes and conditions are text. This is a p
     comparison = sum [("==" | "!=" | "<=" | ">=" | "<" | ">") sum]
     sum        = term (("+" | "-") term)*
     term       = factor (("*" | "//") factor)*
-    factor     = integer | name | "(" condition ")"
+    factor     = integer | 'text' | name | "(" condition ")"
+
+Texts are for comparison only; arithmetic on them is an error.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
-Sizes = Mapping[str, int]
-_Node = Callable[[Sizes], int]
+Sizes = Mapping[str, Any]
+_Node = Callable[[Sizes], Any]
 
-_TOKEN = re.compile(r"\s*(\d+|[A-Za-z_]\w*|//|==|!=|<=|>=|[-+*()<>])")
-_COMPARE: dict[str, Callable[[int, int], bool]] = {
+_TOKEN = re.compile(r"\s*(\d+|'[^']*'|[A-Za-z_]\w*|//|==|!=|<=|>=|[-+*()<>])")
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }
 _SUM: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub}
@@ -41,7 +44,9 @@ def evaluate(text: str | int, sizes: Sizes) -> int:
     if isinstance(text, int):
         return text
     try:
-        return _parse(text)(sizes)
+        return int(_parse(text)(sizes))
+    except (TypeError, ValueError) as error:
+        raise ExpressionError(f"{text!r}: {error}") from None
     except KeyError as error:
         raise ExpressionError(f"{text!r}: the config has no {error.args[0]}") from None
     except ZeroDivisionError:
@@ -111,6 +116,8 @@ def _factor(tokens: list[str]) -> _Node:
     if token.isdecimal():
         value = int(token)
         return lambda sizes: value
+    if token[0] == "'":
+        return lambda sizes: token[1:-1]
     if token == "(":
         node = _condition(tokens)
         if not tokens or tokens.pop(0) != ")":

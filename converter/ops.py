@@ -3,13 +3,13 @@
 An op takes the list of tensors in flight to another list. What it may touch decides what it costs:
 
     reach     on packed bytes        streams        ops
-    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, and Reshape, Split,
-                                                    Concat, Transpose that leave the last axis alone
+    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Reshape, Split,
+                                                    Concat, Transpose while they leave the last axis alone
     values    after decoding         by rows        Add, NegExp, LogNeg
-    whole     after decoding         one tensor     PermuteColumns, and Reshape, Split, Concat, Transpose
-                                                    on the last axis
+    whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
 
-A block never spans two rows, so a `rows` op only says where each row comes from: applied to arrays of
+Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
+bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says where each row comes from: applied to arrays of
 row numbers of shape (..., 1) the same code gives that map. Sizes are hyperparameter expressions until
 `bind` makes them integers; the size "row" is the last axis, whatever its unit (elements or packed bytes).
 """
@@ -41,8 +41,8 @@ class Op:
 
     exact: ClassVar[bool] = True
 
-    @property
-    def reach(self) -> str:
+    def reach(self, ndim: int) -> str:
+        """What the op touches on a tensor of `ndim` axes: "rows", "values" or "whole"."""
         return "rows"
 
     def bind(self, sizes: Sizes) -> Self:
@@ -96,6 +96,9 @@ class Rope(Op):
     heads: Size
     undo: bool = False
 
+    def reach(self, ndim: int) -> str:
+        return "rows" if ndim > 1 else "whole"
+
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         _check(all(shape and shape[0] % (2 * int(self.heads)) == 0 for shape in shapes), self, shapes)
         return list(shapes)
@@ -116,6 +119,9 @@ class PermuteRows(Op):
 
     shape: tuple[Size, ...]
     order: tuple[int, ...]
+
+    def reach(self, ndim: int) -> str:
+        return "rows" if ndim > 1 else "whole"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         rows = math.prod(map(int, self.shape))
@@ -143,8 +149,7 @@ class PermuteColumns(Op):
     shape: tuple[Size, ...]
     order: tuple[int, ...]
 
-    @property
-    def reach(self) -> str:
+    def reach(self, ndim: int) -> str:
         return "whole"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -172,8 +177,7 @@ class Transpose(Op):
 
     axes: tuple[int, ...] = (1, 0)
 
-    @property
-    def reach(self) -> str:
+    def reach(self, ndim: int) -> str:
         return "rows" if self.axes[-1] == len(self.axes) - 1 else "whole"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -194,8 +198,7 @@ class Reshape(Op):
     old: tuple[Size, ...]
     new: tuple[Size, ...]
 
-    @property
-    def reach(self) -> str:
+    def reach(self, ndim: int) -> str:
         return "rows" if self.old[-1] == ROW and self.new[-1] == ROW else "whole"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -221,11 +224,9 @@ class Split(Op):
 
     axis: int
     sizes: tuple[Size, ...]
-    last: bool = False
 
-    @property
-    def reach(self) -> str:
-        return "whole" if self.last else "rows"
+    def reach(self, ndim: int) -> str:
+        return "whole" if self.axis in (-1, ndim - 1) else "rows"
 
     def _cuts(self, length: int) -> list[int]:
         sizes = [int(size) for size in self.sizes]
@@ -238,7 +239,6 @@ class Split(Op):
         axis = self.axis % len(shape)
         total = sum(int(size) for size in self.sizes)
         _check(total > 0 and shape[axis] % total == 0, self, shapes)
-        _check(self.last == (axis == len(shape) - 1), self, shapes)
         ends = self._cuts(shape[axis])
         return [(*shape[:axis], end - start, *shape[axis + 1 :]) for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -247,7 +247,7 @@ class Split(Op):
         return list(np.split(array, self._cuts(array.shape[self.axis])[:-1], axis=self.axis))
 
     def inverse(self) -> Concat:
-        return Concat(self.axis, self.sizes, self.last)
+        return Concat(self.axis, self.sizes)
 
 
 @dataclass(frozen=True)
@@ -256,11 +256,9 @@ class Concat(Op):
 
     axis: int
     sizes: tuple[Size, ...]
-    last: bool = False
 
-    @property
-    def reach(self) -> str:
-        return "whole" if self.last else "rows"
+    def reach(self, ndim: int) -> str:
+        return "whole" if self.axis in (-1, ndim - 1) else "rows"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         first = shapes[0]
@@ -268,7 +266,6 @@ class Concat(Op):
         axis = self.axis % len(first)
         rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
         _check(len(rest) == 1 and len(shapes) == len(self.sizes), self, shapes)
-        _check(self.last == (axis == len(first) - 1), self, shapes)
         joined = (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
         _check(self.inverse().infer([joined]) == list(shapes), self, shapes)
         return [joined]
@@ -277,7 +274,7 @@ class Concat(Op):
         return [np.concatenate(list(arrays), axis=self.axis)]
 
     def inverse(self) -> Split:
-        return Split(self.axis, self.sizes, self.last)
+        return Split(self.axis, self.sizes)
 
 
 @dataclass(frozen=True)
@@ -319,8 +316,7 @@ class Unstack(Op):
 class _Values(Op):
     """Base of the ops that change numbers, one by one, in F32."""
 
-    @property
-    def reach(self) -> str:
+    def reach(self, ndim: int) -> str:
         return "values"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -374,9 +370,8 @@ class At(Op):
     index: int
     op: Op
 
-    @property
-    def reach(self) -> str:
-        return self.op.reach
+    def reach(self, ndim: int) -> str:
+        return self.op.reach(ndim)
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         _check(self.index < len(shapes), self, shapes)
@@ -419,6 +414,10 @@ def apply(chain: Chain, arrays: Sequence[Array]) -> list[Array]:
     return result
 
 
-def reach(chain: Chain) -> str:
-    """The widest reach of the chain's ops."""
-    return max((op.reach for op in chain), key=REACHES.index, default="rows")
+def reach(chain: Chain, shapes: Sequence[Shape]) -> str:
+    """The widest reach of the chain's ops on tensors of `shapes`."""
+    widest = "rows"
+    for op in chain:
+        widest = max(widest, op.reach(min(map(len, shapes))), key=REACHES.index)
+        shapes = op.infer(shapes)
+    return widest

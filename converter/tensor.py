@@ -55,8 +55,9 @@ class LazyTensor:
     `read(start, stop)` returns rows [start, stop) as uint8 of shape (stop - start, row_nbytes), a view
     of the map where it can be. It is repeatable and thread-safe; making the tensor reads nothing.
     `source` says where the bytes come from (file@offset, or what computed them), for messages.
-    `scale` is the relative cost of a row in bytes held while it is read, so that the engine can size
-    its slabs: a row that is decoded on the way costs more than what comes out.
+    `parts` are the names of the tensors it was made of. `work_nbytes` is the memory one row needs on its
+    way, so that the engine can size its slabs: a row that is decoded costs more than what comes out.
+    An `indivisible` tensor is computed whole, whatever part of it is asked for.
     """
 
     info: TensorInfo
@@ -64,6 +65,7 @@ class LazyTensor:
     source: str
     parts: tuple[str, ...] = ()
     work_nbytes: int | None = None
+    indivisible: bool = False
 
     @property
     def name(self) -> str:

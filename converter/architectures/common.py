@@ -1,0 +1,95 @@
+"""Rows that most decoder-only models share."""
+
+from converter.architectures.spec import HParam, T, TensorRule, pair
+from converter.ops import Rope
+
+H, G = "model.layers.{block}.", "blk.{block}."
+Q, KV = "n_head * head_dim", "n_head_kv * head_dim"
+
+# In the order in which the reference converter writes the keys.
+DECODER_HPARAMS = (
+    HParam("n_layer", ("num_hidden_layers", "n_layers", "n_layer"), ("block_count",), required=True),
+    HParam("n_ctx", ("max_position_embeddings", "n_ctx", "n_positions"), ("context_length",)),
+    HParam("n_embd", ("hidden_size", "n_embd", "dim"), ("embedding_length",), required=True),
+    HParam("n_ff", ("intermediate_size", "n_inner", "hidden_dim"), ("feed_forward_length",), required=True),
+    HParam("n_head", ("num_attention_heads", "n_head", "n_heads"), ("attention.head_count",), required=True),
+    HParam("n_head_kv", ("num_key_value_heads", "n_kv_heads"), ("attention.head_count_kv",), default="n_head"),
+    HParam(
+        "rope_type", ("rope.rope_type",), ("rope.scaling.type",), "str", default="default",
+        values=(("linear", "linear"), ("yarn", "yarn"), ("longrope", "longrope"), ("su", "longrope")),
+    ),
+    HParam(
+        "rope_factor", ("rope.factor",), ("rope.scaling.factor",), "f32",
+        when="rope_type == 'linear' or rope_type == 'yarn'",
+    ),
+    HParam(
+        "rope_n_ctx_orig", ("rope.original_max_position_embeddings",), ("rope.scaling.original_context_length",),
+        when="rope_type == 'yarn'",
+    ),
+    HParam(
+        "yarn_ext_factor", ("rope.extrapolation_factor",), ("rope.scaling.yarn_ext_factor",), "f32",
+        when="rope_type == 'yarn'",
+    ),
+    HParam(
+        "yarn_attn_factor", ("rope.attention_factor", "rope.attn_factor"), ("rope.scaling.yarn_attn_factor",), "f32",
+        when="rope_type == 'yarn'",
+    ),
+    HParam(
+        "yarn_beta_fast", ("rope.beta_fast",), ("rope.scaling.yarn_beta_fast",), "f32", when="rope_type == 'yarn'"
+    ),
+    HParam(
+        "yarn_beta_slow", ("rope.beta_slow",), ("rope.scaling.yarn_beta_slow",), "f32", when="rope_type == 'yarn'"
+    ),
+    HParam("rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32"),
+    HParam("rms_eps", ("rms_norm_eps", "norm_eps"), ("attention.layer_norm_rms_epsilon",), "f32"),
+    HParam(
+        "n_expert", ("num_local_experts", "num_experts", "n_routed_experts"), ("expert_count",), default=0
+    ),
+    HParam(
+        "n_expert_used", ("num_experts_per_tok", "num_experts_per_token", "top_k_experts"), ("expert_used_count",),
+        default=0,
+    ),
+    HParam(
+        "head_dim", ("head_dim",), ("attention.key_length", "attention.value_length"), default="n_embd // n_head"
+    ),
+    HParam("n_vocab", ("vocab_size",), required=True),
+)
+
+NORM = ("n_embd",)
+
+TOP_TENSORS: tuple[TensorRule, ...] = (
+    T("model.embed_tokens.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),
+    T("model.norm.weight", "output_norm.weight", shape=NORM),
+    T("lm_head.weight", "output.weight", shape=("n_vocab", "n_embd"), tied_to="token_embd.weight"),
+)
+
+NORM_TENSORS: tuple[TensorRule, ...] = (
+    T(H + "input_layernorm.weight", G + "attn_norm.weight", shape=NORM),
+    T(H + "post_attention_layernorm.weight", G + "ffn_norm.weight", shape=NORM),
+)
+
+# Attention as Hugging Face stores it; for runtimes that rotate halves (ggml's rope type NEOX).
+ATTENTION: tuple[TensorRule, ...] = (
+    *pair(H + "self_attn.q_proj", G + "attn_q", shape=(Q, "n_embd")),
+    *pair(H + "self_attn.k_proj", G + "attn_k", shape=(KV, "n_embd")),
+    *pair(H + "self_attn.v_proj", G + "attn_v", shape=(KV, "n_embd")),
+    *pair(H + "self_attn.o_proj", G + "attn_output", shape=("n_embd", Q)),
+)
+
+# The same for ggml's rope type NORM, which rotates neighbours.
+ATTENTION_INTERLEAVED: tuple[TensorRule, ...] = (
+    *pair(H + "self_attn.q_proj", G + "attn_q", Rope("n_head"), shape=(Q, "n_embd")),
+    *pair(H + "self_attn.k_proj", G + "attn_k", Rope("n_head_kv"), shape=(KV, "n_embd")),
+    *ATTENTION[4:],
+)
+
+QK_NORM: tuple[TensorRule, ...] = (
+    T(H + "self_attn.q_norm.weight", G + "attn_q_norm.weight", shape=("head_dim",)),
+    T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", shape=("head_dim",)),
+)
+
+DENSE_FFN: tuple[TensorRule, ...] = (
+    *pair(H + "mlp.gate_proj", G + "ffn_gate", shape=("n_ff", "n_embd")),
+    *pair(H + "mlp.up_proj", G + "ffn_up", shape=("n_ff", "n_embd")),
+    *pair(H + "mlp.down_proj", G + "ffn_down", shape=("n_embd", "n_ff")),
+)

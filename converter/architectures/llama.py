@@ -1,0 +1,89 @@
+"""Llama 1 to 3, Mistral, Mixtral: one GGUF architecture, `llama`.
+
+Source: the reference converter's LlamaModel; transformers' configuration classes for the defaults.
+"""
+
+from dataclasses import replace
+
+from converter.architectures.common import (
+    ATTENTION_INTERLEAVED,
+    DECODER_HPARAMS,
+    DENSE_FFN,
+    NORM_TENSORS,
+    TOP_TENSORS,
+    G,
+    H,
+)
+from converter.architectures.spec import Architecture, HFClass, HParam, T
+from converter.ops import Split
+
+MOE = H + "block_sparse_moe."
+EXPERT = MOE + "experts.{expert}."
+
+ARCHITECTURES = (
+    Architecture(
+        gguf="llama",
+        hf=(
+            HFClass(
+                "LlamaForCausalLM",
+                "llama",
+                {
+                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                    "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 2048,
+                },
+                when="n_expert == 0",
+            ),
+            HFClass(
+                "MixtralForCausalLM",
+                "mixtral",
+                {
+                    "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
+                    "max_position_embeddings": 131072, "num_local_experts": 8, "num_experts_per_tok": 2,
+                },
+                when="n_expert > 0",
+            ),
+            HFClass(
+                "MistralForCausalLM",
+                "mistral",
+                {
+                    "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                    "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 131072,
+                },
+                when="0",
+            ),
+            HFClass("LLaMAForCausalLM", "llama", when="0"),
+            HFClass("LlamaModel", "llama", when="0"),
+        ),
+        hparams=(
+            *DECODER_HPARAMS[:-1],
+            replace(DECODER_HPARAMS[-1], gguf=("vocab_size",)),
+            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION_INTERLEAVED,
+            *(replace(rule, when="n_expert == 0") for rule in DENSE_FFN),
+            T(MOE + "gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd"), when="n_expert > 0"),
+            T(EXPERT + "w1.weight", G + "ffn_gate_exps.weight", shape=("n_ff", "n_embd"), when="n_expert > 0"),
+            T(EXPERT + "w2.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff"), when="n_expert > 0"),
+            T(EXPERT + "w3.weight", G + "ffn_up_exps.weight", shape=("n_ff", "n_embd"), when="n_expert > 0"),
+            T((), "rope_freqs.weight", generator="llama3_rope_freqs", when="rope_type == 'llama3'"),
+            # transformers 5 can also save a layer's experts in two tensors.
+            T(
+                H + "mlp.experts.gate_up_proj", (G + "ffn_gate_exps.weight", G + "ffn_up_exps.weight"),
+                Split(1, (1, 1)), shape=("n_expert", "2 * n_ff", "n_embd"), when="n_expert > 0", read_only=True,
+            ),
+            T(
+                H + "mlp.experts.down_proj", G + "ffn_down_exps.weight",
+                shape=("n_expert", "n_embd", "n_ff"), when="n_expert > 0", read_only=True,
+            ),
+            T(
+                H + "mlp.gate.weight", G + "ffn_gate_inp.weight",
+                shape=("n_expert", "n_embd"), when="n_expert > 0", read_only=True,
+            ),
+        ),
+        ignore=(H + "self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
+        aliases=(("", "model."), ("model.language_model.", "model."), ("language_model.", "")),
+    ),
+)

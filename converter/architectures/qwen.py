@@ -1,0 +1,84 @@
+"""Qwen2 (and 2.5), Qwen3, Qwen3-MoE. No row permutation: ggml rotates halves for these.
+
+Source: the reference converter's Qwen2Model, Qwen3Model, Qwen3MoeModel; transformers' configuration
+classes for the defaults.
+"""
+
+from converter.architectures.common import (
+    ATTENTION,
+    DECODER_HPARAMS,
+    DENSE_FFN,
+    NORM_TENSORS,
+    QK_NORM,
+    TOP_TENSORS,
+    G,
+    H,
+)
+from converter.architectures.spec import Architecture, HFClass, HParam, T
+from converter.ops import Split
+
+EXPERT = H + "mlp.experts.{expert}."
+ALIASES = (("", "model."), ("model.language_model.", "model."), ("language_model.", ""))
+IGNORE = (H + "self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
+DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768}
+
+ARCHITECTURES = (
+    Architecture(
+        gguf="qwen2",
+        hf=(
+            HFClass("Qwen2ForCausalLM", "qwen2", {**DEFAULTS, "num_key_value_heads": 32}),
+            HFClass("Qwen2Model", "qwen2", DEFAULTS, when="0"),
+        ),
+        hparams=DECODER_HPARAMS,
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
+        ignore=IGNORE,
+        aliases=ALIASES,
+    ),
+    Architecture(
+        gguf="qwen3",
+        hf=(
+            HFClass("Qwen3ForCausalLM", "qwen3", {**DEFAULTS, "num_key_value_heads": 32, "head_dim": 128}),
+            HFClass("Qwen3Model", "qwen3", {**DEFAULTS, "head_dim": 128}, when="0"),
+        ),
+        hparams=DECODER_HPARAMS,
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
+        ignore=IGNORE,
+        aliases=ALIASES,
+    ),
+    Architecture(
+        gguf="qwen3moe",
+        hf=(
+            HFClass(
+                "Qwen3MoeForCausalLM",
+                "qwen3_moe",
+                {**DEFAULTS, "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
+                 "moe_intermediate_size": 768},
+            ),
+        ),
+        hparams=(
+            *DECODER_HPARAMS,
+            HParam("n_ff_exp", ("moe_intermediate_size",), ("expert_feed_forward_length",), required=True),
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION,
+            *QK_NORM,
+            T(H + "mlp.gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
+            T(EXPERT + "gate_proj.weight", G + "ffn_gate_exps.weight", shape=("n_ff_exp", "n_embd")),
+            T(EXPERT + "down_proj.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff_exp")),
+            T(EXPERT + "up_proj.weight", G + "ffn_up_exps.weight", shape=("n_ff_exp", "n_embd")),
+            # transformers 5 can also save a layer's experts in two tensors.
+            T(
+                H + "mlp.experts.gate_up_proj", (G + "ffn_gate_exps.weight", G + "ffn_up_exps.weight"),
+                Split(1, (1, 1)), shape=("n_expert", "2 * n_ff_exp", "n_embd"), read_only=True,
+            ),
+            T(
+                H + "mlp.experts.down_proj", G + "ffn_down_exps.weight",
+                shape=("n_expert", "n_embd", "n_ff_exp"), read_only=True,
+            ),
+        ),
+        ignore=IGNORE,
+        aliases=ALIASES,
+    ),
+)

@@ -1,0 +1,120 @@
+"""The Encode stage: each tensor in the type that was chosen for it, still unread."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter import kernels
+from converter.dtypes import DType
+from converter.errors import QuantizationError
+from converter.lazy import decoded, values
+from converter.report import Event, NotFinite, Overflow
+from converter.tensor import LazyTensor, Rows, TensorInfo
+
+
+class Watch:
+    """Counts, from all workers, of values that are not finite or that a cast pushed out of range.
+
+    Under `strict` the first such value ends the run.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self._lock = threading.Lock()
+        self._not_finite: Counter[str] = Counter()
+        self._overflow: Counter[tuple[str, str]] = Counter()
+
+    def not_finite(self, tensor: str, count: int) -> None:
+        with self._lock:
+            self._not_finite[tensor] += count
+
+    def overflow(self, tensor: str, target: str, count: int) -> None:
+        with self._lock:
+            self._overflow[tensor, target] += count
+
+    @property
+    def tripped(self) -> bool:
+        """Whether a strict run must stop."""
+        return self.strict and bool(self._not_finite or self._overflow)
+
+    def events(self) -> list[Event]:
+        """What was seen, by tensor."""
+        return [
+            *(NotFinite(name, count) for name, count in sorted(self._not_finite.items())),
+            *(Overflow(name, target, count) for (name, target), count in sorted(self._overflow.items())),
+        ]
+
+
+def encoded(
+    tensor: LazyTensor, dtype: DType, watch: Watch, weights: NDArray[np.float32] | None = None
+) -> LazyTensor:
+    """`tensor` in encoding `dtype`.
+
+    Rows already in `dtype` pass untouched, bit for bit. Others are decoded to F32 and encoded by the kernels.
+    `weights` is the importance of each column, float32 (row,) or (n_expert, row) with experts as first axis.
+
+    Raises:
+        QuantizationError: rows do not divide into blocks, or the tensor does not hold real numbers.
+    """
+    info = tensor.info
+    result = TensorInfo(info.name, info.shape, dtype)
+    row_nbytes = result.row_nbytes  # raises where the row does not fit
+    if info.dtype is dtype:
+        return _watched(tensor, watch)
+    if not dtype.floating:
+        raise QuantizationError(f"{info.name}: {info.dtype} cannot be stored as {dtype}")
+    decoded(tensor)  # raises where there are no numbers
+    bounded = dtype.name in _NARROW
+
+    def read(start: int, stop: int) -> Rows:
+        numbers = values(tensor, start, stop)
+        bad = kernels.nonfinite(numbers.view(np.uint8), _F32)
+        if bad:
+            watch.not_finite(info.name, bad)
+        data = _encode(numbers, dtype, weights, start, info.n_rows)
+        if bounded:
+            lost = kernels.nonfinite(data, dtype) - bad
+            if lost > 0:
+                watch.overflow(info.name, dtype.name, lost)
+        return data
+
+    work = tensor.row_work + 4 * info.row + row_nbytes
+    return LazyTensor(result, read, tensor.source, tensor.parts, work, tensor.indivisible)
+
+
+_NARROW = frozenset(("F16", "BF16", "F8_E5M2"))
+_F32 = kernels.F32
+
+
+def _encode(
+    numbers: NDArray[np.float32], dtype: DType, weights: NDArray[np.float32] | None, start: int, n_rows: int
+) -> Rows:
+    if weights is None or weights.ndim == 1:
+        return kernels.encode(numbers, dtype, weights=weights)
+    rows_per_expert = n_rows // len(weights)
+    pieces, row, stop = [], start, start + len(numbers)
+    while row < stop:
+        expert = row // rows_per_expert
+        end = min(stop, (expert + 1) * rows_per_expert)
+        pieces.append(kernels.encode(numbers[row - start : end - start], dtype, weights=weights[expert]))
+        row = end
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _watched(tensor: LazyTensor, watch: Watch) -> LazyTensor:
+    info = tensor.info
+    if info.dtype.quantized or info.dtype.name not in ("F32", "F16", "BF16", "F64"):
+        return tensor
+
+    def read(start: int, stop: int) -> Rows:
+        data = tensor.rows(start, stop)
+        bad = kernels.nonfinite(data, info.dtype)
+        if bad:
+            watch.not_finite(info.name, bad)
+        return data
+
+    return LazyTensor(info, read, tensor.source, tensor.parts, tensor.row_work, tensor.indivisible)

@@ -1,0 +1,229 @@
+"""What a format is: a value with a few functions. The last line of a format's file makes one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from converter.errors import CorruptFile, OutputError, UsageError
+from converter.mapped import regular_size
+from converter.tensor import LazyTensor
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor's bytes go in a file."""
+
+    offset: int
+    tensor: LazyTensor
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """One file to be: its header bytes at 0, its slots, its size. What lies between is zero.
+
+    `copy_of` instead of slots: the file is carried over from there.
+    """
+
+    path: Path
+    header: bytes
+    slots: tuple[Slot, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything a writer wants written, computed from names, shapes and types alone."""
+
+    files: tuple[FileLayout, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What a user can ask of a writer. A writer that cannot do it says so.
+
+    Sizes are bytes.
+    """
+
+    split_max_size: int | None = None
+    split_max_tensors: int | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format.
+
+    Attributes:
+        name: what `convert formats` prints and `--from`/`--to` take.
+        extensions: of its files, lower case; empty for folders.
+        dialect: the names and metadata it holds: "hf", "gguf" or None (plain arrays).
+        description: one line.
+        dtypes: encodings it can hold, by name.
+        sniff: whether the file's first bytes (or the folder) are of this format; must not raise.
+        open: path -> Checkpoint, reading no tensor byte; None for a write-only format.
+        layout: checkpoint, target, options -> Layout; None for a read-only format.
+        extra: the extra of this distribution that installs what it needs, if any.
+        folder: True when the target is a folder.
+    """
+
+    name: str
+    extensions: tuple[str, ...]
+    dialect: str | None
+    description: str
+    dtypes: frozenset[str]
+    sniff: Callable[[Path, bytes], bool]
+    open: Callable[[Path], Checkpoint] | None = None
+    layout: Callable[[Checkpoint, Path, WriteOptions], Layout] | None = None
+    extra: str | None = None
+    folder: bool = False
+
+
+HEAD = 64
+
+
+def head(path: Path) -> bytes:
+    """The first bytes of a regular file, for sniffing; nothing for a folder.
+
+    Raises:
+        OutputError: there is no such file, or it is neither a regular file nor a folder.
+    """
+    if path.is_dir():
+        return b""
+    regular_size(path)
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEAD)
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}") from error
+
+
+MAX_JSON = 64 << 20
+MAX_JSON_DEPTH = 64
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CorruptFile: too long, not UTF-8, not JSON, not an object.
+    """
+    if regular_size(path) > limit:
+        raise CorruptFile(f"{path}: larger than {limit} bytes, that is no configuration")
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
+    """A JSON object: no duplicate keys, no NaN, bounded depth, numbers of at most 20 digits.
+
+    Raises:
+        CorruptFile: anything else.
+    """
+    try:
+        if _depth(data) > MAX_JSON_DEPTH:
+            raise ValueError("nested too deeply")
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_bounded_int
+        )
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: bad JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{path}: the JSON is not an object")
+    return value
+
+
+def _depth(data: bytes) -> int:
+    """Deepest nesting of brackets; those inside strings do not count."""
+    deepest = depth = 0
+    in_string = escaped = False
+    if data.count(b"[") + data.count(b"{") <= MAX_JSON_DEPTH:
+        return 0
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice[:60]!r} stands twice")
+    return result
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError("a number of more than 20 digits")
+    return int(text)
+
+
+def child(folder: Path, name: object, of: Path) -> Path:
+    """The path of a file that `of` names, inside `folder`.
+
+    Raises:
+        CorruptFile: the name is not a plain relative path, or leads out of the folder.
+    """
+    if not isinstance(name, str) or not name or "\\" in name or ":" in name or "\0" in name:
+        raise CorruptFile(f"{of}: {name!r} is not a file name")
+    parts = name.split("/")
+    if name.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        raise CorruptFile(f"{of}: {name!r} leads out of the folder")
+    path = folder.joinpath(*parts)
+    inside = (folder.resolve(), _hub_blobs(folder))
+    if path.exists() and not any(root is not None and path.resolve().is_relative_to(root) for root in inside):
+        raise CorruptFile(f"{of}: {name!r} leads out of the folder")
+    return path
+
+
+def _hub_blobs(folder: Path) -> Path | None:
+    """The blob store a Hugging Face cache links to: snapshots/<revision>/file -> ../../blobs/<hash>."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir():
+        return folder.parent.parent / "blobs"
+    return None
+
+
+def split_evenly(sizes: Sequence[int], options: WriteOptions) -> list[list[int]]:
+    """Indices of the tensors of each shard, in order, by size or by count.
+
+    Raises:
+        UsageError: a limit that is not positive.
+    """
+    limit, count = options.split_max_size, options.split_max_tensors
+    if (limit is not None and limit <= 0) or (count is not None and count <= 0):
+        raise UsageError("a split limit must be positive")
+    shards: list[list[int]] = [[]]
+    filled = 0
+    for index, size in enumerate(sizes):
+        full = (count is not None and len(shards[-1]) >= count) or (limit is not None and filled + size > limit)
+        if shards[-1] and full:
+            shards.append([])
+            filled = 0
+        shards[-1].append(index)
+        filled += size
+    return shards
