@@ -1,0 +1,1 @@
+"""Which type each tensor gets, and what turns numbers into it."""
