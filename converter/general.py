@@ -188,6 +188,7 @@ def round_count(count: int) -> str:
     return f"{scaled:.{decimals}f}{suffix}"
 
 
+_SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _COUNT_UNITS = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"))  # above, factor, suffix
 
 
@@ -285,7 +286,7 @@ def _is_context_length(size: str, n_params: int) -> bool:
     if n_params == 0:
         return False
     try:
-        claimed = float(size[:-1]) * pow(1000, " KMBT".find(size[-1]))
+        claimed = float(size[:-1]) * _SUFFIXES.get(size[-1], 1e-3)
     except ValueError:  # "8x7B", "mini": cannot be compared
         return False
     return abs(claimed - n_params) > 7 * n_params // 8
