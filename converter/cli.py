@@ -1,0 +1,470 @@
+"""The command line: arguments, printing, exit codes. No logic.
+
+Everything heavy is imported inside the functions that need it, so that `convert --help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from converter import __version__
+from converter.errors import ConverterError, Interrupted, MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from converter.fill import Progress
+    from converter.inspection import Description
+    from converter.plan import Plan, Request
+    from converter.report import Event
+
+EXAMPLES = """\
+examples:
+  convert model.safetensors model-q4.gguf --quant q4_k_m    quantize in one step
+  convert llama-folder/ llama.gguf                          GGUF in the source's own precision
+  convert plan llama-folder/ llama.gguf -q q5_k_m           what would happen, tensor by tensor
+  convert model.gguf model.safetensors --dtype bf16         back to Hugging Face names
+  convert inspect model.gguf                                what is in a file
+
+commands:
+  plan IN OUT       the type of every tensor, sizes and memory; reads no weights, writes nothing
+  inspect FILE      format, metadata, tensors, memory to run it
+  formats           formats that can be read and written
+  quants            quantization types, and what they cost
+  architectures     model families that can be mapped to GGUF and back
+  completion SHELL  completion script for bash, zsh or fish
+
+exit codes:
+  0 done  2 usage  10-14 format  20-25 architecture and tokenizer  30-31 quantization
+  40 lossy under --strict  41 fidelity  50-53 input, output and disk  130 interrupted
+"""
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with our error type."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n`{self.prog} --help` explains")
+
+
+# ------------------------------------------------------------------------------------------- arguments
+
+
+def _size(text: str) -> int:
+    """`2G`, `500M`, `64K` or a plain number of bytes; decimal, as llama.cpp counts."""
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)", text.strip().upper())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2G, 500M or 64K")
+    return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}[match[2]]
+
+
+def _pattern(text: str) -> tuple[str, str]:
+    pattern, equals, wanted = text.rpartition("=")
+    if not equals or not pattern or not wanted:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=TYPE")
+    return pattern, wanted
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _conversion_parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="file or folder to read")
+    parser.add_argument("target", metavar="OUT", type=Path, help="file to write; a folder gets a GGUF with a standard name")
+    _quant_arguments(parser.add_argument_group("quantization"))
+    _model_arguments(parser.add_argument_group("model"))
+    output = parser.add_argument_group("output")
+    output.add_argument("-f", "--force", action="store_true", help="replace an existing output")
+    output.add_argument("--strict", action="store_true", help="fail on any loss: fallback, overflow, NaN, dropped tensor")
+    output.add_argument("--split-max-size", type=_size, metavar="SIZE", help="start a new GGUF shard at this size (2G, 500M)")
+    output.add_argument("--split-max-tensors", type=_positive, metavar="N", help="start a new GGUF shard after N tensors")
+    output.add_argument("-j", "--threads", type=_positive, metavar="N", help="workers (default: all processors)")
+    _common_arguments(parser)
+    return parser
+
+
+def _quant_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-q", "--quant", metavar="TYPE", help="q4_k_m, Q8_0, f16, ... (`convert quants` lists them)")
+    group.add_argument(
+        "--tensor-type", type=_pattern, action="append", default=[], metavar="PATTERN=TYPE",
+        help="type for tensors whose GGUF name matches the regular expression; may be repeated, the first match wins",
+    )
+    group.add_argument("--output-type", metavar="TYPE", help="type of the output (lm_head) tensor")
+    group.add_argument("--embedding-type", metavar="TYPE", help="type of the token embedding")
+    group.add_argument("--leave-output", action="store_true", help="keep the output tensor in its source type")
+    group.add_argument("--pure", action="store_true", help="one type for all tensors, no mixture")
+    group.add_argument("--no-fallback", action="store_true", help="fail where a row does not fit the wanted type")
+    group.add_argument("--allow-requantize", action="store_true", help="encode tensors that are already quantized again")
+    group.add_argument(
+        "--via", choices=("source", "f16", "bf16", "f32"), default="source",
+        help="precision of the implied intermediate (default: the source's own, nothing is rounded twice)",
+    )
+    group.add_argument("--dtype", metavar="TYPE", help="f16, bf16 or f32 for plain outputs; decodes quantized tensors")
+
+
+def _model_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--config", type=Path, metavar="DIR", help="folder to take config.json and tokenizer from")
+    group.add_argument("--arch", metavar="NAME", help="architecture, where config.json does not tell")
+    group.add_argument("--pre", metavar="NAME", help="pre-tokenizer, where the tokenizer does not tell")
+    group.add_argument("--name", help="general.name of the output")
+    group.add_argument("--no-tokenizer", action="store_true", help="write no tokenizer")
+    group.add_argument("--tensors-only", action="store_true", help="keep tensor names as they are, map no architecture")
+    group.add_argument("--from", dest="source_type", metavar="FORMAT", help="format of IN, where its content does not tell")
+    group.add_argument("--to", dest="target_type", metavar="FORMAT", help="format of OUT, where its extension does not tell")
+
+
+def _common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
+    parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
+    parser.add_argument("--version", action="version", version=f"model-converter {__version__}")
+
+
+def _inspect_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="convert inspect", description="What is in a model file; reads no weights.")
+    parser.add_argument("source", metavar="FILE", type=Path)
+    parser.add_argument("--from", dest="source_type", metavar="FORMAT", help="format, where the content does not tell")
+    parser.add_argument("--all", action="store_true", help="every tensor and the full metadata values")
+    _common_arguments(parser)
+    return parser
+
+
+def _list_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=prog, description=description)
+    _common_arguments(parser)
+    return parser
+
+
+def _completion_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="convert completion",
+        description="Print a completion script, e.g.: eval \"$(convert completion bash)\"",
+    )
+    parser.add_argument("shell", choices=SHELLS)
+    _common_arguments(parser)
+    return parser
+
+
+# ------------------------------------------------------------------------------------------------ main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    _handle_sigterm()
+    warnings.showwarning = _show_warning
+    try:
+        return _dispatch(argv)
+    except ConverterError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, BrokenPipeError):
+        return _fail("interrupted", Interrupted.exit_code)
+    except MemoryError:
+        return _fail("out of memory; fewer --threads need less", 1)
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(f"internal error: {type(error).__name__}: {error}\nplease report it with the output of --debug", 1)
+
+
+def _dispatch(argv: list[str]) -> int:
+    command = argv[0] if argv else "--help"
+    if command in _COMMANDS:
+        return _COMMANDS[command](argv[1:])
+    parser = _conversion_parser("convert", "Convert and quantize a model.", EXAMPLES)
+    return _convert(parser.parse_args(argv or ["--help"]))
+
+
+def _handle_sigterm() -> None:
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        pass
+
+
+def _fail(text: str, code: int) -> int:
+    try:
+        print(f"convert: {text}", file=sys.stderr)
+    except BrokenPipeError:
+        pass
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    print(f"convert: warning: {message}", file=sys.stderr)
+
+
+# -------------------------------------------------------------------------------------------- commands
+
+
+def _request(args: argparse.Namespace) -> Request:
+    from dataclasses import fields
+
+    from converter.plan import Request
+
+    given = vars(args) | {"tensor_types": tuple(args.tensor_type)}
+    return Request(**{f.name: given[f.name] for f in fields(Request)})
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from converter import pipeline
+
+    started = time.monotonic()
+    with _progress(args.quiet or args.json) as progress:
+        plan = pipeline.convert(
+            args.source,
+            args.target,
+            _request(args),
+            source_type=args.source_type,
+            target_type=args.target_type,
+            config=args.config,
+            force=args.force,
+            threads=args.threads,
+            progress=progress,
+        )
+    seconds = time.monotonic() - started
+    if args.json:
+        print(json.dumps(plan.as_dict() | {"seconds": round(seconds, 3)}))
+        return 0
+    if not args.quiet:
+        _print_events(plan.report.events)
+        _print_result(plan, seconds)
+    return 0
+
+
+def _plan(argv: Sequence[str]) -> int:
+    from converter import pipeline
+
+    parser = _conversion_parser("convert plan", "Show what a conversion would do; reads no weights, writes nothing.")
+    args = parser.parse_args(argv)
+    plan = pipeline.plan(
+        args.source,
+        args.target,
+        _request(args),
+        source_type=args.source_type,
+        target_type=args.target_type,
+        config=args.config,
+    )
+    with plan.checkpoint:
+        if args.json:
+            print(json.dumps(plan.as_dict()))
+        else:
+            _print_plan(plan, args.threads)
+            if not args.quiet:
+                _print_events(plan.report.events)
+    return 0
+
+
+def _inspect(argv: Sequence[str]) -> int:
+    from converter.inspection import inspect
+
+    args = _inspect_parser().parse_args(argv)
+    description = inspect(args.source, format=args.source_type)
+    if args.json:
+        print(json.dumps(description.as_dict(full=args.all)))
+    else:
+        _print_description(description, args.all)
+    return 0
+
+
+def _formats(argv: Sequence[str]) -> int:
+    from converter.listing import format_rows
+
+    return _list("convert formats", "Formats that can be read and written.", argv, format_rows)
+
+
+def _quants(argv: Sequence[str]) -> int:
+    from converter.listing import quant_rows
+
+    return _list("convert quants", "Quantization types.", argv, quant_rows)
+
+
+def _architectures(argv: Sequence[str]) -> int:
+    from converter.listing import architecture_rows
+
+    return _list("convert architectures", "Model families that can be mapped to GGUF and back.", argv, architecture_rows)
+
+
+def _list(prog: str, description: str, argv: Sequence[str], rows: Callable[[], list[dict[str, Any]]]) -> int:
+    args = _list_parser(prog, description).parse_args(argv)
+    table = rows()
+    if args.json:
+        print(json.dumps(table))
+    else:
+        _print_table(list(table[0]), ([_cell(value) for value in row.values()] for row in table))
+    return 0
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _completion(argv: Sequence[str]) -> int:
+    from converter.completion import script
+
+    args = _completion_parser().parse_args(argv)
+    parsers = {
+        "": _conversion_parser("convert", ""),
+        "plan": _conversion_parser("convert plan", ""),
+        "inspect": _inspect_parser(),
+        **{name: _list_parser(name, "") for name in ("formats", "quants", "architectures")},
+        "completion": _completion_parser(),
+    }
+    print(script(args.shell, parsers))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "plan": _plan,
+    "inspect": _inspect,
+    "formats": _formats,
+    "quants": _quants,
+    "architectures": _architectures,
+    "completion": _completion,
+}
+
+
+# -------------------------------------------------------------------------------------------- printing
+
+
+class _progress:  # noqa: N801 - a context manager that reads as a function
+    """A progress bar with rate and time left on stderr; nothing when that is not a terminal."""
+
+    def __init__(self, off: bool) -> None:
+        self._off = off or not sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Callable[[Progress], None] | None:
+        return None if self._off else self._update
+
+    def _start(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn("{task.description:<28.28}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+            TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+        )
+        self._task = self._bar.add_task("", total=total)
+        self._bar.start()
+
+    def _update(self, progress: Progress) -> None:
+        if self._bar is None:
+            self._start(progress.total)
+        self._bar.update(self._task, completed=progress.done, description=progress.tensor)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def human_bytes(count: float) -> str:
+    """1234567 -> '1.23 MB' (decimal units, three digits)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+_SHOWN_PER_KIND = 5
+
+
+def _print_events(events: Iterable[Event]) -> None:
+    seen: dict[str, int] = {}
+    for event in events:
+        seen[event.kind] = seen.get(event.kind, 0) + 1
+        if seen[event.kind] <= _SHOWN_PER_KIND:
+            print(f"{'warning' if event.loss else 'note'}: {event}", file=sys.stderr)
+    for kind, count in seen.items():
+        if count > _SHOWN_PER_KIND:
+            print(f"note: {count - _SHOWN_PER_KIND} more {kind} events (--json lists all)", file=sys.stderr)
+
+
+def _print_result(plan: Plan, seconds: float) -> None:
+    counts: dict[str, int] = {}
+    for step in plan.steps:
+        counts[step.type] = counts.get(step.type, 0) + 1
+    types = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+    name = plan.layout.files[0].path
+    more = f" and {len(plan.layout.files) - 1} more" if len(plan.layout.files) > 1 else ""
+    print(f"{name}{more}: {human_bytes(plan.total_bytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.2f} s")
+    print(f"{len(plan.steps)} tensors ({types})")
+
+
+def _print_plan(plan: Plan, threads: int | None) -> None:
+    rows = (
+        [step.name, "x".join(map(str, step.shape)) or "scalar", step.source_type, step.type, f"{step.bytes:,}", step.rule]
+        for step in plan.steps
+    )
+    _print_table(["tensor", "shape", "from", "to", "bytes", "rule"], rows, right=(4,))
+    print(
+        f"\n{len(plan.layout.files)} file(s), {plan.total_bytes:,} bytes ({human_bytes(plan.total_bytes)}), "
+        f"{plan.n_parameters:,} parameters, {plan.bits_per_weight:.2f} bits per weight"
+    )
+    print(f"needs {human_bytes(plan.total_bytes)} of disk and about {human_bytes(plan.memory(threads))} of memory")
+
+
+def _print_description(description: Description, full: bool) -> None:
+    for key, value in description.summary():
+        print(f"{key:<14}{value}")
+    if description.metadata:
+        print()
+        _print_table(["key", "type", "value"], description.metadata_rows(full))
+    print()
+    shown = description.tensors if full else description.tensors[:_MAX_TENSORS]
+    _print_table(["tensor", "shape", "type", "bytes"], (tensor.row() for tensor in shown), right=(3,))
+    if len(shown) < len(description.tensors):
+        print(f"... {len(description.tensors) - len(shown)} more (--all shows them)")
+    if description.memory:
+        print("\nestimated memory to run it (weights + KV cache + compute buffers)")
+        _print_table(*description.memory_table())
+
+
+_MAX_TENSORS = 40
+
+
+def _print_table(head: list[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
+    """Columns as wide as they need; plain text, so that it can be piped."""
+    table = [head, *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    for row in table:
+        cells = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

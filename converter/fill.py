@@ -1,0 +1,279 @@
+"""The engine: writes a layout, in parallel, slab by slab, whole or not at all.
+
+Each output is written beside its target under a temporary name, flushed, and renamed when everything is there.
+Workers take slabs of rows in file order, read them, and write at their offset; what is in memory is what the
+workers hold, whatever the size of the model or of its largest tensor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.errors import ConverterError, DiskFull, Interrupted, OutputError
+from converter.formats.base import FileLayout, Layout
+from converter.tensor import LazyTensor
+
+# Memory a worker may hold for one slab; small enough to stay in a core's cache with its encoded result.
+SLAB_NBYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. `tensor` is the one that was just written to."""
+
+    done: int
+    total: int
+    tensor: str
+
+
+# Called after every slab; returning False cancels the run.
+ProgressCallback = Callable[[Progress], "bool | None"]
+
+
+def default_threads() -> int:
+    """The processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def working_nbytes(layout: Layout, threads: int) -> int:
+    """Memory the workers will hold at most, for the plan."""
+    largest = max((_slab_nbytes(slot.tensor) for file in layout.files for slot in file.slots), default=0)
+    return threads * largest
+
+
+def _slab_nbytes(tensor: LazyTensor) -> int:
+    return _slab_rows(tensor) * tensor.row_work
+
+
+def _slab_rows(tensor: LazyTensor) -> int:
+    if tensor.indivisible:
+        return max(1, tensor.info.n_rows)
+    return min(max(1, SLAB_NBYTES // max(1, tensor.row_work)), max(1, tensor.info.n_rows))
+
+
+def write(
+    layout: Layout,
+    *,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    stop: Callable[[], ConverterError | None] = lambda: None,
+) -> None:
+    """Write every file of `layout`, or none.
+
+    `stop` is asked after every slab; an error it returns ends the run.
+
+    Raises:
+        DiskFull: not enough room, before or while writing.
+        OutputError: the file system refused.
+        Interrupted: Ctrl-C, or `progress` returned False.
+        ConverterError: what a source raised while it was read.
+    """
+    check_room(layout)
+    temporaries = [_temporary(file.path) for file in layout.files]
+    try:
+        for file, temporary in zip(layout.files, temporaries, strict=True):
+            _create(temporary, file)
+        _fill(layout, temporaries, threads or default_threads(), progress, stop)
+        for temporary in temporaries:
+            _flush(temporary)
+        for file, temporary in zip(layout.files, temporaries, strict=True):
+            os.replace(temporary, file.path)
+        _flush_folders({file.path.parent for file in layout.files})
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing was written") from None
+    except OSError as error:
+        raise _output_error(layout.files[0].path, error) from error
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def check_room(layout: Layout) -> None:
+    """Compare what will be written with what is free.
+
+    Raises:
+        DiskFull: it does not fit.
+        OutputError: the folder is not there.
+    """
+    folder = layout.files[0].path.parent
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror}") from error
+    if layout.size > free:
+        raise DiskFull(f"{folder}: the output needs {layout.size:,} bytes, {free:,} are free")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else OutputError
+    return kind(f"{error.filename or path}: {error.strerror or error}; nothing was written")
+
+
+def _create(temporary: Path, file: FileLayout) -> None:
+    with open(temporary, "xb") as out:
+        if hasattr(os, "posix_fallocate") and file.size:
+            try:
+                os.posix_fallocate(out.fileno(), 0, file.size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+        out.truncate(file.size)
+        out.write(file.header)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folders(folders: set[Path]) -> None:
+    """Make the renames durable where the system can open folders."""
+    for folder in folders:
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            os.fsync(handle)
+        except OSError:
+            pass
+        finally:
+            os.close(handle)
+
+
+@dataclass(frozen=True)
+class _Slab:
+    file: int
+    offset: int
+    tensor: LazyTensor
+    start: int
+    stop: int
+
+
+def _slabs(layout: Layout) -> Iterator[_Slab]:
+    for number, file in enumerate(layout.files):
+        for slot in file.slots:
+            rows, step = slot.tensor.info.n_rows, _slab_rows(slot.tensor)
+            if slot.tensor.info.nbytes == 0:
+                continue
+            for start in range(0, rows, step):
+                yield _Slab(
+                    number, slot.offset + start * slot.tensor.info.row_nbytes, slot.tensor, start, min(rows, start + step)
+                )
+
+
+class _Files:
+    """The open outputs; writes at an offset from any thread."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._files = [open(path, "rb+", buffering=0) for path in paths]
+        self._lock = threading.Lock()
+
+    def write(self, file: int, data: memoryview, offset: int) -> None:
+        if hasattr(os, "pwrite"):
+            while data:
+                written = os.pwrite(self._files[file].fileno(), data, offset)
+                data, offset = data[written:], offset + written
+            return
+        with self._lock:
+            self._files[file].seek(offset)
+            while data:
+                data = data[self._files[file].write(data) or 0 :]
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+class _Run:
+    """What the workers share."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        files: _Files,
+        progress: ProgressCallback | None,
+        stop: Callable[[], ConverterError | None],
+    ) -> None:
+        self._slabs = _slabs(layout)
+        self._files = files
+        self._progress = progress
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._total = sum(slot.tensor.info.nbytes for file in layout.files for slot in file.slots)
+        self._done = 0
+        self.error: BaseException | None = None
+
+    def work(self) -> None:
+        while (slab := self._next()) is not None:
+            try:
+                data = slab.tensor.rows(slab.start, slab.stop)
+                self._files.write(slab.file, memoryview(data).cast("B") if data.flags.c_contiguous else _bytes(data), slab.offset)
+                self._report(slab, data.nbytes)
+            except BaseException as error:
+                self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        with self._lock:
+            self.error = self.error or error
+
+    def _next(self) -> _Slab | None:
+        with self._lock:
+            return None if self.error else next(self._slabs, None)
+
+    def _report(self, slab: _Slab, nbytes: int) -> None:
+        if (error := self._stop()) is not None:
+            self.fail(error)
+        with self._lock:
+            self._done += nbytes
+            if self._progress is None:
+                return
+            go_on = self._progress(Progress(self._done, self._total, slab.tensor.name))
+        if go_on is False:
+            self.fail(Interrupted("cancelled; nothing was written"))
+
+
+def _bytes(data: object) -> memoryview:
+    return memoryview(bytes(memoryview(data)))  # type: ignore[arg-type]
+
+
+def _fill(
+    layout: Layout,
+    temporaries: list[Path],
+    threads: int,
+    progress: ProgressCallback | None,
+    stop: Callable[[], ConverterError | None],
+) -> None:
+    files = _Files(temporaries)
+    run = _Run(layout, files, progress, stop)
+    workers = [threading.Thread(target=run.work, daemon=True) for _ in range(max(1, threads))]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(0.2)
+    except BaseException as error:
+        run.fail(error)
+        raise
+    finally:
+        for worker in workers:
+            if worker.ident is not None:
+                worker.join()
+        files.close()
+    if run.error is not None:
+        raise run.error

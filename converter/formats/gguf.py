@@ -1,0 +1,456 @@
+"""GGUF versions 2 and 3, single files and `-00001-of-0000N` sets.
+
+Source: the GGUF specification (docs/gguf.md of ggml) and the checks of its reference reader. Sizes are computed
+in unbounded integers and compared with the file before anything is made of them. GGUF's reversed axis order
+exists only in this file.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.dtypes import BY_GGUF, DType
+from converter.errors import CorruptFile, MissingPart, QuantizationError, UnsupportedFeature
+from converter.formats.base import FileLayout, Format, Layout, Slot, WriteOptions, split_evenly
+from converter.mapped import MappedFile
+from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Value
+from converter.metadata import BY_GGUF as VALUE_TYPES
+from converter.tensor import LazyTensor, Rows, TensorInfo
+
+MAGIC = b"GGUF"
+VERSION = 3
+ALIGNMENT = 32
+MAX_NESTING = 4
+MAX_DIMS = 4
+MAX_NAME = 64
+SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+REMOVED = frozenset((4, 5, 31, 32, 33, 36, 37, 38))
+
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+
+
+class Strings(Sequence["str | bytes"]):
+    """An array of texts that stays in the file until it is asked for; bytes where a text is not UTF-8."""
+
+    def __init__(self, raw: memoryview, count: int) -> None:
+        self.raw = raw
+        self._count = count
+        self._decoded: list[str | bytes] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        return iter(self._all())
+
+    @overload
+    def __getitem__(self, index: int) -> str | bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str | bytes]: ...
+    def __getitem__(self, index: int | slice) -> str | bytes | list[str | bytes]:
+        return self._all()[index]
+
+    def _all(self) -> list[str | bytes]:
+        if self._decoded is None:
+            raw, position, texts = self.raw.tobytes(), 0, []
+            for _ in range(self._count):
+                (length,) = _U64.unpack_from(raw, position)
+                position += 8 + length
+                texts.append(_text(raw[position - length : position]))
+            self._decoded = texts
+        return self._decoded
+
+
+def _text(data: bytes) -> str | bytes:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data
+
+
+class Cursor:
+    """Reads forward through a file's header; a declared size is compared with what is left before it is used."""
+
+    def __init__(self, mapped: MappedFile) -> None:
+        self.path = mapped.path
+        self.buffer = memoryview(mapped.view(0, mapped.size, "the file"))
+        self.position = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.buffer) - self.position
+
+    def take(self, size: int, what: str) -> memoryview:
+        if size > self.left:
+            raise CorruptFile(
+                f"{self.path}: {what} at offset {self.position} needs {size} bytes, {self.left} are left\n"
+                "the file is truncated or its header lies; download it again"
+            )
+        self.position += size
+        return self.buffer[self.position - size : self.position]
+
+    def u32(self, what: str) -> int:
+        return int(_U32.unpack(self.take(4, what))[0])
+
+    def u64(self, what: str) -> int:
+        return int(_U64.unpack(self.take(8, what))[0])
+
+    def count(self, smallest: int, what: str) -> int:
+        """A number of entries of at least `smallest` bytes each."""
+        number = self.u64(what)
+        if number * smallest > self.left:
+            raise CorruptFile(f"{self.path}: {what} says {number}, the file has room for {self.left // smallest}")
+        return number
+
+    def string(self, what: str) -> str | bytes:
+        return _text(bytes(self.take(self.u64(what), what)))
+
+    def name(self, what: str) -> str:
+        text = self.string(what)
+        if not isinstance(text, str):
+            raise CorruptFile(f"{self.path}: {what} {text[:40]!r} is not UTF-8")
+        return text
+
+    def strings(self, count: int, what: str) -> Strings:
+        start, position, buffer, unpack = self.position, self.position, self.buffer, _U64.unpack_from
+        end = len(buffer) - 8
+        for _ in range(count):
+            if position > end:
+                self.take(self.left + 1, what)
+            position += 8 + unpack(buffer, position)[0]
+        self.take(position - start, what)
+        return Strings(buffer[start:position], count)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    info: TensorInfo
+    offset: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file of a set."""
+
+    mapped: MappedFile
+    metadata: Metadata
+    tensors: dict[str, LazyTensor]
+
+
+def sniff(path: Path, start: bytes) -> bool:
+    """The magic."""
+    return start[:4] == MAGIC
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """A single file, or any member of a split set, opened as one.
+
+    Raises:
+        CorruptFile, MissingPart, UnsupportedFeature, OutputError
+    """
+    parts = [_read(path)]
+    try:
+        count = _split(parts[0], "split.count", 1)
+        if count > 1:
+            parts += _others(path, parts[0], count)
+            parts.sort(key=lambda part: _split(part, "split.no", 0))
+        tensors: dict[str, LazyTensor] = {}
+        for part in parts:
+            for twice in part.tensors.keys() & tensors.keys():
+                raise CorruptFile(f"{part.mapped.path}: tensor {twice!r} is also in another shard")
+            tensors.update(part.tensors)
+        total = _split(parts[0], "split.tensors.count", len(tensors))
+        if count > 1 and total != len(tensors):
+            raise CorruptFile(f"{parts[0].mapped.path}: the set should hold {total} tensors, it holds {len(tensors)}")
+    except BaseException:
+        for part in parts:
+            part.mapped.close()
+        raise
+    return Checkpoint(
+        format="gguf",
+        path=path,
+        dialect="gguf",
+        tensors=tensors,
+        config={key: value for key, value in parts[0].metadata.items() if key not in SPLIT_KEYS},
+        files=tuple(part.mapped.path for part in parts),
+        closers=tuple(part.mapped.close for part in parts),
+    )
+
+
+def _split(part: _Part, key: str, default: int) -> int:
+    value = part.metadata.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, Value) or type(value.value) is not int or value.value < 0:
+        raise CorruptFile(f"{part.mapped.path}: {key} is not a number")
+    return value.value
+
+
+def _others(path: Path, first: _Part, count: int) -> list[_Part]:
+    match = SHARD.fullmatch(path.name)
+    if match is None or int(match["count"]) != count:
+        raise MissingPart(f"{path}: one of {count} shards, which should be named NAME-00001-of-{count:05d}.gguf")
+    parts: list[_Part] = []
+    try:
+        for number in range(count):
+            sibling = path.with_name(f"{match['stem']}-{number + 1:05d}-of-{count:05d}.gguf")
+            part = first
+            if sibling.name != path.name:
+                if not sibling.is_file():
+                    raise MissingPart(f"{sibling}: this shard of the set is not there; download it too")
+                parts.append(part := _read(sibling))
+            if _split(part, "split.no", -1) != number or _split(part, "split.count", -1) != count:
+                raise CorruptFile(f"{sibling}: does not say that it is shard {number + 1} of {count}")
+    except BaseException:
+        for part in parts:
+            part.mapped.close()
+        raise
+    return parts
+
+
+def _read(path: Path) -> _Part:
+    mapped = MappedFile(path)
+    try:
+        cursor = Cursor(mapped)
+        n_tensors, n_pairs = _header(cursor)
+        metadata: Metadata = {}
+        for _ in range(n_pairs):
+            key = cursor.name("a metadata key")
+            if key in metadata:
+                raise CorruptFile(f"{path}: metadata key {key[:80]!r} stands twice")
+            metadata[key] = _value(cursor, cursor.u32(f"the type of {key[:80]}"), key, 0)
+        alignment = _alignment(path, metadata)
+        entries = [_entry(cursor) for _ in range(n_tensors)]
+        start = -(-cursor.position // alignment) * alignment
+        _check_entries(path, entries, alignment, mapped.size - start)
+        tensors = {entry.info.name: _tensor(mapped, entry, start) for entry in entries}
+        if len(tensors) != len(entries):
+            raise CorruptFile(f"{path}: two tensors have the same name")
+        return _Part(mapped, metadata, tensors)
+    except BaseException:
+        mapped.close()
+        raise
+
+
+def _header(cursor: Cursor) -> tuple[int, int]:
+    if bytes(cursor.take(4, "the magic")) != MAGIC:
+        raise CorruptFile(f"{cursor.path}: not a GGUF file")
+    version = cursor.u32("the version")
+    if version not in (2, 3):
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        reason = "big-endian files are not supported" if swapped in (2, 3) else "versions 2 and 3 can be read"
+        raise UnsupportedFeature(f"{cursor.path}: GGUF version {version}; {reason}")
+    n_tensors = cursor.count(8 + 4 + 4 + 8, "the number of tensors")
+    return n_tensors, cursor.count(8 + 4 + 1, "the number of metadata keys")
+
+
+def _value(cursor: Cursor, code: int, key: str, depth: int) -> Value | Array:
+    if code == ARRAY_GGUF:
+        return _array(cursor, key, depth)
+    kind = VALUE_TYPES.get(code)
+    if kind is None:
+        raise CorruptFile(f"{cursor.path}: metadata {key[:80]} has unknown type {code}")
+    if kind.name == "str":
+        return Value("str", cursor.string(f"metadata {key[:80]}"))
+    data = cursor.take(kind.size, f"metadata {key[:80]}")
+    if kind.name == "bool" and data[0] > 1:
+        raise CorruptFile(f"{cursor.path}: metadata {key[:80]} is a bool of value {data[0]}")
+    return Value(kind.name, struct.unpack(kind.struct, data)[0])
+
+
+def _array(cursor: Cursor, key: str, depth: int) -> Array:
+    what = f"metadata {key[:80]}"
+    code = cursor.u32(f"the element type of {what}")
+    if code == ARRAY_GGUF:
+        if depth >= MAX_NESTING:
+            raise CorruptFile(f"{cursor.path}: {what} is nested too deeply")
+        count = cursor.count(4 + 8, f"the length of {what}")
+        return Array("array", [_array(cursor, key, depth + 1) for _ in range(count)])
+    kind = VALUE_TYPES.get(code)
+    if kind is None:
+        raise CorruptFile(f"{cursor.path}: {what} has unknown element type {code}")
+    count = cursor.count(kind.size or 8, f"the length of {what}")
+    if kind.name == "str":
+        return Array("str", cursor.strings(count, what))
+    data = np.frombuffer(cursor.take(count * kind.size, what), np.uint8)
+    if kind.name == "bool" and bool((data > 1).any()):
+        raise CorruptFile(f"{cursor.path}: {what} has a bool that is neither 0 nor 1")
+    return Array(kind.name, data.view(np.dtype(kind.struct)))
+
+
+def _alignment(path: Path, metadata: Metadata) -> int:
+    value = metadata.get("general.alignment")
+    if value is None:
+        return ALIGNMENT
+    if not isinstance(value, Value) or value.type != "u32" or not isinstance(value.value, int):
+        raise CorruptFile(f"{path}: general.alignment is not a u32")
+    if value.value <= 0 or value.value & (value.value - 1):
+        raise CorruptFile(f"{path}: general.alignment is {value.value}, not a power of two")
+    return value.value
+
+
+def _entry(cursor: Cursor) -> _Entry:
+    name = cursor.name("a tensor name")
+    if len(name.encode()) >= MAX_NAME:
+        raise CorruptFile(f"{cursor.path}: tensor name {name[:80]!r} is longer than {MAX_NAME - 1} bytes")
+    n_dims = cursor.u32(f"the rank of {name!r}")
+    if n_dims > MAX_DIMS:
+        raise CorruptFile(f"{cursor.path}: tensor {name!r} has {n_dims} axes, at most {MAX_DIMS} are possible")
+    shape = tuple(reversed([cursor.u64(f"the shape of {name!r}") for _ in range(n_dims)]))
+    code = cursor.u32(f"the type of {name!r}")
+    dtype = _dtype(cursor.path, name, code)
+    info = TensorInfo(name, shape, dtype)
+    try:
+        info.nbytes  # noqa: B018 - raises where the row does not divide
+    except QuantizationError as error:
+        raise CorruptFile(f"{cursor.path}: tensor {name!r}: {error}") from None
+    return _Entry(info, cursor.u64(f"the offset of {name!r}"))
+
+
+def _dtype(path: Path, name: str, code: int) -> DType:
+    dtype = BY_GGUF.get(code)
+    if dtype is None:
+        reason = "which ggml has removed" if code in REMOVED else "which is unknown"
+        raise UnsupportedFeature(f"{path}: tensor {name!r} has type {code}, {reason}")
+    return dtype
+
+
+def _check_entries(path: Path, entries: list[_Entry], alignment: int, available: int) -> None:
+    """Every tensor aligned, inside the file, after the one before it, with only padding between."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: (entry.offset, entry.info.nbytes)):
+        name, nbytes = entry.info.name, entry.info.nbytes
+        if entry.offset % alignment:
+            raise CorruptFile(f"{path}: tensor {name!r} at offset {entry.offset} is not aligned to {alignment}")
+        if entry.offset + nbytes > available:
+            raise CorruptFile(
+                f"{path}: tensor {name!r} needs bytes {entry.offset} to {entry.offset + nbytes} of the data, "
+                f"the file has {max(available, 0)}\nthe file is truncated; download it again"
+            )
+        if entry.offset != end:
+            relation = "overlaps" if entry.offset < end else "leaves a hole after"
+            raise CorruptFile(f"{path}: tensor {name!r} at offset {entry.offset} {relation} the one before it")
+        end = -(-(entry.offset + nbytes) // alignment) * alignment
+
+
+def _tensor(mapped: MappedFile, entry: _Entry, start: int) -> LazyTensor:
+    offset, row_nbytes = start + entry.offset, entry.info.row_nbytes
+
+    def read(first: int, last: int) -> Rows:
+        data = mapped.view(offset + first * row_nbytes, (last - first) * row_nbytes, f"tensor {entry.info.name!r}")
+        return data.reshape(last - first, row_nbytes)
+
+    return LazyTensor(entry.info, read, f"{mapped.path}@{offset}")
+
+
+def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
+    """GGUF v3: metadata in the first file, tensors in the order given, aligned to `general.alignment`.
+
+    Raises:
+        UnsupportedFeature: a tensor GGUF cannot hold.
+    """
+    tensors = list(checkpoint.tensors.values())
+    for tensor in tensors:
+        _check_writable(target, tensor)
+    metadata: Metadata = dict(checkpoint.config)
+    alignment = _alignment(target, metadata)
+    shards = split_evenly([tensor.info.nbytes for tensor in tensors], options)
+    if len(shards) == 1:
+        return Layout((_file(target, metadata, tensors, alignment),))
+    files = []
+    for number, indices in enumerate(shards):
+        split: Metadata = {
+            "split.no": Value("u16", number),
+            "split.count": Value("u16", len(shards)),
+            "split.tensors.count": Value("i32", len(tensors)),
+        }
+        path = target.with_name(f"{target.stem}-{number + 1:05d}-of-{len(shards):05d}.gguf")
+        own = {**metadata, **split} if number == 0 else split
+        files.append(_file(path, own, [tensors[index] for index in indices], alignment if number == 0 else ALIGNMENT))
+    return Layout(tuple(files))
+
+
+def _check_writable(target: Path, tensor: LazyTensor) -> None:
+    info = tensor.info
+    if info.dtype.gguf is None:
+        raise UnsupportedFeature(f"{target}: tensor {info.name!r} is {info.dtype}, which GGUF cannot hold")
+    if len(info.shape) > MAX_DIMS or len(info.name.encode()) >= MAX_NAME:
+        raise UnsupportedFeature(
+            f"{target}: tensor {info.name!r} {list(info.shape)}: GGUF holds names of up to {MAX_NAME - 1} bytes "
+            f"and {MAX_DIMS} axes"
+        )
+
+
+def _file(path: Path, metadata: Metadata, tensors: list[LazyTensor], alignment: int) -> FileLayout:
+    header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        _put_string(header, key)
+        _put_value(header, value)
+    offset, offsets = 0, []
+    for tensor in tensors:
+        shape = tensor.info.shape or (1,)
+        _put_string(header, tensor.name)
+        header += struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), tensor.info.dtype.gguf, offset)
+        offsets.append(offset)
+        offset += -(-tensor.info.nbytes // alignment) * alignment
+    header += bytes(-len(header) % alignment)
+    slots = tuple(Slot(len(header) + start, tensor) for start, tensor in zip(offsets, tensors, strict=True))
+    return FileLayout(path, bytes(header), slots, len(header) + offset)
+
+
+def _put_string(out: bytearray, text: str | bytes) -> None:
+    data = text.encode() if isinstance(text, str) else text
+    out += _U64.pack(len(data))
+    out += data
+
+
+def _put_value(out: bytearray, value: Value | Array) -> None:
+    if isinstance(value, Array):
+        out += _U32.pack(ARRAY_GGUF)
+        _put_array(out, value)
+    elif value.type == "str":
+        out += _U32.pack(TYPES["str"].gguf)
+        assert isinstance(value.value, str | bytes)
+        _put_string(out, value.value)
+    else:
+        kind = TYPES[value.type]
+        out += _U32.pack(kind.gguf) + struct.pack(kind.struct, value.value)
+
+
+def _put_array(out: bytearray, array: Array) -> None:
+    code = ARRAY_GGUF if array.type == "array" else TYPES[array.type].gguf
+    out += struct.pack("<IQ", code, len(array))
+    if isinstance(array.values, Strings):
+        out += array.values.raw
+    elif array.type in ("str", "array"):
+        for item in array.values:
+            if isinstance(item, Array):
+                _put_array(out, item)
+            else:
+                assert isinstance(item, str | bytes)
+                _put_string(out, item)
+    else:
+        out += np.asarray(array.values, TYPES[array.type].struct).tobytes()
+
+
+FORMATS = (
+    Format(
+        name="gguf",
+        extensions=(".gguf",),
+        dialect="gguf",
+        description="GGUF file of ggml and llama.cpp (v2 and v3 in, v3 out), single or split",
+        dtypes=frozenset(dtype.name for dtype in BY_GGUF.values()),
+        sniff=sniff,
+        open=open_gguf,
+        layout=layout,
+    ),
+)

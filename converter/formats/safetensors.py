@@ -1,0 +1,238 @@
+"""safetensors: 8 bytes of header length, a JSON header, the tensors without gaps.
+
+Source: the format section of the safetensors README. The reader is as strict as the reference and a little
+stricter: the header must start with `{`, keys are unique, and the tensors cover the data exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from converter.dtypes import BY_SAFETENSORS
+from converter.errors import CorruptFile, MissingPart, UnsupportedFeature
+from converter.formats.base import FileLayout, Format, Layout, Slot, WriteOptions, child, parse_json, read_json
+from converter.mapped import MappedFile
+from converter.tensor import LazyTensor, Rows, TensorInfo
+
+MAX_HEADER = 100_000_000
+INDEX_SUFFIX = ".safetensors.index.json"
+# The small files of a model's folder that travel with the weights. Nothing else is ever opened.
+ASSETS = frozenset((
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+    "chat_template.json", "README.md", "LICENSE", "preprocessor_config.json", "processor_config.json",
+    "tekken.json", "params.json", "modules.json", "spiece.model", "sentencepiece.bpe.model",
+))
+TEMPLATES = "additional_chat_templates"
+
+
+def sniff(path: Path, start: bytes) -> bool:
+    """A plausible header length followed by an opening brace."""
+    if path.name.endswith(INDEX_SUFFIX):
+        return start.lstrip()[:1] == b"{"
+    return len(start) > 8 and int.from_bytes(start[:8], "little") <= MAX_HEADER and start[8:9] == b"{"
+
+
+def open_safetensors(path: Path) -> Checkpoint:
+    """A single file, or a sharded set by its index.
+
+    Config and tokenizer come from the file's own folder; with a config.json the names are Hugging Face's.
+
+    Raises:
+        CorruptFile, MissingPart, UnsupportedFeature, OutputError
+    """
+    if path.name.endswith(INDEX_SUFFIX):
+        files, expected = _indexed(path)
+    else:
+        files, expected = [path], None
+    assets = folder_assets(path.parent)
+    return open_files(path, files, expected, assets, "safetensors")
+
+
+def open_files(
+    path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None, assets: Mapping[str, Path], name: str
+) -> Checkpoint:
+    """The checkpoint that `files` make together; `expected` says which tensor the index puts in which file."""
+    maps: list[MappedFile] = []
+    tensors: dict[str, LazyTensor] = {}
+    metadata: dict[str, str] = {}
+    owner: dict[str, Path] = {}
+    try:
+        for file in files:
+            maps.append(MappedFile(file))
+            found, texts = _read(maps[-1])
+            for twice in found.keys() & tensors.keys():
+                raise CorruptFile(f"{file}: tensor {twice!r} is also in {owner[twice].name}")
+            tensors.update(found)
+            owner.update(dict.fromkeys(found, file))
+            metadata.update(texts)
+        if expected is not None:
+            _check_index(path, expected, owner)
+        config = read_json(assets["config.json"]) if "config.json" in assets else {}
+    except BaseException:
+        for mapped in maps:
+            mapped.close()
+        raise
+    return Checkpoint(
+        format=name,
+        path=path,
+        dialect="hf" if config else None,
+        tensors=tensors,
+        config=config,
+        metadata=metadata,
+        assets=assets,
+        files=tuple(mapped.path for mapped in maps),
+        closers=tuple(mapped.close for mapped in maps),
+    )
+
+
+def folder_assets(folder: Path) -> dict[str, Path]:
+    """The known small files of a model's folder, by name; links that lead out of the folder are refused.
+
+    Raises:
+        CorruptFile: such a link.
+    """
+    assets = {}
+    for name in sorted(ASSETS):
+        path = folder / name
+        if path.is_file():
+            assets[name] = child(folder, name, folder)
+    templates = folder / TEMPLATES
+    if templates.is_dir():
+        for path in sorted(templates.glob("*.jinja")):
+            assets[f"{TEMPLATES}/{path.name}"] = child(folder, f"{TEMPLATES}/{path.name}", folder)
+    return assets
+
+
+def _indexed(index: Path) -> tuple[list[Path], dict[str, Path]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptFile(f"{index}: no weight_map")
+    shards: dict[object, Path] = {}
+    for name in weight_map.values():
+        if not isinstance(name, str) or name not in shards:
+            shards[name] = child(index.parent, name, index)
+    for path in shards.values():
+        if not path.exists():
+            raise MissingPart(f"{path}: this shard is named in {index.name} and is not there; download it too")
+    return sorted(shards.values()), {tensor: shards[name] for tensor, name in weight_map.items()}
+
+
+def _check_index(index: Path, expected: Mapping[str, Path], owner: Mapping[str, Path]) -> None:
+    for tensor, path in expected.items():
+        if owner.get(tensor) != path:
+            where = f"is in {owner[tensor].name}" if tensor in owner else "is in no shard"
+            raise CorruptFile(f"{index}: {tensor!r} should be in {path.name} and {where}")
+    for tensor in owner.keys() - expected.keys():
+        raise CorruptFile(f"{index}: {tensor!r} of {owner[tensor].name} is not in the index")
+
+
+def _read(mapped: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    path = mapped.path
+    length = int.from_bytes(mapped.view(0, 8, "the header length").tobytes(), "little")
+    if length > MAX_HEADER:
+        raise CorruptFile(f"{path}: a header of {length} bytes is over the limit of {MAX_HEADER}")
+    header_bytes = mapped.view(8, length, "the header").tobytes()
+    if header_bytes[:1] != b"{":
+        raise CorruptFile(f"{path}: the header does not start with '{{'")
+    header = parse_json(header_bytes, path)
+    metadata = _texts(path, header.pop("__metadata__", {}))
+    entries = [(name, *_entry(path, name, value)) for name, value in header.items()]
+    start, end = 8 + length, 0
+    for name, _, low, high in sorted(entries, key=lambda entry: entry[2:]):
+        if low != end:
+            raise CorruptFile(f"{path}: tensor {name!r} starts at {low}, the one before it ends at {end}")
+        end = high
+    if start + end != mapped.size:
+        raise CorruptFile(
+            f"{path}: the tensors end at byte {start + end}, the file at {mapped.size}\n"
+            "the file is truncated or has something appended; download it again"
+        )
+    return {name: _tensor(mapped, info, start + low) for name, info, low, _ in entries}, metadata
+
+
+def _texts(path: Path, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise CorruptFile(f"{path}: __metadata__ is not a map of texts")
+    return value
+
+
+def _entry(path: Path, name: str, value: Any) -> tuple[TensorInfo, int, int]:
+    """One header entry, checked: type known, shape and offsets plain integers, size equal to shape times type."""
+    try:
+        name.encode()
+        code, shape, (low, high) = value["dtype"], value["shape"], value["data_offsets"]
+        if set(value) != {"dtype", "shape", "data_offsets"}:
+            raise ValueError("unknown fields")
+        numbers = [*shape, low, high]
+        if not isinstance(shape, list) or any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError("shape and offsets must be whole numbers")
+    except (TypeError, KeyError, ValueError) as error:
+        raise CorruptFile(f"{path}: bad header entry {name[:80]!r} ({error})") from None
+    dtype = BY_SAFETENSORS.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise UnsupportedFeature(f"{path}: tensor {name!r} has unknown type {code!r}")
+    if len(shape) > 64 or math.prod(shape) * dtype.type_size != high - low:
+        raise CorruptFile(f"{path}: tensor {name!r} is {dtype}{shape[:8]} but has {high - low} bytes")
+    return TensorInfo(name, tuple(shape), dtype), low, high
+
+
+def _tensor(mapped: MappedFile, info: TensorInfo, offset: int) -> LazyTensor:
+    row_nbytes = info.row_nbytes
+
+    def read(start: int, stop: int) -> Rows:
+        data = mapped.view(offset + start * row_nbytes, (stop - start) * row_nbytes, f"tensor {info.name!r}")
+        return data.reshape(stop - start, row_nbytes)
+
+    return LazyTensor(info, read, f"{mapped.path}@{offset}")
+
+
+def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
+    """One file: tensors sorted by falling alignment, then name, as the reference writes them.
+
+    Raises:
+        UnsupportedFeature: a type that safetensors cannot hold, or a split, which it does not do yet.
+    """
+    if options.split_max_size is not None or options.split_max_tensors is not None:
+        raise UnsupportedFeature(f"{target}: splitting is for GGUF output only")
+    header: dict[str, Any] = {}
+    if checkpoint.metadata:
+        header["__metadata__"] = dict(checkpoint.metadata)
+    ordered = sorted(checkpoint.tensors.values(), key=lambda t: (-t.info.dtype.type_size, t.name))
+    offset, offsets = 0, []
+    for tensor in ordered:
+        if tensor.info.dtype.safetensors is None:
+            raise UnsupportedFeature(
+                f"{target}: tensor {tensor.name!r} is {tensor.info.dtype}, which safetensors cannot hold; "
+                "pass --dtype f16, bf16 or f32 to decode it"
+            )
+        end = offset + tensor.info.nbytes
+        header[tensor.name] = {
+            "dtype": tensor.info.dtype.safetensors, "shape": list(tensor.info.shape), "data_offsets": [offset, end],
+        }
+        offsets.append(offset)
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    data = 8 + len(text)
+    slots = tuple(Slot(data + start, tensor) for start, tensor in zip(offsets, ordered, strict=True))
+    return Layout((FileLayout(target, len(text).to_bytes(8, "little") + text, slots, data + offset),))
+
+
+FORMATS = (
+    Format(
+        name="safetensors",
+        extensions=(".safetensors",),
+        dialect="hf",
+        description="safetensors file, or a sharded set by its .index.json",
+        dtypes=frozenset(dtype.name for dtype in BY_SAFETENSORS.values()),
+        sniff=sniff,
+        open=open_safetensors,
+        layout=layout,
+    ),
+)

@@ -1,0 +1,159 @@
+"""The only functions that see the whole route: open, plan, save."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from converter import fill
+from converter import plan as planning
+from converter.checkpoint import Checkpoint
+from converter.errors import ConverterError, LossyError, OutputExists, SameFile, UsageError
+from converter.fill import ProgressCallback
+from converter.formats.base import Layout, read_json
+from converter.formats.safetensors import folder_assets
+from converter.general import default_file_name
+from converter.graph import source_format, target_format
+from converter.plan import Plan, Request
+
+PathLike = str | os.PathLike[str]
+
+
+def open_checkpoint(path: PathLike, *, format: str | None = None, config: PathLike | None = None) -> Checkpoint:
+    """Open a model without reading its tensors.
+
+    Args:
+        path: a file or folder of any format that `convert formats` lists as readable.
+        format: its name, where content and extension do not tell.
+        config: a Hugging Face folder to take config.json and tokenizer from.
+
+    Returns:
+        A Checkpoint, to be closed (it is a context manager).
+
+    Raises:
+        FormatError, OutputError: unknown, damaged or missing.
+    """
+    path = Path(path)
+    opener = source_format(path, format).open
+    assert opener is not None  # `source_format` returns readers
+    checkpoint = opener(path)
+    if config is None:
+        return checkpoint
+    assets = folder_assets(Path(config))
+    if "config.json" not in assets:
+        checkpoint.close()
+        raise UsageError(f"--config {config}: no config.json in it")
+    return checkpoint.replace(assets=assets, config=read_json(assets["config.json"]), dialect="hf")
+
+
+def plan(
+    source: PathLike,
+    target: PathLike,
+    request: Request | None = None,
+    *,
+    source_type: str | None = None,
+    target_type: str | None = None,
+    config: PathLike | None = None,
+) -> Plan:
+    """Everything about a conversion but the conversion; reads no tensor byte, writes nothing.
+
+    The plan keeps its source open: run it with `run`, or close it by `plan.checkpoint.close()`.
+
+    Raises:
+        ConverterError: whatever makes it impossible, as its kind.
+    """
+    request = request or Request()
+    target = Path(target)
+    if target.is_dir() and target_type is None:
+        target_type = "gguf"
+    writer = target_format(target, target_type)
+    checkpoint = open_checkpoint(source, format=source_type, config=config)
+    try:
+        reader = source_format(Path(source), source_type)
+        if target.is_dir() and not writer.folder:
+            draft = planning.build(checkpoint, reader, target / "model", writer, request)
+            target = target / default_file_name(draft.checkpoint.config, (request.quant or _own_type(draft)).upper())
+        made = planning.build(checkpoint, reader, target, writer, request)
+        _refuse_same(made.layout, checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return made
+
+
+def _own_type(plan: Plan) -> str:
+    return max(plan.steps, key=lambda step: step.bytes).type
+
+
+def convert(
+    source: PathLike,
+    target: PathLike,
+    request: Request | None = None,
+    *,
+    source_type: str | None = None,
+    target_type: str | None = None,
+    config: PathLike | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> Plan:
+    """Convert `source` to `target`; returns the plan that was carried out, its report completed.
+
+    Args:
+        source: file or folder to read.
+        target: file to write; a folder gets a GGUF named by the GGUF naming convention.
+        request: quantization and everything else that decides the result.
+        source_type, target_type: formats by name, where content and extension do not tell.
+        config: folder to take config.json and tokenizer from.
+        force: replace an existing output.
+        threads: workers; by default as many as there are processors. The result does not depend on it.
+        progress: called after every slab with a `Progress`; returning False cancels.
+        on_plan: called with the plan before anything is written.
+
+    Raises:
+        ConverterError: as its kind, with nothing written and an old output untouched.
+    """
+    made = plan(source, target, request, source_type=source_type, target_type=target_type, config=config)
+    with made.checkpoint:
+        run(made, force=force, threads=threads, progress=progress, on_plan=on_plan)
+    return made
+
+
+def run(
+    plan: Plan,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> None:
+    """Carry out a plan. Arguments and errors are those of `convert`."""
+    _refuse_existing(plan.layout, force)
+    fill.check_room(plan.layout)
+    if on_plan is not None:
+        on_plan(plan)
+
+    def stop() -> ConverterError | None:
+        if not plan.watch.tripped:
+            return None
+        return LossyError(f"{plan.watch.events()[0]}\nrefused under --strict; nothing was written")
+
+    fill.write(plan.layout, threads=threads, progress=progress, stop=stop)
+    plan.report.extend(plan.watch.events())
+
+
+def _refuse_same(layout: Layout, checkpoint: Checkpoint) -> None:
+    for file in layout.files:
+        for source in checkpoint.files:
+            if file.path.exists() and os.path.samefile(file.path, source):
+                raise SameFile(f"{file.path}: output and input are the same file; choose another name")
+
+
+def _refuse_existing(layout: Layout, force: bool) -> None:
+    for file in layout.files:
+        if file.path.is_dir():
+            raise OutputExists(f"{file.path}: is a folder")
+        if file.path.exists() and not force:
+            raise OutputExists(f"{file.path}: exists already; --force replaces it")

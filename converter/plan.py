@@ -1,0 +1,353 @@
+"""Plan: everything that can fail by name, shape, type or room fails here, before one output byte exists.
+
+A plan is the target checkpoint, still unread, with the reason for every choice. Making it reads no tensor byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from converter import fill
+from converter.checkpoint import Checkpoint
+from converter.dtypes import BF16, DTYPES, F16, F32, DType, dtype
+from converter.encode import Watch, encoded
+from converter.errors import ArchitectureError, MissingPart, QuantizationError, UsageError
+from converter.formats.base import Format, Layout, WriteOptions
+from converter.general import general_metadata
+from converter.graph import Route, route
+from converter.mapping import Mapped, to_gguf, to_hf
+from converter.metadata import Array, Metadata, Value
+from converter.quant.recipes import (
+    RECIPES,
+    Choice,
+    ModelFacts,
+    Options,
+    Recipe,
+    TensorSpec,
+    assign,
+    converter_type,
+    needs_imatrix,
+    recipe,
+    sort_key,
+)
+from converter.report import Event, Report, Requantized, TypeFallback
+from converter.tensor import LazyTensor
+from converter.tokenizers import read_tokenizer
+
+QUANTIZATION_VERSION = 2
+# Resident memory of the interpreter with numpy and this package; measured, see docs/memory.md.
+BASE_MEMORY = 60 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. Names are those of the command line."""
+
+    quant: str | None = None
+    pure: bool = False
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+    leave_output: bool = False
+    no_fallback: bool = False
+    allow_requantize: bool = False
+    via: str = "source"
+    dtype: str | None = None
+    arch: str | None = None
+    pre: str | None = None
+    name: str | None = None
+    tensors_only: bool = False
+    no_tokenizer: bool = False
+    strict: bool = False
+    split_max_size: int | None = None
+    split_max_tensors: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor of the output: where it comes from, what it becomes, and why."""
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    source_type: str
+    type: str
+    bytes: int
+    rule: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "sources": list(self.sources), "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion that can be printed, compared and run. Holds no data."""
+
+    source: Path
+    target: Path
+    route: Route
+    steps: tuple[Step, ...]
+    checkpoint: Checkpoint
+    layout: Layout
+    report: Report
+    watch: Watch = field(repr=False)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.layout.size
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(tensor.info.n_elements for tensor in self.checkpoint.tensors.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        stored = sum(step.bytes for step in self.steps)
+        return 8 * stored / self.n_parameters if self.n_parameters else 0.0
+
+    def memory(self, threads: int | None = None) -> int:
+        """Peak resident bytes that running the plan should need."""
+        working = fill.working_nbytes(self.layout, threads or fill.default_threads())
+        header = sum(len(file.header) for file in self.layout.files)
+        return BASE_MEMORY + 4 * header + working + (64 << 20)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        return {
+            "source": str(self.source),
+            "target": str(self.target),
+            "stages": list(self.route.stages),
+            "tensors": [step.as_dict() for step in self.steps],
+            "files": [{"path": str(file.path), "bytes": file.size} for file in self.layout.files],
+            "parameters": self.n_parameters,
+            "total_bytes": self.total_bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "memory_bytes": self.memory(),
+            "events": self.report.as_json(),
+        }
+
+    def __str__(self) -> str:
+        return json.dumps(self.as_dict(), indent=1)
+
+
+def build(checkpoint: Checkpoint, source: Format, target: Path, target_format: Format, request: Request) -> Plan:
+    """Decide everything about a conversion.
+
+    Raises:
+        ConverterError: whatever makes it impossible, as its kind.
+    """
+    report = Report(strict=request.strict)
+    report.extend(list(checkpoint.events))
+    way = route(source, None if request.tensors_only else checkpoint.dialect, target_format)
+    _check_request(checkpoint, target_format, way, request)
+    watch = Watch(request.strict)
+    if target_format.dialect == "gguf":
+        result, steps = _gguf(checkpoint, way, request, report, watch)
+    else:
+        result, steps = _dense(checkpoint, way, target_format, request, report, watch)
+    assert target_format.layout is not None
+    layout = target_format.layout(result, target, WriteOptions(request.split_max_size, request.split_max_tensors))
+    return Plan(checkpoint.path, target, way, tuple(steps), result, layout, report, watch)
+
+
+def _check_request(checkpoint: Checkpoint, target: Format, way: Route, request: Request) -> None:
+    if request.quant and target.dialect != "gguf":
+        raise UsageError(f"--quant {request.quant}: {target.name} output holds plain types; --dtype f16|bf16|f32 is for it")
+    if request.dtype and target.dialect == "gguf":
+        raise UsageError(f"--dtype {request.dtype}: for GGUF output say --quant {request.dtype}")
+    if target.dialect == "gguf" and checkpoint.dialect is None and not request.tensors_only:
+        raise ArchitectureError(
+            f"{checkpoint.path}: no config.json beside it, so the names cannot be mapped to GGUF\n"
+            "--config DIR takes config and tokenizer from a folder, --tensors-only keeps names as they are"
+        )
+
+
+# ----------------------------------------------------------------------------------------- GGUF output
+
+
+def _gguf(
+    checkpoint: Checkpoint, way: Route, request: Request, report: Report, watch: Watch
+) -> tuple[Checkpoint, list[Step]]:
+    chosen = recipe(request.quant) if request.quant else None
+    if way.map:
+        mapped = to_gguf(checkpoint, request.arch)
+        report.extend(list(mapped.events))
+        tensors = _intermediate(mapped.tensors, request, watch)
+        metadata = _hf_metadata(checkpoint, mapped, request, report)
+    else:
+        tensors = dict(checkpoint.tensors)
+        metadata = dict(checkpoint.config) if checkpoint.dialect == "gguf" else {}
+    choices = _choices(tensors, metadata, chosen, request)
+    results, steps = {}, []
+    for name in sorted(choices, key=sort_key):
+        wanted, choice = dtype(choices[name].type), choices[name]
+        results[name] = _retyped(tensors[name], wanted, choice, request, report, watch)
+        steps.append(_step(tensors[name], results[name], choice.rule))
+    _set_type(metadata, chosen, tensors)
+    return checkpoint.replace(tensors=results, config=metadata, dialect="gguf", metadata={}), steps
+
+
+def _intermediate(tensors: Mapping[str, LazyTensor], request: Request, watch: Watch) -> dict[str, LazyTensor]:
+    """Tensors in the types that the reference's 16-bit (or F32) intermediate file would have.
+
+    With `--via source` that type is the tensor's own, so nothing is rounded on the way.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        own = tensor.info.dtype
+        outtype = _nearest_float(own) if request.via == "source" else dtype(request.via)
+        wanted = dtype(converter_type(name, tensor.info.shape, own.name, outtype.name).type)
+        result[name] = encoded(tensor, wanted, watch)
+    return result
+
+
+def _nearest_float(own: DType) -> DType:
+    """The GGUF type that holds every value of `own`, or the widest there is."""
+    if own in (F32, F16, BF16) or own.quantized:
+        return own
+    return BF16 if own.name.startswith("F8") else F32
+
+
+def _choices(
+    tensors: Mapping[str, LazyTensor], metadata: Metadata, chosen: Recipe | None, request: Request
+) -> dict[str, Choice]:
+    specs = [TensorSpec(name, tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()]
+    facts = _facts(metadata)
+    options = Options(
+        pure=request.pure,
+        tensor_types=request.tensor_types,
+        output_type=request.output_type,
+        embedding_type=request.embedding_type,
+        leave_output=request.leave_output,
+        no_fallback=request.no_fallback,
+    )
+    choices = assign(chosen or recipe("COPY"), specs, facts, options)
+    if chosen is not None:
+        _check_importance(chosen, choices)
+    else:
+        choices = {name: Choice(choice.type, "as in the source") for name, choice in choices.items()}
+    return choices
+
+
+def _check_importance(chosen: Recipe, choices: Mapping[str, Choice]) -> None:
+    for name, choice in choices.items():
+        if not choice.rule.startswith("kept") and needs_imatrix(chosen, name, choice.type):
+            raise QuantizationError(f"{name}: {choice.type} needs an importance matrix\nchoose a larger type")
+
+
+def _facts(metadata: Metadata) -> ModelFacts:
+    """What the mixture rules ask of a model; a number that differs per layer counts for layer 0."""
+    arch = metadata.get("general.architecture")
+    name = str(arch.value) if isinstance(arch, Value) else ""
+
+    def number(key: str, default: int) -> int:
+        entry = metadata.get(f"{name}.{key}")
+        value = entry.values[0] if isinstance(entry, Array) and len(entry) else getattr(entry, "value", default)
+        return int(value) if isinstance(value, int) else default
+
+    n_head = number("attention.head_count", 0)
+    return ModelFacts(
+        name, number("block_count", 0), n_head, number("attention.head_count_kv", n_head), number("expert_count", 0)
+    )
+
+
+def _retyped(
+    tensor: LazyTensor, wanted: DType, choice: Choice, request: Request, report: Report, watch: Watch
+) -> LazyTensor:
+    own = tensor.info.dtype
+    if choice.fallback_from:
+        report.add(TypeFallback(tensor.name, choice.fallback_from, choice.type, tensor.info.row))
+    if own.quantized and own is not wanted:
+        if not request.allow_requantize:
+            raise QuantizationError(
+                f"{tensor.name}: already quantized as {own}; encoding it again as {wanted} loses more\n"
+                "convert the original model, or pass --allow-requantize"
+            )
+        report.add(Requantized(tensor.name, own.name, wanted.name))
+    return encoded(tensor, wanted, watch)
+
+
+def _step(source: LazyTensor, result: LazyTensor, rule: str) -> Step:
+    info = result.info
+    return Step(
+        info.name, source.parts or (source.name,), info.shape, source.info.dtype.name, info.dtype.name, info.nbytes, rule
+    )
+
+
+def _set_type(metadata: Metadata, chosen: Recipe | None, tensors: Mapping[str, LazyTensor]) -> None:
+    """The two keys that say what the file is; like the reference's quantizer, they go to the end."""
+    file_type = chosen.file_type if chosen else None
+    if file_type is None:
+        old = metadata.get("general.file_type")
+        file_type = old.value if isinstance(old, Value) else _dense_file_type(tensors)
+    for key, value in (
+        ("general.quantization_version", Value("u32", QUANTIZATION_VERSION)),
+        ("general.file_type", Value("u32", file_type)),  # type: ignore[arg-type]
+    ):
+        metadata.pop(key, None)
+        metadata[key] = value
+
+
+def _dense_file_type(tensors: Mapping[str, LazyTensor]) -> int:
+    largest = max(
+        (tensor.info for tensor in tensors.values() if len(tensor.info.shape) > 1),
+        key=lambda info: info.n_elements,
+        default=None,
+    )
+    name = largest.dtype.name if largest is not None and largest.dtype.name in RECIPES else "F32"
+    return RECIPES[name].file_type or 0
+
+
+def _hf_metadata(checkpoint: Checkpoint, mapped: Mapped, request: Request, report: Report) -> Metadata:
+    """All key/values of a GGUF made from a Hugging Face model, in the reference's order."""
+    shapes = {name: tensor.info.shape for name, tensor in mapped.tensors.items()}
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    general, events = general_metadata(folder.resolve().name, checkpoint.assets, shapes, name=request.name)
+    report.extend(events)
+    metadata: Metadata = {"general.architecture": Value("str", mapped.architecture.gguf), **general, **mapped.config}
+    if not request.no_tokenizer:
+        metadata.update(_tokenizer(checkpoint, mapped, request, report))
+    return metadata
+
+
+def _tokenizer(checkpoint: Checkpoint, mapped: Mapped, request: Request, report: Report) -> Metadata:
+    tokenizer = read_tokenizer(
+        checkpoint.assets,
+        checkpoint.config,
+        n_rows=mapped.hparams["n_vocab"],
+        arch=mapped.architecture.gguf,
+        pre=request.pre,
+    )
+    report.extend(list(tokenizer.events))
+    return tokenizer.metadata
+
+
+# ---------------------------------------------------------------------------------------- plain output
+
+
+def _dense(
+    checkpoint: Checkpoint, way: Route, target: Format, request: Request, report: Report, watch: Watch
+) -> tuple[Checkpoint, list[Step]]:
+    tensors, config, metadata = dict(checkpoint.tensors), checkpoint.config, dict(checkpoint.metadata)
+    if way.map:
+        mapped = to_hf(checkpoint, request.arch)
+        report.extend(list(mapped.events))
+        tensors, config, metadata = mapped.tensors, mapped.config, {"format": "pt"}
+    wanted = dtype(request.dtype) if request.dtype else None
+    if wanted is not None and (wanted.quantized or not wanted.floating):
+        raise UsageError(f"--dtype {request.dtype}: give a plain floating type such as f32, f16 or bf16")
+    results, steps = {}, []
+    for name, tensor in tensors.items():
+        own = tensor.info.dtype
+        keep = wanted is None or not own.floating
+        if keep and own.name not in target.dtypes:
+            raise QuantizationError(
+                f"{name}: {target.name} cannot hold {own}; --dtype f16, bf16 or f32 decodes the quantized tensors"
+            )
+        results[name] = encoded(tensor, own if wanted is None or keep else wanted, watch)
+        steps.append(_step(tensor, results[name], "as in the source" if keep else f"--dtype {request.dtype}"))
+    return checkpoint.replace(tensors=results, config=config, metadata=metadata, dialect=target.dialect), steps
