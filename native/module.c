@@ -1,0 +1,244 @@
+/* Binding of the kernels: `converter._native`, on the stable ABI of Python 3.11.
+ *
+ * Everything is checked before the GIL is dropped; kernels themselves trust their arguments.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <string.h>
+
+#include "grids.h"
+#include "kernels.h"
+
+/* Grids that encoding a type needs, -1 for none. */
+static int grid_of(const char *name) {
+    static const struct { const char *name; int which; } GRID_TYPES[] = {
+        {"IQ2_XXS", GRID_IQ2_XXS}, {"IQ2_XS", GRID_IQ2_XS}, {"IQ2_S", GRID_IQ2_S},   {"IQ1_S", GRID_IQ1},
+        {"IQ1_M", GRID_IQ1},       {"IQ3_XXS", GRID_IQ3_XXS}, {"IQ3_S", GRID_IQ3_S},
+    };
+    for (size_t i = 0; i < sizeof GRID_TYPES / sizeof *GRID_TYPES; ++i)
+        if (strcmp(GRID_TYPES[i].name, name) == 0) return GRID_TYPES[i].which;
+    return -1;
+}
+
+static const kernel *get_kernel(const char *name) {
+    const kernel *k = find_kernel(name);
+    if (!k) PyErr_Format(PyExc_ValueError, "no kernel for type '%s'", name);
+    return k;
+}
+
+/* Takes a C-contiguous buffer; a float buffer must be of native binary32 values, aligned to four bytes. */
+static bool get_buffer(PyObject *object, Py_buffer *view, bool writable, bool floats, const char *what) {
+    const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    if (PyObject_GetBuffer(object, view, flags) < 0) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_TypeError, "%s must be a C-contiguous%s buffer", what, writable ? " writable" : "");
+        return false;
+    }
+    const char *format = view->format ? view->format : "B";
+    const bool typed = strcmp(format, floats ? "f" : "B") == 0;
+    const bool aligned = !floats || (uintptr_t)view->buf % sizeof(float) == 0;
+    if (typed && aligned) return true;
+    PyErr_Format(typed ? PyExc_ValueError : PyExc_TypeError, "%s must hold %s", what,
+                 typed ? "aligned floats" : floats ? "float32 values" : "uint8 values");
+    PyBuffer_Release(view);
+    return false;
+}
+
+/* Whether the two share a byte; the kernels may write ahead of what they have read. */
+static bool overlap(const Py_buffer *a, const Py_buffer *b) {
+    const char *a0 = a->buf, *b0 = b->buf;
+    return a->len && b->len && a0 < b0 + b->len && b0 < a0 + a->len;
+}
+
+static bool check_encode(const kernel *k, const Py_buffer *x, const Py_buffer *out, Py_ssize_t row,
+                         const Py_buffer *weights) {
+    const Py_ssize_t n = x->len / (Py_ssize_t)sizeof(float);
+    if (!k->encode) {
+        PyErr_Format(PyExc_ValueError, "%s has no encoder", k->name);
+    } else if (row <= 0 || row % k->block != 0) {
+        PyErr_Format(PyExc_ValueError, "a row of %zd elements does not divide into %s blocks of %d", row, k->name, k->block);
+    } else if (n % row != 0) {
+        PyErr_Format(PyExc_ValueError, "%zd elements are not a whole number of rows of %zd", n, row);
+    } else if (out->len / k->size != n / k->block || out->len % k->size != 0) {
+        PyErr_Format(PyExc_ValueError, "output of %zd bytes does not fit %zd elements of %s", out->len, n, k->name);
+    } else if (weights && weights->len / (Py_ssize_t)sizeof(float) != row) {
+        PyErr_Format(PyExc_ValueError, "weights must be as long as a row, %zd", row);
+    } else if (!weights && k->needs_weights) {
+        PyErr_Format(PyExc_ValueError, "%s cannot be encoded without importance weights", k->name);
+    } else if (overlap(x, out) || (weights && overlap(weights, out))) {
+        PyErr_SetString(PyExc_ValueError, "output overlaps an input");
+    } else {
+        return true;
+    }
+    return false;
+}
+
+PyDoc_STRVAR(encode_doc, "encode(name, x, out, row, weights=None)\n\n"
+                         "Encodes the float32 buffer `x`, rows of `row` elements, into the uint8 buffer `out`.");
+
+static PyObject *encode(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    PyObject *x_object, *out_object, *weights_object = Py_None;
+    Py_ssize_t row;
+    if (!PyArg_ParseTuple(args, "sOOn|O:encode", &name, &x_object, &out_object, &row, &weights_object)) return NULL;
+    const kernel *k = get_kernel(name);
+    if (!k) return NULL;
+    Py_buffer x, out, weights;
+    const bool weighted = weights_object != Py_None;
+    bool ok = false;
+    if (!get_buffer(x_object, &x, false, true, "x")) return NULL;
+    if (!get_buffer(out_object, &out, true, false, "out")) goto release_x;
+    if (weighted && !get_buffer(weights_object, &weights, false, true, "weights")) goto release_out;
+    ok = check_encode(k, &x, &out, row, weighted ? &weights : NULL);
+    const int which = grid_of(name);
+    if (ok && which >= 0 && !ensure_grid(which)) {
+        PyErr_NoMemory();
+        ok = false;
+    }
+    if (ok) {
+        const int64_t rows = x.len / (Py_ssize_t)sizeof(float) / row;
+        Py_BEGIN_ALLOW_THREADS
+        k->encode(x.buf, out.buf, rows, row, weighted ? weights.buf : NULL);
+        Py_END_ALLOW_THREADS
+    }
+    if (weighted) PyBuffer_Release(&weights);
+release_out:
+    PyBuffer_Release(&out);
+release_x:
+    PyBuffer_Release(&x);
+    return ok ? Py_NewRef(Py_None) : NULL;
+}
+
+PyDoc_STRVAR(decode_doc, "decode(name, data, out)\n\nDecodes the uint8 buffer `data` into the float32 buffer `out`.");
+
+static PyObject *decode(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    PyObject *data_object, *out_object;
+    if (!PyArg_ParseTuple(args, "sOO:decode", &name, &data_object, &out_object)) return NULL;
+    const kernel *k = get_kernel(name);
+    if (!k) return NULL;
+    Py_buffer data, out;
+    if (!get_buffer(data_object, &data, false, false, "data")) return NULL;
+    if (!get_buffer(out_object, &out, true, true, "out")) {
+        PyBuffer_Release(&data);
+        return NULL;
+    }
+    const int64_t n = out.len / (Py_ssize_t)sizeof(float);
+    const bool fits = data.len % k->size == 0 && n % k->block == 0 && data.len / k->size == n / k->block;
+    const bool apart = !overlap(&data, &out);
+    if (fits && apart) {
+        Py_BEGIN_ALLOW_THREADS
+        k->decode(data.buf, out.buf, n);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_Format(PyExc_ValueError, fits ? "output overlaps the input" : "%zd bytes of %s do not decode to %zd elements",
+                     data.len, k->name, (Py_ssize_t)n);
+    }
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&data);
+    return fits && apart ? Py_NewRef(Py_None) : NULL;
+}
+
+PyDoc_STRVAR(nonfinite_doc, "nonfinite(name, data)\n\nCounts NaN and infinities in the uint8 buffer of a dense type.");
+
+static PyObject *nonfinite(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    PyObject *object;
+    if (!PyArg_ParseTuple(args, "sO:nonfinite", &name, &object)) return NULL;
+    const kernel *k = get_kernel(name);
+    if (!k) return NULL;
+    Py_buffer data;
+    if (!get_buffer(object, &data, false, false, "data")) return NULL;
+    const bool ok = k->nonfinite && data.len % k->size == 0;
+    int64_t count = 0;
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        count = k->nonfinite(data.buf, data.len / k->size);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_Format(PyExc_ValueError, k->nonfinite ? "%zd bytes are not whole values of %s" : "cannot count in %zd bytes of %s",
+                     data.len, k->name);
+    }
+    PyBuffer_Release(&data);
+    return ok ? PyLong_FromLongLong(count) : NULL;
+}
+
+PyDoc_STRVAR(types_doc, "types() -> {name: (block, size, encodes, needs_weights)}\n\nEvery type there is a kernel for.");
+
+static PyObject *types(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    PyObject *all = PyDict_New();
+    const kernel *k;
+    for (int i = 0; all && (k = kernel_at(i)); ++i) {
+        PyObject *row = Py_BuildValue("(iiNN)", k->block, k->size, PyBool_FromLong(k->encode != NULL),
+                                      PyBool_FromLong(k->needs_weights));
+        if (!row || PyDict_SetItemString(all, k->name, row) < 0) Py_CLEAR(all);
+        Py_XDECREF(row);
+    }
+    return all;
+}
+
+PyDoc_STRVAR(isa_doc, "isa() -> str\n\nThe instruction set in use.");
+
+static PyObject *isa(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyUnicode_FromString(current_isa());
+}
+
+PyDoc_STRVAR(available_doc, "available_isas() -> tuple\n\nInstruction sets this machine can run, best first.");
+
+static PyObject *available(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (const char *const *name = available_isas(); list && *name; ++name) {
+        PyObject *text = PyUnicode_FromString(*name);
+        if (!text || PyList_Append(list, text) < 0) Py_CLEAR(list);
+        Py_XDECREF(text);
+    }
+    PyObject *tuple = list ? PyList_AsTuple(list) : NULL;
+    Py_XDECREF(list);
+    return tuple;
+}
+
+PyDoc_STRVAR(select_doc, "select_isa(name)\n\nSwitches every kernel; ValueError where the machine cannot run it.");
+
+static PyObject *select_one(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s:select_isa", &name)) return NULL;
+    if (!select_isa(name)) return PyErr_Format(PyExc_ValueError, "instruction set '%s' is not available here", name);
+    return Py_NewRef(Py_None);
+}
+
+static PyMethodDef METHODS[] = {
+    {"encode", encode, METH_VARARGS, encode_doc},
+    {"decode", decode, METH_VARARGS, decode_doc},
+    {"nonfinite", nonfinite, METH_VARARGS, nonfinite_doc},
+    {"types", types, METH_NOARGS, types_doc},
+    {"isa", isa, METH_NOARGS, isa_doc},
+    {"available_isas", available, METH_NOARGS, available_doc},
+    {"select_isa", select_one, METH_VARARGS, select_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int prepare(PyObject *module) {
+    (void)module;
+    init_grids();
+    select_isa(available_isas()[0]);
+    return 0;
+}
+
+static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, prepare}, {0, NULL}};
+
+static PyModuleDef MODULE = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "converter._native",
+    .m_doc = "Quantization kernels; see converter.kernels for the Python face.",
+    .m_methods = METHODS,
+    .m_slots = SLOTS,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&MODULE); }
