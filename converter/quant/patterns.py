@@ -6,7 +6,8 @@ literals, `.`, `[a-z0-9]`, `[^...]`, `[[:digit:]]`, `\\d \\w \\s \\b`, `( )`, `(
 llama-quantize's command line does, so that `\\D` is `\\d` and an upper-case name cannot be matched.
 
 Matching runs all alternatives side by side and remembers each step (a lazily built automaton):
-linear in the name, where a backtracking matcher can be made to take years.
+linear in the name, where a backtracking matcher can be made to take years. A time limit does not help
+there: some patterns of 30 characters exhaust memory while they are compiled.
 """
 
 from __future__ import annotations

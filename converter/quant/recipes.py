@@ -498,6 +498,8 @@ _KEPT_PARTS: Mapping[str, tuple[str, ...]] = {
     "vision": (".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".patch_embd", ".patch_merger"),
     "audio codebook": ("a.rvq.codebook", "mm.a.code_embd"),
 }
+_KEPT_WHY = {part: why for why, parts in _KEPT_PARTS.items() for part in parts}
+_KEPT_PART = re.compile("|".join(map(re.escape, _KEPT_WHY)))
 _KEPT_NAMES = {"position_embd.weight": "positions", "token_types.weight": "token types"}
 _KEPT_GLM5 = (
     "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate", "indexer_compressor_ape",
@@ -526,7 +528,8 @@ def kept_because(spec: TensorSpec, arch: str, leave_output: bool) -> str | None:
         return _KEPT_NAMES[name]
     if arch == "glm5-next" and any(part in name for part in _KEPT_GLM5):
         return "sensitive in GLM-5"
-    return next((why for why, parts in _KEPT_PARTS.items() if any(part in name for part in parts)), None)
+    part = _KEPT_PART.search(name)
+    return None if part is None else _KEPT_WHY[part[0]]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -634,14 +637,16 @@ def _kept(recipe: Recipe, spec: TensorSpec, facts: ModelFacts, options: Options)
 
 
 def _require_effect(overrides: tuple[_Override, ...], why_kept: Mapping[str, str | None]) -> None:
+    usable = [name for name, why in why_kept.items() if why is None]
+    if overrides and not usable:
+        raise UsageError("--tensor-type has no effect: this model has no tensor that may be quantized")
     for override in overrides:
-        matched = [name for name in why_kept if override.pattern.search(name)]
-        if any(why_kept[name] is None for name in matched):
+        if any(override.pattern.search(name) for name in usable):
             continue
-        if matched:
-            detail = f"only tensors that are never quantized: {matched[0]} ({why_kept[matched[0]]})"
+        matched = next((name for name in why_kept if override.pattern.search(name)), None)
+        if matched is not None:
+            detail = f"only tensors that are never quantized, as {matched} ({why_kept[matched]})"
             raise UsageError(f"--tensor-type {override.pattern.text!r} matches {detail}")
-        usable = [name for name, why in why_kept.items() if why is None]
         near = difflib.get_close_matches(override.pattern.text, _stems(usable), n=3, cutoff=0.4)
         found = f"near names: {', '.join(near)}" if near else f"names look like {', '.join(usable[:2])}"
         raise UsageError(f"--tensor-type {override.pattern.text!r} matches no tensor\n{found}")
