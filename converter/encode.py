@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter import kernels
-from converter.dtypes import DType
+from converter.dtypes import F32, DType
 from converter.errors import QuantizationError
 from converter.lazy import decoded, values
 from converter.report import Event, NotFinite, Overflow
@@ -72,7 +72,7 @@ def encoded(
 
     def read(start: int, stop: int) -> Rows:
         numbers = values(tensor, start, stop)
-        bad = kernels.nonfinite(numbers.view(np.uint8), _F32)
+        bad = kernels.nonfinite(numbers.view(np.uint8), F32)
         if bad:
             watch.not_finite(info.name, bad)
         data = _encode(numbers, dtype, weights, start, info.n_rows)
@@ -87,7 +87,7 @@ def encoded(
 
 
 _NARROW = frozenset(("F16", "BF16", "F8_E5M2"))
-_F32 = kernels.F32
+
 
 
 def _encode(

@@ -186,7 +186,7 @@ def _gguf(
     for name in sorted(choices, key=sort_key):
         wanted, choice = dtype(choices[name].type), choices[name]
         results[name] = _retyped(tensors[name], wanted, choice, request, report, watch)
-        steps.append(_step(tensors[name], results[name], choice.rule))
+        steps.append(_step(tensors[name], results[name], _reason(choice)))
     _set_type(metadata, chosen, tensors)
     return checkpoint.replace(tensors=results, config=metadata, dialect="gguf", metadata={}), steps
 
@@ -269,6 +269,10 @@ def _retyped(
             )
         report.add(Requantized(tensor.name, own.name, wanted.name))
     return encoded(tensor, wanted, watch)
+
+
+def _reason(choice: Choice) -> str:
+    return choice.rule + (f"; rows do not fit {choice.fallback_from} -> {choice.type}" if choice.fallback_from else "")
 
 
 def _step(source: LazyTensor, result: LazyTensor, rule: str) -> Step:
