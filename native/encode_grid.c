@@ -296,18 +296,22 @@ ENCODE_GRID(iq3_xxs, {
     for (int j = 0; j < 8; ++j) y->scales_and_signs[j] = rest[j] | (uint32_t)scale_code(inverse, groups[j].scale, 15) << 28;
 })
 
+/* ggml does not step over the bytes of an all-zero group: those of the next group take their place, while
+ * `qh` and the scales stay where they belong. Such a block decodes to other values than were meant. */
 ENCODE_GRID(iq3_s, {
     const float mean_square = 2 * sum_squares(SUPER, x) / SUPER;
     grid_group groups[8];
+    uint8_t *qs = y->qs, *signs = y->signs;
     float w[32];
     for (int j = 0; j < 8; ++j) {
         weigh(32, x + 32 * j, given ? given + 32 * j : NULL, mean_square, 0, w);
         if (!find_group(&IQ3_S, x + 32 * j, w, false, FLT_TRUE_MIN, &groups[j])) continue;
         for (int k = 0; k < 8; ++k) {
-            y->qs[8 * j + k] = (uint8_t)groups[j].index[k];
+            *qs++ = (uint8_t)groups[j].index[k];
             y->qh[j] |= (uint8_t)(groups[j].index[k] >> 8 << k);
         }
-        memcpy(y->signs + 4 * j, groups[j].signs, 4);
+        memcpy(signs, groups[j].signs, 4);
+        signs += 4;
     }
     const float max = largest_scale(8, groups);
     if (!max) continue;

@@ -161,12 +161,26 @@ ENCODE_SIMPLE(q2_0, 64, {
     }
 })
 
-/* Index of the e2m1 value nearest to x / d; the smaller magnitude where two are equally near.
- * The midpoints times d are exact, so this is the argmin of |value * d - x| that ggml computes. */
+/* Index of the value nearest to x among FP4_VALUES times d, the first of equals: as ggml computes it. */
+static int nearest_fp4_by_error(float x, float d) {
+    int best = 0;
+    float least = fabsf((float)FP4_VALUES[0] * d - x);
+    for (int i = 1; i < 16; ++i) {
+        const float error = fabsf((float)FP4_VALUES[i] * d - x);
+        if (error < least) {
+            least = error;
+            best = i;
+        }
+    }
+    return best;
+}
+
+/* The same by comparison with midpoints, which are exact multiples of d. Far outside the range of the codes
+ * (d saturated, or zero) the errors round to equal numbers, and only computing them tells which is first. */
 static int nearest_fp4(float x, float d) {
     static const float MIDDLES[7] = {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f};
     const float magnitude = fabsf(x);
-    if (!(d > 0) || !(magnitude <= FLT_MAX)) return 0;
+    if (!(magnitude <= 16.0f * d)) return nearest_fp4_by_error(x, d);
     int index = 0;
     for (int i = 0; i < 7; ++i) index += magnitude > MIDDLES[i] * d;
     return index && x < 0 ? index + 8 : index;
