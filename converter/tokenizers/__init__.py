@@ -1,0 +1,213 @@
+"""Tokenizer files of a Hugging Face folder -> `tokenizer.ggml.*` metadata, and back.
+
+Nothing here needs transformers, tokenizers or sentencepiece, and nothing is executed: files are
+read within limits, expressions run under a time limit, and every failure is one TokenizerError.
+Reference for keys, values, types and order: llama.cpp's convert_hf_to_gguf.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from converter.errors import MissingPart, TokenizerError, UnknownPreTokenizer, UsageError
+from converter.metadata import Array, Metadata, boolean, text, u32
+from converter.report import Event, Note, VocabularyPadded
+from converter.tokenizers.build import (
+    Built, build_bpe, build_spm, build_spm_json, build_unigram, build_unigram_json, build_wordpiece, build_xlmr,
+    is_spm_json, model_kind,
+)
+from converter.tokenizers.files import Source, TokenizerFiles
+from converter.tokenizers.pretokenizer import check_name, find_name
+from converter.tokenizers.sentencepiece import read_sentencepiece
+from converter.tokenizers.special import TYPES, read_special
+from converter.tokenizers.styles import READERS, SPACE_PREFIX, Style, style_of
+from converter.tokenizers.vocabulary import Vocabulary, read_vocabulary
+
+__all__ = ["FILES", "Tokenizer", "read_tokenizer"]
+
+# What a caller should look for in a model's folder; additional_chat_templates/*.jinja belong to them.
+FILES = (
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+    "chat_template.jinja", "chat_template.json",
+)
+_SPM_FILES = {"spm": ("tokenizer.model",), "unigram": ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")}
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """`metadata` in write order, what the user should know, and the number of tokens (embedding rows)."""
+
+    metadata: Metadata
+    events: tuple[Event, ...]
+    n_tokens: int
+
+
+def read_tokenizer(
+    files: Mapping[str, Source],
+    config: Mapping[str, object],
+    *,
+    n_rows: int | None,
+    arch: str,
+    pre: str | None = None,
+    style: str | None = None,
+) -> Tokenizer:
+    """Turn a folder's tokenizer into GGUF metadata.
+
+    Args:
+        files: name relative to the folder -> a path, or a callable giving the bytes; see FILES.
+        config: the parsed config.json.
+        n_rows: rows of the token embedding; None takes config's vocab_size.
+        arch: GGUF architecture name; chooses the row of the styles table.
+        pre: pre-tokenizer name that wins over detection.
+        style: reader that wins over the table, one of READERS.
+
+    Raises:
+        MissingPart: none of the files that a reader needs is there.
+        TokenizerError: damaged or contradictory files, or more tokens than rows.
+        UnknownPreTokenizer: the pre-tokenizer has no known name and `pre` is None.
+        UsageError: `pre` or `style` is not known.
+    """
+    if pre is not None:
+        check_name(pre)
+    if style is not None and style not in READERS:
+        raise UsageError(f"unknown tokenizer style {style!r}; known: {', '.join(READERS)}")
+    row = style_of(arch)
+    if (style or row.readers[0]) == "none":
+        return Tokenizer({"tokenizer.ggml.model": text("none")}, (), 0)
+    job = _Job(TokenizerFiles(files), config, row, _rows(n_rows, config, row), pre)
+    return job.run((style,) if style else row.readers)
+
+
+def _rows(n_rows: int | None, config: Mapping[str, object], style: Style) -> int | None:
+    """Embedding rows, else the vocabulary size the config declares (rounded up where the architecture does)."""
+    if n_rows is not None:
+        return n_rows
+    inner = config.get("text_config")
+    sizes = (config.get("vocab_size"), inner.get("vocab_size") if isinstance(inner, Mapping) else None)
+    size = next((s for s in sizes if isinstance(s, int) and not isinstance(s, bool) and s > 0), None)
+    return None if size is None else -(-size // style.round_to) * style.round_to
+
+
+@dataclass
+class _Job:
+    files: TokenizerFiles
+    config: Mapping[str, object]
+    style: Style
+    rows: int | None
+    pre: str | None
+    events: list[Event] = field(default_factory=list)
+    _vocabulary: Vocabulary | None = None
+
+    def run(self, readers: tuple[str, ...]) -> Tokenizer:
+        built = next((b for reader in readers if (b := self._build(reader)) is not None), None)
+        if built is None:
+            raise self._nothing_found(readers)
+        metadata: Metadata = dict(self.style.first)
+        if self.style.space_prefix == "first":
+            metadata.update(self._space_prefix())
+        if built.reader == "wordpiece" and (count := self._token_types()) is not None:
+            metadata["tokenizer.ggml.token_type_count"] = u32(count)
+        metadata.update(built.head)
+        self._write_special(built, metadata)
+        metadata.update(self._tail(built))
+        self.events += built.events
+        if built.rows.filled < built.rows.size:
+            self.events.append(VocabularyPadded(built.rows.filled, built.rows.size))
+        return Tokenizer(metadata, tuple(self.events), built.rows.size)
+
+    # --- readers
+
+    def _build(self, reader: str) -> Built | None:
+        """What `reader` makes of the files; None when they are not its kind."""
+        name = self.files.first(*_SPM_FILES.get(reader, ()))
+        if name is not None:
+            return self._build_model(reader, name)
+        if reader == "spm" or self.files.first("tokenizer.json", "vocab.json", "vocab.txt") is None:
+            return None
+        vocabulary = self._read_vocabulary()
+        if reader == "hf-spm" and is_spm_json(vocabulary):
+            return build_spm_json(vocabulary, self.rows)
+        if reader == "bpe" and vocabulary.kind in ("BPE", "WordLevel"):
+            return build_bpe(vocabulary, self._pre_name(vocabulary), self.rows)
+        if reader == "wordpiece" and vocabulary.kind == "WordPiece":
+            return build_wordpiece(vocabulary, self._wordpiece_pre(vocabulary), self.rows)
+        if reader == "unigram" and vocabulary.kind == "Unigram":
+            return build_unigram_json(vocabulary, self._token_types(), self.rows)
+        return None
+
+    def _build_model(self, reader: str, name: str) -> Built | None:
+        if reader == "spm":
+            return build_spm(self.files, name, self.style, self.rows)
+        model = read_sentencepiece(self.files.data(name), name)
+        if name == "sentencepiece.bpe.model":
+            return build_xlmr(model, self._token_types(), self.rows)
+        return build_unigram(model, self.files, self.style, self.rows) if model_kind(model) == "unigram" else None
+
+    def _read_vocabulary(self) -> Vocabulary:
+        if self._vocabulary is None:
+            self._vocabulary = read_vocabulary(self.files, self.config)
+        return self._vocabulary
+
+    def _pre_name(self, vocabulary: Vocabulary) -> str:
+        if self.pre is not None:
+            return self.pre
+        name, event = find_name(vocabulary)
+        if event is not None:
+            self.events.append(event)
+        return name
+
+    def _wordpiece_pre(self, vocabulary: Vocabulary) -> str:
+        """The runtime cuts WordPiece text in one way only, so an unknown name does no harm."""
+        try:
+            return self._pre_name(vocabulary)
+        except UnknownPreTokenizer:
+            self.events.append(Note("WordPiece vocabulary without a known hash: pre-tokenizer written as 'default'"))
+            return "default"
+
+    def _nothing_found(self, readers: tuple[str, ...]) -> TokenizerError | MissingPart:
+        if self.files.first(*_SPM_FILES["unigram"], "tokenizer.json", "vocab.json", "vocab.txt") is None:
+            more = " (tekken.json alone is not read)" if "tekken.json" in self.files else ""
+            return MissingPart(
+                f"no tokenizer in the model's folder{more}: tokenizer.model, tokenizer.json, vocab.json or vocab.txt "
+                "is needed"
+            )
+        kind = self._read_vocabulary().kind if self.files.first("tokenizer.json", "vocab.json", "vocab.txt") else "a model"
+        return TokenizerError(
+            f"the tokenizer is of kind {kind}, which none of {', '.join(readers)} reads; "
+            f"pass another style of {', '.join(READERS)}"
+        )
+
+    # --- keys around the vocabulary
+
+    def _write_special(self, built: Built, metadata: Metadata) -> None:
+        limit = built.rows.size if built.limit else None
+        if built.reader == "bpe" and built.merges:
+            metadata["tokenizer.ggml.merges"] = Array("str", list[str | bytes](built.merges))
+        special = read_special(self.files, self.config, n_tokens=limit, types=TYPES)
+        for name, content in self.style.ids:
+            special.set_id(name, self._read_vocabulary().id_of(content), None)
+        special.write(metadata)
+        self.events += special.events
+
+    def _tail(self, built: Built) -> Metadata:
+        tail: Metadata = {}
+        if not self.style.last_reader or self.style.last_reader == built.reader:
+            tail.update(self.style.last)
+        if self.style.space_prefix == "last":
+            tail.update(self._space_prefix())
+        if self.style.token_types and built.reader == "bpe" and (count := self._token_types()) is not None:
+            tail["tokenizer.ggml.token_type_count"] = u32(count)
+        tail.update((self.style.by_rows or {}).get(built.rows.size, ()))
+        return tail
+
+    def _space_prefix(self) -> Metadata:
+        value = self.files.json("tokenizer_config.json").get("add_prefix_space")
+        return {SPACE_PREFIX: boolean(value)} if isinstance(value, bool) else {}
+
+    def _token_types(self) -> int | None:
+        if not self.style.token_types:
+            return None
+        count = self.config.get("type_vocab_size", 1)
+        return count if isinstance(count, int) and 0 <= count < 1 << 32 else 1

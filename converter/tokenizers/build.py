@@ -1,0 +1,316 @@
+"""Tokens, types and scores for each kind of tokenizer, laid out by embedding row.
+
+Token types are llama.cpp's: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. A row
+that no token claims holds "[PADn]", unused, score -10000, as llama.cpp's converter writes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from converter.errors import TokenizerError
+from converter.metadata import Array, Metadata, boolean, text, u32
+from converter.report import Dropped, Event, Note
+from converter.tokenizers.encoder import Decoder
+from converter.tokenizers.files import TokenizerFiles, as_dict, as_id, as_list, as_text
+from converter.tokenizers.sentencepiece import (
+    BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceModel, read_sentencepiece,
+)
+from converter.tokenizers.styles import SPACE_PREFIX, Style
+from converter.tokenizers.vocabulary import Vocabulary
+
+PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
+MARK = "▁"
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
+_SPECIAL_LOOKS = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
+_SPECIAL_AFFIXES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+
+
+@dataclass
+class Rows:
+    """One slot per embedding row; a slot that stays empty becomes a padding token."""
+
+    size: int
+    texts: list[str | None] = field(init=False)
+    types: np.ndarray = field(init=False)
+    scores: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = [None] * self.size
+        self.types = np.full(self.size, UNUSED, np.int32)
+        self.scores = np.full(self.size, PAD_SCORE, np.float32)
+
+    def set(self, at: int, token: str, kind: int, score: float = ADDED_SCORE) -> None:
+        self.texts[at], self.types[at], self.scores[at] = token, kind, score
+
+    @property
+    def filled(self) -> int:
+        return sum(token is not None for token in self.texts)
+
+    def arrays(self, *, scores: bool) -> Iterator[tuple[str, Array]]:
+        """The tokens, scores and token_type keys in the reference's order."""
+        tokens: list[str | bytes] = [f"[PAD{i}]" if t is None else t for i, t in enumerate(self.texts)]
+        try:
+            "".join(tokens).encode()  # type: ignore[arg-type]
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"a token holds half a surrogate pair and cannot be stored ({error.reason})") from None
+        yield "tokenizer.ggml.tokens", Array("str", tokens)
+        if scores:
+            yield "tokenizer.ggml.scores", Array("f32", self.scores)
+        yield "tokenizer.ggml.token_type", Array("i32", self.types)
+
+
+@dataclass
+class Built:
+    """A tokenizer laid out: `head` in write order; `limit` says whether special ids must lie within the rows."""
+
+    reader: str
+    rows: Rows
+    head: Metadata
+    merges: list[str] = field(default_factory=list)
+    limit: bool = True
+    events: list[Event] = field(default_factory=list)
+
+
+def looks_special(token: str) -> bool:
+    """Whether an added token is a control token by its looks, whatever its flags say."""
+    return token in _SPECIAL_LOOKS or any(token.startswith(a) and token.endswith(b) for a, b in _SPECIAL_AFFIXES)
+
+
+def check_size(n_tokens: int, rows: int) -> None:
+    """Raise TokenizerError when there are more tokens than embedding rows."""
+    if n_tokens > rows:
+        raise TokenizerError(
+            f"tokenizer has {n_tokens} tokens, the embedding {rows} rows: they do not belong together\n"
+            "check that the tokenizer files and config.json's vocab_size are those of this model"
+        )
+
+
+# --- SentencePiece
+
+
+def build_spm(files: TokenizerFiles, name: str, style: Style, rows: int | None) -> Built:
+    """`tokenizer.model` of either kind, as the "llama" tokenizer model."""
+    model = read_sentencepiece(files.data(name), name)
+    table, events = _spm_rows(files, model, style, rows)
+    head: Metadata = {"tokenizer.ggml.model": text("llama"), "tokenizer.ggml.pre": text("default")}
+    head.update(table.arrays(scores=True))
+    return Built("spm", table, head, events=events)
+
+
+def _spm_rows(files: TokenizerFiles, model: SentencePieceModel, style: Style, rows: int | None) -> tuple[Rows, list[Event]]:
+    table = Rows(len(model) if rows is None else rows)
+    check_size(len(model), table.size)
+    for i, piece in enumerate(model.pieces):
+        kind = model.types[i]
+        table.set(i, piece.decode(), NORMAL if kind == USER_DEFINED else kind, model.scores[i])
+    events: list[Event] = []
+    for content, i in files.json("added_tokens.json").items():
+        _set_added(table, as_id(i, "added_tokens.json"), content, USER_DEFINED, "added_tokens.json", events)
+    _overlay(files, table, style, events)
+    return table, events
+
+
+def _set_added(table: Rows, i: int, content: str, kind: int, source: str, events: list[Event]) -> None:
+    if i < table.size:
+        table.set(i, content, kind)
+    else:
+        events.append(Dropped(f"token {i} {content!r} of {source}", f"the embedding has {table.size} rows"))
+
+
+def _overlay(files: TokenizerFiles, table: Rows, style: Style, events: list[Event]) -> None:
+    where = "tokenizer_config.json added_tokens_decoder"
+    for key, value in as_dict(files.json("tokenizer_config.json").get("added_tokens_decoder"), where).items():
+        fields = as_dict(value, where)
+        content, kind = _added_kind(as_text(fields.get("content"), where), bool(fields.get("special")), style)
+        _set_added(table, as_id(key, where), content, kind, "tokenizer_config.json", events)
+    where = "tokenizer.json added_tokens"
+    for entry in as_list(files.json("tokenizer.json").get("added_tokens"), where):
+        fields = as_dict(entry, where)
+        i = as_id(fields.get("id"), where)
+        if style.keep_added or (i < table.size and table.texts[i] is None):
+            content, kind = _added_kind(as_text(fields.get("content"), where), bool(fields.get("special")), style)
+            _set_added(table, i, content, kind, "tokenizer.json", events)
+
+
+def _added_kind(content: str, special: bool, style: Style) -> tuple[str, int]:
+    if special or (looks_special(content) and not style.keep_added):
+        return content, CONTROL
+    return content if style.keep_added else content.replace(MARK, " "), USER_DEFINED
+
+
+# --- tokenizer.json of a SentencePiece-like BPE
+
+
+def is_spm_json(vocabulary: Vocabulary) -> bool:
+    """Whether tokenizer.json is Llama's kind of BPE: byte fallback, and a decoder that is a sequence."""
+    model = as_dict(vocabulary.tokenizer.get("model"), "tokenizer.json model")
+    decoder = as_dict(vocabulary.tokenizer.get("decoder"), "tokenizer.json decoder")
+    return vocabulary.kind == "BPE" and bool(model.get("byte_fallback")) and decoder.get("type") == "Sequence"
+
+
+def build_spm_json(vocabulary: Vocabulary, rows: int | None) -> Built:
+    """Llama-style tokenizer.json as the "llama" tokenizer model.
+
+    llama.cpp's converter gives every token the score -1000. Its runtime merges by score, so those
+    scores cut text elsewhere than the tokenizer does; here the score is minus the merge's place.
+    """
+    by_id = vocabulary.by_id()
+    table = Rows(max(by_id) + 1 if rows is None else rows)
+    check_size(max(by_id) + 1, table.size)
+    special = vocabulary.special_ids()
+    scores = _merge_scores(vocabulary)
+    count = len(vocabulary.base)
+    for i, token in by_id.items():
+        kind = BYTE if _BYTE_TOKEN.fullmatch(token) else CONTROL if i in special else NORMAL
+        if i >= count:
+            kind = CONTROL if i in special else USER_DEFINED
+        table.set(i, token, kind, scores.get(token, ADDED_SCORE if i >= count else 0.0))
+    head: Metadata = {"tokenizer.ggml.model": text("llama"), "tokenizer.ggml.pre": text("default")}
+    head.update(table.arrays(scores=True))
+    note = Note("tokenizer.json alone: token scores derived from the order of its merges")
+    return Built("hf-spm", table, head, events=[note])
+
+
+def _merge_scores(vocabulary: Vocabulary) -> dict[str, float]:
+    """Score per token that a merge makes: minus the place of the first such merge; other plain tokens last."""
+    scores: dict[str, float] = {}
+    for place, merge in enumerate(vocabulary.merges):
+        left, _, right = merge.partition(" ")
+        scores.setdefault(left + right, -float(place))
+    last = -float(len(vocabulary.merges))
+    for token in vocabulary.base:
+        if token not in vocabulary.added and not _BYTE_TOKEN.fullmatch(token):
+            scores.setdefault(token, last)
+    return scores
+
+
+# --- byte-level BPE and WordPiece
+
+
+def build_bpe(vocabulary: Vocabulary, pre: str, rows: int | None) -> Built:
+    """BPE as the "gpt2" tokenizer model."""
+    table = _plain_rows(vocabulary, rows)
+    head: Metadata = {"tokenizer.ggml.model": text("gpt2"), "tokenizer.ggml.pre": text(pre)}
+    head.update(table.arrays(scores=False))
+    return Built("bpe", table, head, merges=vocabulary.merges, limit=False)
+
+
+def build_wordpiece(vocabulary: Vocabulary, pre: str, rows: int | None) -> Built:
+    """WordPiece as the "bert" tokenizer model: word starts marked with ▁ instead of continuations with ##."""
+    table = _plain_rows(vocabulary, rows)
+    for i, token in enumerate(table.texts):
+        if table.types[i] != CONTROL:
+            token = f"[PAD{i}]" if token is None else token
+            table.texts[i] = token[2:] if token.startswith("##") else MARK + token
+    head: Metadata = {"tokenizer.ggml.model": text("bert"), "tokenizer.ggml.pre": text(pre)}
+    head.update(table.arrays(scores=False))
+    return Built("wordpiece", table, head)
+
+
+def _plain_rows(vocabulary: Vocabulary, rows: int | None) -> Rows:
+    by_id = vocabulary.by_id()
+    table = Rows(max(by_id) + 1 if rows is None else rows)
+    check_size(max(by_id) + 1, table.size)
+    for token, i in vocabulary.base.items():
+        table.texts[i] = token
+    table.types[np.fromiter(by_id, np.int64, len(by_id))] = NORMAL
+    decoder = Decoder(vocabulary.tokenizer.get("decoder"))
+    for added in vocabulary.added.values():
+        content = added.content if added.normalized else decoder.token(added.content)
+        if added.special or looks_special(content):
+            table.set(added.id, content, CONTROL)
+        else:
+            table.set(added.id, content.replace(MARK, " "), USER_DEFINED)
+    return table
+
+
+# --- Unigram
+
+
+def build_unigram(model: SentencePieceModel, files: TokenizerFiles, style: Style, rows: int | None) -> Built:
+    """A unigram SentencePiece model as the "t5" tokenizer model."""
+    if model.model_type != UNIGRAM:
+        raise TokenizerError("a unigram model was expected, this SentencePiece model is BPE; pass the style spm")
+    table, events = _spm_rows(files, model, style, rows)
+    head = _unigram_head(
+        table, model.add_dummy_prefix, model.remove_extra_whitespaces, model.precompiled_charsmap, None
+    )
+    return Built("unigram", table, head, events=events)
+
+
+def build_xlmr(model: SentencePieceModel, token_types: int | None, rows: int | None) -> Built:
+    """XLM-RoBERTa's sentencepiece.bpe.model: its ids are shifted by fairseq's four special tokens."""
+    if model.model_type != UNIGRAM:
+        raise TokenizerError("sentencepiece.bpe.model: a unigram model was expected")
+    special = (("<s>", CONTROL), ("<pad>", CONTROL), ("</s>", CONTROL), ("<unk>", UNKNOWN))
+    table = Rows(len(model) if rows is None else rows)
+    check_size(len(model), table.size)
+    for i, (token, kind) in enumerate(special):
+        table.set(i, token, kind, 0.0)
+    for i in range(3, len(model)):
+        if i + 1 < table.size:
+            table.set(i + 1, model.pieces[i].decode(), model.types[i], model.scores[i])
+    head = _unigram_head(
+        table, model.add_dummy_prefix, model.remove_extra_whitespaces, model.precompiled_charsmap, token_types
+    )
+    return Built("unigram", table, head)
+
+
+def build_unigram_json(vocabulary: Vocabulary, token_types: int | None, rows: int | None) -> Built:
+    """A unigram tokenizer.json as the "t5" tokenizer model."""
+    by_id = vocabulary.by_id()
+    table = Rows(max(by_id) + 1 if rows is None else rows)
+    check_size(max(by_id) + 1, table.size)
+    model = as_dict(vocabulary.tokenizer.get("model"), "tokenizer.json model")
+    unknown = vocabulary.id_of(vocabulary.named.get("unk", ""))
+    if unknown is None:
+        unknown = as_id(model.get("unk_id", 3), "tokenizer.json model unk_id")
+    special = vocabulary.special_ids()
+    added = {token.id for token in vocabulary.added.values()}
+    for i, token in by_id.items():
+        kind = UNKNOWN if i == unknown else CONTROL if i in special else USER_DEFINED if i in added else NORMAL
+        table.set(i, token, kind, vocabulary.scores[i] if i < len(vocabulary.scores) else ADDED_SCORE)
+    words = str(vocabulary.tokenizer.get("pre_tokenizer"))
+    head = _unigram_head(
+        table, "Metaspace" in words, "WhitespaceSplit" in words, _charsmap(vocabulary.tokenizer.get("normalizer")),
+        token_types,
+    )
+    return Built("unigram", table, head)
+
+
+def _unigram_head(table: Rows, prefix: bool, collapse: bool, charsmap: bytes, token_types: int | None) -> Metadata:
+    head: Metadata = {"tokenizer.ggml.model": text("t5"), "tokenizer.ggml.pre": text("default")}
+    head.update(table.arrays(scores=True))
+    head[SPACE_PREFIX] = boolean(prefix)
+    if token_types is not None:
+        head["tokenizer.ggml.token_type_count"] = u32(token_types)
+    head["tokenizer.ggml.remove_extra_whitespaces"] = boolean(collapse)
+    if charsmap:
+        head["tokenizer.ggml.precompiled_charsmap"] = Array("u8", np.frombuffer(charsmap, np.uint8))
+    return head
+
+
+def _charsmap(spec: object) -> bytes:
+    where = "tokenizer.json normalizer"
+    fields: Mapping[str, object] = as_dict(spec, where)
+    parts = as_list(fields.get("normalizers"), where) if fields.get("type") == "Sequence" else [fields]
+    for part in parts:
+        encoded = as_dict(part, where).get("precompiled_charsmap")
+        if isinstance(encoded, str):
+            try:
+                return base64.b64decode(encoded, validate=True)
+            except binascii.Error:
+                raise TokenizerError(f"{where}: precompiled_charsmap is not base64") from None
+    return b""
+
+
+def model_kind(model: SentencePieceModel) -> str:
+    """The reader for a SentencePiece model: "spm" for BPE, "unigram"."""
+    return "spm" if model.model_type == BPE else "unigram"

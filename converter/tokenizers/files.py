@@ -1,0 +1,153 @@
+"""Bounded reading of tokenizer files: sizes checked before reading, JSON without surprises.
+
+A tokenizer folder comes from strangers. Every file has a size limit, JSON must be UTF-8, may not
+repeat a key, nest beyond the parser's depth or hold NaN, and each failure is one TokenizerError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from converter.errors import TokenizerError
+
+Source = Path | Callable[[], bytes]
+
+MIB = 1 << 20
+# The largest published tokenizer.json files are near 35 MB, SentencePiece models near 5 MB.
+MAX_BYTES = {"tokenizer.json": 96 * MIB, "vocab.json": 96 * MIB, ".model": 64 * MIB, ".txt": 32 * MIB}
+MAX_OTHER = 16 * MIB
+MAX_TOKENS = 1 << 22
+
+
+class TokenizerFiles:
+    """The files of one tokenizer, by their name relative to the model folder; parsed JSON is kept."""
+
+    def __init__(self, files: Mapping[str, Source]) -> None:
+        self._files = dict(files)
+        self._json: dict[str, dict[str, object]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def first(self, *names: str) -> str | None:
+        """The first of `names` that is there."""
+        return next((name for name in names if name in self._files), None)
+
+    def data(self, name: str) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            TokenizerError: absent, unreadable, or larger than any tokenizer file has a reason to be.
+        """
+        source = self._files.get(name)
+        if source is None:
+            raise TokenizerError(f"{name}: not there")
+        limit = _limit(name)
+        try:
+            if isinstance(source, Path):
+                if source.stat().st_size > limit:
+                    raise TokenizerError(f"{name}: larger than the {limit // MIB} MiB this file may have")
+                data = source.read_bytes()
+            else:
+                data = source()
+        except OSError as error:
+            raise TokenizerError(f"{name}: cannot be read ({error.strerror or error})") from error
+        if len(data) > limit:
+            raise TokenizerError(f"{name}: larger than the {limit // MIB} MiB this file may have")
+        return data
+
+    def text(self, name: str) -> str:
+        """The file as UTF-8 text, a byte order mark dropped.
+
+        Raises:
+            TokenizerError: as `data`, or not UTF-8.
+        """
+        try:
+            return self.data(name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{name}: not UTF-8 at byte {error.start}") from error
+
+    def json(self, name: str) -> dict[str, object]:
+        """The file as a JSON object; empty when the file is not there.
+
+        Raises:
+            TokenizerError: not JSON, not an object, a repeated key, nested too deeply.
+        """
+        if name not in self._json:
+            self._json[name] = parse_object(self.text(name), name) if name in self._files else {}
+        return self._json[name]
+
+
+def _limit(name: str) -> int:
+    return next((limit for suffix, limit in MAX_BYTES.items() if name.endswith(suffix)), MAX_OTHER)
+
+
+def parse_object(text: str, name: str) -> dict[str, object]:
+    """JSON text as an object; see `TokenizerFiles.json`. `name` is for messages."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise TokenizerError(f"{name}: key {_short(again)} appears twice in one object")
+        return found
+
+    def constant(word: str) -> object:
+        raise TokenizerError(f"{name}: {word} is not JSON")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except RecursionError:
+        raise TokenizerError(f"{name}: nested too deeply") from None
+    except ValueError as error:
+        raise TokenizerError(f"{name}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{name}: a JSON object was expected, found {type(value).__name__}")
+    return value
+
+
+def _short(value: object) -> str:
+    shown = ascii(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def as_dict(value: object, where: str) -> dict[str, object]:
+    """`value` when it is an object, an empty one for null; otherwise a TokenizerError naming `where`."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{where}: an object was expected, found {_short(value)}")
+    return value
+
+
+def as_list(value: object, where: str) -> list[object]:
+    """`value` when it is a list, an empty one for null; otherwise a TokenizerError naming `where`."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise TokenizerError(f"{where}: a list was expected, found {_short(value)}")
+    return value
+
+
+def as_text(value: object, where: str) -> str:
+    """`value` when it is a string; otherwise a TokenizerError naming `where`."""
+    if not isinstance(value, str):
+        raise TokenizerError(f"{where}: a string was expected, found {_short(value)}")
+    return value
+
+
+def as_id(value: object, where: str) -> int:
+    """`value` when it is a token id from 0 to MAX_TOKENS; otherwise a TokenizerError naming `where`."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TokenizerError(f"{where}: a token id was expected, found {_short(value)}")
+    if not 0 <= value < MAX_TOKENS:
+        raise TokenizerError(f"{where}: token id {value} is out of range (0 to {MAX_TOKENS - 1})")
+    return value

@@ -1,0 +1,317 @@
+"""The vocabulary of a Hugging Face tokenizer folder: base tokens, merges, added tokens, named special tokens.
+
+Reads `tokenizer.json`, or the older pairs `vocab.json` + `merges.txt` and `vocab.txt`, and lays
+tokenizer_config.json, special_tokens_map.json and added_tokens.json over them as transformers does
+when it loads the folder. Everything is checked here, so what follows can index without fear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from converter.errors import TokenizerError
+from converter.tokenizers.files import MAX_TOKENS, TokenizerFiles, as_dict, as_id, as_list, as_text
+from converter.tokenizers.splitting import byte_alphabet
+
+NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+# Special tokens that a tokenizer class brings without being told; used where the vocabulary has them.
+_ENDOFTEXT = "<|endoftext|>"
+CLASS_DEFAULTS: dict[str, dict[str, str]] = {
+    "LlamaTokenizer": {"unk": "<unk>", "bos": "<s>", "eos": "</s>"},
+    "GPT2Tokenizer": {"unk": _ENDOFTEXT, "bos": _ENDOFTEXT, "eos": _ENDOFTEXT},
+    "Qwen2Tokenizer": {"unk": _ENDOFTEXT, "eos": _ENDOFTEXT, "pad": _ENDOFTEXT},
+    "BertTokenizer": {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"},
+    "RobertaTokenizer": {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>",
+                         "mask": "<mask>"},
+}
+_CLASS_OF_MODEL = {
+    "llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "mixtral": "LlamaTokenizer", "gpt2": "GPT2Tokenizer",
+    "starcoder2": "GPT2Tokenizer", "phi": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen2_moe": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer", "qwen3_moe": "Qwen2Tokenizer", "bert": "BertTokenizer", "roberta": "RobertaTokenizer",
+}
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token outside the model's own segmentation; `normalized` says whether text is normalized before it is found."""
+
+    id: int
+    content: str
+    special: bool = False
+    normalized: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens by text. `kind` is the model type (BPE, WordPiece, WordLevel, Unigram).
+
+    base: token -> id of the model; scores: per id, Unigram only; merges: "left right", best first;
+    added: by text, ids resolved; named: bos, eos, ... -> text; extra: further special tokens;
+    tokenizer: the tokenizer.json, or what the older files amount to; from_json: which of the two.
+    """
+
+    kind: str
+    base: dict[str, int]
+    merges: list[str]
+    added: dict[str, AddedToken]
+    named: dict[str, str]
+    extra: tuple[str, ...]
+    tokenizer: dict[str, object]
+    from_json: bool
+    scores: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.base) + sum(content not in self.base for content in self.added)
+
+    def ranks(self) -> dict[str, int]:
+        """Merge -> its priority, lower first."""
+        return dict(zip(self.merges, range(len(self.merges)), strict=True))
+
+    def by_id(self) -> dict[int, str]:
+        """Id -> token text, added tokens over base tokens."""
+        texts = {i: token for token, i in self.base.items()}
+        texts.update((token.id, token.content) for token in self.added.values())
+        return texts
+
+    def special_ids(self) -> set[int]:
+        """Ids of the named and extra special tokens (not of every token flagged special)."""
+        found = (self.id_of(content) for content in (*self.named.values(), *self.extra))
+        return {i for i in found if i is not None}
+
+    def id_of(self, content: str) -> int | None:
+        token = self.added.get(content)
+        return self.base.get(content) if token is None else token.id
+
+
+def read_vocabulary(files: TokenizerFiles, config: Mapping[str, object]) -> Vocabulary:
+    """The vocabulary of the folder.
+
+    Raises:
+        TokenizerError: no such files, malformed or contradictory ones.
+    """
+    settings = files.json("tokenizer_config.json")
+    source = files.first("tokenizer.json", "vocab.json", "vocab.txt")
+    if source is None:
+        raise TokenizerError("no tokenizer.json, vocab.json or vocab.txt in the model's folder")
+    tokenizer = files.json(source) if source == "tokenizer.json" else _from_older_files(files, source, settings, config)
+    model = as_dict(tokenizer.get("model"), f"{source} model")
+    kind = _kind(model, source)
+    base, scores = _base(model, kind, source)
+    named, extra = _special_tokens(files, settings, config)
+    added = _added_tokens(as_list(tokenizer.get("added_tokens"), f"{source} added_tokens"), base, source)
+    added = _lay_over(added, base, settings, (*named.values(), *extra))
+    return Vocabulary(
+        kind, base, _merges(model, base, kind, source), added, named, extra, tokenizer, source == "tokenizer.json", scores
+    )
+
+
+def _kind(model: dict[str, object], source: str) -> str:
+    if "type" in model:
+        return as_text(model["type"], f"{source} model type")
+    if "merges" in model:
+        return "BPE"
+    return "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
+
+
+def _base(model: dict[str, object], kind: str, source: str) -> tuple[dict[str, int], list[float]]:
+    vocab = model.get("vocab")
+    where = f"{source} vocab"
+    if kind == "Unigram":
+        return _unigram(as_list(vocab, where), where)
+    base: dict[str, int] = {}
+    for token, i in as_dict(vocab, where).items():
+        base[token] = i if type(i) is int and 0 <= i < MAX_TOKENS else as_id(i, f"{where} {ascii(token)[:60]}")
+    if not base:
+        raise TokenizerError(f"{source}: the vocabulary is empty")
+    if len(set(base.values())) != len(base):
+        raise TokenizerError(f"{source}: two tokens of the vocabulary share one id")
+    return base, []
+
+
+def _unigram(entries: list[object], where: str) -> tuple[dict[str, int], list[float]]:
+    base: dict[str, int] = {}
+    scores: list[float] = []
+    for i, entry in enumerate(entries):
+        pair = as_list(entry, where)
+        if len(pair) != 2 or isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
+            raise TokenizerError(f"{where}: entry {i} is not a [token, score] pair")
+        if base.setdefault(as_text(pair[0], where), i) != i:
+            raise TokenizerError(f"{where}: token {ascii(pair[0])[:60]} appears twice")
+        scores.append(float(pair[1]))
+    return base, scores
+
+
+def _merges(model: dict[str, object], base: dict[str, int], kind: str, source: str) -> list[str]:
+    """Merges as "left right"; a space inside a token becomes its byte-level letter, as in llama.cpp's converter."""
+    if kind != "BPE":
+        return []
+    entries = as_list(model.get("merges"), f"{source} merges")
+    cut = len(str(model.get("continuing_subword_prefix") or ""))
+    space = byte_alphabet()[ord(" ")]
+    merges: list[str] = []
+    for at, entry in enumerate(entries):
+        pair = entry.split(" ") if isinstance(entry, str) else entry
+        if not isinstance(pair, list) or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
+            raise TokenizerError(f"{source}: merge {at} is not a pair of tokens")
+        left, right = pair
+        if left not in base or right not in base or left + right[cut:] not in base:
+            raise TokenizerError(f"{source}: merge {at} ({ascii(left)[:40]} {ascii(right)[:40]}) names an unknown token")
+        merges.append(entry if isinstance(entry, str) else f"{left.replace(' ', space)} {right.replace(' ', space)}")
+    return merges
+
+
+# --- special and added tokens
+
+
+def _token_text(value: object) -> str | None:
+    """A token given as a string or as an object with `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None
+
+
+def _special_tokens(
+    files: TokenizerFiles, settings: dict[str, object], config: Mapping[str, object]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(named, extra) special tokens; tokenizer_config.json over special_tokens_map.json over the class's defaults."""
+    mapped = files.json("special_tokens_map.json")
+    defaults = CLASS_DEFAULTS.get(tokenizer_class(settings, config), {})
+    named: dict[str, str] = {}
+    for name in NAMED:
+        key = f"{name}_token"
+        given = settings.get(key) if key in settings else mapped.get(key, defaults.get(name))
+        if (text := _token_text(given)) is not None:
+            named[name] = text
+    extra: list[object] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        value = settings.get(key, mapped.get(key))
+        extra += value.values() if isinstance(value, dict) else as_list(value, f"tokenizer_config.json {key}")
+    return named, tuple(dict.fromkeys(text for item in extra if (text := _token_text(item)) is not None))
+
+
+def tokenizer_class(settings: Mapping[str, object], config: Mapping[str, object]) -> str:
+    """The tokenizer class without its Fast suffix, by tokenizer_config.json, else by the model type."""
+    name = settings.get("tokenizer_class") or _CLASS_OF_MODEL.get(str(config.get("model_type")), "")
+    return str(name).removesuffix("Fast")
+
+
+def _added_tokens(entries: list[object], base: dict[str, int], source: str) -> dict[str, AddedToken]:
+    where = f"{source} added_tokens"
+    added: dict[str, AddedToken] = {}
+    taken = {i: token for token, i in base.items()}
+    for entry in entries:
+        fields = as_dict(entry, where)
+        token = _added(as_id(fields.get("id"), where), fields, where)
+        known = taken.setdefault(token.id, token.content)
+        if known != token.content or base.get(token.content, token.id) != token.id:
+            raise TokenizerError(
+                f"{where}: {ascii(token.content)[:60]} has id {token.id}, which the vocabulary gives to {ascii(known)[:60]}"
+            )
+        added[token.content] = token
+    return added
+
+
+def _added(i: int, fields: Mapping[str, object], where: str) -> AddedToken:
+    special = bool(fields.get("special"))
+    return AddedToken(
+        i, as_text(fields.get("content"), where), special, bool(fields.get("normalized", not special)),
+        *(bool(fields.get(flag)) for flag in ("lstrip", "rstrip", "single_word")),
+    )
+
+
+def _lay_over(
+    added: dict[str, AddedToken], base: dict[str, int], settings: dict[str, object], special: Iterable[str]
+) -> dict[str, AddedToken]:
+    """What transformers adds on loading: tokens of tokenizer_config.json, then special tokens not yet among the added.
+
+    A text that the vocabulary has keeps its id; a new one is appended at the end, whatever id it asked for.
+    """
+    result = dict(added)
+    last = max([*base.values(), *(token.id for token in added.values())], default=-1)
+    where = "tokenizer_config.json added_tokens_decoder"
+    decoder = as_dict(settings.get("added_tokens_decoder"), where)
+    entries = sorted((as_id(i, where), as_dict(fields, where)) for i, fields in decoder.items()) if decoder else []
+    for _, fields in entries:
+        content = as_text(fields.get("content"), where)
+        i, last = _place(content, result, base, last)
+        result[content] = _added(i, fields, where)
+    for content in special:
+        if content not in result and content in base:
+            result[content] = AddedToken(base[content], content, special=True, normalized=False)
+        elif content not in result:
+            i, last = _place(content, result, base, last)
+            result[content] = AddedToken(i, content, special=True, normalized=False)
+    return result
+
+
+def _place(content: str, added: dict[str, AddedToken], base: dict[str, int], last: int) -> tuple[int, int]:
+    if content in added:
+        return added[content].id, last
+    if content in base:
+        return base[content], last
+    return last + 1, last + 1
+
+
+# --- older layouts
+
+
+def _from_older_files(
+    files: TokenizerFiles, source: str, settings: dict[str, object], config: Mapping[str, object]
+) -> dict[str, object]:
+    if source == "vocab.txt":
+        return _from_vocab_txt(files.text(source), settings)
+    merges = read_merges(files.text("merges.txt")) if "merges.txt" in files else []
+    added = [
+        {"id": i, "content": content, "special": False, "normalized": True}
+        for content, i in files.json("added_tokens.json").items()
+    ]
+    byte_level: dict[str, object] = {"type": "ByteLevel", "add_prefix_space": bool(settings.get("add_prefix_space"))}
+    tokenizer: dict[str, object] = {
+        "added_tokens": added, "decoder": {"type": "ByteLevel"}, "pre_tokenizer": byte_level,
+        "model": {"type": "BPE", "vocab": files.json("vocab.json"), "merges": merges},
+    }
+    if tokenizer_class(settings, config) == "Qwen2Tokenizer":
+        split = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
+        parts = [split, {**byte_level, "use_regex": False}]
+        tokenizer |= {"normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}
+    return tokenizer
+
+
+def read_merges(text: str) -> list[str]:
+    """The merges of a merges.txt: "left right" per line, a leading #version line and malformed lines skipped."""
+    lines = text.split("\n")
+    pairs = (line.split() for line in (lines[1:] if lines[0].startswith("#") else lines))
+    return [" ".join(pair) for pair in pairs if len(pair) == 2]
+
+
+def _from_vocab_txt(text: str, settings: dict[str, object]) -> dict[str, object]:
+    lines = text.removesuffix("\n").split("\n")
+    vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
+    if len(vocab) != len(lines):
+        raise TokenizerError("vocab.txt: a token appears twice")
+    defaults = CLASS_DEFAULTS["BertTokenizer"]
+    cls, sep = (vocab.get(defaults[name]) for name in ("cls", "sep"))
+    around = {} if cls is None or sep is None else {"type": "BertProcessing", "cls": ["", cls], "sep": ["", sep]}
+    return {
+        "normalizer": {
+            "type": "BertNormalizer", "lowercase": bool(settings.get("do_lower_case", True)),
+            "strip_accents": settings.get("strip_accents"),
+            "handle_chinese_chars": bool(settings.get("tokenize_chinese_chars", True)),
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": around or None,
+        "decoder": {"type": "WordPiece"},
+        "model": {"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]", "continuing_subword_prefix": "##"},
+        "added_tokens": [
+            {"id": vocab[token], "content": token, "special": True, "normalized": False}
+            for token in defaults.values() if token in vocab
+        ],
+    }
