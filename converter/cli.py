@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from converter import __version__
-from converter.errors import ConverterError, Interrupted, MissingDependency, UsageError
+from converter.errors import ConverterError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from converter.fill import Progress
@@ -175,8 +176,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return _fail("interrupted", Interrupted.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has seen enough (`| head`); the interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except MemoryError:
         return _fail("out of memory; fewer --threads need less", 1)
     except Exception as error:
@@ -449,9 +454,10 @@ def _print_description(description: Description, full: bool) -> None:
     _print_table(["tensor", "shape", "type", "bytes"], (tensor.row() for tensor in shown), right=(3,))
     if len(shown) < len(description.tensors):
         print(f"... {len(description.tensors) - len(shown)} more (--all shows them)")
-    if description.memory:
-        print("\nestimated memory to run it (weights + KV cache + compute buffers)")
-        _print_table(*description.memory_table())
+    head, rows = description.memory_table()
+    if rows:
+        print("\nestimated memory to run it (weights, KV cache and compute buffers)")
+        _print_table(head, rows, right=range(1, len(head)))
 
 
 _MAX_TENSORS = 40

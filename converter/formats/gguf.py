@@ -57,17 +57,23 @@ class Strings(Sequence["str | bytes"]):
     @overload
     def __getitem__(self, index: slice) -> list[str | bytes]: ...
     def __getitem__(self, index: int | slice) -> str | bytes | list[str | bytes]:
+        if self._decoded is None and isinstance(index, slice) and index.start is None and index.step is None:
+            return self._first(len(range(*index.indices(self._count))))
         return self._all()[index]
 
     def _all(self) -> list[str | bytes]:
         if self._decoded is None:
-            raw, position, texts = self.raw.tobytes(), 0, []
-            for _ in range(self._count):
-                (length,) = _U64.unpack_from(raw, position)
-                position += 8 + length
-                texts.append(_text(raw[position - length : position]))
-            self._decoded = texts
+            self._decoded = self._first(self._count)
         return self._decoded
+
+    def _first(self, count: int) -> list[str | bytes]:
+        """A look at the beginning decodes no more than that."""
+        position, texts = 0, []
+        for _ in range(count):
+            (length,) = _U64.unpack_from(self.raw, position)
+            position += 8 + length
+            texts.append(_text(bytes(self.raw[position - length : position])))
+        return texts
 
 
 def _text(data: bytes) -> str | bytes:
