@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "convert": "pipeline",
-    "open_checkpoint": "pipeline",
+    "open_checkpoint": "graph",
     "plan": "pipeline",
     "run": "pipeline",
     "Request": "plan",

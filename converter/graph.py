@@ -8,6 +8,7 @@ the entry-point group `converter.formats`, whose value is a Format or a tuple of
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import warnings
 from collections.abc import Iterable
@@ -17,10 +18,14 @@ from importlib import metadata
 from pathlib import Path
 
 from converter import formats as builtin
-from converter.errors import MissingPart, UnknownFormat
-from converter.formats.base import Format, head
+from converter.checkpoint import Checkpoint
+from converter.errors import MissingPart, UnknownFormat, UsageError
+from converter.formats.base import Format, head, read_json
+from converter.formats.safetensors import folder_assets
 
 ENTRY_POINTS = "converter.formats"
+
+PathLike = str | os.PathLike[str]
 
 
 class BrokenPlugin(RuntimeWarning):
@@ -95,6 +100,33 @@ def target_format(path: Path, name: str | None = None) -> Format:
             return each
     known = ", ".join(extension for each in writers() for extension in each.extensions)
     raise UnknownFormat(f"{path}: no writer for this extension (known: {known}); --to NAME chooses one")
+
+
+def open_checkpoint(path: PathLike, *, format: str | None = None, config: PathLike | None = None) -> Checkpoint:
+    """Open a model without reading its tensors.
+
+    Args:
+        path: a file or folder of any format that `convert formats` lists as readable.
+        format: its name, where content and extension do not tell.
+        config: a Hugging Face folder to take config.json and tokenizer from.
+
+    Returns:
+        A Checkpoint, to be closed (it is a context manager).
+
+    Raises:
+        FormatError, OutputError: unknown, damaged or missing.
+    """
+    path = Path(path)
+    opener = source_format(path, format).open
+    assert opener is not None  # `source_format` returns readers
+    checkpoint = opener(path)
+    if config is None:
+        return checkpoint
+    assets = folder_assets(Path(config))
+    if "config.json" not in assets:
+        checkpoint.close()
+        raise UsageError(f"--config {config}: no config.json in it")
+    return checkpoint.replace(assets=assets, config=read_json(assets["config.json"]), dialect="hf")
 
 
 def readers() -> list[Format]:

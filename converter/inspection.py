@@ -9,10 +9,9 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
-from converter.mapping import to_gguf
 from converter.memory import Estimate, estimate
 from converter.metadata import Array, Metadata, Value
-from converter.pipeline import PathLike, open_checkpoint
+from converter.graph import PathLike, open_checkpoint
 from converter.tensor import LazyTensor, TensorInfo
 
 _SHOWN_ITEMS = 4
@@ -133,6 +132,8 @@ def _ggml_view(checkpoint: Checkpoint) -> tuple[str | None, Metadata, dict[str, 
         known = str(name.value) if isinstance(name, Value) else None
         return known, dict(checkpoint.config), dict(checkpoint.tensors)
     if checkpoint.dialect == "hf":
+        from converter.mapping import to_gguf
+
         try:
             mapped = to_gguf(checkpoint)
         except ConverterError:

@@ -17,6 +17,7 @@ Not counted: the program itself, a projector (mmproj), a draft model, and what a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -90,7 +91,7 @@ def estimate(metadata: Mapping[str, Any], tensors: Tensors, contexts: Iterable[i
         limit = model.n_ctx or max(CONTEXTS)
         contexts = {n for n in (*CONTEXTS, limit) if n <= limit}
     sizes = dict(_weights(model, tensors))
-    count = sum(_elements(shape) for shape, _ in tensors.values())
+    count = sum(math.prod(shape) for shape, _ in tensors.values())
     return Estimate(
         tuple(
             Need(kind, n, round(8 * weights / max(count, 1), 3), weights, model.cache(n), model.compute(n))
@@ -146,13 +147,6 @@ _LIMIT = 1 << 32  # no count in a header is larger
 
 def _pad(cells: int) -> int:
     return -(-cells // CELL_PAD) * CELL_PAD
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 class _Header:
@@ -227,13 +221,10 @@ class _Model:
         value_length = 0 if latent else header.count("attention.value_length", head_dim)
         heads = header.per_layer("attention.head_count_kv", n_layer, n_head)
         window, slides = _sliding(header, n_layer)
-        widths = (key_length + value_length, key_length + value_length)
+        wide = narrow = key_length + value_length
         if not latent:
-            widths = (
-                header.count("attention.key_length_swa", key_length)
-                + header.count("attention.value_length_swa", value_length),
-                widths[1],
-            )
+            narrow = header.count("attention.key_length_swa", key_length)
+            narrow += header.count("attention.value_length_swa", value_length)
         cached = [i for i in _cached_layers(header, layers, n_layer) if heads[i]]
         n_expert = header.count("expert_count")
         facts = ModelFacts(header.arch, header.count("block_count", n_layer), n_head, heads[0], n_expert)
@@ -247,7 +238,7 @@ class _Model:
             header.count("expert_feed_forward_length", n_ff) if n_expert else 0,
             header.count("expert_used_count") if n_expert else 0,
             n_head * header.count("attention.key_length_mla", key_length),
-            tuple(heads[i] * widths[not slides[i]] for i in cached),
+            tuple(heads[i] * (narrow if slides[i] else wide) for i in cached),
             tuple(slides[i] for i in cached),
             window,
             _state(header, n_embd, n_head) * sum("state" in kinds for kinds in layers.values()),
@@ -359,7 +350,11 @@ def _weights(model: _Model, tensors: Tensors) -> Iterator[tuple[str, int]]:
     A tensor that is quantized now counts as F16 where a recipe leaves it alone. A type that does not fit the model's
     rows is left out.
     """
-    known = {name: (shape, kind) for name, (shape, kind) in tensors.items() if kind in DTYPES}
+    known = {
+        name: (shape, kind)
+        for name, (shape, kind) in tensors.items()
+        if kind in DTYPES and DTYPES[kind].fits(shape[-1] if shape else 1)
+    }
     yield STORED, sum(DTYPES[kind].nbytes(shape) for shape, kind in known.values())
     specs = [
         TensorSpec(name, shape, "F16" if DTYPES[kind].quantized else kind) for name, (shape, kind) in known.items()

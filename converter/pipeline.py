@@ -9,43 +9,12 @@ from pathlib import Path
 from converter import fill
 from converter import plan as planning
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, LossyError, OutputExists, SameFile, UsageError
+from converter.errors import ConverterError, LossyError, OutputExists, SameFile
 from converter.fill import ProgressCallback
-from converter.formats.base import Layout, read_json
-from converter.formats.safetensors import folder_assets
+from converter.formats.base import Layout
 from converter.general import default_file_name
-from converter.graph import source_format, target_format
+from converter.graph import PathLike, open_checkpoint, source_format, target_format
 from converter.plan import Plan, Request
-
-PathLike = str | os.PathLike[str]
-
-
-def open_checkpoint(path: PathLike, *, format: str | None = None, config: PathLike | None = None) -> Checkpoint:
-    """Open a model without reading its tensors.
-
-    Args:
-        path: a file or folder of any format that `convert formats` lists as readable.
-        format: its name, where content and extension do not tell.
-        config: a Hugging Face folder to take config.json and tokenizer from.
-
-    Returns:
-        A Checkpoint, to be closed (it is a context manager).
-
-    Raises:
-        FormatError, OutputError: unknown, damaged or missing.
-    """
-    path = Path(path)
-    opener = source_format(path, format).open
-    assert opener is not None  # `source_format` returns readers
-    checkpoint = opener(path)
-    if config is None:
-        return checkpoint
-    assets = folder_assets(Path(config))
-    if "config.json" not in assets:
-        checkpoint.close()
-        raise UsageError(f"--config {config}: no config.json in it")
-    return checkpoint.replace(assets=assets, config=read_json(assets["config.json"]), dialect="hf")
-
 
 def plan(
     source: PathLike,

@@ -36,7 +36,6 @@ from converter.quant.recipes import (
 )
 from converter.report import Event, Report, Requantized, TypeFallback
 from converter.tensor import LazyTensor
-from converter.tokenizers import read_tokenizer
 
 QUANTIZATION_VERSION = 2
 # Resident memory of the interpreter with numpy and this package; measured, see docs/memory.md.
@@ -319,6 +318,8 @@ def _hf_metadata(checkpoint: Checkpoint, mapped: Mapped, request: Request, repor
 
 
 def _tokenizer(checkpoint: Checkpoint, mapped: Mapped, request: Request, report: Report) -> Metadata:
+    from converter.tokenizers import read_tokenizer  # costs as much to import as all the rest
+
     tokenizer = read_tokenizer(
         checkpoint.assets,
         checkpoint.config,

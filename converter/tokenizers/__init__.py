@@ -14,8 +14,16 @@ from converter.errors import MissingPart, TokenizerError, UnknownPreTokenizer, U
 from converter.metadata import Array, Metadata, boolean, text, u32
 from converter.report import Event, Note, VocabularyPadded
 from converter.tokenizers.build import (
-    Built, build_bpe, build_spm, build_spm_json, build_unigram, build_unigram_json, build_wordpiece, build_xlmr,
-    is_spm_json, model_kind,
+    Built,
+    build_bpe,
+    build_spm,
+    build_spm_json,
+    build_unigram,
+    build_unigram_json,
+    build_wordpiece,
+    build_xlmr,
+    is_spm_json,
+    model_kind,
 )
 from converter.tokenizers.files import Source, TokenizerFiles
 from converter.tokenizers.pretokenizer import check_name, find_name
@@ -173,7 +181,8 @@ class _Job:
                 f"no tokenizer in the model's folder{more}: tokenizer.model, tokenizer.json, vocab.json or vocab.txt "
                 "is needed"
             )
-        kind = self._read_vocabulary().kind if self.files.first("tokenizer.json", "vocab.json", "vocab.txt") else "a model"
+        has_json = self.files.first("tokenizer.json", "vocab.json", "vocab.txt") is not None
+        kind = self._read_vocabulary().kind if has_json else "SentencePiece"
         return TokenizerError(
             f"the tokenizer is of kind {kind}, which none of {', '.join(readers)} reads; "
             f"pass another style of {', '.join(READERS)}"

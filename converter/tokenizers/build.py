@@ -20,7 +20,16 @@ from converter.report import Dropped, Event, Note
 from converter.tokenizers.encoder import Decoder
 from converter.tokenizers.files import TokenizerFiles, as_dict, as_id, as_list, as_text
 from converter.tokenizers.sentencepiece import (
-    BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceModel, read_sentencepiece,
+    BPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNIGRAM,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    SentencePieceModel,
+    read_sentencepiece,
 )
 from converter.tokenizers.styles import SPACE_PREFIX, Style
 from converter.tokenizers.vocabulary import Vocabulary
@@ -29,7 +38,7 @@ PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
 MARK = "▁"
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 _SPECIAL_LOOKS = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
-_SPECIAL_AFFIXES = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+_SPECIAL_AFFIXES = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
 
 
 @dataclass
@@ -104,15 +113,17 @@ def build_spm(files: TokenizerFiles, name: str, style: Style, rows: int | None) 
     return Built("spm", table, head, events=events)
 
 
-def _spm_rows(files: TokenizerFiles, model: SentencePieceModel, style: Style, rows: int | None) -> tuple[Rows, list[Event]]:
+def _spm_rows(
+    files: TokenizerFiles, model: SentencePieceModel, style: Style, rows: int | None
+) -> tuple[Rows, list[Event]]:
     table = Rows(len(model) if rows is None else rows)
     check_size(len(model), table.size)
     for i, piece in enumerate(model.pieces):
         kind = model.types[i]
         table.set(i, piece.decode(), NORMAL if kind == USER_DEFINED else kind, model.scores[i])
     events: list[Event] = []
-    for content, i in files.json("added_tokens.json").items():
-        _set_added(table, as_id(i, "added_tokens.json"), content, USER_DEFINED, "added_tokens.json", events)
+    for content, place in files.json("added_tokens.json").items():
+        _set_added(table, as_id(place, "added_tokens.json"), content, USER_DEFINED, "added_tokens.json", events)
     _overlay(files, table, style, events)
     return table, events
 

@@ -6,13 +6,14 @@ few lines and exactness over speed. BPE, WordPiece and WordLevel models; Unigram
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from converter.errors import TokenizerError
 from converter.tokenizers.files import as_dict, as_id, as_list, as_text
-from converter.tokenizers.splitting import Unsupported, make_normalizer, make_splitter
+from converter.tokenizers.splitting import Unsupported, byte_values, make_normalizer, make_splitter
 from converter.tokenizers.vocabulary import AddedToken, Vocabulary
 
 WordModel = Callable[[str], list[int]]
@@ -141,7 +142,7 @@ class _Bpe:
     def _merge(self, symbols: list[str]) -> list[str]:
         while len(symbols) > 1:
             ranked = [
-                (rank, at) for at, pair in enumerate(zip(symbols, symbols[1:], strict=False))
+                (rank, at) for at, pair in enumerate(itertools.pairwise(symbols))
                 if (rank := self._ranks.get(f"{pair[0]} {pair[1]}")) is not None
             ]
             if not ranked:
@@ -249,8 +250,6 @@ def _decode(spec: object, tokens: list[str]) -> list[str]:
 
 
 def _decode_bytes(fields: dict[str, object], tokens: list[str]) -> list[str]:
-    from converter.tokenizers.splitting import byte_values
-
     table = byte_values()
     raw = b"".join(
         bytes(table[char] for char in token) if all(char in table for char in token)

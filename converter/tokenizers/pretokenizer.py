@@ -90,7 +90,7 @@ def find_name(vocabulary: Vocabulary) -> tuple[str, Event | None]:
     raise UnknownPreTokenizer(
         f"tokenizer.json: unknown pre-tokenizer: {' then '.join(_shorten(part) for part in split) or 'none'}"
         f" (hash {digests[0][:16] if digests else 'not computed'}{obstacle})\n"
-        "pass --pre NAME with the closest one, for example gpt-2, llama-bpe, qwen2, gpt-4o, tekken, deepseek-v3, default"
+        "pass --pre NAME with the closest one, such as gpt-2, llama-bpe, qwen2, gpt-4o, tekken, deepseek-v3, default"
     )
 
 

@@ -61,8 +61,9 @@ class SpecialTokens:
                 metadata[ADD_KEYS[name]] = boolean(flag)
         if self.chat_template is not None:
             metadata.update(chat_template_keys(self.chat_template))
-        for name, flag in self.normalizer.items():
-            metadata[f"tokenizer.ggml.normalizer.{name}"] = boolean(flag)
+        for name in ("lowercase", "strip_accents"):
+            if name in self.normalizer:
+                metadata[f"tokenizer.ggml.normalizer.{name}"] = boolean(self.normalizer[name])
 
 
 def read_special(
@@ -79,7 +80,6 @@ def read_special(
     names = list(types)
     if tokenizer:
         _read_normalizer(tokenizer.get("normalizer"), special)
-        special.normalizer = {k: special.normalizer[k] for k in ("lowercase", "strip_accents") if k in special.normalizer}
         _PostProcessor(settings, names, special).read(tokenizer.get("post_processor"))
     if settings:
         special.chat_template = _chat_template(files, settings, special)
@@ -249,7 +249,7 @@ def _chat_template(
     value = settings["chat_template"] if "chat_template" in settings else _chat_template_file(files)
     if value is None or isinstance(value, str | list):
         return value
-    special.events.append(Note("tokenizer_config.json: chat_template is neither text nor a list of templates: left out"))
+    special.events.append(Note("tokenizer_config.json: chat_template is neither text nor a list: left out"))
     return None
 
 

@@ -164,7 +164,7 @@ def make_normalizer(spec: object, where: str = "tokenizer.json normalizer") -> N
     if kind == "Sequence":
         return _chain([make_normalizer(part, where) for part in _parts(fields, "normalizers", where)])
     if kind in _UNICODE_FORMS:
-        return functools.partial(unicodedata.normalize, kind)
+        return functools.partial(unicodedata.normalize, kind)  # type: ignore[arg-type]
     if kind in _SIMPLE_NORMALIZERS:
         return _SIMPLE_NORMALIZERS[kind]
     if kind == "Prepend":

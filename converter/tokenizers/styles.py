@@ -13,7 +13,7 @@ from converter.metadata import Value, boolean, u32
 
 ADD_BOS, ADD_EOS, ADD_SEP = (f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep"))
 SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
-EOT, PAD, UNK = (f"tokenizer.ggml.{name}_token_id" for name in ("eot", "padding", "unknown"))
+EOT, PAD, UNK, MASK = (f"tokenizer.ggml.{name}_token_id" for name in ("eot", "padding", "unknown", "mask"))
 
 READERS = ("spm", "hf-spm", "bpe", "wordpiece", "unigram", "none")
 ALL_READERS = ("spm", "hf-spm", "bpe", "wordpiece", "unigram")
@@ -46,19 +46,23 @@ class Style:
 
 
 DEFAULT = Style()
+_NO_BOS: Keys = ((ADD_BOS, boolean(False)),)
 _SPM = Style(("spm", "hf-spm", "bpe"))
 _BPE = Style(("bpe",))
 _SPM_OR_BPE = Style(("spm", "bpe"))
 _LLAMA = Style(
     ("spm", "hf-spm", "bpe"), space_prefix="first",
-    by_rows={32016: ((EOT, u32(32010)),), 49152: ((ADD_BOS, boolean(False)),)},
+    by_rows={32016: ((EOT, u32(32010)),), 49152: _NO_BOS},
 )
 _NO_PREFIX: Keys = ((SPACE_PREFIX, boolean(False)),)
 _GEMMA3 = Style(("spm", "bpe"), last=_NO_PREFIX, last_reader="spm")
 _PREFIX_LAST = Style(("spm", "hf-spm", "bpe"), space_prefix="last")
 _PHI3 = Style(("spm", "bpe"), keep_added=True)
 _BERT = Style(("wordpiece", "bpe", "unigram"), token_types=True)
-_GLM = Style(("bpe",), ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")))
+_GLM = Style(
+    ("bpe",),
+    ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")),
+)
 _GLM4 = Style(
     ("bpe",),
     ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("bos", "<|endoftext|>")),
@@ -71,11 +75,11 @@ _GROUPS: tuple[tuple[Style, str], ...] = (
     (_SPM_OR_BPE, "arwkv7 deepseek dream grok openelm qwen2 qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe "
                   "rwkv6qwen2"),
     (_SPM, "arctic baichuan bitnet minicpm minicpm3 orion plamo xverse"),
-    (_BPE, "bailingmoe bailingmoe2 bailingmoe3 bloom chameleon codeshell cohere2 cohere2moe command-r dbrx deci deepseek2 "
-           "deepseek32 deepseek4 dots1 exaone exaone-moe exaone4 falcon falcon-h1 gpt-oss gpt2 gptneox "
-           "grovemoe hrm_text hunyuan-dense hunyuan-moe hy_v3 jais jais2 lfm2 lfm2moe llada-moe llama4 maincoder mellum "
-           "mimo2 minimax-m2 minimax-m3 mpt olmo olmo2 olmoe phi2 plm qwen qwen2moe qwen35 "
-           "qwen35moe qwen3next refact rnd1 seed_oss smallthinker stablelm starcoder starcoder2 step35"),
+    (_BPE, "bailingmoe bailingmoe2 bailingmoe3 bloom chameleon codeshell cohere2 cohere2moe command-r dbrx deci "
+           "deepseek2 deepseek32 deepseek4 dots1 exaone exaone-moe exaone4 falcon falcon-h1 gpt-oss gpt2 gptneox "
+           "grovemoe hrm_text hunyuan-dense hunyuan-moe hy_v3 jais jais2 lfm2 lfm2moe llama4 maincoder mellum mimo2 "
+           "minimax-m2 minimax-m3 mpt olmo olmo2 olmoe plm qwen qwen2moe qwen35 qwen35moe qwen3next refact rnd1 "
+           "seed_oss smallthinker stablelm starcoder starcoder2 step35"),
     (_GEMMA3, "gemma3 gemma3n gemma-embedding"),
     (_PREFIX_LAST, "ernie4_5 ernie4_5-moe paddleocr pangu-embedded"),
     (_PHI3, "phi3 phimoe"),
@@ -86,12 +90,15 @@ _GROUPS: tuple[tuple[Style, str], ...] = (
 )
 
 STYLES: dict[str, Style] = {arch: style for style, names in _GROUPS for arch in names.split()} | {
-    "chatglm": Style(("bpe",), ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"))),
-    "eurobert": Style(("bpe",), first=((ADD_BOS, boolean(False)),)),
+    "chatglm": Style(
+        ("bpe",), first=_NO_BOS, ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
+    ),
+    "eurobert": Style(("bpe",), first=_NO_BOS),
     "gemma": Style(("spm", "hf-spm"), last=((EOT, u32(107)), *_NO_PREFIX)),
     "gemma2": Style(("spm", "hf-spm"), last=_NO_PREFIX),
     "granitehybrid": Style(("spm", "bpe"), round_to=8),
     "jamba": Style(("spm", "hf-spm", "bpe"), last=_NO_PREFIX, last_reader="hf-spm"),
+    "llada-moe": Style(("bpe",), first=((MASK, u32(156895)),)),
     "llada": Style(("bpe",), last=((ADD_BOS, boolean(True)),)),
     "mamba": Style(("bpe", "spm"), round_to=8),
     "mamba2": Style(("spm", "bpe"), round_to=16),
@@ -99,6 +106,7 @@ STYLES: dict[str, Style] = {arch: style for style, names in _GROUPS for arch in 
     "nemotron": Style(("spm", "hf-spm", "bpe"), last=((PAD, u32(0)), (UNK, u32(1)))),
     "nemotron_h": Style(("bpe",), round_to=8),
     "nemotron_h_moe": Style(("bpe",), round_to=8),
+    "phi2": Style(("bpe",), first=_NO_BOS),
     "wavtokenizer-dec": Style(("none",)),
 }
 

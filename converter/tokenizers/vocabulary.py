@@ -55,7 +55,7 @@ class Vocabulary:
 
     base: token -> id of the model; scores: per id, Unigram only; merges: "left right", best first;
     added: by text, ids resolved; named: bos, eos, ... -> text; extra: further special tokens;
-    tokenizer: the tokenizer.json, or what the older files amount to; from_json: which of the two.
+    tokenizer: the tokenizer.json, or what the older files amount to.
     """
 
     kind: str
@@ -65,7 +65,6 @@ class Vocabulary:
     named: dict[str, str]
     extra: tuple[str, ...]
     tokenizer: dict[str, object]
-    from_json: bool
     scores: list[float] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -108,9 +107,7 @@ def read_vocabulary(files: TokenizerFiles, config: Mapping[str, object]) -> Voca
     named, extra = _special_tokens(files, settings, config)
     added = _added_tokens(as_list(tokenizer.get("added_tokens"), f"{source} added_tokens"), base, source)
     added = _lay_over(added, base, settings, (*named.values(), *extra))
-    return Vocabulary(
-        kind, base, _merges(model, base, kind, source), added, named, extra, tokenizer, source == "tokenizer.json", scores
-    )
+    return Vocabulary(kind, base, _merges(model, base, kind, source), added, named, extra, tokenizer, scores)
 
 
 def _kind(model: dict[str, object], source: str) -> str:
@@ -154,18 +151,23 @@ def _merges(model: dict[str, object], base: dict[str, int], kind: str, source: s
     if kind != "BPE":
         return []
     entries = as_list(model.get("merges"), f"{source} merges")
-    cut = len(str(model.get("continuing_subword_prefix") or ""))
+    pairs = [entry.split(" ") if isinstance(entry, str) else entry for entry in entries]
+    _check_merges(pairs, base, len(str(model.get("continuing_subword_prefix") or "")), source)
     space = byte_alphabet()[ord(" ")]
-    merges: list[str] = []
-    for at, entry in enumerate(entries):
-        pair = entry.split(" ") if isinstance(entry, str) else entry
-        if not isinstance(pair, list) or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
+    if any(" " in token for token in base):
+        return [" ".join(part.replace(" ", space) for part in pair) for pair in pairs]  # type: ignore[union-attr]
+    return [" ".join(pair) for pair in pairs]  # type: ignore[arg-type]
+
+
+def _check_merges(pairs: list[object], base: dict[str, int], cut: int, source: str) -> None:
+    """Raise TokenizerError unless every pair is two known tokens that make a known one (`cut`: prefix length)."""
+    for at, pair in enumerate(pairs):
+        if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
             raise TokenizerError(f"{source}: merge {at} is not a pair of tokens")
         left, right = pair
         if left not in base or right not in base or left + right[cut:] not in base:
-            raise TokenizerError(f"{source}: merge {at} ({ascii(left)[:40]} {ascii(right)[:40]}) names an unknown token")
-        merges.append(entry if isinstance(entry, str) else f"{left.replace(' ', space)} {right.replace(' ', space)}")
-    return merges
+            shown = f"{ascii(left)[:40]} {ascii(right)[:40]}"
+            raise TokenizerError(f"{source}: merge {at} ({shown}) names an unknown token")
 
 
 # --- special and added tokens
@@ -212,9 +214,8 @@ def _added_tokens(entries: list[object], base: dict[str, int], source: str) -> d
         token = _added(as_id(fields.get("id"), where), fields, where)
         known = taken.setdefault(token.id, token.content)
         if known != token.content or base.get(token.content, token.id) != token.id:
-            raise TokenizerError(
-                f"{where}: {ascii(token.content)[:60]} has id {token.id}, which the vocabulary gives to {ascii(known)[:60]}"
-            )
+            shown = f"{ascii(token.content)[:60]} has id {token.id}"
+            raise TokenizerError(f"{where}: {shown}, which the vocabulary gives to {ascii(known)[:60]}")
         added[token.content] = token
     return added
 
