@@ -166,7 +166,9 @@ class _Header:
     def count(self, key: str, default: int = 0) -> int:
         """A count, or the largest of a list of counts."""
         value = self.get(key)
-        values = value.values if isinstance(value, Array) else value if isinstance(value, list | tuple) else [value]
+        if isinstance(value, Array):
+            value = list(value.values)
+        values = value if isinstance(value, list | tuple) else [value]
         return max((int(v) for v in values if _is_count(v)), default=default)
 
     def per_layer(self, key: str, n_layer: int, default: int) -> list[int]:
@@ -182,7 +184,7 @@ class _Header:
 
 def _is_count(value: object) -> bool:
     try:
-        return 0 <= int(value) < _LIMIT and not isinstance(value, str | float)  # type: ignore[call-overload, no-any-return]
+        return 0 <= int(value) < _LIMIT and not isinstance(value, str | float)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):
         return False
 
