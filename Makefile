@@ -1,0 +1,47 @@
+# Every target sets up what it needs. Nothing is installed outside .venv.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# gcc 12 miscompiles ggml's AMX code, and a native build would tie the wheel to this machine.
+LLAMA_FLAGS := CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF"
+SOURCES := pyproject.toml constraints.txt $(wildcard native/*)
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/llama: $(VENV)/installed
+	@echo "building llama-cpp-python, which runs the models we make (a few minutes, once)"
+	$(LLAMA_FLAGS) $(PIP) llama-cpp-python
+	@touch $@
+
+$(VENV)/tests: $(VENV)/llama
+	$(PIP) torch
+	$(PIP) -e '.[dev]' transformers safetensors gguf sentencepiece tokenizers pytest-xdist
+	@touch $@
+
+install: $(VENV)/installed  ## the package, in .venv
+
+demo: $(VENV)/llama  ## convert a real model to Q4_K_M, check it, run it, show size and error
+	$(BIN)/python fixtures/demo.py
+
+test: $(VENV)/tests  ## lint, types, and every test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/tests  ## speed and memory against the reference tools
+	$(BIN)/python benchmarks/bench_kernels.py
+	$(BIN)/python benchmarks/perplexity.py
+
+clean:  ## remove what these targets made
+	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help install demo test bench clean
+.DEFAULT_GOAL := help
