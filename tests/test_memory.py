@@ -304,7 +304,7 @@ ODD = [-1, 1 << 40, "x", 1.5, None, b"", [], [-1, "y"], Array("str", ["a"]), flo
 @pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
 def test_odd_metadata_does_not_raise(odd: object) -> None:
     metadata, tensors = described(decoder(experts=2, used=1))
-    tensors |= {"blk.999999.attn_k.weight": ((3, 7), "Q4_K")}
+    tensors |= {"blk.99999.attn_k.weight": ((3, 7), "Q4_K")}
     tensors |= {"blk.1.weird": ((), "NOPE"), "blk.2.attn_k.bias": ((), "F32")}
     for key in metadata:
         estimate(metadata | {key: odd}, tensors)
