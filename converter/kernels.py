@@ -15,7 +15,9 @@ another (one of `available_isas()`). It changes speed, never bytes.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ from converter.errors import MissingImportance, QuantizationError, UsageError
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 #: name -> (elements of a block, bytes of a block, can be encoded, needs importance weights)
 TYPES: dict[str, tuple[int, int, bool, bool]] = _native.types()
@@ -59,7 +62,7 @@ _apply_environment()
 
 def encodable(dtype: DType) -> bool:
     """Whether `encode` writes this type."""
-    return dtype.name in TYPES and TYPES[dtype.name][2] or _by_numpy(dtype)
+    return (dtype.name in TYPES and TYPES[dtype.name][2]) or _by_numpy(dtype)
 
 
 def needs_importance(dtype: DType) -> bool:
@@ -129,7 +132,7 @@ def decode(data: Bytes, dtype: DType, *, out: Floats | None = None) -> Floats:
     if out.size == 0:
         return out
     if _by_numpy(dtype):
-        out[...] = np.ascontiguousarray(data).view(dtype.numpy)
+        out[...] = _values(data, dtype)
         return out
     _native.decode(dtype.name, np.ascontiguousarray(data), out)
     return out
@@ -145,7 +148,7 @@ def nonfinite(data: Bytes, dtype: DType) -> int:
         return _native.nonfinite(dtype.name, np.ascontiguousarray(data))
     if not _by_numpy(dtype):
         raise QuantizationError(f"{dtype.name} is not a dense floating type")
-    values = np.ascontiguousarray(data).view(dtype.numpy).astype(np.float32)
+    values = _values(data, dtype).astype(np.float32)
     return int(values.size - np.count_nonzero(np.isfinite(values)))
 
 
@@ -195,9 +198,8 @@ def dequantize(data: Bytes, dtype: str, shape: tuple[int, ...], *, threads: int 
     return out
 
 
-def _by_slabs(n: int, row: int, threads: int | None, work: object) -> None:
+def _by_slabs(n: int, row: int, threads: int | None, work: Callable[[int, int], object]) -> None:
     """Call `work(start, stop)` over row ranges that cover [0, n)."""
-    assert callable(work)
     step = max(1, _SLAB // max(1, row))
     starts = range(0, n, step)
     workers = min(threads or os.cpu_count() or 1, len(starts))
@@ -214,14 +216,19 @@ def _by_numpy(dtype: DType) -> bool:
     return dtype.name not in TYPES and dtype.numpy is not None and dtype.floating
 
 
-def _aligned(array: NDArray[np.generic], dtype: type[np.generic]) -> NDArray[np.generic]:
+def _values(data: Bytes, dtype: DType) -> NDArray[Any]:
+    """The bytes of a dense type as numbers."""
+    return np.ascontiguousarray(data).view(dtype.numpy or np.uint8)
+
+
+def _aligned(array: NDArray[Any], dtype: type[_Scalar]) -> NDArray[_Scalar]:
     """The array as C-contiguous, aligned, native `dtype`; itself where it is."""
     if array.dtype != dtype:
         raise TypeError(f"expected {np.dtype(dtype).name}, got {array.dtype}")
     return np.require(array, dtype, ("C", "A"))
 
 
-def _output(out: NDArray[np.generic] | None, shape: tuple[int, int], dtype: type[np.generic]) -> NDArray[np.generic]:
+def _output(out: NDArray[_Scalar] | None, shape: tuple[int, int], dtype: type[_Scalar]) -> NDArray[_Scalar]:
     if out is None:
         return np.empty(shape, dtype)
     if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:

@@ -1,0 +1,403 @@
+"""Kernels: the bytes of ggml for every type, shape of data, weighting and instruction set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ggml_oracle
+import ml_dtypes
+import numpy as np
+import pytest
+
+from converter import _native, kernels
+from converter.dtypes import DTYPES, DType
+from converter.errors import MissingImportance, QuantizationError
+
+ENCODED = [name for name, (_, _, encodes, _) in kernels.TYPES.items() if encodes and DTYPES[name].quantized]
+# ggml takes 3 to 50 seconds to build the tables of these: they are compared with stored digests of its output.
+SLOW_ORACLE = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M")
+DIGESTS = Path(__file__).with_name("kernel_digests.json")
+ROW = 512
+
+
+def _uniform(n: int, seed: int) -> np.ndarray:
+    """Exact multiples of 2^-16 in [0, 1); the raw stream of Philox does not change between numpy versions."""
+    raw = np.random.Philox(key=seed).random_raw(n)
+    return (raw >> np.uint64(48)).astype(np.float32) / np.float32(65536)
+
+
+def _normal(n: int, seed: int) -> np.ndarray:
+    """Near normal, unit variance: every sum below is exact in float32."""
+    total = sum(_uniform(n, 1000 * seed + i) for i in range(12))
+    return (total - np.float32(6)).reshape(-1, ROW)
+
+
+def _half_flat(x: np.ndarray) -> np.ndarray:
+    x[:, np.arange(ROW) // 16 % 2 == 0] = 0.25
+    return x
+
+
+def _sparse(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) > 2, x, np.float32(0))
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    powers = np.exp2(np.arange(x.size // 32) % 31 - 24).astype(np.float32)
+    return (x.reshape(-1, 32) * powers[:, None]).reshape(x.shape)
+
+
+SHAPES = {
+    "normal": lambda x: x * np.float32(0.03125),
+    "heavy-tailed": lambda x: x * x * x,
+    "positive": np.abs,
+    "negative": lambda x: -np.abs(x) - np.float32(0.5),
+    "constant": lambda x: np.repeat(x[:, :1], ROW, axis=1),
+    "zero": np.zeros_like,
+    "tiny": lambda x: x * np.float32(2.0**-66),
+    "huge": lambda x: x * np.float32(2.0**20),
+    "half-flat": _half_flat,
+    "subnormal": lambda x: x * np.float32(2.0**-133),
+    "sparse": _sparse,
+    "ties": lambda x: np.round(x * 8) / np.float32(8),
+    "mixed": _mixed,
+}
+
+
+def sample(shape: str, blocks: int) -> np.ndarray:
+    return np.ascontiguousarray(SHAPES[shape](_normal(256 * blocks, list(SHAPES).index(shape))), np.float32)
+
+
+def importance(zeros: bool) -> np.ndarray:
+    weights = _uniform(ROW, 77) ** 2
+    return np.where(_uniform(ROW, 78) < 0.3, np.float32(0), weights) if zeros else weights
+
+
+def weightings(dtype: DType) -> Iterator[tuple[str, np.ndarray | None]]:
+    if not kernels.needs_importance(dtype):
+        yield "plain", None
+    yield "weighted", importance(zeros=False)
+    yield "some zero", importance(zeros=True)
+
+
+def digest(data: np.ndarray) -> str:
+    return hashlib.sha256(data.tobytes()).hexdigest()[:16]
+
+
+@pytest.fixture(params=kernels.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = kernels.isa()
+    _native.select_isa(request.param)
+    yield request.param
+    _native.select_isa(before)
+
+
+def assert_same_blocks(ours: np.ndarray, theirs: np.ndarray, dtype: DType, what: str) -> None:
+    ours, theirs = (a.reshape(-1, dtype.type_size) for a in (ours, theirs))
+    differ = np.flatnonzero((ours != theirs).any(axis=1))
+    assert differ.size == 0, f"{what}: {differ.size} of {len(ours)} blocks differ, first {differ[0]}"
+
+
+def check_against_ggml(dtype: DType, blocks: int) -> None:
+    for shape in SHAPES:
+        x = sample(shape, blocks)
+        for label, weights in weightings(dtype):
+            expected = ggml_oracle.quantize(x, dtype, weights)
+            assert_same_blocks(kernels.encode(x, dtype, weights=weights), expected, dtype, f"{shape}, {label}")
+            values = kernels.decode(expected, dtype)
+            np.testing.assert_array_equal(
+                values.view(np.uint32), ggml_oracle.dequantize(expected, dtype).view(np.uint32)
+            )
+
+
+@ggml_oracle.needs_ggml
+@pytest.mark.parametrize("name", [n for n in ENCODED if n not in SLOW_ORACLE])
+def test_bytes_equal_ggml(name: str, isa: str) -> None:
+    check_against_ggml(DTYPES[name], blocks=34)
+
+
+@ggml_oracle.needs_ggml
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENCODED)
+def test_bytes_equal_ggml_at_length(name: str, isa: str) -> None:
+    check_against_ggml(DTYPES[name], blocks=400)
+
+
+def digests_of(name: str) -> dict[str, str]:
+    dtype = DTYPES[name]
+    return {
+        f"{shape}, {label}": digest(kernels.encode(sample(shape, 6), dtype, weights=weights))
+        for shape in SHAPES
+        for label, weights in weightings(dtype)
+    }
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_bytes_equal_stored_digests(name: str, isa: str) -> None:
+    """Digests of ggml's own output (see main() below), so that this holds where ggml is not installed."""
+    assert digests_of(name) == json.loads(DIGESTS.read_text())[name]
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_rows_threads_and_slabs_do_not_change_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weights = sample("normal", 12), importance(zeros=False)
+    whole = kernels.quantize(x, name, weights=weights, threads=1)
+    monkeypatch.setattr(kernels, "_SLAB", 3 * ROW)
+    assert np.array_equal(kernels.quantize(x, name, weights=weights, threads=3), whole)
+    for i in range(len(x)):
+        assert np.array_equal(kernels.encode(x[i : i + 1], DTYPES[name], weights=weights)[0], whole[i])
+    cube = kernels.quantize(x.reshape(2, -1, ROW), name, weights=weights)
+    assert np.array_equal(cube.reshape(whole.shape), whole)
+    values = kernels.dequantize(whole, name, x.shape, threads=3)
+    np.testing.assert_array_equal(values, kernels.decode(whole, DTYPES[name]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("name", ENCODED)
+def test_odd_values_are_encoded_alike_by_all_isas(name: str, bad: float) -> None:
+    x = sample("normal", 8)
+    x[_uniform(x.size, 5).reshape(x.shape) < 0.02] = bad
+    dtype, before, results = DTYPES[name], kernels.isa(), {}
+    for one in kernels.available_isas():
+        _native.select_isa(one)
+        results[one] = kernels.encode(x, dtype, weights=importance(zeros=False))
+    _native.select_isa(before)
+    if ggml_oracle.available() and "IQ" not in name:  # ggml aborts on some of these for grid types
+        results["ggml"] = ggml_oracle.quantize(x, dtype, importance(zeros=False))
+    first = results.pop("scalar")
+    for one, data in results.items():
+        assert_same_blocks(data, first, dtype, one)
+
+
+# ---- blocks whose answer is obvious ----
+
+
+def _f16(value: float) -> bytes:
+    return np.float16(value).tobytes()
+
+
+HAND_MADE = {
+    "Q8_0": (_f16(0.5) + bytes(range(32)), np.arange(32) * 0.5),
+    "Q8_1": (_f16(2) + _f16(99) + bytes(range(32)), np.arange(32) * 2.0),
+    "Q4_0": (_f16(1) + bytes([0xF0] * 16), np.repeat([-8.0, 7.0], 16)),
+    "Q4_1": (_f16(2) + _f16(-1) + bytes([0x30] * 16), np.repeat([-1.0, 5.0], 16)),
+    "Q5_0": (_f16(1) + b"\xff\xff\x00\x00" + bytes(16), np.repeat([0.0, -16.0], 16)),
+    "Q5_1": (_f16(1) + _f16(0) + b"\x00\x00\xff\xff" + bytes(16), np.repeat([0.0, 16.0], 16)),
+    "Q4_K": (_f16(1) + _f16(1) + bytes([2] * 4 + [3] * 4 + [0x32] * 4) + bytes([0x55] * 128), np.full(256, 7.0)),
+    "Q6_K": (bytes(128) + bytes([0xAA] * 64) + bytes([3] * 16) + _f16(1), np.zeros(256)),
+    "Q8_K": (np.float32(0.25).tobytes() + bytes([4] * 256) + bytes(32), np.ones(256)),
+    "Q2_0": (_f16(1) + bytes([0b11100100] * 16), np.tile([-1.0, 0, 1, 2], 16)),
+    "Q1_0": (_f16(3) + bytes([0b00001111] * 16), np.tile(np.repeat([3.0, -3.0], 4), 16)),
+    "TQ2_0": (bytes([0b00100100] * 64) + _f16(1), np.tile(np.repeat([-1.0, 0, 1, -1], 32), 2)),
+    "MXFP4": (bytes([127] + [0xA7] * 16), np.repeat([6.0, -1.0], 16)),
+    "IQ4_NL": (_f16(1) + bytes([0xF0] * 16), np.repeat([-127.0, 113.0], 16)),
+}
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_hand_made_block(name: str, isa: str) -> None:
+    block, expected = HAND_MADE[name]
+    data = np.frombuffer(block, np.uint8)[None]
+    np.testing.assert_array_equal(kernels.decode(data, DTYPES[name])[0], expected.astype(np.float32))
+
+
+# ---- casts ----
+
+DENSE = ("F16", "BF16", "F8_E4M3", "F8_E5M2", "F64", "F32")
+
+
+def _many_floats() -> np.ndarray:
+    raw = np.random.Philox(key=9).random_raw(1 << 16).astype(np.uint32)
+    near = np.concatenate([np.arange(0, 1 << 32, 65521, np.uint64).astype(np.uint32), raw]).view(np.float32)
+    exact = np.arange(-600, 600, 0.125, np.float32)
+    small = np.exp2(np.arange(-30, 20, 0.25)).astype(np.float32)
+    values = np.concatenate([near, exact, small, -small])
+    return values[np.isfinite(values)][None]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_cast_rounds_as_numpy_and_ml_dtypes(name: str, isa: str) -> None:
+    x, dtype = _many_floats(), DTYPES[name]
+    with np.errstate(over="ignore"):
+        expected = x.astype(dtype.numpy)
+    assert np.array_equal(kernels.encode(x, dtype), expected.view(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16", "F8_E4M3", "F8_E5M2"])
+def test_cast_back_is_exact_and_counts_nonfinite(name: str, isa: str) -> None:
+    dtype = DTYPES[name]
+    codes = np.arange(1 << 8 * dtype.type_size).astype(f"u{dtype.type_size}")
+    data = codes.view(np.uint8)[None]
+    np.testing.assert_array_equal(kernels.decode(data, dtype)[0], codes.view(dtype.numpy).astype(np.float32))
+    expected = np.count_nonzero(~np.isfinite(codes.view(dtype.numpy).astype(np.float32)))
+    assert kernels.nonfinite(data, dtype) == expected
+
+
+def test_nan_is_quiet() -> None:
+    nans = np.array([0x7F800001, 0xFFABCDEF], np.uint32).view(np.float32)[None]
+    assert kernels.encode(nans, DTYPES["BF16"]).view(np.uint16).tolist() == [[0x7FC0, 0xFFEB]]
+    assert kernels.encode(nans, DTYPES["F16"]).view(np.uint16).tolist() == [[0x7E00, 0xFE00]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nonfinite_counts_wide_types(dtype: type, isa: str) -> None:
+    x = np.arange(1000, dtype=dtype)
+    x[[3, 500, 999]] = np.nan, np.inf, -np.inf
+    name = {4: "F32", 8: "F64"}[x.itemsize]
+    assert kernels.nonfinite(x.view(np.uint8)[None], DTYPES[name]) == 3
+
+
+def test_types_without_a_kernel_go_through_numpy() -> None:
+    x = sample("normal", 2)
+    for name in ("F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"):
+        dtype = DTYPES[name]
+        source = np.abs(x) if name == "F8_E8M0" else x
+        data = kernels.encode(source, dtype)
+        np.testing.assert_array_equal(data, source.astype(dtype.numpy).view(np.uint8))
+        np.testing.assert_array_equal(kernels.decode(data, dtype), source.astype(dtype.numpy).astype(np.float32))
+        assert kernels.nonfinite(data, dtype) == 0
+
+
+def test_unaligned_and_strided_input() -> None:
+    x = sample("normal", 4)
+    shifted = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    wide = np.repeat(x, 2, axis=1)[:, ::2]
+    expected = kernels.encode(x, DTYPES["Q4_K"])
+    assert np.array_equal(kernels.encode(shifted, DTYPES["Q4_K"]), expected)
+    assert np.array_equal(kernels.encode(wide, DTYPES["Q4_K"]), expected)
+
+
+def test_empty() -> None:
+    assert kernels.quantize(np.empty((0, 256), np.float32), "Q4_K").shape == (0, 144)
+    assert kernels.dequantize(np.empty((0, 144), np.uint8), "Q4_K", (0, 256)).shape == (0, 256)
+
+
+def test_read_only_input_is_not_modified() -> None:
+    x = sample("normal", 4)
+    before = x.copy()
+    x.flags.writeable = False
+    kernels.encode(x, DTYPES["Q6_K"])
+    assert np.array_equal(x, before)
+
+
+# ---- bad arguments ----
+
+
+def test_row_must_divide() -> None:
+    with pytest.raises(QuantizationError, match="300 elements"):
+        kernels.quantize(np.zeros((2, 300), np.float32), "Q4_K")
+
+
+def test_unknown_type() -> None:
+    with pytest.raises(QuantizationError, match="Q9_Z"):
+        kernels.quantize(np.zeros((2, 256), np.float32), "Q9_Z")
+
+
+@pytest.mark.parametrize("name", ["Q8_1", "Q8_K", "I32"])
+def test_not_encodable(name: str) -> None:
+    with pytest.raises(QuantizationError, match="cannot be encoded"):
+        kernels.quantize(np.zeros((2, 256), np.float32), name)
+
+
+@pytest.mark.parametrize("name", ["IQ2_XXS", "IQ2_XS", "IQ1_S"])
+def test_importance_is_mandatory_where_ggml_insists(name: str) -> None:
+    with pytest.raises(MissingImportance, match="importance"):
+        kernels.quantize(np.zeros((2, 256), np.float32), name)
+
+
+def test_wrong_arrays() -> None:
+    x = np.zeros((2, 256), np.float32)
+    with pytest.raises(TypeError, match="float64"):
+        kernels.quantize(x.astype(np.float64), "Q4_K")
+    with pytest.raises(ValueError, match="weights"):
+        kernels.quantize(x, "Q4_K", weights=np.ones(255, np.float32))
+    with pytest.raises(ValueError, match="out must be"):
+        kernels.encode(x, DTYPES["Q4_K"], out=np.zeros((2, 143), np.uint8))
+    with pytest.raises(QuantizationError, match="do not hold"):
+        kernels.dequantize(np.zeros(143, np.uint8), "Q4_K", (1, 256))
+    with pytest.raises(QuantizationError, match="whole"):
+        kernels.decode(np.zeros((1, 143), np.uint8), DTYPES["Q4_K"])
+    with pytest.raises(QuantizationError, match="real numbers"):
+        kernels.decode(np.zeros((1, 4), np.uint8), DTYPES["I32"])
+    with pytest.raises(QuantizationError, match="dense"):
+        kernels.nonfinite(np.zeros((1, 144), np.uint8), DTYPES["Q4_K"])
+
+
+def test_binding_refuses_what_would_overrun() -> None:
+    x, out, weights = np.zeros(512, np.float32), np.zeros(288, np.uint8), np.ones(512, np.float32)
+    bad = (
+        ("Q9", x, out, 512),
+        ("Q4_K", x, out[:-1], 512),
+        ("Q4_K", x[:-1], out, 512),
+        ("Q4_K", x, out, 0),
+        ("Q4_K", x, out, -512),
+        ("Q4_K", x, out, 384),
+        ("Q8_K", x, np.zeros(584, np.uint8), 512),
+        ("Q4_K", x, out, 512, weights[:-1]),
+        ("IQ2_XS", x, np.zeros(148, np.uint8), 512),
+        ("F32", x, x.view(np.uint8), 512),
+    )
+    for args in bad:
+        with pytest.raises(ValueError):
+            _native.encode(*args)
+    read_only = out.copy()
+    read_only.flags.writeable = False
+    unaligned = np.zeros(2049, np.uint8)[1:].view(np.float32)
+    wrong = (
+        ("Q4_K", x.astype(np.float64), out, 512),
+        ("Q4_K", x.view(np.uint8), out, 512),
+        ("Q4_K", x, read_only, 512),
+        ("Q4_K", x[::2], out, 256),
+        ("Q4_K", list(x), out, 512),
+        ("Q4_K", x, out.view(np.int8), 512),
+        ("Q4_K", x, out),
+        ("Q4_K", unaligned, out, 512),
+    )
+    for args in wrong:
+        with pytest.raises((TypeError, ValueError)):
+            _native.encode(*args)
+    for args in (("Q4_K", out, x[:-1]), ("Q4_K", out[:-1], x), ("Q4_K", x.view(np.uint8)[:144], x[:256])):
+        with pytest.raises(ValueError):
+            _native.decode(*args)
+    for args in (("Q4_K", out), ("F16", out[:3]), ("F99", out)):
+        with pytest.raises(ValueError):
+            _native.nonfinite(*args)
+
+
+def test_environment_chooses_the_instruction_set() -> None:
+    code = "from converter import kernels; print(kernels.isa())"
+    for one in kernels.available_isas():
+        run = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "CONVERTER_ISA": one}, capture_output=True
+        )
+        assert run.stdout.decode().strip() == one
+    run = subprocess.run([sys.executable, "-c", code], env={**os.environ, "CONVERTER_ISA": "vax"}, capture_output=True)
+    assert run.returncode != 0 and b"CONVERTER_ISA=vax cannot run here" in run.stderr
+
+
+def test_ml_dtypes_agree_on_names() -> None:
+    """The dense kernels are chosen by name; the name must mean what ml_dtypes means."""
+    assert DTYPES["F8_E4M3"].numpy == ml_dtypes.float8_e4m3fn
+    assert DTYPES["F8_E5M2"].numpy == ml_dtypes.float8_e5m2
+
+
+def main() -> None:
+    """Write the digests of ggml's output: python tests/test_kernels.py (a minute or two)."""
+    found = {}
+    for name in ENCODED:
+        dtype = DTYPES[name]
+        found[name] = {
+            f"{shape}, {label}": digest(ggml_oracle.quantize(sample(shape, 6), dtype, weights))
+            for shape in SHAPES
+            for label, weights in weightings(dtype)
+        }
+    DIGESTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
