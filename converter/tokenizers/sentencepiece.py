@@ -16,6 +16,7 @@ from converter.tokenizers.files import MAX_TOKENS
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 
+_FLOAT = struct.Struct("<f")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_TYPES = {UNIGRAM: "unigram", BPE: "bpe"}
 
@@ -50,7 +51,13 @@ def read_sentencepiece(data: bytes, name: str = "tokenizer.model") -> SentencePi
     view = memoryview(data)
     for field, value in _fields(view, name):
         if field == 1:
-            _read_piece(_message(value, name), name, pieces, scores, types)
+            if len(pieces) >= MAX_TOKENS:
+                raise TokenizerError(f"{name}: more than {MAX_TOKENS} pieces")
+            message = _message(value, name)
+            piece, score, kind = _usual_piece(bytes(message)) or _any_piece(message, name, len(pieces))
+            pieces.append(piece)
+            scores.append(score)
+            types.append(kind)
         elif field == 2:
             trainer.update(_fields(_message(value, name), name))
         elif field == 3:
@@ -68,24 +75,33 @@ def read_sentencepiece(data: bytes, name: str = "tokenizer.model") -> SentencePi
     )
 
 
-def _read_piece(view: memoryview, name: str, pieces: list[bytes], scores: list[float], types: list[int]) -> None:
+def _usual_piece(message: bytes) -> tuple[bytes, float, int] | None:
+    """A piece laid out as every writer does (text, score, then a type that is not normal); None for another layout."""
+    if len(message) < 7 or message[0] != 0x0A:
+        return None
+    end = 2 + message[1]
+    if message[1] > 0x7F or len(message) < end + 5 or message[end] != 0x15:
+        return None
+    rest = message[end + 5 :]
+    if rest and not (len(rest) == 2 and rest[0] == 0x18 and NORMAL <= rest[1] <= BYTE):
+        return None
+    return message[2:end], _FLOAT.unpack_from(message, end + 1)[0], rest[1] if rest else NORMAL
+
+
+def _any_piece(view: memoryview, name: str, at: int) -> tuple[bytes, float, int]:
     piece, score, kind = b"", 0.0, NORMAL
     for field, value in _fields(view, name):
         if field == 1:
             piece = bytes(_message(value, name))
         elif field == 2:
             if not isinstance(value, float):
-                raise TokenizerError(f"{name}: piece {len(pieces)} has a score that is not a 32-bit float")
+                raise TokenizerError(f"{name}: piece {at} has a score that is not a 32-bit float")
             score = value
         elif field == 3:
             kind = _integer(value, name)
     if not NORMAL <= kind <= BYTE:
-        raise TokenizerError(f"{name}: piece {len(pieces)} has unknown type {kind}")
-    if len(pieces) >= MAX_TOKENS:
-        raise TokenizerError(f"{name}: more than {MAX_TOKENS} pieces")
-    pieces.append(piece)
-    scores.append(score)
-    types.append(kind)
+        raise TokenizerError(f"{name}: piece {at} has unknown type {kind}")
+    return piece, score, kind
 
 
 def _check(pieces: list[bytes], types: list[int], name: str) -> None:
@@ -138,7 +154,7 @@ def _fields(view: memoryview, name: str) -> Iterator[tuple[int, object]]:
             raise TokenizerError(f"{name}: truncated, a field declares {size} bytes and {end - at} are left")
         chunk = view[at : at + size]
         at += size
-        yield field, struct.unpack("<f", chunk)[0] if wire == _FIXED32 else chunk
+        yield field, _FLOAT.unpack(chunk)[0] if wire == _FIXED32 else chunk
 
 
 def _varint(view: memoryview, at: int, name: str) -> tuple[int, int]:

@@ -123,9 +123,11 @@ def _base(model: dict[str, object], kind: str, source: str) -> tuple[dict[str, i
     where = f"{source} vocab"
     if kind == "Unigram":
         return _unigram(as_list(vocab, where), where)
-    base: dict[str, int] = {}
-    for token, i in as_dict(vocab, where).items():
-        base[token] = i if type(i) is int and 0 <= i < MAX_TOKENS else as_id(i, f"{where} {ascii(token)[:60]}")
+    entries = as_dict(vocab, where)
+    base = {token: i for token, i in entries.items() if type(i) is int and 0 <= i < MAX_TOKENS}
+    if len(base) != len(entries):
+        token = next(token for token in entries if token not in base)
+        raise TokenizerError(f"{where}: token {ascii(token)[:60]} has no id from 0 to {MAX_TOKENS - 1}")
     if not base:
         raise TokenizerError(f"{source}: the vocabulary is empty")
     if len(set(base.values())) != len(base):
@@ -154,18 +156,20 @@ def _merges(model: dict[str, object], base: dict[str, int], kind: str, source: s
     pairs = [entry.split(" ") if isinstance(entry, str) else entry for entry in entries]
     _check_merges(pairs, base, len(str(model.get("continuing_subword_prefix") or "")), source)
     space = byte_alphabet()[ord(" ")]
-    if any(" " in token for token in base):
-        return [" ".join(part.replace(" ", space) for part in pair) for pair in pairs]  # type: ignore[union-attr]
+    if " " in "".join(base):
+        return [" ".join(part.replace(" ", space) for part in pair) for pair in pairs]  # type: ignore[attr-defined]
     return [" ".join(pair) for pair in pairs]  # type: ignore[arg-type]
 
 
 def _check_merges(pairs: list[object], base: dict[str, int], cut: int, source: str) -> None:
     """Raise TokenizerError unless every pair is two known tokens that make a known one (`cut`: prefix length)."""
     for at, pair in enumerate(pairs):
-        if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
+        if type(pair) is not list or len(pair) != 2:
             raise TokenizerError(f"{source}: merge {at} is not a pair of tokens")
         left, right = pair
-        if left not in base or right not in base or left + right[cut:] not in base:
+        if type(left) is not str or type(right) is not str:
+            raise TokenizerError(f"{source}: merge {at} is not a pair of tokens")
+        if left not in base or right not in base or left + (right[cut:] if cut else right) not in base:
             shown = f"{ascii(left)[:40]} {ascii(right)[:40]}"
             raise TokenizerError(f"{source}: merge {at} ({shown}) names an unknown token")
 
