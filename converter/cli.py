@@ -23,7 +23,7 @@ from converter.errors import ConverterError, Interrupted, UsageError
 if TYPE_CHECKING:
     from converter.fill import Progress
     from converter.inspection import Description
-    from converter.plan import Plan, Request
+    from converter.planning import Plan, Request
     from converter.report import Event
 
 EXAMPLES = """\
@@ -226,7 +226,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
 def _request(args: argparse.Namespace) -> Request:
     from dataclasses import fields
 
-    from converter.plan import Request
+    from converter.planning import Request
 
     given = vars(args) | {"tensor_types": tuple(args.tensor_type)}
     return Request(**{f.name: given[f.name] for f in fields(Request)})

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from converter import fill
-from converter import plan as planning
+from converter import planning
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, LossyError, OutputExists, SameFile
 from converter.fill import ProgressCallback
 from converter.formats.base import Layout
 from converter.general import default_file_name
 from converter.graph import PathLike, open_checkpoint, source_format, target_format
-from converter.plan import Plan, Request
+from converter.planning import Plan, Request
 
 def plan(
     source: PathLike,

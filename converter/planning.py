@@ -15,7 +15,7 @@ from converter import fill
 from converter.checkpoint import Checkpoint
 from converter.dtypes import BF16, DTYPES, F16, F32, DType, dtype
 from converter.encode import Watch, encoded
-from converter.errors import ArchitectureError, MissingPart, QuantizationError, UsageError
+from converter.errors import ArchitectureError, MissingImportance, QuantizationError, UsageError
 from converter.formats.base import Format, Layout, WriteOptions
 from converter.general import general_metadata
 from converter.graph import Route, route
@@ -235,7 +235,7 @@ def _choices(
 def _check_importance(chosen: Recipe, choices: Mapping[str, Choice]) -> None:
     for name, choice in choices.items():
         if not choice.rule.startswith("kept") and needs_imatrix(chosen, name, choice.type):
-            raise QuantizationError(f"{name}: {choice.type} needs an importance matrix\nchoose a larger type")
+            raise MissingImportance(f"{name}: {choice.type} needs an importance matrix\nchoose a larger type")
 
 
 def _facts(metadata: Metadata) -> ModelFacts:

@@ -1,0 +1,21 @@
+"""Paths that tests share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real files; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("CONVERTER_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; CONVERTER_TEST_DATA says where it is")
+    return folder
