@@ -18,7 +18,6 @@ import pytest
 import converter
 import models
 from converter.errors import MissingImportance
-from converter.formats.gguf import Strings
 from converter.metadata import TYPES, Array, Value
 
 RECORDED = sorted(path.stem for path in models.EXPECTED.glob("*.json") if path.stem != "greedy")
@@ -55,12 +54,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def recorded_value(value: Value | Array) -> tuple[str, object]:
     """A key's type and value as fixtures/make_expected.py writes them."""
     if isinstance(value, Value):
-        return GGUF_NAMES[value.type], value.value
+        stored = float(np.float32(value.value)) if value.type == "f32" else value.value  # type: ignore[arg-type]
+        return GGUF_NAMES[value.type], stored
     kind = f"ARRAY[{GGUF_NAMES[value.type]}]"
     if len(value) <= 16:
         return kind, [item.item() if isinstance(item, np.generic) else item for item in value.values]
-    if isinstance(value.values, Strings):
-        data = bytes(value.values.raw)
+    if value.type == "str":
+        texts = [text.encode() if isinstance(text, str) else text for text in value.values]
+        data = b"".join(len(text).to_bytes(8, "little") + text for text in texts)
     else:
         data = np.asarray(value.values, TYPES[value.type].struct).tobytes()
     return kind, {"count": len(value), "sha256": digest(data)}
@@ -79,22 +80,26 @@ def test_same_file_as_the_reference(name: str, model: Callable[[str], Path], tmp
     folder = model(name)
     assert models.file_sha256(folder / "model.safetensors") == facts["model_sha256"], "the builder changed, not us"
     for label in facts["ftypes"]:
-        target = tmp_path / "out.gguf"
-        converter.convert(folder, target, request(label), force=True)
-        with converter.open_checkpoint(target) as made:
-            ours = [
-                (t.name, t.info.dtype.name, t.info.shape, digest(t.rows(0, t.info.n_rows).tobytes()))
-                for t in made.tensors.values()
-            ]
-            theirs = [(t.name, t.type, t.shape, t.sha256) for t in models.expected_tensors(name, label)]
-            if label == "source":  # the converter keeps the source's order, we always write the quantizer's
-                ours, theirs = sorted(ours), sorted(theirs)
-            assert ours == theirs, label
-            keys = [(key, *recorded_value(value)) for key, value in made.config.items()]
-            wanted = [(value.key, value.type, value.value) for value in models.expected_metadata(name, label)]
-            if label == "source":
-                keys, wanted = sorted(keys, key=str), sorted(wanted, key=str)
-            assert keys == wanted, label
+        with converter.plan(folder, tmp_path / "out.gguf", request(label)).checkpoint as made:
+            compare(made, name, label)
+    converter.convert(folder, tmp_path / "out.gguf", request("Q4_K_M"))
+    with converter.open_checkpoint(tmp_path / "out.gguf") as written:
+        compare(written, name, "Q4_K_M")
+
+
+def compare(made: converter.Checkpoint, name: str, label: str) -> None:
+    """Tensors (planned or written) and keys against the recorded ones."""
+    ours = [
+        (t.name, t.info.dtype.name, t.info.shape, digest(t.rows(0, t.info.n_rows).tobytes()))
+        for t in made.tensors.values()
+    ]
+    theirs = [(t.name, t.type, t.shape, t.sha256) for t in models.expected_tensors(name, label)]
+    keys = [(key, *recorded_value(value)) for key, value in made.config.items()]
+    wanted = [(value.key, value.type, value.value) for value in models.expected_metadata(name, label)]
+    if label == "source":  # the converter keeps the source's order, we always write the quantizer's
+        ours, theirs, keys, wanted = sorted(ours), sorted(theirs), sorted(keys, key=str), sorted(wanted, key=str)
+    assert ours == theirs, label
+    assert keys == wanted, label
 
 
 @pytest.mark.parametrize("name", RECORDED)
