@@ -31,8 +31,9 @@ from converter.tokenizers.sentencepiece import read_sentencepiece
 from converter.tokenizers.special import TYPES, read_special
 from converter.tokenizers.styles import READERS, SPACE_PREFIX, Style, style_of
 from converter.tokenizers.vocabulary import Vocabulary, read_vocabulary
+from converter.tokenizers.write import write_tokenizer
 
-__all__ = ["FILES", "Tokenizer", "read_tokenizer"]
+__all__ = ["FILES", "Tokenizer", "read_tokenizer", "write_tokenizer"]
 
 # What a caller should look for in a model's folder; additional_chat_templates/*.jinja belong to them.
 FILES = (

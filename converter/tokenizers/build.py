@@ -182,7 +182,7 @@ def build_spm_json(vocabulary: Vocabulary, rows: int | None) -> Built:
         kind = BYTE if _BYTE_TOKEN.fullmatch(token) else CONTROL if i in special else NORMAL
         if i >= count:
             kind = CONTROL if i in special else USER_DEFINED
-        table.set(i, token, kind, scores.get(token, ADDED_SCORE if i >= count else 0.0))
+        table.set(i, token, kind, scores.get(token, 0.0) if kind in (NORMAL, BYTE) else ADDED_SCORE)
     head: Metadata = {"tokenizer.ggml.model": text("llama"), "tokenizer.ggml.pre": text("default")}
     head.update(table.arrays(scores=True))
     note = Note("tokenizer.json alone: token scores derived from the order of its merges")

@@ -23,6 +23,9 @@ from converter.tokenizers.splitting import GPT2_PATTERN, Unsupported, pattern_of
 from converter.tokenizers.vocabulary import Vocabulary
 
 MAX_PARTS = 64
+_BYTE_LEVEL: dict[str, object] = {
+    "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True,
+}
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,18 @@ class Expression:
     split: tuple[str, ...]
     name: str
     ignore_merges: bool | None = None
+    normalizer: str = ""
 
 
 @dataclass(frozen=True)
 class PreTokenizerFacts:
-    """The table in pretokenizers.json."""
+    """The table in pretokenizers.json; `same_as` gives names whose expressions are another name's."""
 
     probe: str
     hashes: Mapping[str, str]
     names: frozenset[str]
     expressions: tuple[Expression, ...]
+    same_as: Mapping[str, str]
 
 
 @functools.cache
@@ -49,9 +54,11 @@ def facts() -> PreTokenizerFacts:
     """The table, read once."""
     table = json.loads(resources.files("converter.tokenizers").joinpath("pretokenizers.json").read_text("utf-8"))
     expressions = tuple(
-        Expression(tuple(row["split"]), row["name"], row.get("ignore_merges")) for row in table["expressions"]
+        Expression(tuple(row["split"]), row["name"], row.get("ignore_merges"), row.get("normalizer", ""))
+        for row in table["expressions"]
     )
-    return PreTokenizerFacts(table["probe"], table["hashes"], frozenset(table["names"]), expressions)
+    names = frozenset(table["names"])
+    return PreTokenizerFacts(table["probe"], table["hashes"], names, expressions, table["same_as"])
 
 
 def check_name(name: str) -> str:
@@ -133,6 +140,29 @@ def signature(spec: object, where: str = "tokenizer.json pre_tokenizer") -> tupl
     if kind == "Split":
         return (_split_word(fields, where),)
     return (kind,) if kind else ()
+
+
+def expression_of(name: str) -> Expression | None:
+    """The expressions behind a pre-tokenizer's name, where they are known."""
+    name = facts().same_as.get(name, name)
+    return next((row for row in facts().expressions if row.name == name), None)
+
+
+def to_json(split: tuple[str, ...]) -> dict[str, object]:
+    """The pre-tokenizer of a tokenizer.json for words of `signature`; the inverse of it for byte-level BPE."""
+    plain: dict[str, dict[str, object]] = {
+        "digits": {"type": "Digits", "individual_digits": True},
+        "numbers": {"type": "Digits", "individual_digits": False},
+        "punctuation Contiguous": {"type": "Punctuation", "behavior": "Contiguous"},
+        "gpt2": _BYTE_LEVEL,
+    }
+    parts: list[dict[str, object]] = [
+        plain.get(word) or {"type": "Split", "pattern": {"Regex": word}, "behavior": "Isolated", "invert": False}
+        for word in split
+    ]
+    if "gpt2" not in split:
+        parts.append({**_BYTE_LEVEL, "use_regex": False})
+    return parts[0] if len(parts) == 1 else {"type": "Sequence", "pretokenizers": parts}
 
 
 def _split_word(fields: dict[str, object], where: str) -> str:

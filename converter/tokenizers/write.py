@@ -1,0 +1,307 @@
+"""`tokenizer.ggml.*` metadata -> tokenizer files of a Hugging Face folder.
+
+Byte-level BPE ("gpt2") and SentencePiece BPE ("llama"). GGUF keeps the name of a pre-tokenizer
+only, so tokenizer.json gets the expressions that the name stands for. A SentencePiece model keeps
+its scores in tokenizer.model; its merges, for tokenizer.json, follow from them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from converter.errors import TokenizerError
+from converter.metadata import Array, Metadata, Value
+from converter.tokenizers.build import ADDED_SCORE, MARK
+from converter.tokenizers.pretokenizer import expression_of, to_json
+from converter.tokenizers.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from converter.tokenizers.special import CHAT_TEMPLATE, ID_KEYS
+from converter.tokenizers.styles import ADD_BOS, ADD_EOS, ADD_SEP, SPACE_PREFIX
+
+_HF_NAMES = ("bos", "eos", "unk", "sep", "pad", "mask")
+_PADDING = re.compile(r"\[PAD\d+\]")
+_UNUSED = 5
+
+
+def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
+    """Files by name: tokenizer.json, tokenizer_config.json, and tokenizer.model for a SentencePiece tokenizer.
+
+    Raises:
+        TokenizerError: keys are missing or contradict each other, or the tokenizer model or
+            pre-tokenizer has no counterpart here.
+    """
+    vocab = _Vocab.read(metadata)
+    if vocab.model == "gpt2":
+        files = {"tokenizer.json": _dump(_byte_level(vocab, metadata))}
+    elif vocab.model == "llama":
+        files = {"tokenizer.json": _dump(_sentencepiece_json(vocab, metadata)), **_model(vocab, metadata)}
+    else:
+        raise TokenizerError(f"tokenizer model {vocab.model!r} cannot be written as tokenizer.json; gpt2 and llama can")
+    return {**files, "tokenizer_config.json": _dump(_settings(vocab, metadata))}
+
+
+def _dump(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class _Vocab:
+    """The vocabulary's keys, checked: one text, type and score per token; rows that only pad are left out of `used`."""
+
+    model: str
+    texts: list[str]
+    types: list[int]
+    scores: list[float]
+    merges: list[str]
+
+    @staticmethod
+    def read(metadata: Metadata) -> _Vocab:
+        model = _scalar(metadata, "tokenizer.ggml.model")
+        texts = _strings(metadata, "tokenizer.ggml.tokens")
+        types = [int(t) for t in _values(metadata, "tokenizer.ggml.token_type")] or [NORMAL] * len(texts)
+        scores = [float(s) for s in _values(metadata, "tokenizer.ggml.scores")] or [0.0] * len(texts)
+        if not isinstance(model, str) or not texts or not len(texts) == len(types) == len(scores):
+            raise TokenizerError("tokenizer.ggml.model, tokens, token_type or scores are missing or differ in length")
+        return _Vocab(model, texts, types, scores, _strings(metadata, "tokenizer.ggml.merges"))
+
+    def used(self) -> list[int]:
+        return [i for i, t in enumerate(self.types) if t != _UNUSED or not _PADDING.fullmatch(self.texts[i])]
+
+    def ids(self) -> dict[str, int]:
+        """Text -> id without padding rows.
+
+        Raises:
+            TokenizerError: two rows hold the same text.
+        """
+        used = self.used()
+        ids = {self.texts[i]: i for i in used}
+        if len(ids) != len(used):
+            again = next(self.texts[i] for i in used if ids[self.texts[i]] != i)
+            raise TokenizerError(f"token {ascii(again)[:60]} appears twice, tokenizer.json cannot hold that")
+        return ids
+
+    def of_type(self, *kinds: int) -> list[int]:
+        return [i for i, kind in enumerate(self.types) if kind in kinds]
+
+
+def _values(metadata: Metadata, key: str) -> Iterable[float]:
+    found = metadata.get(key)
+    return found.values if isinstance(found, Array) and found.type != "str" else ()  # type: ignore[return-value]
+
+
+def _strings(metadata: Metadata, key: str) -> list[str]:
+    found = metadata.get(key)
+    if not isinstance(found, Array) or found.type != "str":
+        return []
+    try:
+        return [v.decode() if isinstance(v, bytes) else str(v) for v in found.values]
+    except UnicodeDecodeError:
+        raise TokenizerError(f"{key}: an entry is not UTF-8, tokenizer.json cannot hold it") from None
+
+
+def _scalar(metadata: Metadata, key: str) -> object:
+    found = metadata.get(key)
+    return found.value if isinstance(found, Value) else None
+
+
+def _token_of(vocab: _Vocab, metadata: Metadata, name: str) -> str | None:
+    i = _scalar(metadata, ID_KEYS[name])
+    return vocab.texts[i] if isinstance(i, int) and 0 <= i < len(vocab.texts) else None
+
+
+# --- tokenizer.json
+
+
+def _added(vocab: _Vocab, *kinds: int) -> list[dict[str, object]]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [
+        {"id": i, "content": vocab.texts[i], **flags, "special": vocab.types[i] != USER_DEFINED}
+        for i in vocab.of_type(*kinds)
+    ]
+
+
+def _template(vocab: _Vocab, metadata: Metadata, *, bos: bool) -> dict[str, object] | None:
+    """The post-processor for add_bos and add_eos; `bos` is what the runtime does when the key is absent."""
+    flags = (("bos", _scalar(metadata, ADD_BOS), bos), ("eos", _scalar(metadata, ADD_EOS), False))
+    wanted = [name for name, flag, default in flags if (default if flag is None else flag)]
+    special = {name: token for name in wanted if (token := _token_of(vocab, metadata, name)) is not None}
+    if not special:
+        return None
+
+    def around(sequence: str, kind: int) -> list[dict[str, object]]:
+        def token(name: str) -> list[dict[str, object]]:
+            return [{"SpecialToken": {"id": special[name], "type_id": kind}}] if name in special else []
+
+        return [*token("bos"), {"Sequence": {"id": sequence, "type_id": kind}}, *token("eos")]
+
+    ids = {token: _scalar(metadata, ID_KEYS[name]) for name, token in special.items()}
+    return {
+        "type": "TemplateProcessing", "single": around("A", 0), "pair": around("A", 0) + around("B", 1),
+        "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]} for token, i in ids.items()},
+    }
+
+
+def _roberta(vocab: _Vocab, metadata: Metadata) -> dict[str, object] | None:
+    """RoBERTa's post-processor, for tokenizers that put a separator between two sequences."""
+    first = _token_of(vocab, metadata, "bos")
+    last = _token_of(vocab, metadata, "sep") or _token_of(vocab, metadata, "eos")
+    if _scalar(metadata, ADD_SEP) is not True or first is None or last is None:
+        return None
+    ids = vocab.ids()
+    return {
+        "type": "RobertaProcessing", "sep": [last, ids[last]], "cls": [first, ids[first]],
+        "trim_offsets": False, "add_prefix_space": False,
+    }
+
+
+def _tokenizer(added: list[dict[str, object]], **parts: object) -> dict[str, object]:
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **parts}
+
+
+def _byte_level(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
+    pre = str(_scalar(metadata, "tokenizer.ggml.pre"))
+    expression = expression_of(pre)
+    if expression is None:
+        raise TokenizerError(f"pre-tokenizer {pre!r}: its expressions are not known, no tokenizer.json can be written")
+    byte_level: dict[str, object] = {
+        "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True,
+    }
+    post = _roberta(vocab, metadata) or _template(vocab, metadata, bos=False)
+    if post is None and (ADD_BOS in metadata or ADD_EOS in metadata):
+        post = byte_level
+    return _tokenizer(
+        _added(vocab, CONTROL, USER_DEFINED),
+        normalizer={"type": expression.normalizer} if expression.normalizer else None,
+        pre_tokenizer=to_json(expression.split),
+        post_processor=post,
+        decoder={**byte_level, "trim_offsets": True},
+        model=_bpe(vocab.ids(), [m.split(" ") for m in vocab.merges], ignore_merges=bool(expression.ignore_merges)),
+    )
+
+
+def _bpe(ids: dict[str, int], merges: list[list[str]], **more: object) -> dict[str, object]:
+    return {
+        "type": "BPE", "dropout": None, "unk_token": None,
+        "continuing_subword_prefix": None, "end_of_word_suffix": None,
+        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, **more, "vocab": ids, "merges": merges,
+    }
+
+
+def _sentencepiece_json(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
+    prefix = _scalar(metadata, SPACE_PREFIX) is not False
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": MARK}
+    decoders: list[dict[str, object]] = [
+        {"type": "Replace", "pattern": {"String": MARK}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+    ]
+    if prefix:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    unknown = _unknown(vocab, metadata)
+    lead: list[dict[str, object]] = [{"type": "Prepend", "prepend": MARK}] if prefix else []
+    return _tokenizer(
+        _added(vocab, UNKNOWN, CONTROL, USER_DEFINED),
+        normalizer={"type": "Sequence", "normalizers": [*lead, spaces]},
+        pre_tokenizer=None,
+        post_processor=_template(vocab, metadata, bos=True),
+        decoder={"type": "Sequence", "decoders": decoders},
+        model=_bpe(
+            vocab.ids(), _merges_by_score(vocab), unk_token=None if unknown is None else vocab.texts[unknown],
+            fuse_unk=True, byte_fallback=bool(vocab.of_type(BYTE)),
+        ),
+    )
+
+
+def _unknown(vocab: _Vocab, metadata: Metadata) -> int | None:
+    """The unknown token: by its type, by its id key, or by the name it usually has."""
+    i = _scalar(metadata, ID_KEYS["unk"])
+    named = [i] if isinstance(i, int) and 0 <= i < len(vocab.texts) else []
+    usual = [vocab.texts.index("<unk>")] if "<unk>" in vocab.texts else []
+    return next(iter(vocab.of_type(UNKNOWN) + named + usual), None)
+
+
+def _merges_by_score(vocab: _Vocab) -> list[list[str]]:
+    """Every way to make a normal token of two, best token first, then by the parts' ids."""
+    ids = {vocab.texts[i]: i for i in vocab.of_type(NORMAL)}
+    found: list[tuple[float, int, int, str, str]] = []
+    for token, i in ids.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in ids and right in ids:
+                found.append((-vocab.scores[i], ids[left], ids[right], left, right))
+    return [[left, right] for *_, left, right in sorted(found)]
+
+
+# --- tokenizer_config.json
+
+
+def _settings(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
+    settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    flags = (("add_prefix_space", SPACE_PREFIX), ("add_bos_token", ADD_BOS), ("add_eos_token", ADD_EOS))
+    for name, key in flags:
+        if isinstance(flag := _scalar(metadata, key), bool):
+            settings[name] = flag
+    for name in _HF_NAMES:
+        if (token := _token_of(vocab, metadata, name)) is not None:
+            settings[f"{name}_token"] = token
+    # A SentencePiece piece that is listed here gets ADDED_SCORE when it is read back: those that have it are listed.
+    plain = vocab.model == "gpt2"
+    entries = _added(vocab, CONTROL, USER_DEFINED)
+    listed = [e for e in entries if plain or vocab.scores[int(str(e["id"]))] == ADDED_SCORE]
+    settings["added_tokens_decoder"] = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in listed}
+    template = _chat_template(metadata)
+    return settings if template is None else {**settings, "chat_template": template}
+
+
+def _chat_template(metadata: Metadata) -> object:
+    default = _scalar(metadata, CHAT_TEMPLATE)
+    named = [(key.removeprefix(f"{CHAT_TEMPLATE}."), _scalar(metadata, key))
+             for key in metadata if key.startswith(f"{CHAT_TEMPLATE}.")]
+    if not named:
+        return default
+    whole = [*([("default", default)] if default is not None else []), *named]
+    return [{"name": name, "template": template} for name, template in whole]
+
+
+# --- tokenizer.model
+
+
+def _model(vocab: _Vocab, metadata: Metadata) -> dict[str, bytes]:
+    """A serialized SentencePiece BPE model (sentencepiece_model.proto); none without an unknown token.
+
+    Padding rows at the end are left out.
+    """
+    unknown = _unknown(vocab, metadata)
+    if unknown is None:
+        return {}
+    last = max(vocab.used()) + 1
+    types = [UNKNOWN if i == unknown else kind for i, kind in enumerate(vocab.types[:last])]
+    pieces = b"".join(
+        _field(1, _field(1, vocab.texts[i].encode()) + b"\x15" + struct.pack("<f", vocab.scores[i]) + _number(3, kind))
+        for i, kind in enumerate(types)
+    )
+    ids = {"unk": unknown, **{name: _scalar(metadata, ID_KEYS[name]) for name in ("bos", "eos", "pad")}}
+    trainer = _number(3, BPE) + _number(4, last) + _number(35, bool(vocab.of_type(BYTE)))
+    for field, name in ((40, "unk"), (41, "bos"), (42, "eos"), (43, "pad")):
+        i = ids[name]
+        trainer += _number(field, i if isinstance(i, int) else -1)
+    normalizer = _field(1, b"identity") + _number(3, _scalar(metadata, SPACE_PREFIX) is not False) + _number(4, 0)
+    return {"tokenizer.model": pieces + _field(2, trainer) + _field(3, normalizer + _number(5, 1))}
+
+
+def _varint(value: int) -> bytes:
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(int(value))
+
+
+def _field(field: int, data: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(data)) + data
