@@ -4,12 +4,13 @@
  */
 #include "blocks.h"
 #include "grids.h"
+#include "isa.h"
 #include "kernels.h"
 #include "numeric.h"
 
 /* Walks blocks; the body writes `elements` floats to `out` from `*b`. */
 #define DECODE(type, elements, ...)                                                             \
-    void decode_##type(const uint8_t *data, float *out, int64_t n) {                            \
+    void FN(decode_##type)(const uint8_t *data, float *out, int64_t n) {                            \
         const block_##type *b = (const block_##type *)data;                                     \
         for (int64_t i = 0; i < n; i += elements, ++b, out += elements) __VA_ARGS__             \
     }

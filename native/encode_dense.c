@@ -1,4 +1,5 @@
 /* Casts between F32 and the dense types, and the count of their non-finite values. */
+#include "isa.h"
 #include "kernels.h"
 #include "numeric.h"
 
@@ -44,21 +45,21 @@ static inline float f64_bits_to_f32(uint64_t bits) {
 /* Encode, decode and count of one dense type stored in an unsigned integer of any alignment.
  * A value is not finite when its exponent bits are all set, which `code & mask >= limit` says. */
 #define DENSE(type, word, FROM_F32, TO_F32, mask, limit)                                                        \
-    void encode_##type(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {         \
+    void FN(encode_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {         \
         (void)weights;                                                                                          \
         for (int64_t i = 0; i < rows * row; ++i) {                                                              \
             const word value = FROM_F32(x[i]);                                                                  \
             memcpy(out + i * (int64_t)sizeof value, &value, sizeof value);                                      \
         }                                                                                                       \
     }                                                                                                           \
-    void decode_##type(const uint8_t *data, float *out, int64_t n) {                                            \
+    void FN(decode_##type)(const uint8_t *data, float *out, int64_t n) {                                            \
         for (int64_t i = 0; i < n; ++i) {                                                                       \
             word value;                                                                                         \
             memcpy(&value, data + i * (int64_t)sizeof value, sizeof value);                                     \
             out[i] = TO_F32(value);                                                                             \
         }                                                                                                       \
     }                                                                                                           \
-    int64_t nonfinite_##type(const uint8_t *data, int64_t n) {                                                  \
+    int64_t FN(nonfinite_##type)(const uint8_t *data, int64_t n) {                                                  \
         int64_t count = 0;                                                                                      \
         for (int64_t i = 0; i < n; ++i) {                                                                       \
             word value;                                                                                         \

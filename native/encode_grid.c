@@ -8,6 +8,7 @@
 
 #include "blocks.h"
 #include "grids.h"
+#include "isa.h"
 #include "kernels.h"
 #include "search.h"
 
@@ -194,7 +195,7 @@ static float largest_scale(int n, const grid_group *groups) {
 
 /* Walks super-blocks; the body writes the zeroed `*y` from `x` and `given`, which may be NULL. */
 #define ENCODE_GRID(type, ...)                                                                            \
-    void encode_##type(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {   \
+    void FN(encode_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {   \
         block_##type *y = (block_##type *)out;                                                            \
         for (int64_t r = 0; r < rows; ++r)                                                                \
             for (int64_t i = 0; i < row; i += SUPER, x += SUPER, ++y) {                                   \

@@ -4,6 +4,7 @@
  */
 #include <stdbool.h>
 
+#include "isa.h"
 #include "kernels.h"
 #include "pack_iq4.h"
 
@@ -35,7 +36,7 @@ static float find_scale(const float *x, const float *given, float mean_square) {
     return d;
 }
 
-void encode_iq4_nl(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {
+void FN(encode_iq4_nl)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {
     block_iq4_nl *y = (block_iq4_nl *)out;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t i = 0; i < row; i += 32, x += 32, ++y) {
@@ -44,7 +45,7 @@ void encode_iq4_nl(const float *x, uint8_t *out, int64_t rows, int64_t row, cons
         }
 }
 
-void encode_iq4_xs(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {
+void FN(encode_iq4_xs)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {
     block_iq4_xs *y = (block_iq4_xs *)out;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t i = 0; i < row; i += SUPER, x += SUPER, ++y) {

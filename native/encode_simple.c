@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "blocks.h"
+#include "isa.h"
 #include "kernels.h"
 #include "search.h"
 
@@ -84,7 +85,7 @@ static f16 find_affine_weighted(int top, const float *x, const float *given, flo
 
 /* Walks rows and blocks; the body writes `*y` from `x`, with `given` and the row's `mean_square` if any. */
 #define ENCODE_SIMPLE(type, elements, ...)                                                                \
-    void encode_##type(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {   \
+    void FN(encode_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {   \
         block_##type *y = (block_##type *)out;                                                            \
         for (int64_t r = 0; r < rows; ++r) {                                                              \
             const float mean_square = weights ? sum_squares(row, x) / (float)row : 0.0f;                  \

@@ -1,41 +1,112 @@
-/* The table of types, and which instruction set serves it. */
+/* The table of types for each instruction set, and which one is in use. */
 #include "kernels.h"
 
 #include <string.h>
 
-#define DENSE(NAME, t, bytes) {NAME, 1, bytes, false, encode_##t, decode_##t, nonfinite_##t}
-#define BLOCK(NAME, t, elements, bytes) {NAME, elements, bytes, false, encode_##t, decode_##t, NULL}
-#define NEEDS(NAME, t, elements, bytes) {NAME, elements, bytes, true, encode_##t, decode_##t, NULL}
-#define READS(NAME, t, elements, bytes) {NAME, elements, bytes, false, NULL, decode_##t, NULL}
+/* Every type: DENSE(name, function, bytes), BLOCK(name, function, elements, bytes); READS has no encoder,
+ * GRID is encoded by scalar code on every instruction set, NEEDS is a GRID that must have importance. */
+#define TYPES(DENSE, BLOCK, READS, GRID, NEEDS, isa)                                                                \
+    DENSE("F32", f32, 4, isa) DENSE("F16", f16, 2, isa) DENSE("BF16", bf16, 2, isa) DENSE("F64", f64, 8, isa)       \
+    DENSE("F8_E4M3", f8_e4m3, 1, isa) DENSE("F8_E5M2", f8_e5m2, 1, isa)                                             \
+    BLOCK("Q4_0", q4_0, 32, 18, isa) BLOCK("Q4_1", q4_1, 32, 20, isa)                                               \
+    BLOCK("Q5_0", q5_0, 32, 22, isa) BLOCK("Q5_1", q5_1, 32, 24, isa)                                               \
+    BLOCK("Q8_0", q8_0, 32, 34, isa) READS("Q8_1", q8_1, 32, 36, isa) READS("Q8_K", q8_k, 256, 292, isa)            \
+    BLOCK("Q2_K", q2_k, 256, 84, isa) BLOCK("Q3_K", q3_k, 256, 110, isa) BLOCK("Q4_K", q4_k, 256, 144, isa)         \
+    BLOCK("Q5_K", q5_k, 256, 176, isa) BLOCK("Q6_K", q6_k, 256, 210, isa)                                           \
+    BLOCK("IQ4_NL", iq4_nl, 32, 18, isa) BLOCK("IQ4_XS", iq4_xs, 256, 136, isa)                                     \
+    GRID("IQ3_XXS", iq3_xxs, 256, 98, isa) GRID("IQ3_S", iq3_s, 256, 110, isa) GRID("IQ2_S", iq2_s, 256, 82, isa)   \
+    NEEDS("IQ2_XXS", iq2_xxs, 256, 66, isa) NEEDS("IQ2_XS", iq2_xs, 256, 74, isa)                                   \
+    NEEDS("IQ1_S", iq1_s, 256, 50, isa) GRID("IQ1_M", iq1_m, 256, 56, isa)                                          \
+    BLOCK("TQ1_0", tq1_0, 256, 54, isa) BLOCK("TQ2_0", tq2_0, 256, 66, isa)                                         \
+    BLOCK("MXFP4", mxfp4, 32, 17, isa) BLOCK("NVFP4", nvfp4, 64, 36, isa)                                           \
+    BLOCK("Q1_0", q1_0, 128, 18, isa) BLOCK("Q2_0", q2_0, 64, 18, isa)
 
-static const kernel SCALAR[] = {
-    DENSE("F32", f32, 4), DENSE("F16", f16, 2), DENSE("BF16", bf16, 2), DENSE("F64", f64, 8),
-    DENSE("F8_E4M3", f8_e4m3, 1), DENSE("F8_E5M2", f8_e5m2, 1),
-    BLOCK("Q4_0", q4_0, 32, 18), BLOCK("Q4_1", q4_1, 32, 20), BLOCK("Q5_0", q5_0, 32, 22), BLOCK("Q5_1", q5_1, 32, 24),
-    BLOCK("Q8_0", q8_0, 32, 34), READS("Q8_1", q8_1, 32, 36), READS("Q8_K", q8_k, 256, 292),
-    BLOCK("Q2_K", q2_k, 256, 84), BLOCK("Q3_K", q3_k, 256, 110), BLOCK("Q4_K", q4_k, 256, 144),
-    BLOCK("Q5_K", q5_k, 256, 176), BLOCK("Q6_K", q6_k, 256, 210),
-    BLOCK("IQ4_NL", iq4_nl, 32, 18), BLOCK("IQ4_XS", iq4_xs, 256, 136),
-    BLOCK("IQ3_XXS", iq3_xxs, 256, 98), BLOCK("IQ3_S", iq3_s, 256, 110),
-    NEEDS("IQ2_XXS", iq2_xxs, 256, 66), NEEDS("IQ2_XS", iq2_xs, 256, 74), BLOCK("IQ2_S", iq2_s, 256, 82),
-    NEEDS("IQ1_S", iq1_s, 256, 50), BLOCK("IQ1_M", iq1_m, 256, 56),
-    BLOCK("TQ1_0", tq1_0, 256, 54), BLOCK("TQ2_0", tq2_0, 256, 66),
-    BLOCK("MXFP4", mxfp4, 32, 17), BLOCK("NVFP4", nvfp4, 64, 36),
-    BLOCK("Q1_0", q1_0, 128, 18), BLOCK("Q2_0", q2_0, 64, 18),
+#define DENSE_ROW(NAME, t, bytes, isa) {NAME, 1, bytes, false, encode_##t##_##isa, decode_##t##_##isa, nonfinite_##t##_##isa},
+#define BLOCK_ROW(NAME, t, n, bytes, isa) {NAME, n, bytes, false, encode_##t##_##isa, decode_##t##_##isa, NULL},
+#define READS_ROW(NAME, t, n, bytes, isa) {NAME, n, bytes, false, NULL, decode_##t##_##isa, NULL},
+#define GRID_ROW(NAME, t, n, bytes, isa) {NAME, n, bytes, false, encode_##t##_scalar, decode_##t##_##isa, NULL},
+#define NEEDS_ROW(NAME, t, n, bytes, isa) {NAME, n, bytes, true, encode_##t##_scalar, decode_##t##_##isa, NULL},
+
+#define DENSE_NAME(NAME, t, bytes, isa)      \
+    extern encode_fn encode_##t##_##isa;     \
+    extern decode_fn decode_##t##_##isa;     \
+    extern count_fn nonfinite_##t##_##isa;
+#define BLOCK_NAME(NAME, t, n, bytes, isa)   \
+    extern encode_fn encode_##t##_##isa;     \
+    extern decode_fn decode_##t##_##isa;
+#define READS_NAME(NAME, t, n, bytes, isa) extern decode_fn decode_##t##_##isa;
+#define GRID_NAME(NAME, t, n, bytes, isa)    \
+    extern encode_fn encode_##t##_scalar;    \
+    extern decode_fn decode_##t##_##isa;
+
+#define TABLE(isa)                                                           \
+    TYPES(DENSE_NAME, BLOCK_NAME, READS_NAME, GRID_NAME, GRID_NAME, isa)     \
+    static const kernel TABLE_##isa[] = {TYPES(DENSE_ROW, BLOCK_ROW, READS_ROW, GRID_ROW, NEEDS_ROW, isa)};
+
+TABLE(scalar)
+#define COUNT ((int)(sizeof TABLE_scalar / sizeof *TABLE_scalar))
+
+static bool always(void) { return true; }
+
+#if defined(HAVE_X86)
+TABLE(sse2)
+TABLE(avx2)
+TABLE(avx512)
+
+static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#elif defined(HAVE_NEON)
+TABLE(neon)
+#endif
+
+/* Best first. */
+static const struct {
+    const char *name;
+    const kernel *table;
+    bool (*runs)(void);
+} SETS[] = {
+#if defined(HAVE_X86)
+    {"avx512", TABLE_avx512, has_avx512},
+    {"avx2", TABLE_avx2, has_avx2},
+    {"sse2", TABLE_sse2, always},
+#elif defined(HAVE_NEON)
+    {"neon", TABLE_neon, always},
+#endif
+    {"scalar", TABLE_scalar, always},
 };
+#define SET_COUNT ((int)(sizeof SETS / sizeof *SETS))
 
-static const char *const ISAS[] = {"scalar", NULL};
+static int in_use = SET_COUNT - 1;
 
-const kernel *kernel_at(int i) { return i < (int)(sizeof SCALAR / sizeof *SCALAR) ? &SCALAR[i] : NULL; }
+const kernel *kernel_at(int i) { return i < COUNT ? &SETS[in_use].table[i] : NULL; }
 
 const kernel *find_kernel(const char *name) {
-    for (size_t i = 0; i < sizeof SCALAR / sizeof *SCALAR; ++i)
-        if (strcmp(SCALAR[i].name, name) == 0) return &SCALAR[i];
+    const kernel *k;
+    for (int i = 0; (k = kernel_at(i)); ++i)
+        if (strcmp(k->name, name) == 0) return k;
     return NULL;
 }
 
-const char *const *available_isas(void) { return ISAS; }
+const char *const *available_isas(void) {
+    static const char *names[SET_COUNT + 1];
+    int n = 0;
+    for (int i = 0; i < SET_COUNT; ++i)
+        if (SETS[i].runs()) names[n++] = SETS[i].name;
+    names[n] = NULL;
+    return names;
+}
 
-bool select_isa(const char *name) { return strcmp(name, "scalar") == 0; }
+bool select_isa(const char *name) {
+    for (int i = 0; i < SET_COUNT; ++i)
+        if (strcmp(SETS[i].name, name) == 0 && SETS[i].runs()) {
+            in_use = i;
+            return true;
+        }
+    return false;
+}
 
-const char *current_isa(void) { return "scalar"; }
+const char *current_isa(void) { return SETS[in_use].name; }

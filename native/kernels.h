@@ -17,10 +17,10 @@ typedef int64_t count_fn(const uint8_t *data, int64_t n);
 
 typedef struct {
     const char *name;
-    int block;          /* elements of a block */
-    int size;           /* bytes of a block */
-    bool needs_weights; /* ggml refuses to encode without an importance matrix */
-    encode_fn *encode;  /* NULL where ggml has no encoder */
+    int block;           /* elements of a block */
+    int size;            /* bytes of a block */
+    bool needs_weights;  /* ggml refuses to encode without an importance matrix */
+    encode_fn *encode;   /* NULL where ggml has no encoder */
     decode_fn *decode;
     count_fn *nonfinite; /* dense types only */
 } kernel;
@@ -34,7 +34,7 @@ const kernel *kernel_at(int i);
 /* Names of the instruction sets this machine can run, best first; ends with NULL. */
 const char *const *available_isas(void);
 
-/* Switches all kernels to one instruction set; false where the machine cannot run it. */
+/* Switches all kernels to one instruction set; false where the machine cannot run it. Not while kernels run. */
 bool select_isa(const char *name);
 
 /* The instruction set in use. */
@@ -42,15 +42,5 @@ const char *current_isa(void);
 
 /* Builds the decoding tables of the grid types; called once, when the module is loaded. */
 void init_grids(void);
-
-#define DECLARE(t) encode_fn encode_##t; decode_fn decode_##t
-DECLARE(f16); DECLARE(bf16); DECLARE(f32); DECLARE(f64); DECLARE(f8_e4m3); DECLARE(f8_e5m2);
-DECLARE(q1_0); DECLARE(q2_0); DECLARE(q4_0); DECLARE(q4_1); DECLARE(q5_0); DECLARE(q5_1); DECLARE(q8_0);
-DECLARE(q8_1); DECLARE(q8_k); DECLARE(mxfp4); DECLARE(nvfp4); DECLARE(tq1_0); DECLARE(tq2_0);
-DECLARE(q2_k); DECLARE(q3_k); DECLARE(q4_k); DECLARE(q5_k); DECLARE(q6_k);
-DECLARE(iq4_nl); DECLARE(iq4_xs); DECLARE(iq3_xxs); DECLARE(iq3_s); DECLARE(iq2_xxs); DECLARE(iq2_xs);
-DECLARE(iq2_s); DECLARE(iq1_s); DECLARE(iq1_m);
-#undef DECLARE
-count_fn nonfinite_f64, nonfinite_f32, nonfinite_f16, nonfinite_bf16, nonfinite_f8_e4m3, nonfinite_f8_e5m2;
 
 #endif

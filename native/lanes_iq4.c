@@ -1,0 +1,2 @@
+/* placeholder include until lanes */
+#include "encode_iq4.c"

@@ -1,0 +1,220 @@
+/* The searches of search.h, LANES groups at a time: lane k works on group k, in scalar order.
+ *
+ * Groups come transposed: element i of lane k is at [i * LANES + k]. The result is the scalar one, except
+ * for lanes in the returned mask (NaN, infinity, or codes beyond the range in which nearest_int is a
+ * plain rounding): those must be searched by search.h. Lanes without data may hold zeros.
+ */
+#ifndef CONVERTER_LANES_SEARCH_H
+#define CONVERTER_LANES_SEARCH_H
+
+#include <stdbool.h>
+
+#include "lanes.h"
+#include "search.h"
+
+#define MAGIC 12582912.0f     /* 1.5 * 2^23: adding it rounds to an integer */
+#define ROUNDS_TO 4194303.0f  /* the largest magnitude it does so for */
+
+/* nearest(v) in [low, high], where both ends are given plus MAGIC. */
+static inline vf round_between(vf v, vf low, vf high) {
+    const vf magic = splat(MAGIC);
+    return vmax(vmin(v + magic, high), low) - magic;
+}
+
+/* Lanes where v is NaN or beyond the range of nearest_int. */
+static inline vm out_of_range(vf v) { return inverse_of(less(vabs(v), splat(ROUNDS_TO))); }
+
+static inline vf cost(vf diff, bool absolute) {
+    if (absolute) return vabs(diff);
+    return diff * diff;
+}
+
+static inline uint32_t affine_lanes(int n, int top, const float *x, const float *w, affine_grid grid, float *scale_out,
+                                    float *minus_min) {
+    const vf zero = splat(0.0f), low_end = splat(MAGIC), high_end = splat(MAGIC + (float)top);
+    vf lowest[UNROLL], min[UNROLL], max[UNROLL], sum_w[UNROLL], sum_x[UNROLL], scale[UNROLL], best[UNROLL];
+    vf inverse[UNROLL], codes[32 * UNROLL];
+    vm bad[UNROLL], flat[UNROLL];
+    EACH(u) {
+        min[u] = max[u] = load(x + u * WIDTH);
+        sum_w[u] = load(w + u * WIDTH);
+        sum_x[u] = sum_w[u] * min[u];
+    }
+    for (int i = 1; i < n; ++i)
+        EACH(u) {
+            const vf xi = load(x + i * LANES + u * WIDTH), wi = load(w + i * LANES + u * WIDTH);
+            min[u] = vmin(xi, min[u]);
+            max[u] = vmax(xi, max[u]);
+            sum_w[u] = sum_w[u] + wi;
+            sum_x[u] = sum_x[u] + wi * xi;
+        }
+    EACH(u) {
+        lowest[u] = min[u];
+        min[u] = pick(less(zero, min[u]), zero, min[u]);
+        flat[u] = equal(max[u], min[u]);
+        inverse[u] = splat((float)top) / (max[u] - min[u]);
+        scale[u] = splat(1.0f) / inverse[u];
+        best[u] = zero;
+        bad[u] = either(out_of_range(sum_x[u] * zero), out_of_range(inverse[u] * (max[u] - min[u])));
+    }
+    for (int i = 0; i < n; ++i)
+        EACH(u) {
+            const vf xi = load(x + i * LANES + u * WIDTH), wi = load(w + i * LANES + u * WIDTH);
+            const vf code = round_between(inverse[u] * (xi - min[u]), low_end, high_end);
+            const vf diff = scale[u] * code + min[u] - xi;
+            best[u] = best[u] + wi * cost(diff, grid.absolute);
+        }
+    for (int step = 0; step <= grid.steps; ++step) {
+        vf sum_l[UNROLL], sum_l2[UNROLL], sum_xl[UNROLL], error[UNROLL], trial_scale[UNROLL], trial_min[UNROLL];
+        vm solved[UNROLL];
+        EACH(u) {
+            inverse[u] = splat(grid.first + grid.step * (float)step + (float)top) / (max[u] - min[u]);
+            bad[u] = either(bad[u], either(out_of_range(inverse[u] * (lowest[u] - min[u])),
+                                           out_of_range(inverse[u] * (max[u] - min[u]))));
+            sum_l[u] = sum_l2[u] = sum_xl[u] = error[u] = zero;
+        }
+        for (int i = 0; i < n; ++i)
+            EACH(u) {
+                const vf xi = load(x + i * LANES + u * WIDTH), wi = load(w + i * LANES + u * WIDTH);
+                const vf code = round_between(inverse[u] * (xi - min[u]), low_end, high_end);
+                const vf wl = wi * code;
+                codes[i * UNROLL + u] = code;
+                sum_l[u] = sum_l[u] + wl;
+                sum_l2[u] = sum_l2[u] + wl * code;
+                sum_xl[u] = sum_xl[u] + wl * xi;
+            }
+        EACH(u) {
+            const vf determinant = sum_w[u] * sum_l2[u] - sum_l[u] * sum_l[u];
+            const vf fitted_scale = (sum_w[u] * sum_xl[u] - sum_x[u] * sum_l[u]) / determinant;
+            const vf fitted_min = (sum_l2[u] * sum_x[u] - sum_l[u] * sum_xl[u]) / determinant;
+            const vm above = less(zero, fitted_min);
+            solved[u] = less(zero, determinant);
+            trial_min[u] = pick(above, zero, fitted_min);
+            trial_scale[u] = pick(above, sum_xl[u] / sum_l2[u], fitted_scale);
+        }
+        for (int i = 0; i < n; ++i)
+            EACH(u) {
+                const vf xi = load(x + i * LANES + u * WIDTH), wi = load(w + i * LANES + u * WIDTH);
+                const vf diff = trial_scale[u] * codes[i * UNROLL + u] + trial_min[u] - xi;
+                error[u] = error[u] + wi * cost(diff, grid.absolute);
+            }
+        EACH(u) {
+            const vm better = both(solved[u], less(error[u], best[u]));
+            best[u] = pick(better, error[u], best[u]);
+            scale[u] = pick(better, trial_scale[u], scale[u]);
+            min[u] = pick(better, trial_min[u], min[u]);
+        }
+    }
+    uint32_t redo = 0;
+    EACH(u) {
+        store(scale_out + u * WIDTH, pick(flat[u], zero, scale[u]));
+        store(minus_min + u * WIDTH, -min[u]);
+        redo |= bits(both(bad[u], inverse_of(flat[u]))) << WIDTH * u;
+    }
+    return redo;
+}
+
+/* As search_symmetric, with weights `w`. */
+static inline uint32_t symmetric_lanes(int n, int levels, const float *x, const float *w, float *scale_out) {
+    const vf zero = splat(0.0f), low_end = splat(MAGIC - (float)levels), high_end = splat(MAGIC + (float)(levels - 1));
+    vf magnitude[UNROLL], max[UNROLL], scale[UNROLL], best[UNROLL], defect[UNROLL], weighted[32 * UNROLL];
+    EACH(u) magnitude[u] = max[u] = scale[u] = best[u] = defect[u] = zero;
+    for (int i = 0; i < n; ++i)
+        EACH(u) {
+            const vf xi = load(x + i * LANES + u * WIDTH), a = vabs(xi);
+            const vm larger = less(magnitude[u], a);
+            magnitude[u] = pick(larger, a, magnitude[u]);
+            max[u] = pick(larger, xi, max[u]);
+            defect[u] = defect[u] + xi * zero;
+            weighted[i * UNROLL + u] = load(w + i * LANES + u * WIDTH) * xi;
+        }
+    for (int step = 0; step <= 18; ++step) {
+        const int shift = step == 0 ? 0 : step < 10 ? step - 10 : step - 9;
+        vf inverse[UNROLL], sumlx[UNROLL], suml2[UNROLL];
+        EACH(u) {
+            inverse[u] = splat(-((float)levels + 0.1f * (float)shift)) / max[u];
+            sumlx[u] = suml2[u] = zero;
+        }
+        for (int i = 0; i < n; ++i)
+            EACH(u) {
+                const vf xi = load(x + i * LANES + u * WIDTH), wi = load(w + i * LANES + u * WIDTH);
+                const vf code = round_between(inverse[u] * xi, low_end, high_end);
+                sumlx[u] = sumlx[u] + weighted[i * UNROLL + u] * code;
+                suml2[u] = suml2[u] + wi * code * code;
+            }
+        EACH(u) {
+            const vf ratio = sumlx[u] / suml2[u];
+            const vm positive = less(zero, suml2[u]);
+            const vm better = step == 0 ? inverse_of(equal(suml2[u], zero))
+                                        : both(positive, less(best[u] * suml2[u], sumlx[u] * sumlx[u]));
+            scale[u] = pick(better, ratio, scale[u]);
+            best[u] = pick(better, ratio * sumlx[u], best[u]);
+        }
+    }
+    uint32_t redo = 0;
+    EACH(u) {
+        const vm empty = less(magnitude[u], splat(GROUP_EPS));
+        store(scale_out + u * WIDTH, pick(empty, zero, scale[u]));
+        redo |= bits(inverse_of(equal(defect[u], zero))) << WIDTH * u;
+    }
+    return redo;
+}
+
+/* As search_coordinate. Lanes that changed nothing in a pass change nothing in the next one either. */
+static inline uint32_t coordinate_lanes(int n, int levels, const float *x, float *scale_out) {
+    const vf zero = splat(0.0f), low_end = splat(MAGIC - (float)levels), high_end = splat(MAGIC + (float)(levels - 1));
+    vf magnitude[UNROLL], max[UNROLL], defect[UNROLL], sumlx[UNROLL], suml2[UNROLL], inverse[UNROLL];
+    vf codes[16 * UNROLL];
+    vm bad[UNROLL];
+    EACH(u) magnitude[u] = max[u] = defect[u] = sumlx[u] = suml2[u] = zero;
+    for (int i = 0; i < n; ++i)
+        EACH(u) {
+            const vf xi = load(x + i * LANES + u * WIDTH), a = vabs(xi);
+            const vm larger = less(magnitude[u], a);
+            magnitude[u] = pick(larger, a, magnitude[u]);
+            max[u] = pick(larger, xi, max[u]);
+            defect[u] = defect[u] + xi * zero;
+        }
+    EACH(u) {
+        bad[u] = inverse_of(equal(defect[u], zero));
+        inverse[u] = splat(-(float)levels) / max[u];
+    }
+    for (int i = 0; i < n; ++i)
+        EACH(u) {
+            const vf xi = load(x + i * LANES + u * WIDTH), w = xi * xi;
+            const vf code = round_between(inverse[u] * xi, low_end, high_end);
+            codes[i * UNROLL + u] = code;
+            sumlx[u] = sumlx[u] + w * xi * code;
+            suml2[u] = suml2[u] + w * code * code;
+        }
+    for (int pass = 0; pass < 5; ++pass) {
+        uint32_t changed = 0;
+        for (int i = 0; i < n; ++i)
+            EACH(u) {
+                const vf xi = load(x + i * LANES + u * WIDTH), w = xi * xi, old = codes[i * UNROLL + u];
+                const vf slx = sumlx[u] - w * xi * old, sl2 = suml2[u] - w * old * old;
+                const vf wanted = xi * sl2 / slx;
+                const vf code = round_between(wanted, low_end, high_end);
+                const vf new_lx = slx + w * xi * code, new_l2 = sl2 + w * code * code;
+                const vm tried = both(less(zero, slx), inverse_of(equal(code, old)));
+                const vm gains = less(sumlx[u] * sumlx[u] * new_l2, new_lx * new_lx * suml2[u]);
+                const vm better = both(tried, both(less(zero, new_l2), gains));
+                bad[u] = either(bad[u], both(less(zero, slx), out_of_range(wanted)));
+                codes[i * UNROLL + u] = pick(better, code, old);
+                sumlx[u] = pick(better, new_lx, sumlx[u]);
+                suml2[u] = pick(better, new_l2, suml2[u]);
+                changed |= bits(better);
+            }
+        if (!changed) break;
+    }
+    uint32_t redo = 0;
+    EACH(u) {
+        const vm empty = less(magnitude[u], splat(GROUP_EPS));
+        const vf scale = pick(less(zero, suml2[u]), sumlx[u] / suml2[u], zero);
+        store(scale_out + u * WIDTH, pick(empty, zero, scale));
+        redo |= bits(both(bad[u], inverse_of(empty))) << WIDTH * u;
+    }
+    return redo;
+}
+
+#endif
