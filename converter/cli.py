@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from converter import __version__
-from converter.errors import ConverterError, Interrupted, UsageError
+from converter.errors import ConverterError, Interrupted, OutputError, UsageError
 
 if TYPE_CHECKING:
     from converter.fill import Progress
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    _handle_sigterm()
+    _handle_signals()
     warnings.showwarning = _show_warning
     try:
         return _dispatch(argv)
@@ -184,6 +184,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except MemoryError:
         return _fail("out of memory; fewer --threads need less", 1)
+    except OSError as error:
+        if debug:
+            raise
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", OutputError.exit_code)
     except Exception as error:
         if debug:
             raise
@@ -198,26 +202,38 @@ def _dispatch(argv: list[str]) -> int:
     return _convert(parser.parse_args(argv or ["--help"]))
 
 
-def _handle_sigterm() -> None:
+def _handle_signals() -> None:
+    """SIGTERM and the closing of the terminal end a run as Ctrl-C does, with nothing left behind."""
+
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    try:
-        signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        pass
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        try:
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+                signal.signal(number, stop)
+        except ValueError:  # not the main thread
+            pass
 
 
 def _fail(text: str, code: int) -> int:
     try:
-        print(f"convert: {text}", file=sys.stderr)
+        print("convert: " + _printable("\n".join(text.splitlines()[:3])), file=sys.stderr)
     except BrokenPipeError:
         pass
     return code
 
 
+def _printable(text: str) -> str:
+    """Text that may hold names out of a file: nothing in it reaches the terminal as a control sequence."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
-    print(f"convert: warning: {message}", file=sys.stderr)
+    print(f"convert: warning: {_printable(str(message))}", file=sys.stderr)
 
 
 # -------------------------------------------------------------------------------------------- commands
@@ -413,7 +429,7 @@ def _print_events(events: Iterable[Event]) -> None:
     for event in events:
         seen[event.kind] = seen.get(event.kind, 0) + 1
         if seen[event.kind] <= _SHOWN_PER_KIND:
-            print(f"{'warning' if event.loss else 'note'}: {event}", file=sys.stderr)
+            print(f"{'warning' if event.loss else 'note'}: {_printable(str(event))}", file=sys.stderr)
     for kind, count in seen.items():
         if count > _SHOWN_PER_KIND:
             print(f"note: {count - _SHOWN_PER_KIND} more {kind} events (--json lists all)", file=sys.stderr)
@@ -469,7 +485,7 @@ def _print_table(head: list[str], rows: Iterable[Sequence[str]], right: Sequence
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
     for row in table:
         cells = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        print("  ".join(cells).rstrip())
+        print(_printable("  ".join(cells).rstrip()))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class ConverterError(Exception):
     """Base of all errors; its text is one to three lines a person can act on."""
@@ -167,3 +171,24 @@ class Interrupted(ConverterError):
     """Ctrl-C, SIGTERM or a cancelled callback."""
 
     exit_code = 130
+
+
+@contextmanager
+def about(source: Path) -> Iterator[None]:
+    """Errors that pass through name `source`, the file or folder that was given; usage errors need not."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ConverterError as error:
+        if source.name not in str(error):
+            joint = f"{source.name} -> " if isinstance(error, OutputError) else f"{source}: "
+            error.args = (f"{joint}{error}",)
+        raise
+
+
+def short(value: object, limit: int = 80) -> str:
+    """A name or a text out of a file, quoted on one line and of bounded length, for messages."""
+    if isinstance(value, str | bytes):
+        return repr(value[:limit]) + ("..." if len(value) > limit else "")
+    return repr(value)[:limit]

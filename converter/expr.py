@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from converter.errors import ArchitectureError
+
 Sizes = Mapping[str, Any]
 _Node = Callable[[Sizes], Any]
 
@@ -31,7 +33,7 @@ _SUM: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.s
 _TERM: dict[str, Callable[[int, int], int]] = {"*": operator.mul, "//": operator.floordiv}
 
 
-class ExpressionError(ValueError):
+class ExpressionError(ArchitectureError):
     """The text is no expression of this grammar, or names an unknown size."""
 
 
@@ -50,7 +52,7 @@ def evaluate(text: str | int, sizes: Sizes) -> int:
     except KeyError as error:
         raise ExpressionError(f"{text!r}: the config has no {error.args[0]}") from None
     except ZeroDivisionError:
-        raise ExpressionError(f"{text!r}: division by zero") from None
+        raise ExpressionError(f"{text!r}: division by zero, a size in the config must be 0") from None
 
 
 @lru_cache(maxsize=1024)

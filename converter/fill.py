@@ -11,8 +11,10 @@ import errno
 import os
 import secrets
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,16 +88,36 @@ def write(
         _fill(layout, temporaries, threads or default_threads(), progress, stop)
         for temporary in temporaries:
             _flush(temporary)
-        for file, temporary in zip(layout.files, temporaries, strict=True):
-            os.replace(temporary, file.path)
-        _flush_folders({file.path.parent for file in layout.files})
+        with _uninterrupted():
+            for file, temporary in zip(layout.files, temporaries, strict=True):
+                os.replace(temporary, file.path)
+            _flush_folders({file.path.parent for file in layout.files})
     except KeyboardInterrupt:
         raise Interrupted("interrupted; nothing was written") from None
     except OSError as error:
         raise _output_error(layout.files[0].path, error) from error
     finally:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+        with _uninterrupted():
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """What must not stop half-way, the renames of a set and the removal of what is left, lets Ctrl-C and SIGTERM wait.
+
+    A signal that comes meanwhile is dropped: the run is at its end either way.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            if handler is not None:  # None: not set from Python, nothing to go back to
+                signal.signal(number, handler)
 
 
 def check_room(layout: Layout) -> None:
@@ -115,7 +137,7 @@ def check_room(layout: Layout) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.part")
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from converter import formats as builtin
 from converter.checkpoint import Checkpoint
-from converter.errors import MissingPart, UnknownFormat, UsageError
+from converter.errors import MissingPart, UnknownFormat, UsageError, about
 from converter.formats.base import Format, head, read_json
 from converter.formats.safetensors import folder_assets
 
@@ -117,16 +117,20 @@ def open_checkpoint(path: PathLike, *, format: str | None = None, config: PathLi
         FormatError, OutputError: unknown, damaged or missing.
     """
     path = Path(path)
-    opener = source_format(path, format).open
-    assert opener is not None  # `source_format` returns readers
-    checkpoint = opener(path)
+    with about(path):
+        opener = source_format(path, format).open
+        assert opener is not None  # `source_format` returns readers
+        checkpoint = opener(path)
     if config is None:
         return checkpoint
-    assets = folder_assets(Path(config))
-    if "config.json" not in assets:
+    try:
+        assets = folder_assets(Path(config))
+        if "config.json" not in assets:
+            raise UsageError(f"--config {config}: no config.json in it")
+        return checkpoint.replace(assets=assets, config=read_json(assets["config.json"]), dialect="hf")
+    except BaseException:
         checkpoint.close()
-        raise UsageError(f"--config {config}: no config.json in it")
-    return checkpoint.replace(assets=assets, config=read_json(assets["config.json"]), dialect="hf")
+        raise
 
 
 def readers() -> list[Format]:

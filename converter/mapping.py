@@ -21,6 +21,7 @@ from converter.errors import (
     ShapeMismatch,
     UnknownArchitecture,
     UnmatchedTensor,
+    short,
 )
 from converter.expr import ExpressionError, evaluate
 from converter.generators import GENERATORS, llama3_rope_config
@@ -57,7 +58,7 @@ def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architec
             if hf.model_type == config.get("model_type"):
                 return architecture, hf
     known = ", ".join(hf.name for architecture in architectures().values() for hf in architecture.hf)
-    said = ", ".join(wanted) or f"model_type {config.get('model_type')!r}"
+    said = ", ".join(map(short, wanted[:3])) or f"model_type {short(config.get('model_type'))}"
     raise UnknownArchitecture(f"no architecture answers to {said} (known: {known})\n--arch NAME chooses one")
 
 
@@ -71,7 +72,7 @@ def detect_gguf(metadata: Metadata, name: str | None = None) -> Architecture:
     wanted = name or (value.value if isinstance(value, Value) else None)
     if wanted not in architectures():
         known = ", ".join(architectures())
-        raise UnknownArchitecture(f"no architecture answers to {wanted!r} (known: {known})")
+        raise UnknownArchitecture(f"no architecture answers to {short(wanted)} (known: {known})")
     return architectures()[str(wanted)]
 
 
@@ -122,7 +123,8 @@ def read_config(architecture: Architecture, hf: HFClass, config: Mapping[str, An
         elif hparam.default is not None:
             value = _default(hparam, found)
         if value is not None:
-            found[hparam.name] = _checked(hparam, value)
+            name = hparam.config[0] if hparam.config else hparam.name
+            found[hparam.name] = _checked(hparam, value, f"config.json: {name}")
     return found, given
 
 
@@ -139,21 +141,25 @@ def _fill_defaults(flat: dict[str, Any], hf: HFClass) -> None:
 
 
 def _default(hparam: HParam, found: HParams) -> Any:
-    if not isinstance(hparam.default, str):
+    if not isinstance(hparam.default, str) or hparam.type == "str":
         return hparam.default
-    return hparam.default if hparam.type == "str" else evaluate(hparam.default, found)
+    return evaluate(hparam.default, found)
 
 
 # A config that says more than this is not a model but an attack on our memory.
 _LIMIT = 1 << 31
 
 
-def _checked(hparam: HParam, value: Any) -> Any:
+_F32_MAX = float(np.finfo(np.float32).max)
+
+
+def _checked(hparam: HParam, value: Any, where: str) -> Any:
     kinds: dict[str, type | tuple[type, ...]] = {"u32": int, "f32": (int, float), "str": str, "bool": bool}
     wrong = not isinstance(value, kinds[hparam.type]) or (isinstance(value, bool) and hparam.type != "bool")
-    if wrong or (hparam.type == "u32" and not 0 <= value < _LIMIT):
-        name = hparam.config[0] if hparam.config else hparam.name
-        raise ArchitectureError(f"config.json: {name} is {str(value)[:40]!r}, not a usable {hparam.type} value")
+    if not wrong and hparam.type in ("u32", "f32"):
+        wrong = not (0 <= value < _LIMIT if hparam.type == "u32" else -_F32_MAX <= value <= _F32_MAX)
+    if wrong:
+        raise ArchitectureError(f"{where} is {str(value)[:40]!r}, not a usable {hparam.type} value")
     return value
 
 
@@ -173,8 +179,8 @@ def hparam_metadata(architecture: Architecture, hparams: HParams, given: set[str
     return metadata
 
 
-def read_metadata(architecture: Architecture, metadata: Metadata) -> HParams:
-    """Hyperparameters by name from a GGUF file's keys.
+def read_metadata(architecture: Architecture, metadata: Metadata, n_rows: int | None = None) -> HParams:
+    """Hyperparameters by name from a GGUF file's keys; the vocabulary is `n_rows` where no key tells.
 
     Raises:
         ArchitectureError: a required key is missing or of the wrong kind.
@@ -188,13 +194,14 @@ def read_metadata(architecture: Architecture, metadata: Metadata) -> HParams:
                 value = entry.value
         if hparam.name == "n_vocab" and value is None:
             tokens = metadata.get("tokenizer.ggml.tokens")
-            value = len(tokens) if isinstance(tokens, Array) else None
+            value = len(tokens) if isinstance(tokens, Array) else n_rows
         if value is None and hparam.required and hparam.gguf:
             raise ArchitectureError(f"the file has no {architecture.gguf}.{hparam.gguf[0]}")
         if value is None and hparam.default is not None:
             value = _default(hparam, found)
         if value is not None:
-            found[hparam.name] = _checked(hparam, value)
+            name = f"{architecture.gguf}.{hparam.gguf[0]}" if hparam.gguf else hparam.name
+            found[hparam.name] = _checked(hparam, value, name)
     return found
 
 
@@ -417,7 +424,9 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
         ArchitectureError and its kinds.
     """
     architecture = detect_gguf(checkpoint.config, name)
-    hparams = read_metadata(architecture, checkpoint.config)
+    embedding = checkpoint.tensors.get("token_embd.weight")
+    n_rows = embedding.info.shape[0] if embedding and embedding.info.shape else None
+    hparams = read_metadata(architecture, checkpoint.config, n_rows)
     rules = [rule for rule in architecture.tensors if not rule.read_only]
     names = _Names(rules, "gguf")
     found = [(names.find(tensor.name), tensor) for tensor in checkpoint.tensors.values()]

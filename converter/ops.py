@@ -100,7 +100,8 @@ class Rope(Op):
         return "rows" if ndim > 1 else "whole"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
-        _check(all(shape and shape[0] % (2 * int(self.heads)) == 0 for shape in shapes), self, shapes)
+        heads = int(self.heads)
+        _check(heads > 0 and all(shape and shape[0] % (2 * heads) == 0 for shape in shapes), self, shapes)
         return list(shapes)
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:

@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from converter import fill
-from converter import planning
+from converter import fill, planning
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, LossyError, OutputExists, SameFile
+from converter.errors import ConverterError, LossyError, OutputExists, SameFile, about
 from converter.fill import ProgressCallback
 from converter.formats.base import Layout
 from converter.general import default_file_name
 from converter.graph import PathLike, open_checkpoint, source_format, target_format
 from converter.planning import Plan, Request
+
 
 def plan(
     source: PathLike,
@@ -32,14 +32,24 @@ def plan(
     Raises:
         ConverterError: whatever makes it impossible, as its kind.
     """
-    request = request or Request()
-    target = Path(target)
+    with about(Path(source)):
+        return _plan(Path(source), Path(target), request or Request(), source_type, target_type, config)
+
+
+def _plan(
+    source: Path,
+    target: Path,
+    request: Request,
+    source_type: str | None,
+    target_type: str | None,
+    config: PathLike | None,
+) -> Plan:
     if target.is_dir() and target_type is None:
         target_type = "gguf"
     writer = target_format(target, target_type)
     checkpoint = open_checkpoint(source, format=source_type, config=config)
     try:
-        reader = source_format(Path(source), source_type)
+        reader = source_format(source, source_type)
         if target.is_dir() and not writer.folder:
             draft = planning.build(checkpoint, reader, target / "model", writer, request)
             target = target / default_file_name(draft.checkpoint.config, (request.quant or _own_type(draft)).upper())
@@ -52,7 +62,7 @@ def plan(
 
 
 def _own_type(plan: Plan) -> str:
-    return max(plan.steps, key=lambda step: step.bytes).type
+    return max(plan.steps, key=lambda step: step.bytes).type if plan.steps else "F32"
 
 
 def convert(
@@ -99,30 +109,30 @@ def run(
     on_plan: Callable[[Plan], None] | None = None,
 ) -> None:
     """Carry out a plan. Arguments and errors are those of `convert`."""
-    _refuse_existing(plan.layout, force)
-    fill.check_room(plan.layout)
-    if on_plan is not None:
-        on_plan(plan)
-
     def stop() -> ConverterError | None:
         if not plan.watch.tripped:
             return None
         return LossyError(f"{plan.watch.events()[0]}\nrefused under --strict; nothing was written")
 
-    fill.write(plan.layout, threads=threads, progress=progress, stop=stop)
+    with about(plan.source):
+        _refuse_existing(plan.layout, force)
+        fill.check_room(plan.layout)
+        if on_plan is not None:
+            on_plan(plan)
+        fill.write(plan.layout, threads=threads, progress=progress, stop=stop)
     plan.report.extend(plan.watch.events())
 
 
 def _refuse_same(layout: Layout, checkpoint: Checkpoint) -> None:
+    read = {checkpoint.path, *checkpoint.files, *checkpoint.assets.values()}
     for file in layout.files:
-        for source in checkpoint.files:
-            if file.path.exists() and os.path.samefile(file.path, source):
-                raise SameFile(f"{file.path}: output and input are the same file; choose another name")
+        if file.path.exists() and any(source.exists() and file.path.samefile(source) for source in read):
+            raise SameFile(f"{file.path}: output and input are the same file; choose another name")
 
 
 def _refuse_existing(layout: Layout, force: bool) -> None:
     for file in layout.files:
-        if file.path.is_dir():
-            raise OutputExists(f"{file.path}: is a folder")
-        if file.path.exists() and not force:
+        if file.path.exists() and not file.path.is_file():
+            raise OutputExists(f"{file.path}: is a {'folder' if file.path.is_dir() else 'device or pipe'}, not a file")
+        if os.path.lexists(file.path) and not force:
             raise OutputExists(f"{file.path}: exists already; --force replaces it")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from converter.quant.recipes import (
     recipe,
     sort_key,
 )
-from converter.report import Event, Report, Requantized, TypeFallback
+from converter.report import Decoded, Event, NamesKept, Report, Requantized, TypeFallback
 from converter.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
@@ -147,7 +147,7 @@ def build(checkpoint: Checkpoint, source: Format, target: Path, target_format: F
     if target_format.dialect == "gguf":
         result, steps = _gguf(checkpoint, way, request, report, watch)
     else:
-        result, steps = _dense(checkpoint, way, target_format, request, report, watch)
+        result, steps, way = _dense(checkpoint, way, target_format, request, report, watch)
     assert target_format.layout is not None
     layout = target_format.layout(result, target, WriteOptions(request.split_max_size, request.split_max_tensors))
     return Plan(checkpoint.path, target, way, tuple(steps), result, layout, report, watch)
@@ -336,23 +336,51 @@ def _tokenizer(checkpoint: Checkpoint, mapped: Mapped, request: Request, report:
 
 def _dense(
     checkpoint: Checkpoint, way: Route, target: Format, request: Request, report: Report, watch: Watch
-) -> tuple[Checkpoint, list[Step]]:
+) -> tuple[Checkpoint, list[Step], Route]:
     tensors, config, metadata = dict(checkpoint.tensors), checkpoint.config, dict(checkpoint.metadata)
-    if way.map:
-        mapped = to_hf(checkpoint, request.arch)
-        report.extend(list(mapped.events))
+    if mapped := _mapped_back(checkpoint, way, target, request, report):
         tensors, config, metadata = mapped.tensors, mapped.config, {"format": "pt"}
+    elif way.map:
+        way = replace(way, map=None)
     wanted = dtype(request.dtype) if request.dtype else None
     if wanted is not None and (wanted.quantized or not wanted.floating):
         raise UsageError(f"--dtype {request.dtype}: give a plain floating type such as f32, f16 or bf16")
     results, steps = {}, []
     for name, tensor in tensors.items():
-        own = tensor.info.dtype
-        keep = wanted is None or not own.floating
-        if keep and own.name not in target.dtypes:
-            raise QuantizationError(
-                f"{name}: {target.name} cannot hold {own}; --dtype f16, bf16 or f32 decodes the quantized tensors"
-            )
-        results[name] = encoded(tensor, own if wanted is None or keep else wanted, watch)
-        steps.append(_step(tensor, results[name], "as in the source" if keep else f"--dtype {request.dtype}"))
-    return checkpoint.replace(tensors=results, config=config, metadata=metadata, dialect=target.dialect), steps
+        type_, rule = _plain_type(tensor, wanted, target, report)
+        results[name] = encoded(tensor, type_, watch)
+        steps.append(_step(tensor, results[name], rule))
+    return checkpoint.replace(tensors=results, config=config, metadata=metadata, dialect=target.dialect), steps, way
+
+
+def _mapped_back(
+    checkpoint: Checkpoint, way: Route, target: Format, request: Request, report: Report
+) -> Mapped | None:
+    """The checkpoint under Hugging Face names, which a model's folder must have.
+
+    A single file of tensors is of use under any names: where no architecture answers, it keeps them.
+    """
+    if not way.map:
+        return None
+    try:
+        mapped = to_hf(checkpoint, request.arch)
+    except ArchitectureError as error:
+        if request.arch or target.folder:
+            raise
+        report.add(NamesKept(str(error).splitlines()[0]))
+        return None
+    report.extend(list(mapped.events))
+    return mapped
+
+
+def _plain_type(tensor: LazyTensor, wanted: DType | None, target: Format, report: Report) -> tuple[DType, str]:
+    """The type of a tensor in a file of plain numbers, and why. What is packed becomes F32, which holds all of it."""
+    own = tensor.info.dtype
+    if wanted is not None and own.floating:
+        return wanted, f"--dtype {wanted.name.lower()}"
+    if own.name in target.dtypes:
+        return own, "as in the source"
+    if not own.quantized:
+        raise QuantizationError(f"{tensor.name}: {target.name} cannot hold {own}")
+    report.add(Decoded(tensor.name, own.name, F32.name))
+    return F32, f"{target.name} cannot hold {own}"

@@ -89,6 +89,29 @@ class Requantized(Event):
 
 
 @dataclass(frozen=True)
+class Decoded(Event):
+    """A quantized tensor goes to a format of plain numbers; its values are the same, its packed bytes are gone."""
+
+    tensor: str
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.source} decoded to {self.target}"
+
+
+@dataclass(frozen=True)
+class NamesKept(Event):
+    """Tensors could not be given the names that the target's readers expect."""
+
+    reason: str
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"tensor names and shapes kept as in the source ({self.reason})"
+
+
+@dataclass(frozen=True)
 class NotFinite(Event):
     """NaN or infinity in a source tensor."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
-from converter.errors import CorruptFile, OutputError, UsageError
+from converter.errors import CorruptFile, OutputError, UsageError, short
 from converter.mapped import regular_size
 from converter.tensor import LazyTensor
 
@@ -102,6 +104,33 @@ def head(path: Path) -> bytes:
         raise OutputError(f"{path}: {error.strerror}") from error
 
 
+MAX_AXES = 64  # what numpy can hold
+_MAX_ELEMENTS = 1 << 63
+
+
+def check_elements(path: Path, name: str, shape: Sequence[int]) -> None:
+    """Refuse a shape that no 64-bit reader can hold, even where a zero makes its product small.
+
+    Raises:
+        CorruptFile: as said.
+    """
+    if math.prod(size for size in shape if size) >= _MAX_ELEMENTS:
+        raise CorruptFile(f"{path}: tensor {short(name)} is {list(shape[:8])}, more than 2**63 elements")
+
+
+def check_name(path: Path, name: str) -> None:
+    """Refuse a tensor name or a key with control characters: readers in C end it at a NUL, terminals obey the rest.
+
+    Raises:
+        CorruptFile: as said.
+    """
+    if _CONTROL.search(name):
+        raise CorruptFile(f"{path}: the name {short(name)} has control characters in it")
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
 MAX_JSON = 64 << 20
 
 
@@ -117,7 +146,9 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
-    """A JSON object: no duplicate keys, no NaN, numbers of at most 20 digits. The decoder bounds the depth.
+    """A JSON object: no duplicate keys, no NaN, whole numbers of at most 20 digits, no broken surrogates.
+
+    The decoder bounds the depth.
 
     Raises:
         CorruptFile: anything else.
@@ -126,6 +157,10 @@ def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_bounded_int
         )
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise CorruptFile(f"{path}: bad JSON (half of a surrogate pair stands alone)") from None
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path}: bad JSON ({error})") from None
     if not isinstance(value, dict):
@@ -133,12 +168,15 @@ def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
     return value
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice[:60]!r} stands twice")
+        raise ValueError(f"key {short(twice)} stands twice")
     return result
 
 
@@ -158,15 +196,20 @@ def child(folder: Path, name: object, of: Path) -> Path:
     Raises:
         CorruptFile: the name is not a plain relative path, or leads out of the folder.
     """
-    if not isinstance(name, str) or not name or "\\" in name or ":" in name or "\0" in name:
-        raise CorruptFile(f"{of}: {name!r} is not a file name")
+    if not isinstance(name, str) or not name or any(character in name for character in "\\:\0\r\n"):
+        raise CorruptFile(f"{of}: {short(name)} is not a file name")
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", ".", "..") for part in parts):
-        raise CorruptFile(f"{of}: {name!r} leads out of the folder")
+        raise CorruptFile(f"{of}: {short(name)} leads out of the folder")
     path = folder.joinpath(*parts)
-    inside = (folder.resolve(), _hub_blobs(folder))
-    if path.exists() and not any(root is not None and path.resolve().is_relative_to(root) for root in inside):
-        raise CorruptFile(f"{of}: {name!r} leads out of the folder")
+    # A file that the user named may be a link: then what lies beside its real place belongs to it, too.
+    inside = (folder.resolve(), _hub_blobs(folder), of.resolve().parent if of.is_file() else None)
+    try:
+        real = path.resolve() if path.exists() else None
+    except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
+        raise CorruptFile(f"{of}: {short(name)} cannot be a file ({getattr(error, 'strerror', error)})") from None
+    if real is not None and not any(root is not None and real.is_relative_to(root) for root in inside):
+        raise CorruptFile(f"{of}: {short(name)} leads out of the folder")
     return path
 
 

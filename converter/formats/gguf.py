@@ -18,8 +18,18 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.dtypes import BY_GGUF, DType
-from converter.errors import CorruptFile, MissingPart, QuantizationError, UnsupportedFeature
-from converter.formats.base import FileLayout, Format, Layout, Slot, WriteOptions, split_evenly
+from converter.errors import CorruptFile, MissingPart, QuantizationError, UnsupportedFeature, short
+from converter.formats.base import (
+    FileLayout,
+    Format,
+    Layout,
+    Slot,
+    WriteOptions,
+    check_elements,
+    check_name,
+    child,
+    split_evenly,
+)
 from converter.mapped import MappedFile
 from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Value
 from converter.metadata import BY_GGUF as VALUE_TYPES
@@ -31,6 +41,7 @@ ALIGNMENT = 32
 MAX_NESTING = 4
 MAX_DIMS = 4
 MAX_NAME = 64
+MAX_KEY = 65535
 SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 REMOVED = frozenset((4, 5, 31, 32, 33, 36, 37, 38))
@@ -120,10 +131,14 @@ class Cursor:
     def string(self, what: str) -> str | bytes:
         return _text(bytes(self.take(self.u64(what), what)))
 
-    def name(self, what: str) -> str:
+    def name(self, what: str, longest: int) -> str:
+        """A key or a tensor's name."""
         text = self.string(what)
         if not isinstance(text, str):
-            raise CorruptFile(f"{self.path}: {what} {text[:40]!r} is not UTF-8")
+            raise CorruptFile(f"{self.path}: {what} {short(text)} is not UTF-8")
+        if not 0 < len(text.encode()) <= longest:
+            raise CorruptFile(f"{self.path}: {what} {short(text)} is not of 1 to {longest} bytes")
+        check_name(self.path, text)
         return text
 
     def strings(self, count: int, what: str) -> Strings:
@@ -166,13 +181,15 @@ def open_gguf(path: Path) -> Checkpoint:
     parts = [_read(path)]
     try:
         count = _split(parts[0], "split.count", 1)
+        if count == 0 or (count == 1 and _split(parts[0], "split.no", 0)):
+            raise CorruptFile(f"{path}: split.no and split.count make no sense")
         if count > 1:
             parts += _others(path, parts[0], count)
             parts.sort(key=lambda part: _split(part, "split.no", 0))
         tensors: dict[str, LazyTensor] = {}
         for part in parts:
             for twice in part.tensors.keys() & tensors.keys():
-                raise CorruptFile(f"{part.mapped.path}: tensor {twice!r} is also in another shard")
+                raise CorruptFile(f"{part.mapped.path}: tensor {short(twice)} is also in another shard")
             tensors.update(part.tensors)
         total = _split(parts[0], "split.tensors.count", len(tensors))
         if count > 1 and total != len(tensors):
@@ -211,6 +228,7 @@ def _others(path: Path, first: _Part, count: int) -> list[_Part]:
             sibling = path.with_name(f"{match['stem']}-{number + 1:05d}-of-{count:05d}.gguf")
             part = first
             if sibling.name != path.name:
+                child(path.parent, sibling.name, path)
                 if not sibling.is_file():
                     raise MissingPart(f"{sibling}: this shard of the set is not there; download it too")
                 parts.append(part := _read(sibling))
@@ -230,10 +248,10 @@ def _read(path: Path) -> _Part:
         n_tensors, n_pairs = _header(cursor)
         metadata: Metadata = {}
         for _ in range(n_pairs):
-            key = cursor.name("a metadata key")
+            key = cursor.name("a metadata key", MAX_KEY)
             if key in metadata:
-                raise CorruptFile(f"{path}: metadata key {key[:80]!r} stands twice")
-            metadata[key] = _value(cursor, cursor.u32(f"the type of {key[:80]}"), key, 0)
+                raise CorruptFile(f"{path}: metadata key {short(key)} stands twice")
+            metadata[key] = _value(cursor, cursor.u32(f"the type of {short(key)}"), key, 0)
         alignment = _alignment(path, metadata)
         entries = [_entry(cursor) for _ in range(n_tensors)]
         start = -(-cursor.position // alignment) * alignment
@@ -264,17 +282,17 @@ def _value(cursor: Cursor, code: int, key: str, depth: int) -> Value | Array:
         return _array(cursor, key, depth)
     kind = VALUE_TYPES.get(code)
     if kind is None:
-        raise CorruptFile(f"{cursor.path}: metadata {key[:80]} has unknown type {code}")
+        raise CorruptFile(f"{cursor.path}: metadata {short(key)} has unknown type {code}")
     if kind.name == "str":
-        return Value("str", cursor.string(f"metadata {key[:80]}"))
-    data = cursor.take(kind.size, f"metadata {key[:80]}")
+        return Value("str", cursor.string(f"metadata {short(key)}"))
+    data = cursor.take(kind.size, f"metadata {short(key)}")
     if kind.name == "bool" and data[0] > 1:
-        raise CorruptFile(f"{cursor.path}: metadata {key[:80]} is a bool of value {data[0]}")
+        raise CorruptFile(f"{cursor.path}: metadata {short(key)} is a bool of value {data[0]}")
     return Value(kind.name, struct.unpack(kind.struct, data)[0])
 
 
 def _array(cursor: Cursor, key: str, depth: int) -> Array:
-    what = f"metadata {key[:80]}"
+    what = f"metadata {short(key)}"
     code = cursor.u32(f"the element type of {what}")
     if code == ARRAY_GGUF:
         if depth >= MAX_NESTING:
@@ -305,54 +323,58 @@ def _alignment(path: Path, metadata: Metadata) -> int:
 
 
 def _entry(cursor: Cursor) -> _Entry:
-    name = cursor.name("a tensor name")
-    if len(name.encode()) >= MAX_NAME:
-        raise CorruptFile(f"{cursor.path}: tensor name {name[:80]!r} is longer than {MAX_NAME - 1} bytes")
-    n_dims = cursor.u32(f"the rank of {name!r}")
+    name = cursor.name("a tensor name", MAX_NAME - 1)
+    what = f"tensor {short(name)}"
+    n_dims = cursor.u32(what)
     if n_dims > MAX_DIMS:
-        raise CorruptFile(f"{cursor.path}: tensor {name!r} has {n_dims} axes, at most {MAX_DIMS} are possible")
-    shape = tuple(reversed([cursor.u64(f"the shape of {name!r}") for _ in range(n_dims)]))
-    code = cursor.u32(f"the type of {name!r}")
-    dtype = _dtype(cursor.path, name, code)
+        raise CorruptFile(f"{cursor.path}: {what} has {n_dims} axes, at most {MAX_DIMS} are possible")
+    shape = tuple(reversed([cursor.u64(what) for _ in range(n_dims)]))
+    dtype = _dtype(cursor.path, what, cursor.u32(what))
+    check_elements(cursor.path, name, shape)
     info = TensorInfo(name, shape, dtype)
     try:
         info.nbytes  # noqa: B018 - raises where the row does not divide
     except QuantizationError as error:
-        raise CorruptFile(f"{cursor.path}: tensor {name!r}: {error}") from None
-    return _Entry(info, cursor.u64(f"the offset of {name!r}"))
+        raise CorruptFile(f"{cursor.path}: {what}: {error}") from None
+    return _Entry(info, cursor.u64(what))
 
 
-def _dtype(path: Path, name: str, code: int) -> DType:
+def _dtype(path: Path, what: str, code: int) -> DType:
     dtype = BY_GGUF.get(code)
     if dtype is None:
         reason = "which ggml has removed" if code in REMOVED else "which is unknown"
-        raise UnsupportedFeature(f"{path}: tensor {name!r} has type {code}, {reason}")
+        raise UnsupportedFeature(f"{path}: {what} has type {code}, {reason}")
     return dtype
 
 
 def _check_entries(path: Path, entries: list[_Entry], alignment: int, available: int) -> None:
-    """Every tensor aligned, inside the file, after the one before it, with only padding between."""
+    """Every tensor aligned, inside the file, after the one before it; only padding between them and after the last."""
     end = 0
     for entry in sorted(entries, key=lambda entry: (entry.offset, entry.info.nbytes)):
         name, nbytes = entry.info.name, entry.info.nbytes
         if entry.offset % alignment:
-            raise CorruptFile(f"{path}: tensor {name!r} at offset {entry.offset} is not aligned to {alignment}")
+            raise CorruptFile(f"{path}: tensor {short(name)} at offset {entry.offset} is not aligned to {alignment}")
         if entry.offset + nbytes > available:
             raise CorruptFile(
-                f"{path}: tensor {name!r} needs bytes {entry.offset} to {entry.offset + nbytes} of the data, "
+                f"{path}: tensor {short(name)} needs bytes {entry.offset} to {entry.offset + nbytes} of the data, "
                 f"the file has {max(available, 0)}\nthe file is truncated; download it again"
             )
         if entry.offset != end:
             relation = "overlaps" if entry.offset < end else "leaves a hole after"
-            raise CorruptFile(f"{path}: tensor {name!r} at offset {entry.offset} {relation} the one before it")
+            raise CorruptFile(f"{path}: tensor {short(name)} at offset {entry.offset} {relation} the one before it")
         end = -(-(entry.offset + nbytes) // alignment) * alignment
+    if available > end:
+        raise CorruptFile(
+            f"{path}: {available - end} bytes follow the last tensor\n"
+            "something was appended to the file, or its header is damaged; download it again"
+        )
 
 
 def _tensor(mapped: MappedFile, entry: _Entry, start: int) -> LazyTensor:
     offset, row_nbytes = start + entry.offset, entry.info.row_nbytes
 
     def read(first: int, last: int) -> Rows:
-        data = mapped.view(offset + first * row_nbytes, (last - first) * row_nbytes, f"tensor {entry.info.name!r}")
+        data = mapped.view(offset + first * row_nbytes, (last - first) * row_nbytes, f"tensor {short(entry.info.name)}")
         return data.reshape(last - first, row_nbytes)
 
     return LazyTensor(entry.info, read, f"{mapped.path}@{offset}")
@@ -388,10 +410,10 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
 def _check_writable(target: Path, tensor: LazyTensor) -> None:
     info = tensor.info
     if info.dtype.gguf is None:
-        raise UnsupportedFeature(f"{target}: tensor {info.name!r} is {info.dtype}, which GGUF cannot hold")
+        raise UnsupportedFeature(f"{target}: tensor {short(info.name)} is {info.dtype}, which GGUF cannot hold")
     if len(info.shape) > MAX_DIMS or len(info.name.encode()) >= MAX_NAME:
         raise UnsupportedFeature(
-            f"{target}: tensor {info.name!r} {list(info.shape)}: GGUF holds names of up to {MAX_NAME - 1} bytes "
+            f"{target}: tensor {short(info.name)} {list(info.shape)}: GGUF holds names of up to {MAX_NAME - 1} bytes "
             f"and {MAX_DIMS} axes"
         )
 

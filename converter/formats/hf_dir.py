@@ -6,8 +6,8 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart
-from converter.formats.base import Format
-from converter.formats.safetensors import INDEX_SUFFIX, folder_assets, open_files, open_safetensors
+from converter.formats.base import Format, child
+from converter.formats.safetensors import INDEX_SUFFIX, open_safetensors
 
 WEIGHTS = ("model.safetensors", f"model{INDEX_SUFFIX}")
 
@@ -26,15 +26,11 @@ def open_folder(path: Path) -> Checkpoint:
     """
     if not (path / "config.json").is_file():
         raise MissingPart(f"{path}: no config.json; give the weights file itself to convert its tensors as they are")
-    for name in WEIGHTS:
-        if (path / name).is_file():
-            return open_safetensors(path / name).replace(format="hf", path=path)
     indexes = sorted(path.glob(f"*{INDEX_SUFFIX}"))
-    if len(indexes) == 1:
-        return open_safetensors(indexes[0]).replace(format="hf", path=path)
     files = sorted(path.glob("*.safetensors"))
-    if len(files) == 1 and not indexes:
-        return open_files(path, files, None, folder_assets(path), "hf")
+    chosen = [path / name for name in WEIGHTS if (path / name).is_file()][:1] or indexes or files
+    if len(chosen) == 1:
+        return open_safetensors(child(path, chosen[0].name, path)).replace(format="hf", path=path)
     found = ", ".join(file.name for file in (indexes or files)[:4]) or "none"
     raise MissingPart(f"{path}: no model.safetensors and no model{INDEX_SUFFIX} (found: {found})\ngive the file itself")
 

@@ -14,8 +14,20 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.dtypes import BY_SAFETENSORS
-from converter.errors import CorruptFile, MissingPart, UnsupportedFeature
-from converter.formats.base import FileLayout, Format, Layout, Slot, WriteOptions, child, parse_json, read_json
+from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
+from converter.formats.base import (
+    MAX_AXES,
+    FileLayout,
+    Format,
+    Layout,
+    Slot,
+    WriteOptions,
+    check_elements,
+    check_name,
+    child,
+    parse_json,
+    read_json,
+)
 from converter.mapped import MappedFile
 from converter.tensor import LazyTensor, Rows, TensorInfo
 
@@ -67,7 +79,7 @@ def open_files(
             maps.append(MappedFile(file))
             found, texts = _read(maps[-1])
             for twice in found.keys() & tensors.keys():
-                raise CorruptFile(f"{file}: tensor {twice!r} is also in {owner[twice].name}")
+                raise CorruptFile(f"{file}: tensor {short(twice)} is also in {owner[twice].name}")
             tensors.update(found)
             owner.update(dict.fromkeys(found, file))
             metadata.update(texts)
@@ -127,9 +139,9 @@ def _check_index(index: Path, expected: Mapping[str, Path], owner: Mapping[str, 
     for tensor, path in expected.items():
         if owner.get(tensor) != path:
             where = f"is in {owner[tensor].name}" if tensor in owner else "is in no shard"
-            raise CorruptFile(f"{index}: {tensor!r} should be in {path.name} and {where}")
+            raise CorruptFile(f"{index}: {short(tensor)} should be in {path.name} and {where}")
     for tensor in owner.keys() - expected.keys():
-        raise CorruptFile(f"{index}: {tensor!r} of {owner[tensor].name} is not in the index")
+        raise CorruptFile(f"{index}: {short(tensor)} of {owner[tensor].name} is not in the index")
 
 
 def _read(mapped: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
@@ -146,7 +158,7 @@ def _read(mapped: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     start, end = 8 + length, 0
     for name, _, low, high in sorted(entries, key=lambda entry: entry[2:]):
         if low != end:
-            raise CorruptFile(f"{path}: tensor {name!r} starts at {low}, the one before it ends at {end}")
+            raise CorruptFile(f"{path}: tensor {short(name)} starts at {low}, the one before it ends at {end}")
         end = high
     if start + end != mapped.size:
         raise CorruptFile(
@@ -164,21 +176,23 @@ def _texts(path: Path, value: Any) -> dict[str, str]:
 
 def _entry(path: Path, name: str, value: Any) -> tuple[TensorInfo, int, int]:
     """One header entry, checked: type known, shape and offsets plain integers, size equal to shape times type."""
+    check_name(path, name)
     try:
-        name.encode()
         code, shape, (low, high) = value["dtype"], value["shape"], value["data_offsets"]
         if set(value) != {"dtype", "shape", "data_offsets"}:
             raise ValueError("unknown fields")
-        numbers = [*shape, low, high]
-        if not isinstance(shape, list) or any(type(number) is not int or number < 0 for number in numbers):
+        if not isinstance(shape, list) or len(shape) > MAX_AXES:
+            raise ValueError(f"a shape is a list of at most {MAX_AXES} sizes")
+        if any(type(number) is not int or number < 0 for number in (*shape, low, high)):
             raise ValueError("shape and offsets must be whole numbers")
     except (TypeError, KeyError, ValueError) as error:
-        raise CorruptFile(f"{path}: bad header entry {name[:80]!r} ({error})") from None
+        raise CorruptFile(f"{path}: bad header entry {short(name)} ({str(error)[:80]})") from None
     dtype = BY_SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise UnsupportedFeature(f"{path}: tensor {name!r} has unknown type {code!r}")
-    if len(shape) > 64 or math.prod(shape) * dtype.type_size != high - low:
-        raise CorruptFile(f"{path}: tensor {name!r} is {dtype}{shape[:8]} but has {high - low} bytes")
+        raise UnsupportedFeature(f"{path}: tensor {short(name)} has unknown type {short(code)}")
+    check_elements(path, name, shape)
+    if math.prod(shape) * dtype.type_size != high - low:
+        raise CorruptFile(f"{path}: tensor {short(name)} is {dtype}{shape[:8]} but has {high - low} bytes")
     return TensorInfo(name, tuple(shape), dtype), low, high
 
 
@@ -186,7 +200,7 @@ def _tensor(mapped: MappedFile, info: TensorInfo, offset: int) -> LazyTensor:
     row_nbytes = info.row_nbytes
 
     def read(start: int, stop: int) -> Rows:
-        data = mapped.view(offset + start * row_nbytes, (stop - start) * row_nbytes, f"tensor {info.name!r}")
+        data = mapped.view(offset + start * row_nbytes, (stop - start) * row_nbytes, f"tensor {short(info.name)}")
         return data.reshape(stop - start, row_nbytes)
 
     return LazyTensor(info, read, f"{mapped.path}@{offset}")
@@ -208,7 +222,7 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
     for tensor in ordered:
         if tensor.info.dtype.safetensors is None:
             raise UnsupportedFeature(
-                f"{target}: tensor {tensor.name!r} is {tensor.info.dtype}, which safetensors cannot hold; "
+                f"{target}: tensor {short(tensor.name)} is {tensor.info.dtype}, which safetensors cannot hold; "
                 "pass --dtype f16, bf16 or f32 to decode it"
             )
         end = offset + tensor.info.nbytes
