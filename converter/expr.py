@@ -57,20 +57,23 @@ def evaluate(text: str | int, sizes: Sizes) -> int:
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> _Node:
-    tokens = _tokens(text)
-    node = _condition(tokens)
-    if tokens:
-        raise ExpressionError(f"{text!r}: unexpected {tokens[0]!r}")
+    try:
+        tokens = _tokens(text.strip())
+        node = _condition(tokens)
+        if tokens:
+            raise ExpressionError(f"unexpected {tokens[0]!r}")
+    except ExpressionError as error:
+        raise ExpressionError(f"{text!r}: {error}") from None
     return node
 
 
 def _tokens(text: str) -> list[str]:
     tokens: list[str] = []
-    position, text = 0, text.strip()
+    position = 0
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise ExpressionError(f"{text!r}: unexpected {text[position]!r}")
+            raise ExpressionError(f"unexpected {text[position:].lstrip()[0]!r}")
         tokens.append(match[1])
         position = match.end()
     return tokens
