@@ -7,6 +7,7 @@
 #include "k_block.h"
 #include "kernels.h"
 #include "lanes_search.h"
+#include "transpose.h"
 
 #define MOST (LANES * 32) /* floats of a batch */
 
@@ -16,14 +17,6 @@ typedef struct {
     float scale[LANES], min[LANES], sum_w[LANES];
     uint32_t redo; /* lanes that the scalar search must do */
 } batch;
-
-/* Element i of `count` groups of `n` side by side; zeros for the lanes that are left. */
-static inline void transpose(int n, int count, const float *x, float *out) {
-    for (int i = 0; i < n; ++i)
-        for (int k = count; k < LANES; ++k) out[i * LANES + k] = 0;
-    for (int k = 0; k < count; ++k)
-        for (int i = 0; i < n; ++i) out[i * LANES + k] = x[k * n + i];
-}
 
 /* Weights of Q4_K and Q5_K without importance: |x| plus the root mean square of the sub-block. */
 static inline void weigh_by_size(batch *b) {
@@ -108,12 +101,9 @@ static inline void sums_of_squares(int count, const float *x, float *sums) {
         enum { PER = SUPER / n };                                                                               \
         batch b;                                                                                                \
         float mean_square[LANES] = {0}, sums[LANES / PER];                                                      \
-        transpose(n, supers * PER, x, b.x);                                                                     \
+        transpose_groups(n, supers * PER, x, b.x);                                                              \
         if (given) {                                                                                            \
-            for (int i = 0; i < n * LANES; ++i) b.w[i] = 0;                                                     \
-            for (int s = 0; s < supers; ++s)                                                                    \
-                for (int j = 0; j < PER; ++j)                                                                   \
-                    for (int i = 0; i < n; ++i) b.w[i * LANES + s * PER + j] = given[s][n * j + i];             \
+            transpose_given(n, supers * PER, PER, given, b.w);                                                  \
             if (WEIGHS) {                                                                                       \
                 sums_of_squares(supers, x, sums);                                                               \
                 for (int k = 0; k < supers * PER; ++k) mean_square[k] = MEAN(sums[k / PER]);                    \
