@@ -111,6 +111,15 @@ def _quant_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--pure", action="store_true", help="one type for all tensors, no mixture")
     group.add_argument("--no-fallback", action="store_true", help="fail where a row does not fit the wanted type")
     group.add_argument("--allow-requantize", action="store_true", help="encode tensors that are already quantized again")
+    group.add_argument("--imatrix", type=Path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
+    group.add_argument(
+        "--include-weights", action="append", default=[], metavar="PART",
+        help="use the importance matrix only for tensors with PART in their names; may be repeated",
+    )
+    group.add_argument(
+        "--exclude-weights", action="append", default=[], metavar="PART",
+        help="do not use it for tensors with PART in their names; may be repeated",
+    )
     group.add_argument(
         "--via", choices=("source", "f16", "bf16", "f32"), default="source",
         help="precision of the implied intermediate (default: the source's own, nothing is rounded twice)",
@@ -244,7 +253,11 @@ def _request(args: argparse.Namespace) -> Request:
 
     from converter.planning import Request
 
-    given = vars(args) | {"tensor_types": tuple(args.tensor_type)}
+    given = vars(args) | {
+        "tensor_types": tuple(args.tensor_type),
+        "include_weights": tuple(args.include_weights),
+        "exclude_weights": tuple(args.exclude_weights),
+    }
     return Request(**{f.name: given[f.name] for f in fields(Request)})
 
 
@@ -448,7 +461,10 @@ def _print_result(plan: Plan, seconds: float) -> None:
 
 def _print_plan(plan: Plan, threads: int | None) -> None:
     rows = (
-        [step.name, "x".join(map(str, step.shape)) or "scalar", step.source_type, step.type, f"{step.bytes:,}", step.rule]
+        [
+            step.name, "x".join(map(str, step.shape)) or "scalar", step.source_type, step.type, f"{step.bytes:,}",
+            step.rule + ("; imatrix" if step.imatrix else ""),
+        ]
         for step in plan.steps
     )
     _print_table(["tensor", "shape", "from", "to", "bytes", "rule"], rows, right=(4,))

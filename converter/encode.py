@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter import kernels
 from converter.dtypes import F32, DType
-from converter.errors import QuantizationError
+from converter.errors import MissingImportance, QuantizationError
 from converter.lazy import decoded, values
 from converter.report import Event, NotFinite, Overflow
 from converter.tensor import LazyTensor, Rows, TensorInfo
+
+
+class Importance(Protocol):
+    """How much each column matters: float32 (row,) for each of the matrices that a tensor stacks (its experts)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, matrix: int, /) -> NDArray[np.float32]: ...
 
 
 class Watch:
@@ -49,16 +57,15 @@ class Watch:
         ]
 
 
-def encoded(
-    tensor: LazyTensor, dtype: DType, watch: Watch, weights: NDArray[np.float32] | None = None
-) -> LazyTensor:
+def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance | None = None) -> LazyTensor:
     """`tensor` in encoding `dtype`.
 
     Rows already in `dtype` pass untouched, bit for bit. Others are decoded to F32 and encoded by the kernels.
-    `weights` is the importance of each column, float32 (row,) or (n_expert, row) with experts as first axis.
+    `weights` is the importance of the columns of each stacked matrix: `tensor.info.shape[-3]`, or 1 for a 2-D tensor.
 
     Raises:
         QuantizationError: rows do not divide into blocks, or the tensor does not hold real numbers.
+        MissingImportance: nothing can be encoded as `dtype` without weights.
     """
     info = tensor.info
     result = TensorInfo(info.name, info.shape, dtype)
@@ -68,6 +75,12 @@ def encoded(
     if not dtype.floating:
         raise QuantizationError(f"{info.name}: {info.dtype} cannot be stored as {dtype}")
     decoded(tensor)  # raises where there are no numbers
+    if weights is None and kernels.needs_importance(dtype):
+        raise MissingImportance(
+            f"{info.name}: {dtype} cannot be encoded without importance, and no matrix has an entry for this tensor\n"
+            "pass --imatrix FILE, or choose another type"
+        )
+    rows_per_matrix = info.shape[-2] if len(info.shape) > 1 else 1
     bounded = dtype.name in _NARROW
 
     def read(start: int, stop: int) -> Rows:
@@ -75,7 +88,7 @@ def encoded(
         bad = kernels.nonfinite(numbers.view(np.uint8), F32)
         if bad:
             watch.not_finite(info.name, bad)
-        data = _encode(numbers, dtype, weights, start, info.n_rows)
+        data = _encode(numbers, dtype, weights, start, rows_per_matrix)
         if bounded:
             lost = kernels.nonfinite(data, dtype) - bad
             if lost > 0:
@@ -89,18 +102,17 @@ def encoded(
 _NARROW = frozenset(("F16", "BF16", "F8_E5M2"))
 
 
-
 def _encode(
-    numbers: NDArray[np.float32], dtype: DType, weights: NDArray[np.float32] | None, start: int, n_rows: int
+    numbers: NDArray[np.float32], dtype: DType, weights: Importance | None, start: int, rows_per_matrix: int
 ) -> Rows:
-    if weights is None or weights.ndim == 1:
-        return kernels.encode(numbers, dtype, weights=weights)
-    rows_per_expert = n_rows // len(weights)
+    if weights is None:
+        return kernels.encode(numbers, dtype)
     pieces, row, stop = [], start, start + len(numbers)
     while row < stop:
-        expert = row // rows_per_expert
-        end = min(stop, (expert + 1) * rows_per_expert)
-        pieces.append(kernels.encode(numbers[row - start : end - start], dtype, weights=weights[expert]))
+        matrix = row // rows_per_matrix
+        end = min(stop, (matrix + 1) * rows_per_matrix)
+        own = weights[matrix % len(weights)]
+        pieces.append(kernels.encode(numbers[row - start : end - start], dtype, weights=own))
         row = end
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 

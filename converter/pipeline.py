@@ -54,7 +54,7 @@ def _plan(
             draft = planning.build(checkpoint, reader, target / "model", writer, request)
             target = target / default_file_name(draft.checkpoint.config, (request.quant or _own_type(draft)).upper())
         made = planning.build(checkpoint, reader, target, writer, request)
-        _refuse_same(made.layout, checkpoint)
+        _refuse_same(made.layout, made.checkpoint)
     except BaseException:
         checkpoint.close()
         raise

@@ -13,14 +13,16 @@ from typing import Any
 
 from converter import fill
 from converter.checkpoint import Checkpoint
-from converter.dtypes import BF16, DTYPES, F16, F32, DType, dtype
+from converter.dtypes import BF16, F16, F32, DType, dtype
 from converter.encode import Watch, encoded
-from converter.errors import ArchitectureError, MissingImportance, QuantizationError, UsageError
+from converter.errors import ArchitectureError, QuantizationError, UsageError
 from converter.formats.base import Format, Layout, WriteOptions
 from converter.general import general_metadata
 from converter.graph import Route, route
 from converter.mapping import Mapped, to_gguf, to_hf
 from converter.metadata import Array, Metadata, Value
+from converter.quant import imatrix
+from converter.quant.imatrix import ImportanceMatrix, Weights
 from converter.quant.recipes import (
     RECIPES,
     Choice,
@@ -30,11 +32,10 @@ from converter.quant.recipes import (
     TensorSpec,
     assign,
     converter_type,
-    needs_imatrix,
     recipe,
     sort_key,
 )
-from converter.report import Decoded, Event, NamesKept, Report, Requantized, TypeFallback
+from converter.report import Decoded, NamesKept, Report, Requantized, TypeFallback
 from converter.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
@@ -54,6 +55,9 @@ class Request:
     leave_output: bool = False
     no_fallback: bool = False
     allow_requantize: bool = False
+    imatrix: Path | None = None
+    include_weights: tuple[str, ...] = ()
+    exclude_weights: tuple[str, ...] = ()
     via: str = "source"
     dtype: str | None = None
     arch: str | None = None
@@ -68,7 +72,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor of the output: where it comes from, what it becomes, and why."""
+    """One tensor of the output: where it comes from, what it becomes, and why.
+
+    `imatrix` says whether its encoder follows an entry of the importance matrix.
+    """
 
     name: str
     sources: tuple[str, ...]
@@ -77,6 +84,7 @@ class Step:
     type: str
     bytes: int
     rule: str
+    imatrix: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "sources": list(self.sources), "shape": list(self.shape)}
@@ -156,6 +164,7 @@ def build(checkpoint: Checkpoint, source: Format, target: Path, target_format: F
 def _check_request(checkpoint: Checkpoint, target: Format, way: Route, request: Request) -> None:
     if request.quant and target.dialect != "gguf":
         raise UsageError(f"--quant {request.quant}: {target.name} output holds plain types; --dtype f16|bf16|f32 is for it")
+    _check_imatrix(request)
     if request.dtype and target.dialect == "gguf":
         raise UsageError(f"--dtype {request.dtype}: for GGUF output say --quant {request.dtype}")
     if target.dialect == "gguf" and checkpoint.dialect is None and not request.tensors_only:
@@ -165,6 +174,15 @@ def _check_request(checkpoint: Checkpoint, target: Format, way: Route, request: 
         )
 
 
+def _check_imatrix(request: Request) -> None:
+    if request.imatrix is not None and (request.quant is None or recipe(request.quant).base is None):
+        raise UsageError("--imatrix has no effect without a type to encode to; say --quant TYPE")
+    if request.imatrix is None and (request.include_weights or request.exclude_weights):
+        raise UsageError("--include-weights and --exclude-weights choose from an importance matrix: pass --imatrix")
+    if request.include_weights and request.exclude_weights:
+        raise UsageError("--include-weights and --exclude-weights cannot be used together")
+
+
 # ----------------------------------------------------------------------------------------- GGUF output
 
 
@@ -172,6 +190,7 @@ def _gguf(
     checkpoint: Checkpoint, way: Route, request: Request, report: Report, watch: Watch
 ) -> tuple[Checkpoint, list[Step]]:
     chosen = recipe(request.quant) if request.quant else None
+    matrix = _open_imatrix(request)
     if way.map:
         mapped = to_gguf(checkpoint, request.arch)
         report.extend(list(mapped.events))
@@ -181,13 +200,46 @@ def _gguf(
         tensors = dict(checkpoint.tensors)
         metadata = dict(checkpoint.config) if checkpoint.dialect == "gguf" else {}
     choices = _choices(tensors, metadata, chosen, request)
+    weights = _weights(matrix, chosen, tensors, choices, report)
     results, steps = {}, []
     for name in sorted(choices, key=sort_key):
-        wanted, choice = dtype(choices[name].type), choices[name]
-        results[name] = _retyped(tensors[name], wanted, choice, request, report, watch)
-        steps.append(_step(tensors[name], results[name], _reason(choice)))
+        choice, importance = choices[name], weights.get(name)
+        results[name] = _retyped(tensors[name], choice, importance, request, report, watch)
+        steps.append(_step(tensors[name], results[name], _reason(choice), importance is not None))
     _set_type(metadata, chosen, tensors)
-    return checkpoint.replace(tensors=results, config=metadata, dialect="gguf", metadata={}), steps
+    result = checkpoint.replace(tensors=results, config=metadata, dialect="gguf", metadata={})
+    return (_with_imatrix(result, metadata, matrix) if matrix else result), steps
+
+
+def _open_imatrix(request: Request) -> ImportanceMatrix | None:
+    if request.imatrix is None:
+        return None
+    return imatrix.open_imatrix(Path(request.imatrix), request.include_weights, request.exclude_weights)
+
+
+def _weights(
+    matrix: ImportanceMatrix | None,
+    chosen: Recipe | None,
+    tensors: Mapping[str, LazyTensor],
+    choices: Mapping[str, Choice],
+    report: Report,
+) -> dict[str, Weights]:
+    if chosen is None:
+        return {}
+    infos = [tensor.info for tensor in tensors.values()]
+    weights, events = imatrix.assign_weights(matrix, chosen, infos, {name: c.type for name, c in choices.items()})
+    report.extend(events)
+    return weights
+
+
+def _with_imatrix(result: Checkpoint, metadata: Metadata, matrix: ImportanceMatrix) -> Checkpoint:
+    """`result`, which also reads from the matrix and says so; what an earlier quantization said of its own goes."""
+    own = {key: value for key, value in metadata.items() if key not in imatrix.KEYS}
+    return result.replace(
+        config={**own, **matrix.metadata()},
+        files=(*result.files, matrix.path),
+        closers=(*result.closers, matrix.close),
+    )
 
 
 def _intermediate(tensors: Mapping[str, LazyTensor], request: Request, watch: Watch) -> dict[str, LazyTensor]:
@@ -223,19 +275,12 @@ def _choices(
         embedding_type=request.embedding_type,
         leave_output=request.leave_output,
         no_fallback=request.no_fallback,
+        has_imatrix=request.imatrix is not None,
     )
     choices = assign(chosen or recipe("COPY"), specs, facts, options)
-    if chosen is not None:
-        _check_importance(chosen, choices)
-    else:
+    if chosen is None:
         choices = {name: Choice(choice.type, "as in the source") for name, choice in choices.items()}
     return choices
-
-
-def _check_importance(chosen: Recipe, choices: Mapping[str, Choice]) -> None:
-    for name, choice in choices.items():
-        if not choice.rule.startswith("kept") and needs_imatrix(chosen, name, choice.type):
-            raise MissingImportance(f"{name}: {choice.type} needs an importance matrix\nchoose a larger type")
 
 
 def _facts(metadata: Metadata) -> ModelFacts:
@@ -255,9 +300,9 @@ def _facts(metadata: Metadata) -> ModelFacts:
 
 
 def _retyped(
-    tensor: LazyTensor, wanted: DType, choice: Choice, request: Request, report: Report, watch: Watch
+    tensor: LazyTensor, choice: Choice, weights: Weights | None, request: Request, report: Report, watch: Watch
 ) -> LazyTensor:
-    own = tensor.info.dtype
+    own, wanted = tensor.info.dtype, dtype(choice.type)
     if choice.fallback_from:
         report.add(TypeFallback(tensor.name, choice.fallback_from, choice.type, tensor.info.row))
     if own.quantized and own is not wanted:
@@ -267,18 +312,17 @@ def _retyped(
                 "convert the original model, or pass --allow-requantize"
             )
         report.add(Requantized(tensor.name, own.name, wanted.name))
-    return encoded(tensor, wanted, watch)
+    return encoded(tensor, wanted, watch, weights)
 
 
 def _reason(choice: Choice) -> str:
     return choice.rule + (f"; rows do not fit {choice.fallback_from} -> {choice.type}" if choice.fallback_from else "")
 
 
-def _step(source: LazyTensor, result: LazyTensor, rule: str) -> Step:
-    info = result.info
-    return Step(
-        info.name, source.parts or (source.name,), info.shape, source.info.dtype.name, info.dtype.name, info.nbytes, rule
-    )
+def _step(source: LazyTensor, result: LazyTensor, rule: str, weighted: bool = False) -> Step:
+    info, origin = result.info, source.info.dtype.name
+    parts = source.parts or (source.name,)
+    return Step(info.name, parts, info.shape, origin, info.dtype.name, info.nbytes, rule, weighted)
 
 
 def _set_type(metadata: Metadata, chosen: Recipe | None, tensors: Mapping[str, LazyTensor]) -> None:

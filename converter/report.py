@@ -112,6 +112,18 @@ class NamesKept(Event):
 
 
 @dataclass(frozen=True)
+class NoImportance(Event):
+    """An importance matrix is given, but a tensor whose type would follow it is encoded without."""
+
+    tensor: str
+    type: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: encoded as {self.type} without importance, there is {self.reason}"
+
+
+@dataclass(frozen=True)
 class NotFinite(Event):
     """NaN or infinity in a source tensor."""
 

@@ -83,7 +83,7 @@ class Choice:
 # --------------------------------------------------------------------------------------------------
 # Roles: what a tensor is to the rules
 
-_TOKEN_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+TOKEN_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
 # Part of a name → role; the first that occurs decides. Fused and latent values count as attn_v.
 _ROLE_PARTS = (
@@ -117,7 +117,7 @@ def role(name: str, tied: bool) -> str:
     """What tensor `name` is to the rules; `tied` says that the model has no `output.weight`."""
     if name == "output.weight":
         return "head"
-    if name in _TOKEN_EMBEDDINGS:
+    if name in TOKEN_EMBEDDINGS:
         return "head" if tied else "token_embd"
     return next((found for part, found in _ROLE_PARTS if part in name), "other")
 
@@ -604,7 +604,7 @@ def needs_imatrix(recipe: Recipe, name: str, type: str) -> bool:
 
     Asked of tensors that may be quantized; embeddings and output never need one.
     """
-    return type in recipe.needs_imatrix and name != "output.weight" and name not in _TOKEN_EMBEDDINGS
+    return type in recipe.needs_imatrix and name != "output.weight" and name not in TOKEN_EMBEDDINGS
 
 
 def _check(recipe: Recipe, options: Options) -> None:
@@ -663,7 +663,7 @@ def _choose(
 ) -> Choice:
     """Type of one tensor that may be quantized. The order of precedence is that of llama-quantize."""
     override = next((o for o in overrides if o.pattern.search(spec.name)), None)
-    if options.embedding_type is not None and spec.name in _TOKEN_EMBEDDINGS:
+    if options.embedding_type is not None and spec.name in TOKEN_EMBEDDINGS:
         if override is None or spec.name == "token_embd.weight":
             return _fixed(spec, "--embedding-type", options.embedding_type)
     if options.output_type is not None and spec.name == "output.weight":
