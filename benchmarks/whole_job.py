@@ -1,0 +1,117 @@
+"""The whole job: a 1.1 B BF16 Llama folder to Q4_K_M, against llama.cpp's converter and quantizer.
+
+    python benchmarks/whole_job.py --llama-cpp DIR [--runs 3] [--work DIR]
+
+DIR is a llama.cpp source tree (its convert_hf_to_gguf.py runs in this interpreter's environment); the quantizer is the
+library inside llama-cpp-python, which is what llama-quantize calls. Without --llama-cpp only ours runs. Wall seconds,
+peak resident memory of the largest process, and bytes of intermediate files; both sides in turn, in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sparse_llama
+
+ROOT = Path(__file__).resolve().parent.parent
+QUANTIZE = """
+import ctypes, llama_cpp, sys
+llama_cpp.llama_backend_init()
+settings = llama_cpp.llama_model_quantize_default_params()
+settings.ftype, settings.nthread = 15, 2
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(settings)))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One timed run: wall seconds, peak resident bytes of its largest process."""
+
+    seconds: float
+    peak: int
+
+
+def make_model(folder: Path, size: str) -> Path:
+    """A folder of seeded normal weights in BF16, filled by repeating 32 Mi of them."""
+    sparse_llama.make(size, folder, ROOT / "fixtures" / "stories260K")
+    normal = np.random.default_rng(0).standard_normal(32 << 20, np.float32) * np.float32(0.02)
+    pattern = (normal.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    path = folder / "model.safetensors"
+    with open(path, "rb+") as file:
+        position = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(position)
+        while position < path.stat().st_size:
+            part = pattern[: path.stat().st_size - position]
+            file.write(part)
+            position += len(part)
+    return folder
+
+
+def timed(*commands: list[str]) -> Run:
+    """Run commands one after the other."""
+    started, peak = time.monotonic(), 0
+    for command in commands:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"failed: {' '.join(command)}")
+        peak = max(peak, usage.ru_maxrss << 10)
+    return Run(time.monotonic() - started, peak)
+
+
+def ours(model: Path, work: Path) -> Run:
+    return timed([sys.executable, "-m", "converter", str(model), str(work / "ours.gguf"), "-q", "q4_k_m", "-f", "--quiet"])
+
+
+def theirs(model: Path, work: Path, llama_cpp: Path) -> Run:
+    middle, result = work / "middle.gguf", work / "theirs.gguf"
+    convert = [sys.executable, str(llama_cpp / "convert_hf_to_gguf.py"), str(model), "--outtype", "bf16"]
+    return timed([*convert, "--outfile", str(middle)], [sys.executable, "-c", QUANTIZE, str(middle), str(result)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llama-cpp", type=Path)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--size", choices=sparse_llama.SHAPES, default="1.1b")
+    parser.add_argument("--work", type=Path, help="where the model is kept for another time")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (args.work or Path(temporary)).resolve()
+        model = work / f"llama-{args.size}"
+        if not model.exists():
+            # In a process of its own: a child's peak starts at what its parent held.
+            code = "import sys, pathlib, whole_job as w; w.make_model(pathlib.Path(sys.argv[1]), sys.argv[2])"
+            subprocess.run([sys.executable, "-c", code, str(model), args.size], check=True, cwd=Path(__file__).parent)
+        runs: dict[str, list[Run]] = {"ours": [], "llama.cpp": []}
+        for _ in range(args.runs):
+            runs["ours"].append(ours(model, work))
+            if args.llama_cpp:
+                runs["llama.cpp"].append(theirs(model, work, args.llama_cpp))
+        report(runs, work)
+
+
+def report(runs: dict[str, list[Run]], work: Path) -> None:
+    """Medians, and whether the files are the same."""
+    for name, each in runs.items():
+        if each:
+            seconds, peak = statistics.median(run.seconds for run in each), max(run.peak for run in each)
+            print(f"{name:<10} {seconds:7.2f} s  {peak / 1e6:7.0f} MB peak")
+    if runs["llama.cpp"]:
+        ratios = [b.seconds / a.seconds for a, b in zip(runs["ours"], runs["llama.cpp"], strict=True)]
+        middle = (work / "middle.gguf").stat().st_size
+        same = (work / "ours.gguf").read_bytes() == (work / "theirs.gguf").read_bytes()
+        print(f"ratio      {statistics.median(ratios):7.2f}; intermediate {middle / 1e9:.2f} GB; same bytes: {same}")
+
+
+if __name__ == "__main__":
+    main()
