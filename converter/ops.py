@@ -9,9 +9,10 @@ An op takes the list of tensors in flight to another list. What it may touch dec
     whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
-bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says where each row comes from: applied to arrays of
-row numbers of shape (..., 1) the same code gives that map. Sizes are hyperparameter expressions until
-`bind` makes them integers; the size "row" is the last axis, whatever its unit (elements or packed bytes).
+bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says
+where each row comes from: applied to arrays of row numbers of shape (..., 1) the same code gives that map.
+Sizes are hyperparameter expressions until `bind` makes them integers; the size "row" is the last axis,
+whatever its unit (elements or packed bytes).
 """
 
 from __future__ import annotations
@@ -235,6 +236,7 @@ class Split(Op):
         return [int(end) * unit for end in np.cumsum(sizes)]
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(len(shapes) == 1, self, shapes)
         (shape,) = shapes
         _check(-len(shape) <= self.axis < len(shape), self, shapes)
         axis = self.axis % len(shape)
@@ -302,6 +304,7 @@ class Unstack(Op):
     count: Size
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(len(shapes) == 1, self, shapes)
         (shape,) = shapes
         _check(len(shape) > 1 and shape[0] == int(self.count), self, shapes)
         return [shape[1:]] * shape[0]
