@@ -29,6 +29,7 @@ from converter.tokenizers.files import Source, TokenizerFiles
 from converter.tokenizers.pretokenizer import check_name, find_name
 from converter.tokenizers.sentencepiece import read_sentencepiece
 from converter.tokenizers.special import TYPES, read_special
+from converter.tokenizers.splitting import regex_budget
 from converter.tokenizers.styles import READERS, SPACE_PREFIX, Style, style_of
 from converter.tokenizers.vocabulary import Vocabulary, read_vocabulary
 from converter.tokenizers.write import write_tokenizer
@@ -86,7 +87,11 @@ def read_tokenizer(
     if (style or row.readers[0]) == "none":
         return Tokenizer({"tokenizer.ggml.model": text("none")}, (), 0)
     job = _Job(TokenizerFiles(files), config, row, _rows(n_rows, config, row), pre)
-    return job.run((style,) if style else row.readers)
+    try:
+        with regex_budget():
+            return job.run((style,) if style else row.readers)
+    except RecursionError:
+        raise TokenizerError("tokenizer.json: its parts are nested too deeply") from None
 
 
 def _rows(n_rows: int | None, config: Mapping[str, object], style: Style) -> int | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from converter.errors import TokenizerError
 from converter.tokenizers.files import as_dict, as_id, as_list, as_text
-from converter.tokenizers.splitting import Unsupported, byte_values, make_normalizer, make_splitter
+from converter.tokenizers.splitting import Unsupported, byte_values, check_length, make_normalizer, make_splitter
 from converter.tokenizers.vocabulary import AddedToken, Vocabulary
 
+MAX_WORD, MAX_AFFIX = 1000, 64
 WordModel = Callable[[str], list[int]]
 
 
@@ -45,7 +45,7 @@ class Encoder:
 
     def _encode_plain(self, text: str, first: bool) -> list[int]:
         ids: list[int] = []
-        for part, token in _extract(self._normalize(text), self._normalized):
+        for part, token in _extract(check_length(self._normalize(text)), self._normalized):
             if token is not None:
                 ids.append(token.id)
                 continue
@@ -155,7 +155,8 @@ class _Bpe:
 def _word_piece(model: dict[str, object], vocabulary: Vocabulary) -> WordModel:
     vocab = vocabulary.base
     prefix = str(model.get("continuing_subword_prefix", "##"))
-    longest = as_id(model.get("max_input_chars_per_word", 100), "tokenizer.json model max_input_chars_per_word")
+    limit = as_id(model.get("max_input_chars_per_word", 100), "tokenizer.json model max_input_chars_per_word")
+    longest = min(limit, MAX_WORD)
     unknown = vocab.get(str(model.get("unk_token", "[UNK]")))
 
     def encode(word: str) -> list[int]:
@@ -219,87 +220,95 @@ def _template(fields: dict[str, object], where: str) -> Affixes:
             continue
         name = as_text(as_dict(entry.get("SpecialToken"), where).get("id"), where)
         ids = as_list(as_dict(special.get(name), where).get("ids"), where)
-        sides[side].extend(as_id(i, where) for i in ids)
+        sides[side].extend(as_id(i, where) for i in ids[: MAX_AFFIX + 1])
+        if len(sides[side]) > MAX_AFFIX:
+            raise TokenizerError(f"{where}: more than {MAX_AFFIX} special tokens around a text")
     return sides
 
 
 # --- decoding one token
 
 
-@dataclass(frozen=True)
 class Decoder:
-    """The decoder of a tokenizer.json, as far as single tokens go: what an added token reads as once decoded."""
+    """The decoder of a tokenizer.json, as far as single tokens go: what an added token reads as once decoded.
 
-    spec: object
+    Building it raises TokenizerError where the decoder is malformed or an expression does not compile.
+    """
+
+    def __init__(self, spec: object) -> None:
+        try:
+            self._steps = _decoder_steps(spec)
+        except Unsupported as error:
+            raise TokenizerError(f"tokenizer.json decoder: {error} cannot be used") from None
 
     def token(self, text: str) -> str:
         """The text that the one-token sequence `text` decodes to."""
-        return "".join(_decode(self.spec, [text]))
+        for step in self._steps:
+            text = step(text)
+        return text
 
 
-def _decode(spec: object, tokens: list[str]) -> list[str]:
+Step = Callable[[str], str]
+
+
+def _decoder_steps(spec: object) -> list[Step]:
     where = "tokenizer.json decoder"
     fields = as_dict(spec, where)
     kind = fields.get("type")
     if kind == "Sequence":
-        for part in as_list(fields.get("decoders"), where):
-            tokens = _decode(part, tokens)
-        return tokens
-    step = _DECODERS.get(str(kind))
-    return step(fields, tokens) if step else tokens
+        return [step for part in as_list(fields.get("decoders"), where) for step in _decoder_steps(part)]
+    maker = _DECODERS.get(str(kind))
+    return [maker(fields, where)] if maker else []
 
 
-def _decode_bytes(fields: dict[str, object], tokens: list[str]) -> list[str]:
+def _from_bytes(fields: dict[str, object], where: str) -> Step:
     table = byte_values()
-    raw = b"".join(
-        bytes(table[char] for char in token) if all(char in table for char in token)
-        else token.encode("utf-8", "surrogatepass")
-        for token in tokens
-    )
-    return [raw.decode("utf-8", "replace")]
+
+    def run(token: str) -> str:
+        if not all(char in table for char in token):
+            return token
+        return bytes(table[char] for char in token).decode("utf-8", "replace")
+
+    return run
 
 
-def _decode_replace(fields: dict[str, object], tokens: list[str]) -> list[str]:
-    replace = make_normalizer(fields, "tokenizer.json decoder")
-    return [replace(token) for token in tokens]
+def _replace(fields: dict[str, object], where: str) -> Step:
+    return make_normalizer({**fields, "type": "Replace"}, where)
 
 
-def _decode_fallback(fields: dict[str, object], tokens: list[str]) -> list[str]:
-    return [
-        bytes([int(token[3:5], 16)]).decode("utf-8", "replace") if re.fullmatch("<0x[0-9A-Fa-f]{2}>", token) else token
-        for token in tokens
-    ]
+def _byte_token(fields: dict[str, object], where: str) -> Step:
+    def run(token: str) -> str:
+        found = re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
+        return bytes([int(found[1], 16)]).decode("utf-8", "replace") if found else token
+
+    return run
 
 
-def _decode_strip(fields: dict[str, object], tokens: list[str]) -> list[str]:
-    char = as_text(fields.get("content", " "), "tokenizer.json decoder")
-    start = as_id(fields.get("start", 0), "tokenizer.json decoder")
-    stop = as_id(fields.get("stop", 0), "tokenizer.json decoder")
-    return [_strip(token, char, start, stop) for token in tokens]
+def _strip(fields: dict[str, object], where: str) -> Step:
+    char = as_text(fields.get("content", " "), where)
+    start, stop = (as_id(fields.get(key, 0), where) for key in ("start", "stop"))
+    if len(char) != 1:
+        raise TokenizerError(f"{where}: the content of a Strip is one character")
+
+    def run(token: str) -> str:
+        left = min(start, len(token) - len(token.lstrip(char)))
+        token = token[left:]
+        right = min(stop, len(token) - len(token.rstrip(char)))
+        return token[: len(token) - right]
+
+    return run
 
 
-def _strip(token: str, char: str, start: int, stop: int) -> str:
-    while start and char and token.startswith(char):
-        token, start = token[len(char) :], start - 1
-    while stop and char and token.endswith(char):
-        token, stop = token[: -len(char)], stop - 1
-    return token
-
-
-def _decode_metaspace(fields: dict[str, object], tokens: list[str]) -> list[str]:
-    mark = as_text(fields.get("replacement", "▁"), "tokenizer.json decoder")
+def _from_metaspace(fields: dict[str, object], where: str) -> Step:
+    mark = as_text(fields.get("replacement", "▁"), where)
     keeps = fields.get("prepend_scheme") == "never"
-    return [
-        (token[len(mark) :] if not at and not keeps and token.startswith(mark) else token).replace(mark, " ")
-        for at, token in enumerate(tokens)
-    ]
+    return lambda token: (token if keeps else token.removeprefix(mark)).replace(mark, " ") if mark else token
 
 
-_DECODERS: dict[str, Callable[[dict[str, object], list[str]], list[str]]] = {
-    "ByteLevel": _decode_bytes,
-    "Replace": _decode_replace,
-    "ByteFallback": _decode_fallback,
-    "Fuse": lambda fields, tokens: ["".join(tokens)],
-    "Strip": _decode_strip,
-    "Metaspace": _decode_metaspace,
+_DECODERS: dict[str, Callable[[dict[str, object], str], Step]] = {
+    "ByteLevel": _from_bytes,
+    "Replace": _replace,
+    "ByteFallback": _byte_token,
+    "Strip": _strip,
+    "Metaspace": _from_metaspace,
 }

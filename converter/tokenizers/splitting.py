@@ -6,7 +6,10 @@ exactly is here; anything else raises Unsupported and the caller goes another wa
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
@@ -19,14 +22,34 @@ Normalizer = Callable[[str], str]
 Splitter = Callable[[list[str]], list[str]]
 Spans = list[tuple[int, int, bool]]
 
-REGEX_SECONDS = 2.0
+REGEX_SECONDS, ALL_REGEX_SECONDS = 2.0, 10.0
 MAX_PATTERN = 20_000
+# The probe text has some 450 characters; a normalizer that makes more than this of it means harm.
+MAX_TEXT = 4096
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
 class Unsupported(Exception):
     """A component that is not reproduced here; the text names it."""
+
+
+_deadline: contextvars.ContextVar[float] = contextvars.ContextVar("deadline")
+
+
+@contextlib.contextmanager
+def regex_budget(seconds: float = ALL_REGEX_SECONDS) -> Iterator[None]:
+    """Within it, all expressions together may take `seconds`; outside, each has REGEX_SECONDS."""
+    token = _deadline.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def _seconds_left() -> float:
+    deadline = _deadline.get(None)
+    return REGEX_SECONDS if deadline is None else min(REGEX_SECONDS, max(deadline - time.monotonic(), 1e-3))
 
 
 @functools.cache
@@ -63,12 +86,12 @@ def find_spans(pattern: regex.Pattern[str], text: str) -> Spans:
     """Cover `text` with (start, end, matched) spans, left to right; a match may be empty.
 
     Raises:
-        TokenizerError: matching takes longer than REGEX_SECONDS.
+        TokenizerError: matching takes longer than REGEX_SECONDS, or than what is left of `regex_budget`.
     """
     spans: Spans = []
     last = 0
     try:
-        for match in pattern.finditer(text, timeout=REGEX_SECONDS):
+        for match in pattern.finditer(text, timeout=_seconds_left()):
             start, end = match.span()
             if start > last:
                 spans.append((last, start, False))
@@ -76,7 +99,7 @@ def find_spans(pattern: regex.Pattern[str], text: str) -> Spans:
             last = end
     except TimeoutError:
         raise TokenizerError(
-            f"tokenizer.json: the regular expression {pattern.pattern[:60]!r} does not finish in {REGEX_SECONDS:g} s; "
+            f"tokenizer.json: the regular expression {pattern.pattern[:60]!r} does not finish in {REGEX_SECONDS:g} s\n"
             "pass --pre NAME to go on without it"
         ) from None
     if last < len(text):
@@ -168,7 +191,7 @@ def make_normalizer(spec: object, where: str = "tokenizer.json normalizer") -> N
     if kind in _SIMPLE_NORMALIZERS:
         return _SIMPLE_NORMALIZERS[kind]
     if kind == "Prepend":
-        prefix = as_text(fields.get("prepend"), where)
+        prefix = check_length(as_text(fields.get("prepend"), where))
         return lambda text: prefix + text if text else text
     if kind == "Strip":
         return _stripper(bool(fields.get("strip_left")), bool(fields.get("strip_right")))
@@ -189,10 +212,17 @@ def _parts(fields: dict[str, object], key: str, where: str) -> list[object]:
 def _chain(steps: list[Normalizer]) -> Normalizer:
     def run(text: str) -> str:
         for step in steps:
-            text = step(text)
+            text = check_length(step(text))
         return text
 
     return run
+
+
+def check_length(text: str) -> str:
+    """`text` itself; a TokenizerError when it has outgrown MAX_TEXT."""
+    if len(text) > MAX_TEXT:
+        raise TokenizerError(f"tokenizer.json: its normalizer makes a text of more than {MAX_TEXT} characters: refused")
+    return text
 
 
 def _stripper(left: bool, right: bool) -> Normalizer:
@@ -230,11 +260,12 @@ def _compiled(fields: dict[str, object], where: str) -> regex.Pattern[str]:
 
 
 def _replacer(fields: dict[str, object], where: str) -> Normalizer:
-    content = as_text(fields.get("content"), f"{where} content")
+    content = check_length(as_text(fields.get("content"), f"{where} content"))
     compiled = _compiled(fields, where)
 
     def run(text: str) -> str:
-        return "".join(content if matched else text[a:b] for a, b, matched in find_spans(compiled, text))
+        spans = find_spans(compiled, text)
+        return "".join(content if matched else text[a:b] for a, b, matched in spans) if spans else text
 
     return run
 
@@ -354,6 +385,8 @@ def _bert(fields: dict[str, object], where: str) -> Splitter:
 
 def _metaspace(fields: dict[str, object], where: str) -> Splitter:
     mark = as_text(fields.get("replacement", "▁"), f"{where} replacement")
+    if len(mark) != 1:
+        raise TokenizerError(f"{where}: the replacement of a Metaspace is one character")
     scheme = fields.get("prepend_scheme", "always" if fields.get("add_prefix_space", True) else "never")
     divide = bool(fields.get("split", True))
 

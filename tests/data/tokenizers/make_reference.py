@@ -1,0 +1,70 @@
+"""Writes reference.json: for every case, each tokenizer key that llama.cpp's converter writes, as type and sha256.
+
+    python tests/data/tokenizers/make_reference.py LLAMA_CPP_FOLDER DATA_FOLDER [CASE ...]
+
+Needs what convert_hf_to_gguf.py needs (torch, transformers, sentencepiece). Runs offline.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tokenizer_cases import CASES, Case, sources
+from tokenizer_digest import digest
+
+
+def reference(llama: Path, data: Path, case: Case) -> dict[str, list[str]] | str:
+    """The keys of one case in the order they are written, or the converter's last line when it fails."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "model"
+        for file, source in sources(case, data).items():
+            target = folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+        (folder / "config.json").write_text(json.dumps(case.config))
+        out = Path(name) / "out.gguf"
+        script = llama / "convert_hf_to_gguf.py"
+        command = [sys.executable, str(script), "--vocab-only", "--outfile", str(out), str(folder)]
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        run = subprocess.run(command, capture_output=True, text=True, env=env)
+        if run.returncode:
+            return run.stderr.strip().splitlines()[-1]
+        return read_keys(llama, out)
+
+
+def read_keys(llama: Path, path: Path) -> dict[str, list[str]]:
+    """Tokenizer keys of a GGUF, read with gguf-py."""
+    sys.path.insert(0, str(llama / "gguf-py"))
+    from gguf import GGUFReader, GGUFValueType
+
+    names = {GGUFValueType.UINT8: "u8", GGUFValueType.INT32: "i32", GGUFValueType.UINT32: "u32",
+             GGUFValueType.FLOAT32: "f32", GGUFValueType.BOOL: "bool", GGUFValueType.STRING: "str"}
+    keys: dict[str, list[str]] = {}
+    for field in GGUFReader(path).fields.values():
+        if not field.name.startswith("tokenizer."):
+            continue
+        array = field.types[0] == GGUFValueType.ARRAY
+        kind = names[field.types[-1]]
+        raw = [field.parts[i] for i in field.data]
+        values: list[object] = [bytes(part) if kind == "str" else part[0].item() for part in raw]
+        keys[field.name] = [f"[{kind}]" if array else kind, digest(kind, values if array else values[0])]
+    return keys
+
+
+def main() -> None:
+    llama, data, only = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    target = Path(__file__).with_name("reference.json")
+    known = json.loads(target.read_text()) if target.exists() else {}
+    for name in only or CASES:
+        known[name] = reference(llama, data, CASES[name])
+        print(name, known[name] if isinstance(known[name], str) else len(known[name]), flush=True)
+    target.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
