@@ -104,10 +104,12 @@ static inline f16 quantize_values(int n, float top, const float *v, uint8_t *cod
 
 /* Final codes of sub-block `j`: nearest((x + shift) / step) in [0, top]; those of the search where step is 0. */
 static inline void requantize_affine(k_block *b, int j, int n, int top, float step, float shift, find_fn *find) {
-    const float *x = b->x + n * j;
-    uint8_t *codes = b->codes + n * j;
+    const float *restrict x = b->x + n * j;
+    uint8_t *restrict codes = b->codes + n * j;
     if (step) {
-        for (int i = 0; i < n; ++i) codes[i] = (uint8_t)clamp(nearest_int((x[i] + shift) / step), 0, top);
+        int32_t wide[32]; /* apart from the bytes, so that compilers use whole vectors of floats */
+        for (int i = 0; i < n; ++i) wide[i] = clamp(nearest_int((x[i] + shift) / step), 0, top);
+        for (int i = 0; i < n; ++i) codes[i] = (uint8_t)wide[i];
     } else if (!(b->has_codes >> j & 1)) {
         find(b, j);
     }
@@ -115,17 +117,19 @@ static inline void requantize_affine(k_block *b, int j, int n, int top, float st
 
 /* The same for symmetric types: nearest(x / step) + levels, in [0, 2 * levels). */
 static inline void requantize_symmetric(k_block *b, int j, int n, int levels, float step, find_fn *find) {
-    const float *x = b->x + n * j;
-    uint8_t *codes = b->codes + n * j;
+    const float *restrict x = b->x + n * j;
+    uint8_t *restrict codes = b->codes + n * j;
     if (step) {
-        for (int i = 0; i < n; ++i) codes[i] = (uint8_t)(clamp(nearest_int(x[i] / step), -levels, levels - 1) + levels);
+        int32_t wide[32];
+        for (int i = 0; i < n; ++i) wide[i] = clamp(nearest_int(x[i] / step), -levels, levels - 1) + levels;
+        for (int i = 0; i < n; ++i) codes[i] = (uint8_t)wide[i];
     } else if (!(b->has_codes >> j & 1)) {
         find(b, j);
     }
 }
 
 /* Four groups of 32 two-bit codes to a byte, 128 codes at a time. */
-static inline void pack_two_bits(const uint8_t *codes, uint8_t *qs) {
+static inline void pack_two_bits(const uint8_t *restrict codes, uint8_t *restrict qs) {
     for (int half = 0; half < 2; ++half, codes += 128, qs += 32)
         for (int i = 0; i < 32; ++i)
             qs[i] = (uint8_t)(codes[i] | codes[i + 32] << 2 | codes[i + 64] << 4 | codes[i + 96] << 6);

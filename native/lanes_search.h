@@ -160,59 +160,73 @@ static inline uint32_t symmetric_lanes(int n, int levels, const float *x, const 
     return redo;
 }
 
-/* As search_coordinate. Lanes that changed nothing in a pass change nothing in the next one either. */
+/* One register of coordinate_lanes: codes and what follows from them, element by element. */
+typedef struct {
+    vf code[16], lx[16], l2[16];  /* the code, and its part in the sums of w * x * code and w * code^2 */
+    vf below[16], above[16];      /* a quotient surely between these rounds to the code */
+} coordinates;
+
+static inline void set_code(coordinates *c, int i, vf x, vf code, vf low, vf high) {
+    const vf w = x * x, infinity = splat(HUGE_VALF);
+    c->code[i] = code;
+    c->lx[i] = w * x * code;
+    c->l2[i] = w * code * code;
+    c->below[i] = pick(equal(code, low), -infinity, code - splat(0.4999f));
+    c->above[i] = pick(equal(code, high), infinity, code + splat(0.4999f));
+}
+
+/* As search_coordinate. Most codes stay as they are, which a comparison with `below` and `above` tells
+ * without the division; lanes that changed nothing in a pass change nothing in the next one either. */
 static inline uint32_t coordinate_lanes(int n, int levels, const float *x, float *scale_out) {
-    const vf zero = splat(0.0f), low_end = splat(MAGIC - (float)levels), high_end = splat(MAGIC + (float)(levels - 1));
-    vf magnitude[UNROLL], max[UNROLL], defect[UNROLL], sumlx[UNROLL], suml2[UNROLL], inverse[UNROLL];
-    vf codes[16 * UNROLL];
-    vm bad[UNROLL];
-    EACH(u) magnitude[u] = max[u] = defect[u] = sumlx[u] = suml2[u] = zero;
-    for (int i = 0; i < n; ++i)
-        EACH(u) {
-            const vf xi = load(x + i * LANES + u * WIDTH), a = vabs(xi);
-            const vm larger = less(magnitude[u], a);
-            magnitude[u] = pick(larger, a, magnitude[u]);
-            max[u] = pick(larger, xi, max[u]);
-            defect[u] = defect[u] + xi * zero;
-        }
-    EACH(u) {
-        bad[u] = inverse_of(equal(defect[u], zero));
-        inverse[u] = splat(-(float)levels) / max[u];
-    }
-    for (int i = 0; i < n; ++i)
-        EACH(u) {
-            const vf xi = load(x + i * LANES + u * WIDTH), w = xi * xi;
-            const vf code = round_between(inverse[u] * xi, low_end, high_end);
-            codes[i * UNROLL + u] = code;
-            sumlx[u] = sumlx[u] + w * xi * code;
-            suml2[u] = suml2[u] + w * code * code;
-        }
-    for (int pass = 0; pass < 5; ++pass) {
-        uint32_t changed = 0;
-        for (int i = 0; i < n; ++i)
-            EACH(u) {
-                const vf xi = load(x + i * LANES + u * WIDTH), w = xi * xi, old = codes[i * UNROLL + u];
-                const vf slx = sumlx[u] - w * xi * old, sl2 = suml2[u] - w * old * old;
-                const vf wanted = xi * sl2 / slx;
-                const vf code = round_between(wanted, low_end, high_end);
-                const vf new_lx = slx + w * xi * code, new_l2 = sl2 + w * code * code;
-                const vm tried = both(less(zero, slx), inverse_of(equal(code, old)));
-                const vm gains = less(sumlx[u] * sumlx[u] * new_l2, new_lx * new_lx * suml2[u]);
-                const vm better = both(tried, both(less(zero, new_l2), gains));
-                bad[u] = either(bad[u], both(less(zero, slx), out_of_range(wanted)));
-                codes[i * UNROLL + u] = pick(better, code, old);
-                sumlx[u] = pick(better, new_lx, sumlx[u]);
-                suml2[u] = pick(better, new_l2, suml2[u]);
-                changed |= bits(better);
-            }
-        if (!changed) break;
-    }
+    const vf zero = splat(0.0f), low = splat(-(float)levels), high = splat((float)(levels - 1));
     uint32_t redo = 0;
     EACH(u) {
-        const vm empty = less(magnitude[u], splat(GROUP_EPS));
-        const vf scale = pick(less(zero, suml2[u]), sumlx[u] / suml2[u], zero);
+        coordinates c;
+        vf magnitude = zero, max = zero, defect = zero, sumlx = zero, suml2 = zero;
+        for (int i = 0; i < n; ++i) {
+            const vf xi = load(x + i * LANES + u * WIDTH), a = vabs(xi);
+            const vm larger = less(magnitude, a);
+            magnitude = pick(larger, a, magnitude);
+            max = pick(larger, xi, max);
+            defect = defect + xi * zero;
+        }
+        const vf inverse = low / max;
+        vm bad = inverse_of(equal(defect, zero));
+        for (int i = 0; i < n; ++i) {
+            const vf xi = load(x + i * LANES + u * WIDTH);
+            set_code(&c, i, xi, round_between(inverse * xi, low + splat(MAGIC), high + splat(MAGIC)), low, high);
+            sumlx = sumlx + c.lx[i];
+            suml2 = suml2 + c.l2[i];
+        }
+        for (int pass = 0; pass < 5; ++pass) {
+            uint32_t changed = 0;
+            for (int i = 0; i < n; ++i) {
+                const vf xi = load(x + i * LANES + u * WIDTH);
+                vf lx = sumlx - c.lx[i], l2 = suml2 - c.l2[i];
+                const vf product = xi * l2;
+                const vm exact = less(splat(1e-30f), lx); /* the products below are not subnormal */
+                const vm kept = both(exact, both(less(c.below[i] * lx, product), less(product, c.above[i] * lx)));
+                const vm open = both(less(zero, lx), inverse_of(kept));
+                if (!bits(open)) continue;
+                const vf wanted = product / lx, w = xi * xi;
+                const vf code = round_between(wanted, low + splat(MAGIC), high + splat(MAGIC));
+                const vm tried = both(open, inverse_of(equal(code, c.code[i])));
+                bad = either(bad, both(open, out_of_range(wanted)));
+                lx = lx + w * xi * code;
+                l2 = l2 + w * code * code;
+                const vm gains = both(less(zero, l2), less(sumlx * sumlx * l2, lx * lx * suml2));
+                const vm better = both(tried, gains);
+                set_code(&c, i, xi, pick(better, code, c.code[i]), low, high);
+                sumlx = pick(better, lx, sumlx);
+                suml2 = pick(better, l2, suml2);
+                changed |= bits(better);
+            }
+            if (!changed) break;
+        }
+        const vm empty = less(magnitude, splat(GROUP_EPS));
+        const vf scale = pick(less(zero, suml2), sumlx / suml2, zero);
         store(scale_out + u * WIDTH, pick(empty, zero, scale));
-        redo |= bits(both(bad[u], inverse_of(empty))) << WIDTH * u;
+        redo |= bits(both(bad, inverse_of(empty))) << WIDTH * u;
     }
     return redo;
 }
