@@ -126,6 +126,19 @@ def small_gguf(*, version: int = 3) -> bytes:
     return gguf([ARCH], [tensor("a", (3, 2), T_F32, 0), tensor("b", (32, 1), T_Q8_0, 32)], data, version=version)
 
 
+# ---------------------------------------------------------------------------------------------- outputs
+
+
+def assembled(file: Any) -> bytes:
+    """The bytes of a writer's file layout, put together in the simplest way there is."""
+    out = bytearray(file.size)
+    out[: len(file.header)] = file.header
+    for slot in file.slots:
+        data = slot.tensor.rows(0, slot.tensor.info.n_rows).tobytes()
+        out[slot.offset : slot.offset + len(data)] = data
+    return bytes(out)
+
+
 # ------------------------------------------------------------------------------------- Hugging Face folders
 
 CONFIG: dict[str, Any] = {
