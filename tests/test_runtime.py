@@ -53,6 +53,18 @@ def test_llama_cpp_tokenizes_as_the_original(model: str, greedy: dict[str, Any],
     runtime.close()
 
 
+def test_a_tokenizer_json_alone_keeps_its_merges(tmp_path: Path) -> None:
+    """Its scores are derived from the order of the merges, so that llama.cpp cuts text where the tokenizer does."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = models.build_model("mixtral-96", tmp_path)
+    converter.convert(folder, tmp_path / "m.gguf")
+    wanted = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    runtime = llama_cpp.Llama(str(tmp_path / "m.gguf"), vocab_only=True, verbose=False)
+    for text in ("Once upon a time, there was a little girl named Lily.", "a  b\nçé 12", "the end"):
+        assert runtime.tokenize(text.encode(), add_bos=True, special=True) == wanted.encode(text).ids
+    runtime.close()
+
+
 def test_perplexity_grows_as_bits_shrink(tmp_path: Path) -> None:
     """On the trained fixture and unseen text: within a hair for 8 bits, in order below."""
     sys.path.insert(0, str(BENCHMARKS))
