@@ -16,6 +16,7 @@ from converter.report import Event, Note, VocabularyPadded
 from converter.tokenizers.build import (
     Built,
     build_bpe,
+    build_gemma4,
     build_spm,
     build_spm_json,
     build_unigram,
@@ -143,6 +144,8 @@ class _Job:
         vocabulary = self._read_vocabulary()
         if reader == "hf-spm" and is_spm_json(vocabulary):
             return build_spm_json(vocabulary, self.rows)
+        if reader == "gemma4" and is_spm_json(vocabulary):
+            return build_gemma4(vocabulary, self.rows)
         if reader == "bpe" and vocabulary.kind in ("BPE", "WordLevel"):
             return build_bpe(vocabulary, self._pre_name(vocabulary), self.rows)
         if reader == "wordpiece" and vocabulary.kind == "WordPiece":
@@ -198,7 +201,7 @@ class _Job:
 
     def _write_special(self, built: Built, metadata: Metadata) -> None:
         limit = built.rows.size if built.limit else None
-        if built.reader == "bpe" and built.merges:
+        if built.merges:
             metadata["tokenizer.ggml.merges"] = Array("str", list[str | bytes](built.merges))
         special = read_special(self.files, self.config, n_tokens=limit, types=TYPES)
         for name, content in self.style.ids:

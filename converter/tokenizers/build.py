@@ -202,6 +202,22 @@ def _merge_scores(vocabulary: Vocabulary) -> dict[str, float]:
     return scores
 
 
+_GEMMA4_SHOWN = frozenset(("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
+                           "<tool_response|>", '<|"|>'))
+
+
+def build_gemma4(vocabulary: Vocabulary, rows: int | None) -> Built:
+    """The same kind of tokenizer.json as the "gemma4" tokenizer model, which merges by rank: no scores are needed."""
+    table = build_spm_json(vocabulary, rows).rows
+    table.scores[table.types != UNUSED] = ADDED_SCORE
+    for i, token in enumerate(table.texts):
+        if token in _GEMMA4_SHOWN:
+            table.types[i] = USER_DEFINED
+    head: Metadata = {"tokenizer.ggml.model": text("gemma4")}
+    head.update(table.arrays(scores=True))
+    return Built("gemma4", table, head, merges=vocabulary.merges, limit=False)
+
+
 # --- byte-level BPE and WordPiece
 
 

@@ -10,7 +10,7 @@ import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from converter.metadata import Array, Metadata, Value, boolean, text, u32
+from converter.metadata import Array, Metadata, boolean, text, u32
 from converter.report import Event, Note
 from converter.tokenizers.files import TokenizerFiles, as_dict, as_list, as_text
 
@@ -292,9 +292,3 @@ def chat_template_keys(template: str | list[object]) -> Metadata:
     if default:
         keys[CHAT_TEMPLATE] = text(default)
     return keys
-
-
-def value_of(metadata: Metadata, key: str) -> object:
-    """The plain value of a scalar key, None when it is absent or an array."""
-    found = metadata.get(key)
-    return found.value if isinstance(found, Value) else None

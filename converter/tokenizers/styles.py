@@ -15,7 +15,7 @@ ADD_BOS, ADD_EOS, ADD_SEP = (f"tokenizer.ggml.add_{name}_token" for name in ("bo
 SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 EOT, PAD, UNK, MASK = (f"tokenizer.ggml.{name}_token_id" for name in ("eot", "padding", "unknown", "mask"))
 
-READERS = ("spm", "hf-spm", "bpe", "wordpiece", "unigram", "none")
+READERS = ("spm", "hf-spm", "bpe", "wordpiece", "unigram", "gemma4", "none")
 ALL_READERS = ("spm", "hf-spm", "bpe", "wordpiece", "unigram")
 
 Keys = tuple[tuple[str, Value], ...]
@@ -96,6 +96,7 @@ STYLES: dict[str, Style] = {arch: style for style, names in _GROUPS for arch in 
     "eurobert": Style(("bpe",), first=_NO_BOS),
     "gemma": Style(("spm", "hf-spm"), last=((EOT, u32(107)), *_NO_PREFIX)),
     "gemma2": Style(("spm", "hf-spm"), last=_NO_PREFIX),
+    "gemma4": Style(("gemma4",), last=(*_NO_PREFIX, (ADD_BOS, boolean(True)))),
     "granitehybrid": Style(("spm", "bpe"), round_to=8),
     "jamba": Style(("spm", "hf-spm", "bpe"), last=_NO_PREFIX, last_reader="hf-spm"),
     "llada-moe": Style(("bpe",), first=((MASK, u32(156895)),)),

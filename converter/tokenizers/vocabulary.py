@@ -67,9 +67,6 @@ class Vocabulary:
     tokenizer: dict[str, object]
     scores: list[float] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return len(self.base) + sum(content not in self.base for content in self.added)
-
     def ranks(self) -> dict[str, int]:
         """Merge -> its priority, lower first."""
         return dict(zip(self.merges, range(len(self.merges)), strict=True))

@@ -64,6 +64,13 @@ CASES: dict[str, Case] = {
     }),
     "stories-json": Case("llama", _llama(512), _STORIES),
     "stories-json-bare": Case("llama", _llama(512), _here(STORIES, "tokenizer.json")),
+    "stories-json-v5": Case("llama", _llama(512), _here(STORIES, "tokenizer.json"), {
+        "tokenizer_config.json": '{"add_prefix_space": true, "backend": "tokenizers", "bos_token": "<s>",'
+                                 ' "clean_up_tokenization_spaces": false, "eos_token": "</s>", "pad_token": null,'
+                                 ' "tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>"}',
+        "chat_template.jinja": JINJA,
+    }),
+    "stories-gemma4": Case("gemma4", _config("Gemma4ForCausalLM", "gemma4_text", 512, head_dim=16), _STORIES),
     "stories-gemma2": Case("gemma2", _config("Gemma2ForCausalLM", "gemma2", 512, head_dim=16), _STORIES_SPM),
     "llama2-spm": Case("llama", _llama(32000), _here("tok-llama2-spm", "tokenizer.model")),
     "mistral-spm-v1": Case("llama", _config("MistralForCausalLM", "mistral", 32000), {
@@ -76,6 +83,12 @@ CASES: dict[str, Case] = {
     "qwen2.5": Case("qwen2", _QWEN2, {
         "tokenizer.json": "tok-rebuilt-qwen2/tokenizer.json",
         "tokenizer_config.json": "tokcfg-ortext/qwen2.5/tokenizer_config.json",
+    }),
+    "qwen2-v5": Case("qwen2", _QWEN2, _here("tok-rebuilt-qwen2", "tokenizer.json"), {
+        "tokenizer_config.json": '{"add_prefix_space": null, "backend": "tokenizers", "bos_token": "<|endoftext|>",'
+                                 ' "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",'
+                                 ' "extra_special_tokens": ["<|im_start|>"], "tokenizer_class": "TokenizersBackend"}',
+        "chat_template.jinja": JINJA,
     }),
     "starcoder": Case(
         "starcoder2", _config("Starcoder2ForCausalLM", "starcoder2", 49152, bos_token_id=0, eos_token_id=0),
