@@ -111,11 +111,12 @@ def read_config(architecture: Architecture, hf: HFClass, config: Mapping[str, An
         ArchitectureError: a required key is missing, or a value is of the wrong kind.
     """
     flat = flat_config(config)
-    _fill_defaults(flat, hf)
     found: HParams = {}
     given: set[str] = set()
     for hparam in architecture.hparams:
         value = next((v for key in hparam.config if (v := _lookup(flat, key)) is not None), None)
+        if value is None:
+            value = _class_default(hf, hparam, flat)
         if value is not None:
             given.add(hparam.name)
         elif hparam.required:
@@ -128,16 +129,16 @@ def read_config(architecture: Architecture, hf: HFClass, config: Mapping[str, An
     return found, given
 
 
-def _fill_defaults(flat: dict[str, Any], hf: HFClass) -> None:
+def _class_default(hf: HFClass, hparam: HParam, flat: Mapping[str, Any]) -> Any:
     """What the transformers class would have filled in; a text is an expression over config keys."""
-    for key, value in hf.defaults.items():
-        if key == "rope_theta":
-            flat["rope"].setdefault(key, value)
-        elif flat.get(key) is None:
-            try:
-                flat[key] = evaluate(value, flat) if isinstance(value, str) else value
-            except ExpressionError:
-                continue
+    for key in hparam.config:
+        default = hf.defaults.get(key.removeprefix("rope."))
+        try:
+            if default is not None:
+                return evaluate(default, flat) if isinstance(default, str) else default
+        except ExpressionError:
+            continue
+    return None
 
 
 def _default(hparam: HParam, found: HParams) -> Any:
@@ -191,7 +192,7 @@ def read_metadata(architecture: Architecture, metadata: Metadata, n_rows: int | 
         for key in hparam.gguf:
             entry = metadata.get(f"{architecture.gguf}.{key}")
             if isinstance(entry, Value):
-                value = entry.value
+                value = _config_value(hparam, entry.value)
         if hparam.name == "n_vocab" and value is None:
             tokens = metadata.get("tokenizer.ggml.tokens")
             value = len(tokens) if isinstance(tokens, Array) else n_rows
@@ -203,6 +204,13 @@ def read_metadata(architecture: Architecture, metadata: Metadata, n_rows: int | 
             name = f"{architecture.gguf}.{hparam.gguf[0]}" if hparam.gguf else hparam.name
             found[hparam.name] = _checked(hparam, value, name)
     return found
+
+
+def _config_value(hparam: HParam, value: Any) -> Any:
+    """What config.json calls a GGUF value; nothing where it has no word for it."""
+    if not hparam.values:
+        return value
+    return next((ours for ours, theirs in hparam.values if theirs == value), None)
 
 
 def write_config(architecture: Architecture, hparams: HParams, tied: bool) -> dict[str, Any]:
@@ -251,22 +259,22 @@ class _Names:
     """Finds the rule of a name. Templates have `{block}` and `{expert}` as whole components, so a table does it."""
 
     def __init__(self, rules: Iterable[TensorRule], side: str) -> None:
-        self._table: dict[tuple[str, ...], tuple[TensorRule, int, tuple[str, ...]]] = {}
+        self._table: dict[tuple[str, ...], list[tuple[TensorRule, int, tuple[str, ...]]]] = {}
         for rule in rules:
             for slot, template in enumerate(getattr(rule, side)):
                 parts = template.split(".")
-                key = tuple("#" if part.startswith("{") else part for part in parts)
-                self._table.setdefault(key, (rule, slot, tuple(part for part in parts if part.startswith("{"))))
+                key = tuple("#" if part.startswith("{") or _is_index(part) else part for part in parts)
+                numbers = tuple(part for part, kind in zip(parts, key, strict=True) if kind == "#")
+                self._table.setdefault(key, []).append((rule, slot, numbers))
 
     def find(self, name: str) -> _Match | None:
         parts = name.split(".")
-        numbers = [int(part) for part in parts if _is_index(part)]
-        found = self._table.get(tuple("#" if _is_index(part) else part for part in parts))
-        if found is None:
-            return None
-        rule, slot, kinds = found
-        at = dict(zip(kinds, numbers, strict=True))
-        return _Match(rule, slot, at.get("{block}"), at.get("{expert}"))
+        numbers = [part for part in parts if _is_index(part)]
+        for rule, slot, kinds in self._table.get(tuple("#" if _is_index(part) else part for part in parts), ()):
+            if all(kind.startswith("{") or kind == number for kind, number in zip(kinds, numbers, strict=True)):
+                at = {kind: int(number) for kind, number in zip(kinds, numbers, strict=True)}
+                return _Match(rule, slot, at.get("{block}"), at.get("{expert}"))
+        return None
 
 
 def _is_index(part: str) -> bool:
@@ -330,9 +338,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
     for rule in architecture.tensors:
         if rule.generator and _holds(rule.when, hparams):
             outputs[rule.gguf[0]] = _generated(rule, checkpoint.config, hparams)
-    tied = _check_complete(architecture, hparams, outputs, checkpoint.config)
-    if tied:
-        events.append(Note(f"{tied}: not stored, the embedding stands in for it (tied)"))
+    events += _check_complete(architecture, hf, hparams, outputs, checkpoint.config)
     return Mapped(architecture, hparams, outputs, dict(hparam_metadata(architecture, hparams, given)), tuple(events))
 
 
@@ -393,25 +399,27 @@ def _generated(rule: TensorRule, config: Mapping[str, Any], hparams: HParams) ->
 
 
 def _check_complete(
-    architecture: Architecture, hparams: HParams, outputs: Mapping[str, LazyTensor], config: Mapping[str, Any]
-) -> str | None:
-    """Every rule that applies has its tensors; returns the name of the head that the embedding stands in for."""
-    tied = None
+    architecture: Architecture, hf: HFClass, hparams: HParams, outputs: Mapping[str, LazyTensor], config: Mapping[str, Any]
+) -> list[Event]:
+    """Every rule that applies has its tensors; says so where the embedding stands in for the head."""
+    events: list[Event] = []
+    tied = flat_config(config).get("tie_word_embeddings", True)
     for rule in architecture.tensors:
         if rule.optional or rule.read_only or rule.generator or not _holds(rule.when, hparams):
             continue
         for block in range(hparams["n_layer"]) if rule.per_block else (None,):
             if all(_fill(name, block) in outputs for name in rule.gguf):
                 continue
-            if rule.tied_to and flat_config(config).get("tie_word_embeddings", True):
-                tied = rule.gguf[0]
+            if rule.tied_to and (tied or not hf.head):
+                why = "tied" if tied and hf.head else f"{hf.name} has no head"
+                events.append(Note(f"{rule.gguf[0]}: not stored, the embedding stands in for it ({why})"))
                 continue
             expert = 0 if rule.stacked else None
             raise MissingTensor(
                 f"{_fill(rule.hf[0], block, expert)}: not in the file, {architecture.gguf} needs it\n"
                 "a shard may be missing, or config.json may belong to another model"
             )
-    return tied
+    return events
 
 
 # ------------------------------------------------------------------------------------------ GGUF -> HF

@@ -14,7 +14,7 @@ from converter.architectures.common import (
     G,
     H,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
 from converter.ops import Split
 
 MOE = H + "block_sparse_moe."
@@ -52,11 +52,10 @@ ARCHITECTURES = (
                 when="0",
             ),
             HFClass("LLaMAForCausalLM", "llama", when="0"),
-            HFClass("LlamaModel", "llama", when="0"),
+            HFClass("LlamaModel", "llama", when="0", head=False),
         ),
         hparams=(
-            *DECODER_HPARAMS[:-1],
-            replace(DECODER_HPARAMS[-1], gguf=("vocab_size",)),
+            *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
             HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
         ),
         tensors=(

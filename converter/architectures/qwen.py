@@ -14,7 +14,7 @@ from converter.architectures.common import (
     G,
     H,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
 from converter.ops import Split
 
 EXPERT = H + "mlp.experts.{expert}."
@@ -27,7 +27,7 @@ ARCHITECTURES = (
         gguf="qwen2",
         hf=(
             HFClass("Qwen2ForCausalLM", "qwen2", {**DEFAULTS, "num_key_value_heads": 32}),
-            HFClass("Qwen2Model", "qwen2", DEFAULTS, when="0"),
+            HFClass("Qwen2Model", "qwen2", DEFAULTS, when="0", head=False),
         ),
         hparams=DECODER_HPARAMS,
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
@@ -38,7 +38,7 @@ ARCHITECTURES = (
         gguf="qwen3",
         hf=(
             HFClass("Qwen3ForCausalLM", "qwen3", {**DEFAULTS, "num_key_value_heads": 32, "head_dim": 128}),
-            HFClass("Qwen3Model", "qwen3", {**DEFAULTS, "head_dim": 128}, when="0"),
+            HFClass("Qwen3Model", "qwen3", {**DEFAULTS, "head_dim": 128}, when="0", head=False),
         ),
         hparams=DECODER_HPARAMS,
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
@@ -56,7 +56,8 @@ ARCHITECTURES = (
             ),
         ),
         hparams=(
-            *DECODER_HPARAMS,
+            # transformers 4 knows these experts as `num_experts` only.
+            *amended(DECODER_HPARAMS, n_expert={"config": ("num_experts", "num_local_experts")}),
             HParam("n_ff_exp", ("moe_intermediate_size",), ("expert_feed_forward_length",), required=True),
         ),
         tensors=(

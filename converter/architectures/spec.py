@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from converter.ops import Chain, Op, Size
@@ -79,13 +79,14 @@ class HFClass:
     """A class of transformers that writes this architecture, and what its config leaves out.
 
     `defaults` are the class's own defaults, used where config.json is silent; `when` picks the class on
-    the way back.
+    the way back. A class without a `head` stores no output tensor, whatever its config says.
     """
 
     name: str
     model_type: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     when: str | None = None
+    head: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,6 @@ class Architecture:
         tensors: rules, tried in order.
         ignore: templates of tensors that are dropped on purpose (the runtime computes them).
         aliases: (prefix in some checkpoints, canonical prefix).
-        experts: name of the hparam that counts the experts.
-        constants: GGUF keys below "{arch}." that are always the same.
     """
 
     gguf: str
@@ -109,7 +108,6 @@ class Architecture:
     tensors: tuple[TensorRule, ...]
     ignore: Names = ()
     aliases: tuple[tuple[str, str], ...] = ()
-    experts: str = "n_expert"
 
     def __post_init__(self) -> None:
         names = [hparam.name for hparam in self.hparams]
@@ -134,6 +132,11 @@ def pair(hf: str, gguf: str, *ops: Op, shape: tuple[Size, ...], bias: bool = Fal
         T(f"{hf}.weight", f"{gguf}.weight", *ops, shape=shape),
         T(f"{hf}.bias", f"{gguf}.bias", *ops, shape=shape[:1], optional=not bias),
     )
+
+
+def amended(hparams: Iterable[HParam], **changes: Mapping[str, Any]) -> tuple[HParam, ...]:
+    """Shared hparams, some with other fields: `n_expert={"config": ("num_experts",)}`."""
+    return tuple(replace(hparam, **changes.get(hparam.name, {})) for hparam in hparams)
 
 
 def without(rules: Iterable[TensorRule], *gguf: str) -> tuple[TensorRule, ...]:
