@@ -399,7 +399,11 @@ def _generated(rule: TensorRule, config: Mapping[str, Any], hparams: HParams) ->
 
 
 def _check_complete(
-    architecture: Architecture, hf: HFClass, hparams: HParams, outputs: Mapping[str, LazyTensor], config: Mapping[str, Any]
+    architecture: Architecture,
+    hf: HFClass,
+    hparams: HParams,
+    outputs: Mapping[str, LazyTensor],
+    config: Mapping[str, Any],
 ) -> list[Event]:
     """Every rule that applies has its tensors; says so where the embedding stands in for the head."""
     events: list[Event] = []

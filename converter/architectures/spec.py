@@ -119,7 +119,7 @@ class Architecture:
                 raise ValueError(f"{self.gguf}: a {side} name stands in two rules")
 
 
-def T(  # noqa: N802 - a row of a table reads best with a short name
+def T(
     hf: str | Names, gguf: str | Names, *ops: Op, shape: tuple[Size, ...] = (), **options: Any
 ) -> TensorRule:
     """A rule; single names need no tuple."""
