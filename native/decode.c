@@ -16,13 +16,15 @@
     }
 
 DECODE(q1_0, 128, {
-    const float d = f16_to_f32(b->d);
-    for (int j = 0; j < 128; ++j) out[j] = b->qs[j / 8] >> j % 8 & 1 ? d : -d;
+    const uint32_t d = float_bits(f16_to_f32(b->d));
+    for (int j = 0; j < 16; ++j)
+        for (uint32_t k = 0; k < 8; ++k) out[8 * j + k] = bits_float(d ^ (~((uint32_t)b->qs[j] >> k) & 1u) << 31);
 })
 
 DECODE(q2_0, 64, {
     const float d = f16_to_f32(b->d);
-    for (int j = 0; j < 64; ++j) out[j] = (float)((b->qs[j / 4] >> 2 * (j % 4) & 3) - 1) * d;
+    for (int j = 0; j < 16; ++j)
+        for (int k = 0; k < 4; ++k) out[4 * j + k] = (float)((b->qs[j] >> 2 * k & 3) - 1) * d;
 })
 
 DECODE(q4_0, 32, {
@@ -41,22 +43,30 @@ DECODE(q4_1, 32, {
     }
 })
 
-/* Bit `j` of the fifth bits, as 0 or 16. */
-static inline int fifth_bit(const uint8_t *qh, int j) { return (qh[j / 8] >> j % 8 & 1) << 4; }
+/* The fifth bits of 32 codes, and that of code `j` as 0 or 16. */
+static inline uint32_t fifth_bits(const uint8_t *qh) {
+    uint32_t all;
+    memcpy(&all, qh, 4);
+    return all;
+}
+
+static inline int fifth_bit(uint32_t all, uint32_t j) { return (int)((all >> j & 1u) << 4); }
 
 DECODE(q5_0, 32, {
     const float d = f16_to_f32(b->d);
+    const uint32_t high = fifth_bits(b->qh);
     for (int j = 0; j < 16; ++j) {
-        out[j] = (float)(((b->qs[j] & 15) | fifth_bit(b->qh, j)) - 16) * d;
-        out[j + 16] = (float)((b->qs[j] >> 4 | fifth_bit(b->qh, j + 16)) - 16) * d;
+        out[j] = (float)(((b->qs[j] & 15) | fifth_bit(high, (uint32_t)j)) - 16) * d;
+        out[j + 16] = (float)((b->qs[j] >> 4 | fifth_bit(high, (uint32_t)j + 16)) - 16) * d;
     }
 })
 
 DECODE(q5_1, 32, {
     const float d = f16_to_f32(b->d), m = f16_to_f32(b->m);
+    const uint32_t high = fifth_bits(b->qh);
     for (int j = 0; j < 16; ++j) {
-        out[j] = (float)((b->qs[j] & 15) | fifth_bit(b->qh, j)) * d + m;
-        out[j + 16] = (float)(b->qs[j] >> 4 | fifth_bit(b->qh, j + 16)) * d + m;
+        out[j] = (float)((b->qs[j] & 15) | fifth_bit(high, (uint32_t)j)) * d + m;
+        out[j + 16] = (float)(b->qs[j] >> 4 | fifth_bit(high, (uint32_t)j + 16)) * d + m;
     }
 })
 

@@ -71,7 +71,40 @@ static inline float f64_bits_to_f32(uint64_t bits) {
 
 DENSE(f32, uint32_t, float_bits, bits_float, 0x7FFFFFFFu, 0x7F800000u)
 DENSE(f64, uint64_t, f32_to_f64_bits, f64_bits_to_f32, 0x7FFFFFFFFFFFFFFFu, 0x7FF0000000000000u)
+#if defined(__F16C__)
+DENSE(f16_plain, uint16_t, f32_to_f16, f16_to_f32, 0x7FFF, 0x7C00)
+#else
 DENSE(f16, uint16_t, f32_to_f16, f16_to_f32, 0x7FFF, 0x7C00)
+#endif
 DENSE(bf16, uint16_t, f32_to_bf16, bf16_to_f32, 0x7FFF, 0x7F80)
 DENSE(f8_e4m3, uint8_t, f32_to_e4m3, e4m3_to_f32, 0x7F, 0x7F)
 DENSE(f8_e5m2, uint8_t, f32_to_e5m2, e5m2_to_f32, 0x7F, 0x7C)
+
+#if defined(__F16C__)
+/* The processor's own conversion, which differs in what it makes of NaN. */
+#include <immintrin.h>
+
+void FN(encode_f16)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {
+    const int64_t n = rows * row, whole = n / 8 * 8;
+    for (int64_t i = 0; i < whole; i += 8) {
+        const __m256 v = _mm256_loadu_ps(x + i);
+        __m128i h = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+        if (_mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q))) {
+            uint16_t each[8];
+            for (int k = 0; k < 8; ++k) each[k] = f32_to_f16(x[i + k]);
+            h = _mm_loadu_si128((const __m128i *)each);
+        }
+        _mm_storeu_si128((__m128i *)(out + 2 * i), h);
+    }
+    FN(encode_f16_plain)(x + whole, out + 2 * whole, 1, n - whole, weights);
+}
+
+void FN(decode_f16)(const uint8_t *data, float *out, int64_t n) {
+    const int64_t whole = n / 8 * 8;
+    for (int64_t i = 0; i < whole; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(data + 2 * i))));
+    FN(decode_f16_plain)(data + 2 * whole, out + whole, n - whole);
+}
+
+int64_t FN(nonfinite_f16)(const uint8_t *data, int64_t n) { return FN(nonfinite_f16_plain)(data, n); }
+#endif

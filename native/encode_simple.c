@@ -2,58 +2,46 @@
  *
  * Follows quantize_row_*_{ref,impl} of ggml-quants.c (MIT, see LICENSE.ggml).
  */
-#include <float.h>
-#include <stdbool.h>
-
+#include "block_scan.h"
 #include "blocks.h"
 #include "isa.h"
 #include "kernels.h"
-#include "search.h"
-
-/* Largest magnitude; a NaN counts as nothing. */
-static float largest_magnitude(int n, const float *x) {
-    float max = 0;
-    for (int i = 0; i < n; ++i)
-        if (fabsf(x[i]) > max) max = fabsf(x[i]);
-    return max;
-}
-
-/* The same, but a NaN makes what follows it start again: so ggml has it for Q8_0 and the ternary types. */
-static float running_magnitude(int n, const float *x) {
-    float max = 0;
-    for (int i = 0; i < n; ++i) max = MAX(max, fabsf(x[i]));
-    return max;
-}
-
-static void range(int n, const float *x, float *low, float *high) {
-    *low = FLT_MAX;
-    *high = -FLT_MAX;
-    for (int i = 0; i < n; ++i) {
-        if (x[i] < *low) *low = x[i];
-        if (x[i] > *high) *high = x[i];
-    }
-}
 
 static float reciprocal(float d) { return d ? 1.0f / d : 0.0f; }
+
+/* Integers to bytes, apart from what made them, so that compilers use whole vectors of floats there. */
+static inline void narrow(int n, const int32_t *wide, uint8_t *bytes) {
+    for (int i = 0; i < n; ++i) bytes[i] = (uint8_t)wide[i];
+}
+
+/* At most `top`, as signed bytes. */
+static inline void cap(int top, uint8_t *codes) {
+    for (int i = 0; i < 32; ++i) codes[i] = (uint8_t)MIN((int8_t)top, (int8_t)codes[i]);
+}
 
 /* 32 codes: element i in the low half of byte i, element i + 16 in the high half. */
 static void pack_nibbles(const uint8_t *codes, uint8_t *qs) {
     for (int i = 0; i < 16; ++i) qs[i] = (uint8_t)((codes[i] & 15) | (codes[i + 16] & 15) << 4);
 }
 
+/* The fifth bits of 32 codes: of eight at a time, brought together by one multiplication. */
 static void pack_fifth_bits(const uint8_t *codes, uint8_t *qh) {
-    uint32_t bits = 0;
-    for (int i = 0; i < 32; ++i) bits |= (uint32_t)(codes[i] >> 4 & 1) << i;
-    memcpy(qh, &bits, 4);
+    for (int i = 0; i < 4; ++i) {
+        uint64_t eight;
+        memcpy(&eight, codes + 8 * i, 8);
+        qh[i] = (uint8_t)((eight >> 4 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+    }
 }
 
 /* One block without importance: x ~ d * (code - levels). The step may be negative: the element of
  * largest magnitude gets the code 0, which has no positive twin. */
 static f16 find_symmetric(int levels, const float *x, uint8_t *codes) {
     float magnitude;
-    const float d = peak(32, x, &magnitude) / (float)-levels, inverse = reciprocal(d);
-    for (int i = 0; i < 32; ++i)
-        codes[i] = (uint8_t)MIN(2 * levels - 1, (int8_t)truncate(x[i] * inverse + ((float)levels + 0.5f)));
+    const float d = block_peak(32, x, &magnitude) / (float)-levels, inverse = reciprocal(d);
+    int32_t wide[32];
+    truncate_all(32, x, 0.0f, inverse, (float)levels + 0.5f, wide);
+    narrow(32, wide, codes);
+    cap(2 * levels - 1, codes);
     return f32_to_f16(d);
 }
 
@@ -62,7 +50,10 @@ static f16 find_affine(int top, const float *x, uint8_t *codes, f16 *m) {
     float low, high;
     range(32, x, &low, &high);
     const float d = (high - low) / (float)top, inverse = reciprocal(d);
-    for (int i = 0; i < 32; ++i) codes[i] = (uint8_t)MIN(top, (int8_t)truncate((x[i] - low) * inverse + 0.5f));
+    int32_t wide[32];
+    truncate_all(32, x, low, inverse, 0.5f, wide);
+    narrow(32, wide, codes);
+    cap(top, codes);
     *m = f32_to_f16(low);
     return f32_to_f16(d);
 }
@@ -135,7 +126,9 @@ ENCODE_SIMPLE(q5_1, 32, {
 ENCODE_SIMPLE(q8_0, 32, {
     const float d = running_magnitude(32, x) / 127.0f, inverse = reciprocal(d);
     y->d = f32_to_f16(d);
-    for (int j = 0; j < 32; ++j) y->qs[j] = (int8_t)round_away(x[j] * inverse);
+    int32_t wide[32];
+    round_all(32, x, inverse, wide);
+    narrow(32, wide, (uint8_t *)y->qs);
 })
 
 ENCODE_SIMPLE(q1_0, 128, {
@@ -149,17 +142,21 @@ ENCODE_SIMPLE(q1_0, 128, {
     }
 })
 
+/* -1, 0 or 1 plus one for each x * inverse; what ggml's rounding cannot represent counts as `odd`. */
+static void find_trits(int n, const float *x, float inverse, int odd, uint8_t *trits) {
+    int32_t wide[SUPER];
+    round_all(n, x, inverse, wide);
+    for (int i = 0; i < n; ++i) wide[i] = (wide[i] == INT32_MIN ? odd : wide[i]) + 1;
+    narrow(n, wide, trits);
+}
+
 ENCODE_SIMPLE(q2_0, 64, {
     const float d = largest_magnitude(64, x), inverse = d > 0.0f ? 1.0f / d : 0.0f;
+    uint8_t trits[64];
     y->d = f32_to_f16(d);
-    for (int j = 0; j < 16; ++j) {
-        int byte = 0;
-        for (int k = 0; k < 4; ++k) {
-            const int32_t whole = round_away(x[4 * j + k] * inverse);
-            byte |= clamp(MAX(whole, -1) + 1, 0, 3) << 2 * k;
-        }
-        y->qs[j] = (uint8_t)byte;
-    }
+    find_trits(64, x, inverse, -1, trits);
+    for (int j = 0; j < 16; ++j)
+        y->qs[j] = (uint8_t)(trits[4 * j] | trits[4 * j + 1] << 2 | trits[4 * j + 2] << 4 | trits[4 * j + 3] << 6);
 })
 
 /* Index of the value nearest to x among FP4_VALUES times d, the first of equals: as ggml computes it. */
@@ -176,61 +173,75 @@ static int nearest_fp4_by_error(float x, float d) {
     return best;
 }
 
-/* The same by comparison with midpoints, which are exact multiples of d. Far outside the range of the codes
- * (d saturated, or zero) the errors round to equal numbers, and only computing them tells which is first. */
-static int nearest_fp4(float x, float d) {
+/* The same for `n` <= 32 elements of at most `magnitude`, by comparison with midpoints, which are exact multiples
+ * of d. Far outside the range of the codes (d saturated, or zero) the errors round to equal numbers, and only
+ * computing them tells which is first. */
+static void find_fp4(int n, const float *x, float magnitude, float d, uint8_t *codes) {
     static const float MIDDLES[7] = {0.5f, 1.5f, 2.5f, 3.5f, 5.0f, 7.0f, 10.0f};
-    const float magnitude = fabsf(x);
-    if (!(magnitude <= 16.0f * d)) return nearest_fp4_by_error(x, d);
-    int index = 0;
-    for (int i = 0; i < 7; ++i) index += magnitude > MIDDLES[i] * d;
-    return index && x < 0 ? index + 8 : index;
+    int32_t wide[32];
+    if (!(magnitude <= 16.0f * d)) {
+        for (int i = 0; i < n; ++i) codes[i] = (uint8_t)nearest_fp4_by_error(x[i], d);
+        return;
+    }
+    for (int i = 0; i < n; ++i) wide[i] = 0;
+    for (int k = 0; k < 7; ++k)
+        for (int i = 0; i < n; ++i) wide[i] += fabsf(x[i]) > MIDDLES[k] * d;
+    for (int i = 0; i < n; ++i) wide[i] += (wide[i] > 0) & (x[i] < 0) ? 8 : 0;
+    narrow(n, wide, codes);
 }
 
-static void pack_fp4(int half, const float *x, float d, uint8_t *qs) {
-    for (int i = 0; i < half; ++i) qs[i] = (uint8_t)(nearest_fp4(x[i], d) | nearest_fp4(x[i + half], d) << 4);
+/* floor(log2f(v)) of a positive v. Where log2f could round up to an integer, it must be asked. */
+static float floor_log2(float v) {
+    const uint32_t bits = float_bits(v), exponent = bits >> 23;
+    const bool plain = exponent > 0 && exponent < 255 && (bits & 0x7FFFFFu) < 0x7FFF00u;
+    return plain ? (float)((int)exponent - 127) : floorf(log2f(v));
 }
 
 ENCODE_SIMPLE(mxfp4, 32, {
     const float max = largest_magnitude(32, x);
-    y->e = max > 0.0f ? (uint8_t)truncate(floorf(log2f(max)) - 2 + 127) : 0;
-    pack_fp4(16, x, e8m0_half_to_f32(y->e), y->qs);
+    uint8_t codes[32];
+    y->e = max > 0.0f ? (uint8_t)truncate(floor_log2(max) - 2 + 127) : 0;
+    find_fp4(32, x, max, e8m0_half_to_f32(y->e), codes);
+    pack_nibbles(codes, y->qs);
 })
 
 ENCODE_SIMPLE(nvfp4, 64, {
     for (int s = 0; s < 4; ++s) {
-        y->d[s] = f32_to_ue4m3(largest_magnitude(16, x + 16 * s) / 6.0f);
-        pack_fp4(8, x + 16 * s, ue4m3_half_to_f32(y->d[s]), y->qs + 8 * s);
+        const float max = largest_magnitude(16, x + 16 * s);
+        uint8_t codes[16];
+        y->d[s] = f32_to_ue4m3(max / 6.0f);
+        find_fp4(16, x + 16 * s, max, ue4m3_half_to_f32(y->d[s]), codes);
+        for (int i = 0; i < 8; ++i) y->qs[8 * s + i] = (uint8_t)(codes[i] | codes[i + 8] << 4);
     }
 })
 
-/* -1, 0 or 1 plus one; what lroundf cannot represent counts as 0, as its cast to int gives. */
-static int trit(float v) {
-    const int32_t whole = round_away(v);
-    return (whole == INT32_MIN ? 0 : whole) + 1;
-}
-
-/* `count` trits at a distance of `stride`, most significant first, as a fraction of 3^5 in a byte. */
-static uint8_t pack_trits(const float *x, float inverse, int count, int stride) {
-    uint8_t q = 0;
-    for (int i = 0; i < 5; ++i) q = (uint8_t)(q * 3 + (i < count ? trit(x[i * stride] * inverse) : 0));
-    return (uint8_t)((q * 256 + 242) / 243);
+/* `n` bytes of five trits, each `stride` after the last, most significant first, as fractions of 3^5. */
+static void pack_trits(int n, int stride, const uint8_t *trits, uint8_t *bytes) {
+    for (int j = 0; j < n; ++j) {
+        const uint8_t *t = trits + j;
+        const int q = 81 * t[0] + 27 * t[stride] + 9 * t[2 * stride] + 3 * t[3 * stride] + t[4 * stride];
+        bytes[j] = (uint8_t)(((uint8_t)q * 256 + 242) / 243);
+    }
 }
 
 ENCODE_SIMPLE(tq1_0, 256, {
     const float d = running_magnitude(SUPER, x), inverse = reciprocal(d);
+    uint8_t trits[SUPER + 4] = {0}; /* the last four bytes hold only four trits */
     y->d = f32_to_f16(d);
-    for (int j = 0; j < 32; ++j) y->qs[j] = pack_trits(x + j, inverse, 5, 32);
-    for (int j = 0; j < 16; ++j) y->qs[32 + j] = pack_trits(x + 160 + j, inverse, 5, 16);
-    for (int j = 0; j < 4; ++j) y->qh[j] = pack_trits(x + 240 + j, inverse, 4, 4);
+    find_trits(SUPER, x, inverse, 0, trits);
+    pack_trits(32, 32, trits, y->qs);
+    pack_trits(16, 16, trits + 160, y->qs + 32);
+    pack_trits(4, 4, trits + 240, y->qh);
 })
 
 ENCODE_SIMPLE(tq2_0, 256, {
     const float d = running_magnitude(SUPER, x), inverse = reciprocal(d);
+    uint8_t trits[SUPER];
     y->d = f32_to_f16(d);
-    for (int j = 0; j < 64; ++j) {
-        int byte = 0;
-        for (int k = 0; k < 4; ++k) byte |= (trit(x[128 * (j / 32) + j % 32 + 32 * k] * inverse) & 3) << 2 * k;
-        y->qs[j] = (uint8_t)byte;
-    }
+    find_trits(SUPER, x, inverse, 0, trits);
+    for (int half = 0; half < 2; ++half)
+        for (int j = 0; j < 32; ++j) {
+            const uint8_t *t = trits + 128 * half + j;
+            y->qs[32 * half + j] = (uint8_t)((t[0] & 3) | (t[32] & 3) << 2 | (t[64] & 3) << 4 | t[96] << 6);
+        }
 })

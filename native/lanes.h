@@ -7,9 +7,7 @@
 #ifndef CONVERTER_LANES_H
 #define CONVERTER_LANES_H
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "numeric.h"
 
 #if defined(__AVX512F__)
 
@@ -31,6 +29,9 @@ static inline vm both(vm a, vm b) { return a & b; }
 static inline vm either(vm a, vm b) { return a | b; }
 static inline vm inverse_of(vm a) { return (vm)~a; }
 static inline uint32_t bits(vm m) { return m; }
+static inline float largest_of(vf a) { return _mm512_reduce_max_ps(a); } /* no NaN in `a` */
+static inline vf toward_zero(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
+static inline void store_truncated(int32_t *p, vf v) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(v)); }
 
 #elif defined(__AVX2__)
 
@@ -52,6 +53,13 @@ static inline vm both(vm a, vm b) { return _mm256_and_ps(a, b); }
 static inline vm either(vm a, vm b) { return _mm256_or_ps(a, b); }
 static inline vm inverse_of(vm a) { return _mm256_xor_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(-1))); }
 static inline uint32_t bits(vm m) { return (uint32_t)_mm256_movemask_ps(m); }
+static inline float largest_of(vf a) {
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+static inline vf toward_zero(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
+static inline void store_truncated(int32_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm256_cvttps_epi32(v)); }
 
 #else
 
@@ -76,6 +84,14 @@ static inline vm both(vm a, vm b) { return a & b; }
 static inline vm either(vm a, vm b) { return a | b; }
 static inline vm inverse_of(vm a) { return ~a; }
 static inline uint32_t bits(vm m) { return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8); }
+static inline float largest_of(vf a) {
+    const float b = a[0] > a[1] ? a[0] : a[1], c = a[2] > a[3] ? a[2] : a[3];
+    return b > c ? b : c;
+}
+static inline vf toward_zero(vf a) { return (vf){truncf(a[0]), truncf(a[1]), truncf(a[2]), truncf(a[3])}; }
+static inline void store_truncated(int32_t *p, vf v) {
+    for (int i = 0; i < WIDTH; ++i) p[i] = truncate(v[i]);
+}
 
 #endif
 
