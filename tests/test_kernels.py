@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import ggml_oracle
@@ -103,11 +104,22 @@ def assert_same_blocks(ours: np.ndarray, theirs: np.ndarray, dtype: DType, what:
     assert differ.size == 0, f"{what}: {differ.size} of {len(ours)} blocks differ, first {differ[0]}"
 
 
+@cache
+def expected_of(name: str, blocks: int) -> dict[tuple[str, str], np.ndarray]:
+    """What ggml makes of every sample; kept, for it is compared with every instruction set."""
+    dtype = DTYPES[name]
+    return {
+        (shape, label): ggml_oracle.quantize(sample(shape, blocks), dtype, weights)
+        for shape in SHAPES
+        for label, weights in weightings(dtype)
+    }
+
+
 def check_against_ggml(dtype: DType, blocks: int) -> None:
     for shape in SHAPES:
         x = sample(shape, blocks)
         for label, weights in weightings(dtype):
-            expected = ggml_oracle.quantize(x, dtype, weights)
+            expected = expected_of(dtype.name, blocks)[shape, label]
             assert_same_blocks(kernels.encode(x, dtype, weights=weights), expected, dtype, f"{shape}, {label}")
             values = kernels.decode(expected, dtype)
             np.testing.assert_array_equal(
