@@ -19,20 +19,16 @@ from converter.ops import Split
 
 MOE = H + "block_sparse_moe."
 EXPERT = MOE + "experts.{expert}."
+DEFAULTS = {
+    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 2048,
+}
 
 ARCHITECTURES = (
     Architecture(
         gguf="llama",
         hf=(
-            HFClass(
-                "LlamaForCausalLM",
-                "llama",
-                {
-                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-                    "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 2048,
-                },
-                when="n_expert == 0",
-            ),
+            HFClass("LlamaForCausalLM", "llama", DEFAULTS, when="n_expert == 0"),
             HFClass(
                 "MixtralForCausalLM",
                 "mixtral",
@@ -45,14 +41,11 @@ ARCHITECTURES = (
             HFClass(
                 "MistralForCausalLM",
                 "mistral",
-                {
-                    "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-                    "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 131072,
-                },
+                {**DEFAULTS, "num_key_value_heads": 8, "max_position_embeddings": 131072},
                 when="0",
             ),
-            HFClass("LLaMAForCausalLM", "llama", when="0"),
-            HFClass("LlamaModel", "llama", when="0", head=False),
+            HFClass("LLaMAForCausalLM", "llama", DEFAULTS, when="0"),
+            HFClass("LlamaModel", "llama", DEFAULTS, when="0", head=False),
         ),
         hparams=(
             *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),

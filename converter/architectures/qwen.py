@@ -20,13 +20,15 @@ from converter.ops import Split
 EXPERT = H + "mlp.experts.{expert}."
 ALIASES = (("", "model."), ("model.language_model.", "model."), ("language_model.", ""))
 IGNORE = (H + "self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
-DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768}
+DEFAULTS = {
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768, "num_key_value_heads": 32,
+}
 
 ARCHITECTURES = (
     Architecture(
         gguf="qwen2",
         hf=(
-            HFClass("Qwen2ForCausalLM", "qwen2", {**DEFAULTS, "num_key_value_heads": 32}),
+            HFClass("Qwen2ForCausalLM", "qwen2", DEFAULTS),
             HFClass("Qwen2Model", "qwen2", DEFAULTS, when="0", head=False),
         ),
         hparams=DECODER_HPARAMS,
@@ -37,7 +39,7 @@ ARCHITECTURES = (
     Architecture(
         gguf="qwen3",
         hf=(
-            HFClass("Qwen3ForCausalLM", "qwen3", {**DEFAULTS, "num_key_value_heads": 32, "head_dim": 128}),
+            HFClass("Qwen3ForCausalLM", "qwen3", {**DEFAULTS, "head_dim": 128}),
             HFClass("Qwen3Model", "qwen3", {**DEFAULTS, "head_dim": 128}, when="0", head=False),
         ),
         hparams=DECODER_HPARAMS,
