@@ -48,7 +48,9 @@ GENERATORS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], NDArray[n
 }
 
 
-def llama3_rope_config(freqs: NDArray[np.float32], rope: Mapping[str, Any], hparams: Mapping[str, Any]) -> dict[str, Any]:
+def llama3_rope_config(
+    freqs: NDArray[np.float32], rope: Mapping[str, Any], hparams: Mapping[str, Any]
+) -> dict[str, Any]:
     """The rope scaling whose `llama3_rope_freqs` are `freqs`, or nothing where none of the usual ones is.
 
     GGUF stores the divisors only. The factor is the largest of them, the low and high factors are those of every
