@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -32,13 +33,21 @@ class Watch:
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
+        self._first = True
         self._lock = threading.Lock()
         self._not_finite: Counter[str] = Counter()
         self._overflow: Counter[tuple[str, str]] = Counter()
 
+    def again(self) -> Watch:
+        """The same watch for a second encoding of the same numbers: what the source held is counted already."""
+        second = copy(self)
+        second._first = False
+        return second
+
     def not_finite(self, tensor: str, count: int) -> None:
         with self._lock:
-            self._not_finite[tensor] += count
+            if self._first:
+                self._not_finite[tensor] += count
 
     def overflow(self, tensor: str, target: str, count: int) -> None:
         with self._lock:
@@ -80,7 +89,7 @@ def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance 
             f"{info.name}: {dtype} cannot be encoded without importance, and no matrix has an entry for this tensor\n"
             "pass --imatrix FILE, or choose another type"
         )
-    rows_per_matrix = info.shape[-2] if len(info.shape) > 1 else 1
+    rows_per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
     bounded = dtype.name in _NARROW
 
     def read(start: int, stop: int) -> Rows:
@@ -107,8 +116,9 @@ def _encode(
 ) -> Rows:
     if weights is None:
         return kernels.encode(numbers, dtype)
-    pieces, row, stop = [], start, start + len(numbers)
-    while row < stop:
+    pieces: list[Rows] = []
+    row, stop = start, start + len(numbers)
+    while not pieces or row < stop:
         matrix = row // rows_per_matrix
         end = min(stop, (matrix + 1) * rows_per_matrix)
         own = weights[matrix % len(weights)]
