@@ -1,0 +1,184 @@
+"""The order of the house (who may import whom) and what no module may do, read from the source itself."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import converter
+
+PACKAGE = Path(converter.__file__).parent
+
+# From the ground up; a tier may use those below it and itself, never one above.
+TIERS = (
+    ("errors", "report", "dtypes", "metadata", "expr"),
+    ("kernels", "tensor", "mapped", "checkpoint", "ops"),
+    ("lazy", "encode"),
+    ("formats", "architectures", "tokenizers", "quant", "general", "front_matter", "generators"),
+    ("graph", "mapping", "planning", "fill", "memory"),
+    ("inspection", "listing", "pipeline", "verify"),
+    ("completion", "cli"),
+    ("__main__",),
+)
+RANK = {name: rank for rank, tier in enumerate(TIERS) for name in tier}
+# What a part of the house may use of its neighbours on the same floor; parts that are not listed may use any.
+NEIGHBOURS: dict[str, set[str]] = {
+    "formats": set(), "architectures": set(), "tokenizers": set(), "generators": set(), "front_matter": set(),
+    "general": {"front_matter"}, "quant": {"formats"},
+}  # fmt: skip
+ARCHITECTURES_MAY_USE = {"architectures", "ops", "errors", "expr"}
+
+# Installed by extras or for tests only, or slow to import: never at module level.
+HEAVY = {
+    "torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "onnx", "onnxruntime", "h5py", "keras",
+    "tensorflow", "flax", "msgpack", "tflite", "gguf", "llama_cpp", "huggingface_hub", "distributed", "rich", "jinja2",
+}  # fmt: skip
+MAY_PRINT = {"cli", "__main__"}
+FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load",
+    "os.system", "marshal.loads", "shelve.open", "yaml.load",
+}  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    """The part of the house: a top-level module or package, "" for the package's own __init__."""
+    relative = path.relative_to(PACKAGE)
+    return "" if relative.name == "__init__.py" and len(relative.parts) == 1 else relative.parts[0].removesuffix(".py")
+
+
+def name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Full names of the modules that the import statements under `node` may load."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Import):
+            yield from (alias.name for alias in each.names)
+        elif isinstance(each, ast.ImportFrom):
+            assert each.level == 0, "imports are absolute here"
+            yield each.module or ""
+            yield from (f"{each.module}.{alias.name}" for alias in each.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    known = {name(module) for module in modules()} - {"converter"}
+    return {found for found in imports(tree(path)) if found in known and found != name(path)}
+
+
+def at_module_level(path: Path) -> Iterator[str]:
+    """Imports that run when the module is imported: those of no function, and not for the type checker alone."""
+    pending: list[ast.AST] = [tree(path)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imports(node)
+        pending += ast.iter_child_nodes(node)
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def path_id(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+every_module = pytest.mark.parametrize("path", modules(), ids=path_id)
+
+
+def test_every_module_has_its_place() -> None:
+    assert {part(path) for path in modules()} - {""} <= RANK.keys(), "a new module goes into TIERS"
+
+
+@every_module
+def test_imports_go_down(path: Path) -> None:
+    mine = part(path)
+    for found in own_imports(path):
+        other = found.split(".")[1]
+        if mine == "" or other == mine:
+            continue
+        assert RANK[other] <= RANK[mine], f"{mine} may not use {other}, which is above it"
+        if RANK[other] == RANK[mine]:
+            assert other in NEIGHBOURS.get(mine, RANK.keys()), f"{mine} may not use its neighbour {other}"
+        if mine == "architectures":
+            assert other in ARCHITECTURES_MAY_USE, f"architectures are data, they may not use {other}"
+
+
+def test_no_import_circles() -> None:
+    graph = {name(path): own_imports(path) for path in modules()}
+    for path in modules():  # a package's __init__ runs before its modules; it may import them
+        package = name(path).rpartition(".")[0]
+        graph[name(path)].discard(package)
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+@every_module
+def test_heavy_packages_are_imported_where_they_are_needed(path: Path) -> None:
+    assert {found.split(".")[0] for found in at_module_level(path)} & HEAVY == set()
+
+
+@every_module
+def test_only_the_command_line_prints_and_exits(path: Path) -> None:
+    if part(path) in MAY_PRINT:
+        return
+    found = [called for called, _ in calls(path) if called in ("print", "sys.exit", "exit", "quit", "os._exit")]
+    assert found == []
+    assert not [node for node in ast.walk(tree(path)) if isinstance(node, ast.Name) and node.id == "SystemExit"]
+
+
+@every_module
+def test_input_is_never_executed(path: Path) -> None:
+    for called, node in calls(path):
+        assert called not in FORBIDDEN_CALLS, f"line {node.lineno}"
+        for keyword in node.keywords:
+            if keyword.arg in ("allow_pickle", "trust_remote_code", "shell"):
+                assert isinstance(keyword.value, ast.Constant) and keyword.value.value is False, f"line {node.lineno}"
+    assert not {"pickle", "marshal", "shelve"} & {found.split(".")[0] for found in imports(tree(path))}
+
+
+@every_module
+def test_public_functions_say_what_they_do(path: Path) -> None:
+    """A module, and every public function and class in it, has a docstring; trivial overrides inherit theirs."""
+    assert ast.get_docstring(tree(path))
+    for node in tree(path).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            short = isinstance(node, ast.FunctionDef) and len(node.body) <= 2
+            assert ast.get_docstring(node) or short, f"line {node.lineno}: {node.name}"
+
+
+def test_help_and_import_load_nothing_big() -> None:
+    """`import converter` and `convert --help` leave numpy and every extra alone."""
+    code = (
+        "import sys, converter\n"
+        "assert 'numpy' not in sys.modules\n"
+        "from converter.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(result.stdout.splitlines()[-1]))
+    assert loaded & (HEAVY | {"numpy", "ml_dtypes", "regex"}) == set()
