@@ -43,8 +43,9 @@ def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architec
     Raises:
         UnknownArchitecture: none answers; the message lists those there are.
     """
-    listed = config.get("architectures") or ()
-    wanted = [name] if name else [item for item in listed if isinstance(item, str)]
+    listed = config.get("architectures")
+    classes = listed if isinstance(listed, list) else []
+    wanted = [name] if name else [item for item in classes if isinstance(item, str)]
     for architecture in architectures().values():
         for hf in architecture.hf:
             if hf.name in wanted:
@@ -291,6 +292,8 @@ _Groups = dict[tuple[TensorRule, "int | None"], dict[tuple[int, "int | None"], L
 def _group(matches: Iterable[tuple[_Match, LazyTensor]]) -> _Groups:
     groups: _Groups = {}
     for match, tensor in matches:
+        if 0 in tensor.info.shape:
+            raise ShapeMismatch(f"{tensor.name} is {list(tensor.info.shape)}: empty")
         group = groups.setdefault((match.rule, match.block), {})
         if (match.slot, match.expert) in group:
             other = group[match.slot, match.expert].name
@@ -476,5 +479,7 @@ def _backward(
 
 
 def _rope_back(tensor: LazyTensor, hparams: HParams) -> dict[str, Any]:
-    values = tensor.array()
-    return llama3_rope_config(values.astype(np.float32), {"rope_theta": hparams.get("rope_theta", 10000.0)}, hparams)
+    if tensor.info.dtype is not F32 or tensor.info.shape != (hparams["head_dim"] // 2,):
+        raise ShapeMismatch(f"{tensor.name} is {tensor.info.dtype}{list(tensor.info.shape)}, not F32 of half a head")
+    values = tensor.array().astype(np.float32)
+    return llama3_rope_config(values, {"rope_theta": hparams.get("rope_theta", 10000.0)}, hparams)

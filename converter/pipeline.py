@@ -12,7 +12,7 @@ from converter.errors import ConverterError, LossyError, OutputExists, SameFile,
 from converter.fill import ProgressCallback
 from converter.formats.base import Layout
 from converter.general import default_file_name
-from converter.graph import PathLike, open_checkpoint, source_format, target_format
+from converter.graph import PathLike, open_checkpoint, source_format, target_format, writers
 from converter.planning import Plan, Request
 
 
@@ -44,13 +44,14 @@ def _plan(
     target_type: str | None,
     config: PathLike | None,
 ) -> Plan:
-    if target.is_dir() and target_type is None:
+    unnamed = target.is_dir() and not any(target.suffix.lower() in each.extensions for each in writers())
+    if unnamed and target_type is None:
         target_type = "gguf"
     writer = target_format(target, target_type)
     checkpoint = open_checkpoint(source, format=source_type, config=config)
     try:
         reader = source_format(source, source_type)
-        if target.is_dir() and not writer.folder:
+        if unnamed and writer.name == "gguf":
             draft = planning.build(checkpoint, reader, target / "model", writer, request)
             target = target / default_file_name(draft.checkpoint.config, (request.quant or _own_type(draft)).upper())
         made = planning.build(checkpoint, reader, target, writer, request)

@@ -189,22 +189,24 @@ def _check_imatrix(request: Request) -> None:
 def _gguf(
     checkpoint: Checkpoint, way: Route, request: Request, report: Report, watch: Watch
 ) -> tuple[Checkpoint, list[Step]]:
-    chosen = recipe(request.quant) if request.quant else None
+    chosen = recipe(request.quant) if request.quant is not None else None
     matrix = _open_imatrix(request)
     if way.map:
         mapped = to_gguf(checkpoint, request.arch)
         report.extend(list(mapped.events))
-        tensors = _intermediate(mapped.tensors, request, watch)
+        sources = mapped.tensors
+        tensors = _intermediate(sources, request, watch)
         metadata = _hf_metadata(checkpoint, mapped, request, report)
     else:
-        tensors = dict(checkpoint.tensors)
+        sources = tensors = dict(checkpoint.tensors)
         metadata = dict(checkpoint.config) if checkpoint.dialect == "gguf" else {}
     choices = _choices(tensors, metadata, chosen, request)
     weights = _weights(matrix, chosen, tensors, choices, report)
     results, steps = {}, []
     for name in sorted(choices, key=sort_key):
         choice, importance = choices[name], weights.get(name)
-        results[name] = _retyped(tensors[name], choice, importance, request, report, watch)
+        watching = watch if tensors[name] is sources[name] else watch.again()
+        results[name] = _retyped(tensors[name], choice, importance, request, report, watching)
         steps.append(_step(tensors[name], results[name], _reason(choice), importance is not None))
     _set_type(metadata, chosen, tensors)
     result = checkpoint.replace(tensors=results, config=metadata, dialect="gguf", metadata={})
@@ -252,7 +254,7 @@ def _intermediate(tensors: Mapping[str, LazyTensor], request: Request, watch: Wa
         own = tensor.info.dtype
         outtype = _nearest_float(own) if request.via == "source" else dtype(request.via)
         wanted = dtype(converter_type(name, tensor.info.shape, own.name, outtype.name).type)
-        result[name] = encoded(tensor, wanted, watch)
+        result[name] = tensor if own is wanted else encoded(tensor, wanted, watch)
     return result
 
 
@@ -330,7 +332,8 @@ def _set_type(metadata: Metadata, chosen: Recipe | None, tensors: Mapping[str, L
     file_type = chosen.file_type if chosen else None
     if file_type is None:
         old = metadata.get("general.file_type")
-        file_type = old.value if isinstance(old, Value) else _dense_file_type(tensors)
+        known = isinstance(old, Value) and type(old.value) is int and 0 <= old.value < 1 << 32
+        file_type = old.value if isinstance(old, Value) and known else _dense_file_type(tensors)
     for key, value in (
         ("general.quantization_version", Value("u32", QUANTIZATION_VERSION)),
         ("general.file_type", Value("u32", file_type)),  # type: ignore[arg-type]

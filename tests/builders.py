@@ -6,6 +6,7 @@ Nothing here uses the package under test: what a reader is checked against comes
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -124,6 +126,18 @@ def small_gguf(*, version: int = 3) -> bytes:
     """A valid file of two tensors: F32 (2, 3) `a` and Q8_0 (1, 32) `b`."""
     data = F32_2X3 + bytes(8) + bytes(range(34)) + bytes(30)
     return gguf([ARCH], [tensor("a", (3, 2), T_F32, 0), tensor("b", (32, 1), T_Q8_0, 32)], data, version=version)
+
+
+# ------------------------------------------------------------------------------------------- properties
+
+
+def examples(count: int) -> settings:
+    """How long a property is tried: always the same `count` cases, or CONVERTER_FUZZ times as many random ones."""
+    times = int(os.environ.get("CONVERTER_FUZZ", "0"))
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(
+        max_examples=count * (times or 1), derandomize=not times, deadline=None, suppress_health_check=checks
+    )
 
 
 # ---------------------------------------------------------------------------------------------- outputs

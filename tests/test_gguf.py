@@ -13,8 +13,22 @@ from typing import Any
 import builders as b
 import numpy as np
 import pytest
-from builders import ARCH, F32_2X3, T_F32, T_I8, T_Q4_0, T_Q4_K, T_Q8_0, array_pair, gguf, pair, small_gguf, tensor
-from hypothesis import HealthCheck, given, settings
+from builders import (
+    ARCH,
+    F32_2X3,
+    T_F32,
+    T_I8,
+    T_Q4_0,
+    T_Q4_K,
+    T_Q8_0,
+    array_pair,
+    examples,
+    gguf,
+    pair,
+    small_gguf,
+    tensor,
+)
+from hypothesis import given
 from hypothesis import strategies as st
 
 from converter import fill
@@ -41,11 +55,6 @@ DATA = F32_2X3 + bytes(8)
 def shown(value: object) -> str:
     """The id of a case; some are long."""
     return ascii(value)[:48]
-
-
-def examples(count: int) -> settings:
-    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=count, deadline=None, suppress_health_check=checks)
 
 
 def opened(tmp_path: Path, content: bytes) -> Checkpoint:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import CONFIG, F32_2X3, assembled, entry, llama_weights, safetensors, safetensors_of, sharded
-from hypothesis import HealthCheck, given, settings
+from builders import CONFIG, F32_2X3, assembled, entry, examples, llama_weights, safetensors, safetensors_of, sharded
+from hypothesis import given
 from hypothesis import strategies as st
 
 from converter import fill
@@ -507,11 +507,6 @@ SEEDS = [
     safetensors_of({"a": np.arange(3, dtype="i1"), "b": np.ones((2, 2)), "c": np.zeros((0,), "<f2")}, {"k": "v"}),
     safetensors(json.dumps({"a": entry("BF16", (2,), 0, 4), "é": entry("F32", (), 4, 8)}).encode() + b"  ", bytes(8)),
 ]
-
-
-def examples(count: int) -> settings:
-    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=count, deadline=None, suppress_health_check=checks)
 
 
 @examples(300)
