@@ -52,7 +52,7 @@ def _load(point: metadata.EntryPoint) -> tuple[Format, ...]:
         loaded = value if isinstance(value, tuple) else (value,)
         if not all(isinstance(each, Format) for each in loaded):
             raise TypeError(f"{point.value} is not a Format or a tuple of them")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         warnings.warn(f"format plugin {point.name!r} is broken and left out: {error!r}", BrokenPlugin, stacklevel=2)
         return ()
     return loaded
