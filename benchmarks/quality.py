@@ -46,7 +46,7 @@ def main() -> None:
     normal = np.random.default_rng(0).standard_normal((64, 4096), np.float32)
     real = fixture_weights()
     line = "| {} | {:.4g} | {} | {:.3%} | {:.3%} |" if args.markdown else "{:<8} {:>7.4g}  {:<8} {:>9.3%} {:>9.3%}"
-    types = sorted((each for each in DTYPES.values() if kernels.encodable(each)), key=lambda each: -each.bits_per_weight)
+    types = sorted((each for each in DTYPES.values() if each.gguf is not None and kernels.encodable(each)), key=lambda each: -each.bits_per_weight)
     for dtype in types:
         errors = [(relative_error(weights, dtype), weights) for weights in real]
         power = sum(float((weights**2).sum(dtype=np.float64)) for _, weights in errors)
