@@ -51,7 +51,10 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with our error type."""
+    """argparse with our error type, and without abbreviations: a later option must not change an old script."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}\n`{self.prog} --help` explains")

@@ -21,18 +21,20 @@ def _bash(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
     cases = "\n".join(f"    {name}) flags='{' '.join(_flags(parser))}' ;;" for name, parser in parsers.items() if name)
     commands = " ".join(name for name in parsers if name)
     return f"""_model_convert() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} flags
+  local word=${{COMP_WORDS[COMP_CWORD]}} flags commands=
   case ${{COMP_WORDS[1]}} in
 {cases}
     *) flags='{' '.join(_flags(parsers['']))}' ;;
   esac
   if [[ $word == -* ]]; then
     COMPREPLY=($(compgen -W "$flags" -- "$word"))
-  elif [[ $COMP_CWORD == 1 ]]; then
-    COMPREPLY=($(compgen -W '{commands}' -- "$word") $(compgen -f -- "$word"))
-  else
-    COMPREPLY=($(compgen -f -- "$word"))
+    return
   fi
+  if [[ $COMP_CWORD == 1 ]]; then
+    commands=$(compgen -W '{commands}' -- "$word")
+  fi
+  local IFS=$'\\n'
+  COMPREPLY=($commands $(compgen -f -- "$word"))
 }}
 complete -o filenames -F _model_convert {' '.join(PROGRAMS)}"""
 
