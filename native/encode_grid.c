@@ -1,37 +1,35 @@
 /* Grid types: IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M, scalar.
  *
  * Follows quantize_row_iq{1,2,3}_*_impl of ggml-quants.c (MIT, see LICENSE.ggml). Where ggml would abort
- * (no neighbour at a finite distance, which takes NaN or overflow), the first neighbour is taken.
+ * (no neighbour at a finite distance, which takes NaN or overflow), the first neighbour is taken. What searches
+ * is scalar here and on vectors in lanes_grid.c; the bytes are put together here for both.
  */
-#include <float.h>
-#include <stdbool.h>
+#include "grid_search.h"
 
-#include "blocks.h"
-#include "grids.h"
+#include <float.h>
+
 #include "isa.h"
 #include "kernels.h"
 #include "search.h"
 
-static const float ODD_LEVELS[8] = {1, 3, 5, 7, 9, 11, 13, 15};
-
-static int pack_codes(const grid *g, const int8_t *codes) {
-    int point = 0;
-    for (int i = 0; i < g->width; ++i) point |= (codes[i] & ((1 << g->bits) - 1)) << g->bits * i;
-    return point;
-}
+/* The code of element `i` of a point. */
+static int code_of(const grid *g, int point, int i) { return point >> g->bits * i & ((1 << g->bits) - 1); }
 
 /* The neighbour of an off-grid point with the least weighted distance from x; ties to the first. */
-static int nearest_neighbour(const grid *g, int point, const float *x, const float *w, float scale, const float *levels) {
-    const uint16_t *list = g->neighbours - g->index[point] - 1;
-    float best = FLT_MAX;
-    int nearest = list[1];
-    for (int j = 1; j <= list[0]; ++j) {
-        const int8_t *codes = g->codes[list[j]];
-        float distance = 0;
-        for (int i = 0; i < g->width; ++i) {
-            const float diff = scale * levels[codes[i]] - x[i];
-            distance += w[i] * diff * diff;
+static int nearest_neighbour(const grid *g, int32_t index, const float *x, const float *w, float scale, const float *levels) {
+    const int count = 1 << g->bits;
+    float term[8][8], best = FLT_MAX; /* what each code of each element adds to the distance */
+    for (int i = 0; i < g->width; ++i)
+        for (int c = 0; c < count; ++c) {
+            const float diff = scale * levels[c] - x[i];
+            term[i][c] = w[i] * diff * diff;
         }
+    int length;
+    const uint16_t *list = near_list(g, index, &length);
+    int nearest = list[0];
+    for (int j = 0; j < length; ++j) {
+        float distance = 0;
+        for (int i = 0; i < g->width; ++i) distance += term[i][code_of(g, list[j], i)];
         if (distance < best) {
             best = distance;
             nearest = list[j];
@@ -40,30 +38,65 @@ static int nearest_neighbour(const grid *g, int point, const float *x, const flo
     return nearest;
 }
 
-/* Moves the codes of one group onto the grid. Returns the index; `*on_grid` tells whether they were there. */
-static int snap(const grid *g, const float *x, const float *w, float scale, const float *levels, int8_t *codes,
-                bool *on_grid) {
-    const int point = pack_codes(g, codes);
-    *on_grid = g->index[point] >= 0;
-    if (*on_grid) return g->index[point];
-    const int nearest = nearest_neighbour(g, point, x, w, scale, levels);
-    memcpy(codes, g->codes[nearest], (size_t)g->width);
-    return nearest;
+/* ---- IQ2 and IQ3 ---- */
+
+static const float ODD_LEVELS[8] = {1, 3, 5, 7, 9, 11, 13, 15};
+
+/* The point that rounding gives. */
+static int round_point(const grid_type *t, const float *x, float inverse) {
+    int point = 0;
+    for (int i = 0; i < t->width; ++i)
+        point |= clamp(nearest_int(0.5f * (inverse * x[i] - 1)), 0, t->levels - 1) << t->bits * i;
+    return point;
 }
 
-/* ---- IQ2 and IQ3: magnitudes on the grid, signs apart ---- */
+/* Sums of weight * x * level and weight * level^2 over the group. */
+static void correlate(const grid_type *t, const float *x, const float *w, const uint16_t *points, float *sumqx, float *sumq2) {
+    *sumqx = *sumq2 = 0;
+    for (int i = 0; i < t->n; ++i) {
+        const float q = ODD_LEVELS[code_of(&GRIDS[t->which], points[i / t->width], i % t->width)];
+        *sumqx += w[i] * x[i] * q;
+        *sumq2 += w[i] * q * q;
+    }
+}
 
-typedef struct {
-    int which, n;      /* grid, elements that share a scale */
-    int levels;        /* codes are 0 .. levels - 1 and mean 2 * code + 1 */
-    int tries;         /* scales tried on each side of the first guess */
-    float step;        /* distance between them, in units of the largest level */
-    bool resnap_all;   /* after the search, all groups are rounded anew, not only those that were off the grid */
-} grid_type;
-
-static const grid_type IQ2_XXS = {GRID_IQ2_XXS, 32, 3, 6, 0.1f, true}, IQ2_XS = {GRID_IQ2_XS, 16, 3, 9, 0.1f, false},
-                       IQ2_S = {GRID_IQ2_S, 16, 3, 9, 0.1f, false}, IQ3_XXS = {GRID_IQ3_XXS, 32, 8, 15, 0.2f, false},
-                       IQ3_S = {GRID_IQ3_S, 32, 8, 9, 0.2f, true};
+static float find_points(const grid_type *t, const float *x, const float *w, float reach, float scale, uint16_t *points) {
+    const grid *g = &GRIDS[t->which];
+    const int groups = t->n / t->width, top = 2 * t->levels - 1;
+    float root[32], sumqx, sumq2, best = 0;
+    bool on_grid[8], trial_on_grid[8];
+    uint16_t trial[8] = {0};
+    for (int i = 0; i < t->n; ++i) root[i] = sqrtf(w[i]);
+    for (int k = 0; k < groups; ++k) on_grid[k] = !t->resnap_all;
+    for (int shift = -t->tries; shift <= t->tries; ++shift) {
+        const float inverse = (top + shift * t->step) / reach, trial_scale = 1 / inverse;
+        for (int k = 0; k < groups; ++k) {
+            const int at = k * t->width, point = round_point(t, x + at, inverse);
+            trial_on_grid[k] = g->index[point] >= 0;
+            trial[k] = (uint16_t)(trial_on_grid[k] ? point : nearest_neighbour(g, g->index[point], x + at, root + at,
+                                                                               trial_scale, ODD_LEVELS));
+        }
+        correlate(t, x, w, trial, &sumqx, &sumq2);
+        if (sumq2 > 0 && sumqx * sumqx > best * sumq2) {
+            scale = sumqx / sumq2;
+            best = scale * sumqx;
+            memcpy(points, trial, sizeof trial);
+            memcpy(on_grid, trial_on_grid, sizeof on_grid);
+        }
+    }
+    bool all_on_grid = true;
+    for (int k = 0; k < groups; ++k) all_on_grid = all_on_grid && on_grid[k];
+    if (!(scale > 0) || (all_on_grid && t->which != GRID_IQ2_XXS)) return scale;
+    const float inverse = 1 / scale;
+    for (int k = 0; k < groups; ++k) {
+        if (on_grid[k] && !t->resnap_all) continue;
+        const int at = k * t->width, point = round_point(t, x + at, inverse);
+        const bool snaps = g->index[point] < 0;
+        points[k] = (uint16_t)(snaps ? nearest_neighbour(g, g->index[point], x + at, root + at, scale, ODD_LEVELS) : point);
+    }
+    correlate(t, x, w, points, &sumqx, &sumq2);
+    return sumq2 > 0 ? sumqx / sumq2 : scale;
+}
 
 /* What is stored of `n` elements: grid indices, a byte of signs per eight, a non-negative scale. */
 typedef struct {
@@ -100,66 +133,12 @@ static uint8_t split_signs(const float *x, const float *w, bool even, float *mag
     return signs & 127;
 }
 
-static void round_codes(const grid_type *t, const float *x, float inverse, int8_t *codes) {
-    for (int i = 0; i < GRIDS[t->which].width; ++i)
-        codes[i] = (int8_t)clamp(nearest_int(0.5f * (inverse * x[i] - 1)), 0, t->levels - 1);
-}
-
-/* Sums of weight * x * level and weight * level^2 over the group. */
-static void correlate(int n, const float *x, const float *w, const int8_t *codes, float *sumqx, float *sumq2) {
-    *sumqx = *sumq2 = 0;
-    for (int i = 0; i < n; ++i) {
-        const float q = ODD_LEVELS[codes[i]];
-        *sumqx += w[i] * x[i] * q;
-        *sumq2 += w[i] * q * q;
-    }
-}
-
-/* Searches scale and codes of one group of magnitudes `x` that the largest level at `reach` covers. */
-static float search_grid(const grid_type *t, const float *x, const float *w, float reach, float scale, int8_t *codes) {
-    const grid *g = &GRIDS[t->which];
-    const int groups = t->n / g->width, top = 2 * t->levels - 1;
-    float root[32], sumqx, sumq2, best = 0;
-    bool on_grid[8], trial_on_grid[8];
-    int8_t trial[32];
-    for (int i = 0; i < t->n; ++i) root[i] = sqrtf(w[i]);
-    for (int k = 0; k < groups; ++k) on_grid[k] = !t->resnap_all;
-    for (int shift = -t->tries; shift <= t->tries; ++shift) {
-        const float inverse = (top + shift * t->step) / reach, trial_scale = 1 / inverse;
-        for (int k = 0; k < groups; ++k) {
-            const int at = k * g->width;
-            round_codes(t, x + at, inverse, trial + at);
-            snap(g, x + at, root + at, trial_scale, ODD_LEVELS, trial + at, &trial_on_grid[k]);
-        }
-        correlate(t->n, x, w, trial, &sumqx, &sumq2);
-        if (sumq2 > 0 && sumqx * sumqx > best * sumq2) {
-            scale = sumqx / sumq2;
-            best = scale * sumqx;
-            memcpy(codes, trial, (size_t)t->n);
-            memcpy(on_grid, trial_on_grid, sizeof on_grid);
-        }
-    }
-    bool all_on_grid = true;
-    for (int k = 0; k < groups; ++k) all_on_grid = all_on_grid && on_grid[k];
-    if (!(scale > 0) || (all_on_grid && t->which != GRID_IQ2_XXS)) return scale;
-    const float inverse = 1 / scale;
-    for (int k = 0; k < groups; ++k) {
-        const int at = k * g->width;
-        bool was_on_grid;
-        if (on_grid[k] && !t->resnap_all) continue;
-        round_codes(t, x + at, inverse, codes + at);
-        snap(g, x + at, root + at, scale, ODD_LEVELS, codes + at, &was_on_grid);
-    }
-    correlate(t->n, x, w, codes, &sumqx, &sumq2);
-    return sumq2 > 0 ? sumqx / sumq2 : scale;
-}
-
 /* Finds indices, signs and scale of one group; `eps` is the magnitude below which it is stored as zeros.
  * Returns false for such a group, whose indices ggml leaves at zero. */
-static bool find_group(const grid_type *t, const float *x, const float *w, bool even, float eps, grid_group *out) {
-    const grid *g = &GRIDS[t->which];
+static bool find_group(const grid_searches *s, const grid_type *t, const float *x, const float *w, bool even, float eps,
+                       grid_group *out) {
     float magnitude[32];
-    int8_t codes[32] = {0};
+    uint16_t points[8] = {0};
     memset(out, 0, sizeof *out);
     for (int k = 0; k < t->n / 8; ++k) out->signs[k] = split_signs(x + 8 * k, w + 8 * k, even, magnitude + 8 * k);
     float max = magnitude[0];
@@ -167,19 +146,18 @@ static bool find_group(const grid_type *t, const float *x, const float *w, bool 
     if (max < eps) return false;
     float reach = max, scale = max / (float)(2 * t->levels - 1);
     if (t->which == GRID_IQ2_XXS) {
-        scale = search_positive(32, t->levels + 1, magnitude, (uint8_t *)codes, w);
+        uint8_t codes[32];
+        scale = s->search_positive(32, t->levels + 1, magnitude, codes, w);
         reach = scale * (float)t->levels;
+        for (int i = 0; i < 32; ++i) points[i / 8] |= (uint16_t)((codes[i] & 3) << 2 * (i % 8));
         if (reach <= 0) return false;
     }
-    scale = search_grid(t, magnitude, w, reach, scale, codes);
+    scale = s->find_points(t, magnitude, w, reach, scale, points);
     if (scale < 0) {
         scale = -scale;
         for (int k = 0; k < t->n / 8; ++k) out->signs[k] = (uint8_t)(~out->signs[k] & (even ? 127 : 255));
     }
-    for (int k = 0; k < t->n / g->width; ++k) {
-        const int32_t index = g->index[pack_codes(g, codes + k * g->width)];
-        out->index[k] = (uint16_t)MAX(0, index);
-    }
+    for (int k = 0; k < t->n / t->width; ++k) out->index[k] = (uint16_t)MAX(0, GRIDS[t->which].index[points[k]]);
     out->scale = scale;
     return true;
 }
@@ -195,7 +173,8 @@ static float largest_scale(int n, const grid_group *groups) {
 
 /* Walks super-blocks; the body writes the zeroed `*y` from `x` and `given`, which may be NULL. */
 #define ENCODE_GRID(type, ...)                                                                            \
-    void FN(encode_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {   \
+    void encode_grid_##type(const grid_searches *s, const float *x, uint8_t *out, int64_t rows, int64_t row,  \
+                            const float *weights) {                                                           \
         block_##type *y = (block_##type *)out;                                                            \
         for (int64_t r = 0; r < rows; ++r)                                                                \
             for (int64_t i = 0; i < row; i += SUPER, x += SUPER, ++y) {                                   \
@@ -205,7 +184,6 @@ static float largest_scale(int n, const grid_group *groups) {
             }                                                                                             \
     }
 
-/* Importance, or x * x + floor where none is given. */
 static void weigh(int n, const float *x, const float *given, float mean_square, float floor, float *w) {
     if (given) {
         importance(n, x, given, mean_square, w);
@@ -220,8 +198,8 @@ ENCODE_GRID(iq2_xxs, {
     uint32_t indices[8] = {0}, rest[8] = {0};
     float w[32];
     for (int j = 0; j < 8; ++j) {
-        weigh(32, x + 32 * j, given + 32 * j, mean_square, 0, w);
-        if (!find_group(&IQ2_XXS, x + 32 * j, w, true, GROUP_EPS, &groups[j])) continue;
+        s->weigh(32, x + 32 * j, given + 32 * j, mean_square, 0, w);
+        if (!find_group(s, &IQ2_XXS, x + 32 * j, w, true, GROUP_EPS, &groups[j])) continue;
         for (int k = 0; k < 4; ++k) {
             indices[j] |= (uint32_t)groups[j].index[k] << 8 * k;
             rest[j] |= (uint32_t)groups[j].signs[k] << 7 * k;
@@ -244,8 +222,8 @@ ENCODE_GRID(iq2_xs, {
     uint16_t stored[32] = {0};
     float w[16];
     for (int j = 0; j < 16; ++j) {
-        weigh(16, x + 16 * j, given + 16 * j, mean_square, 0, w);
-        if (!find_group(&IQ2_XS, x + 16 * j, w, true, GROUP_EPS, &groups[j])) continue;
+        s->weigh(16, x + 16 * j, given + 16 * j, mean_square, 0, w);
+        if (!find_group(s, &IQ2_XS, x + 16 * j, w, true, GROUP_EPS, &groups[j])) continue;
         for (int k = 0; k < 2; ++k) stored[2 * j + k] = (uint16_t)(groups[j].index[k] | groups[j].signs[k] << 9);
     }
     const float max = largest_scale(16, groups);
@@ -261,8 +239,8 @@ ENCODE_GRID(iq2_s, {
     grid_group groups[16];
     float w[16];
     for (int j = 0; j < 16; ++j) {
-        weigh(16, x + 16 * j, given ? given + 16 * j : NULL, mean_square, 0.25f * mean_square, w);
-        if (!find_group(&IQ2_S, x + 16 * j, w, false, 1e-8f, &groups[j])) continue;
+        s->weigh(16, x + 16 * j, given ? given + 16 * j : NULL, mean_square, 0.25f * mean_square, w);
+        if (!find_group(s, &IQ2_S, x + 16 * j, w, false, 1e-8f, &groups[j])) continue;
         for (int k = 0; k < 2; ++k) {
             const int at = 2 * j + k;
             y->qs[at] = (uint8_t)groups[j].index[k];
@@ -284,8 +262,8 @@ ENCODE_GRID(iq3_xxs, {
     uint32_t rest[8] = {0};
     float w[32];
     for (int j = 0; j < 8; ++j) {
-        weigh(32, x + 32 * j, given ? given + 32 * j : NULL, mean_square, 0, w);
-        if (!find_group(&IQ3_XXS, x + 32 * j, w, true, 1e-8f, &groups[j])) continue;
+        s->weigh(32, x + 32 * j, given ? given + 32 * j : NULL, mean_square, 0, w);
+        if (!find_group(s, &IQ3_XXS, x + 32 * j, w, true, 1e-8f, &groups[j])) continue;
         for (int k = 0; k < 8; ++k) stored[8 * j + k] = (uint8_t)groups[j].index[k];
         for (int k = 0; k < 4; ++k) rest[j] |= (uint32_t)groups[j].signs[k] << 7 * k;
     }
@@ -305,8 +283,8 @@ ENCODE_GRID(iq3_s, {
     uint8_t *qs = y->qs, *signs = y->signs;
     float w[32];
     for (int j = 0; j < 8; ++j) {
-        weigh(32, x + 32 * j, given ? given + 32 * j : NULL, mean_square, 0, w);
-        if (!find_group(&IQ3_S, x + 32 * j, w, false, FLT_TRUE_MIN, &groups[j])) continue;
+        s->weigh(32, x + 32 * j, given ? given + 32 * j : NULL, mean_square, 0, w);
+        if (!find_group(s, &IQ3_S, x + 32 * j, w, false, FLT_TRUE_MIN, &groups[j])) continue;
         for (int k = 0; k < 8; ++k) {
             *qs++ = (uint8_t)groups[j].index[k];
             y->qh[j] |= (uint8_t)(groups[j].index[k] >> 8 << k);
@@ -321,12 +299,8 @@ ENCODE_GRID(iq3_s, {
     for (int j = 0; j < 8; ++j) y->scales[j / 2] |= (uint8_t)(scale_code(inverse, groups[j].scale, 15) << 4 * (j % 2));
 })
 
-/* ---- IQ1: ternary codes, shifted up or down by IQ1_DELTA ---- */
+/* ---- IQ1 ---- */
 
-static const float UP[3] = {-1 + IQ1_DELTA, IQ1_DELTA, 1 + IQ1_DELTA};
-static const float DOWN[3] = {-1 - IQ1_DELTA, -IQ1_DELTA, 1 - IQ1_DELTA};
-
-/* Order of the elements by value, equal ones as they stand. */
 static void sort_order(int n, const float *x, int *order) {
     for (int i = 0; i < n; ++i) {
         int j = i;
@@ -335,23 +309,6 @@ static void sort_order(int n, const float *x, int *order) {
     }
 }
 
-/* The best two boundaries of the sorted elements: -1 below the first, +1 from the second, 0 between. */
-typedef struct {
-    int first, second, shift; /* shift: what choose_* tells of UP and DOWN; first < 0 when nothing was found */
-    float scale;
-} split;
-
-/* Keeps the better of `best` and this split. */
-static void consider(split *best, float *score, float sumqx, float sumq2, int first, int second, int shift) {
-    if (!(sumq2 > 0 && sumqx * sumqx > *score * sumq2)) return;
-    best->scale = sumqx / sumq2;
-    *score = best->scale * sumqx;
-    best->first = first;
-    best->second = second;
-    best->shift = shift;
-}
-
-/* One shift for all 32 elements: 0 is UP, 1 is DOWN. */
 static split choose_iq1_s(const float *x, const float *w, const int *order) {
     enum { N = 32 };
     float sumx[N + 1] = {0}, sumw[N + 1] = {0}, score = -FLT_MAX;
@@ -372,7 +329,6 @@ static split choose_iq1_s(const float *x, const float *w, const int *order) {
     return best;
 }
 
-/* A shift for each half of 16 elements: bit 1 is the first half's, bit 0 the second's; set is DOWN. */
 static split choose_iq1_m(const float *x, const float *w, const int *order) {
     enum { N = 16 };
     float sumx[2][N + 1] = {{0}}, sumw[2][N + 1] = {{0}}, score = -FLT_MAX;
@@ -401,6 +357,10 @@ static split choose_iq1_m(const float *x, const float *w, const int *order) {
     return best;
 }
 
+static int nearest_iq1(int32_t index, const float *x, const float *w, float scale, const float *levels) {
+    return nearest_neighbour(&GRIDS[GRID_IQ1], index, x, w, scale, levels);
+}
+
 /* Levels of the k-th eight elements under a shift. */
 static const float *iq1_levels(bool per_half, int shift, int k) {
     const int down = per_half ? shift >> (k == 0) & 1 : shift;
@@ -408,8 +368,8 @@ static const float *iq1_levels(bool per_half, int shift, int k) {
 }
 
 /* Scale, shift and grid indices of `n` elements; false where they are stored as zeros. */
-static bool find_ternary(bool per_half, const float *x, const float *w, float eps, uint16_t *index, float *scale,
-                         int *shift) {
+static bool find_ternary(const grid_searches *s, bool per_half, const float *x, const float *w, float eps, uint16_t *index,
+                         float *scale, int *shift) {
     const grid *g = &GRIDS[GRID_IQ1];
     const int n = per_half ? 16 : 32;
     float max = fabsf(x[0]);
@@ -418,28 +378,33 @@ static bool find_ternary(bool per_half, const float *x, const float *w, float ep
     *shift = 0;
     if (max < eps) return false;
     int order[32];
-    sort_order(n, x, order);
-    split best = per_half ? choose_iq1_m(x, w, order) : choose_iq1_s(x, w, order);
+    s->sort_order(n, x, order);
+    split best = (per_half ? s->choose_iq1_m : s->choose_iq1_s)(x, w, order);
     if (best.first < 0) return false;
-    int8_t codes[32];
+    int points[4] = {0};
+    uint8_t codes[32];
     const bool mirror = best.scale < 0;
     for (int j = 0; j < n; ++j) {
-        const int code = j < best.first ? 0 : j < best.second ? 1 : 2;
-        codes[order[j]] = (int8_t)(mirror ? 2 - code : code);
+        const int code = (j >= best.first) + (j >= best.second);
+        codes[order[j]] = (uint8_t)(mirror ? 2 - code : code);
     }
+    for (int i = 0; i < n; ++i) points[i / 8] |= codes[i] << 2 * (i % 8);
     if (mirror) {
         best.scale = -best.scale;
         best.shift ^= per_half ? 3 : 1;
     }
-    bool all_on_grid = true, on_grid;
+    bool all_on_grid = true;
     for (int k = 0; k < n / 8; ++k) {
-        const float *levels = iq1_levels(per_half, best.shift, k);
-        index[k] = (uint16_t)snap(g, x + 8 * k, w + 8 * k, best.scale, levels, codes + 8 * k, &on_grid);
-        all_on_grid = all_on_grid && on_grid;
+        if (g->index[points[k]] < 0) {
+            const float *levels = iq1_levels(per_half, best.shift, k);
+            all_on_grid = false;
+            points[k] = s->nearest_iq1(g->index[points[k]], x + 8 * k, w + 8 * k, best.scale, levels);
+        }
+        index[k] = (uint16_t)g->index[points[k]];
     }
     float sumqx = 0, sumq2 = 0;
     for (int i = 0; !all_on_grid && i < n; ++i) {
-        const float q = iq1_levels(per_half, best.shift, i / 8)[codes[i]];
+        const float q = iq1_levels(per_half, best.shift, i / 8)[code_of(g, points[i / 8], i % 8)];
         sumqx += w[i] * q * x[i];
         sumq2 += w[i] * q * q;
     }
@@ -454,8 +419,8 @@ ENCODE_GRID(iq1_s, {
     int shift[8];
     for (int j = 0; j < 8; ++j) {
         uint16_t index[4];
-        weigh(32, x + 32 * j, given + 32 * j, mean_square, 0, w);
-        if (!find_ternary(false, x + 32 * j, w, 1e-12f, index, &scale[j], &shift[j])) continue;
+        s->weigh(32, x + 32 * j, given + 32 * j, mean_square, 0, w);
+        if (!find_ternary(s, false, x + 32 * j, w, 1e-12f, index, &scale[j], &shift[j])) continue;
         for (int k = 0; k < 4; ++k) {
             y->qs[4 * j + k] = (uint8_t)index[k];
             y->qh[j] |= (uint16_t)(index[k] >> 8 << 3 * k);
@@ -470,15 +435,15 @@ ENCODE_GRID(iq1_s, {
 
 ENCODE_GRID(iq1_m, {
     const float mean_square = 2 * sum_squares(SUPER, x) / SUPER;
-    float w[16], scale[16], max = 0;
+    float w[SUPER], scale[16], max = 0;
+    uint16_t index[32] = {0};
     int shift[16];
     for (int j = 0; j < 16; ++j) {
-        uint16_t index[2];
-        weigh(16, x + 16 * j, given ? given + 16 * j : NULL, mean_square, 0, w);
-        if (!find_ternary(true, x + 16 * j, w, 1e-7f, index, &scale[j], &shift[j])) continue;
-        y->qs[2 * j] = (uint8_t)index[0];
-        y->qs[2 * j + 1] = (uint8_t)index[1];
-        y->qh[j] = (uint8_t)(index[0] >> 8 | index[1] >> 8 << 4);
+        s->weigh(16, x + 16 * j, given ? given + 16 * j : NULL, mean_square, 0, w + 16 * j);
+        if (!find_ternary(s, true, x + 16 * j, w + 16 * j, 1e-7f, index + 2 * j, &scale[j], &shift[j])) continue;
+        y->qs[2 * j] = (uint8_t)index[2 * j];
+        y->qs[2 * j + 1] = (uint8_t)index[2 * j + 1];
+        y->qh[j] = (uint8_t)(index[2 * j] >> 8 | index[2 * j + 1] >> 8 << 4);
         max = MAX(max, scale[j]);
     }
     if (!max) continue;
@@ -488,12 +453,10 @@ ENCODE_GRID(iq1_m, {
         const int code = scale_code(inverse, scale[j], 7);
         y->scales[j / 4] |= (uint16_t)(code << 3 * (j % 4));
         y->qh[j] |= (uint8_t)((shift[j] >> 1) << 3 | (shift[j] & 1) << 7);
-        weigh(16, x + 16 * j, given ? given + 16 * j : NULL, mean_square, 0, w);
-        for (int i = 0; i < 16; ++i) {
-            const int k = i / 8, point = y->qs[2 * j + k] | (y->qh[j] >> 4 * k & 7) << 8;
-            const int8_t *codes = GRIDS[GRID_IQ1].codes[point];
-            const float q = iq1_levels(true, shift[j], k)[codes[i % 8]] * (float)(2 * code + 1);
-            sumqx += w[i] * q * x[16 * j + i];
+        for (int i = 16 * j; i < 16 * j + 16; ++i) {
+            const int level = code_of(&GRIDS[GRID_IQ1], GRIDS[GRID_IQ1].packed[index[i / 8]], i % 8);
+            const float q = iq1_levels(true, shift[j], i / 8 % 2)[level] * (float)(2 * code + 1);
+            sumqx += w[i] * q * x[i];
             sumq2 += w[i] * q * q;
         }
     }
@@ -501,3 +464,8 @@ ENCODE_GRID(iq1_m, {
     const uint16_t bits = f32_to_f16(d * 1.1125f);
     for (int k = 0; k < 4; ++k) y->scales[k] |= (uint16_t)((bits >> 4 * k & 15) << 12);
 })
+
+const grid_searches GRID_SCALAR = {weigh,        search_positive, find_points, sort_order,
+                                   choose_iq1_s, choose_iq1_m,    nearest_iq1};
+
+GRID_ENCODERS(GRID_SCALAR)

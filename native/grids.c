@@ -39,13 +39,13 @@ void init_grids(void) {
     fill_values(&GRIDS[GRID_IQ3_S], ODD, VALUES_IQ3_S[0]);
 }
 
-/* Appends to `list` the points in the nearest `shells` distances, nearest first; returns their number. */
-static int near_points(const grid *g, const int8_t *codes, uint16_t *list) {
+/* Writes to `list` the points in the nearest `shells` distances, nearest first; returns their number. */
+static int near_points(const grid *g, int point, uint16_t *list) {
     int distance[2048], count = 0, last = -1;
     for (int p = 0; p < g->size; ++p) {
         distance[p] = 0;
         for (int i = 0; i < g->width; ++i) {
-            const int diff = g->codes[p][i] - codes[i];
+            const int diff = code_at(g, g->packed[p], i) - code_at(g, point, i);
             distance[p] += diff * diff;
         }
     }
@@ -54,34 +54,34 @@ static int near_points(const grid *g, const int8_t *codes, uint16_t *list) {
         for (int p = 0; p < g->size; ++p)
             if (distance[p] > last && distance[p] < next) next = distance[p];
         for (int p = 0; p < g->size; ++p)
-            if (distance[p] == next) list[count++] = (uint16_t)p;
+            if (distance[p] == next) list[count++] = g->packed[p];
         last = next;
     }
     return count;
 }
 
+/* Whether every code of a point is one that rounding can give: two bits hold three levels. */
+static bool possible(const grid *g, int point) {
+    return g->bits == 3 || (point & point >> 1 & 0x5555) == 0;
+}
+
 /* Calls near_points for every point that codes can form but the grid lacks. */
 static bool fill_neighbours(grid *g) {
-    const int levels = g->bits == 2 ? 3 : 8, points = 1 << g->bits * g->width;
+    const int points = 1 << g->bits * g->width;
     size_t used = 0, room = 0;
     for (int p = 0; p < points; ++p) {
-        int8_t codes[8];
-        bool valid = true;
-        for (int i = 0; i < g->width; ++i) {
-            codes[i] = (int8_t)code_at(g, p, i);
-            valid = valid && codes[i] < levels;
-        }
-        if (g->index[p] >= 0 || !valid) continue;
-        if (room < used + 1 + (size_t)g->size) {
+        if (g->index[p] >= 0 || !possible(g, p)) continue;
+        if (room < used + NEAR_STEP + (size_t)g->size) {
             room = 2 * room + 65536;
             uint16_t *grown = realloc(g->neighbours, room * sizeof *grown);
             if (!grown) return false;
             g->neighbours = grown;
         }
-        const int count = near_points(g, codes, g->neighbours + used + 1);
-        g->neighbours[used] = (uint16_t)count;
-        g->index[p] = -1 - (int32_t)used;
-        used += 1 + (size_t)count;
+        uint16_t *list = g->neighbours + used;
+        int count = near_points(g, p, list);
+        g->index[p] = ~((int32_t)(used / NEAR_STEP) << NEAR_BITS | count);
+        for (; count % NEAR_STEP; ++count) list[count] = list[0];
+        used += (size_t)count;
     }
     return true;
 }
@@ -90,20 +90,14 @@ bool ensure_grid(int which) {
     grid *g = &GRIDS[which];
     if (g->neighbours) return true;
     const int points = 1 << g->bits * g->width;
-    g->codes = calloc((size_t)g->size, sizeof *g->codes);
     g->index = malloc((size_t)points * sizeof *g->index);
-    if (g->codes && g->index) {
-        memset(g->index, 0xFF, (size_t)points * sizeof *g->index); /* -1: codes that cannot occur share a list */
-        for (int p = 0; p < g->size; ++p) {
-            g->index[g->packed[p]] = p;
-            for (int i = 0; i < g->width; ++i) g->codes[p][i] = (int8_t)code_at(g, g->packed[p], i);
-        }
+    if (g->index) {
+        memset(g->index, 0xFF, (size_t)points * sizeof *g->index); /* -1: an empty list for codes that cannot occur */
+        for (int p = 0; p < g->size; ++p) g->index[g->packed[p]] = p;
         if (fill_neighbours(g)) return true;
     }
-    free(g->codes);
     free(g->index);
     free(g->neighbours);
-    g->codes = NULL;
     g->index = NULL;
     g->neighbours = NULL;
     return false;

@@ -7,20 +7,29 @@
 #define CONVERTER_GRIDS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
-/* A point holds `width` codes of `bits` bits; `packed` is code 0 in the lowest bits. */
+#define NEAR_STEP 16 /* lists of neighbours start at multiples of this and are filled up to one */
+#define NEAR_BITS 9  /* bits of a list's length */
+
+/* A point holds `width` codes of `bits` bits, code 0 in the lowest ones. */
 typedef struct {
-    int size, width, bits, shells;   /* shells: distances from an off-grid point that count as near */
-    const uint16_t *packed;          /* size points */
-    int8_t (*codes)[8];              /* the same, unpacked */
-    int32_t *index;                  /* packed point -> its index, or -1 - offset of its neighbours */
-    uint16_t *neighbours;            /* at each offset: a count, then that many indices, nearest first */
+    int size, width, bits, shells; /* shells: distances from an off-grid point that count as near */
+    const uint16_t *packed;        /* size points */
+    int32_t *index;                /* point -> its index, or ~(start << NEAR_BITS | length) of its neighbours */
+    uint16_t *neighbours;          /* points, nearest first, then the first one again as filling; see near_list */
 } grid;
 
 enum { GRID_IQ2_XXS, GRID_IQ2_XS, GRID_IQ2_S, GRID_IQ1, GRID_IQ3_XXS, GRID_IQ3_S, GRID_COUNT };
 
 extern grid GRIDS[GRID_COUNT];
+
+/* The neighbours of a point whose `index` is negative. */
+static inline const uint16_t *near_list(const grid *g, int32_t index, int *length) {
+    *length = ~index & ((1 << NEAR_BITS) - 1);
+    return g->neighbours + (size_t)NEAR_STEP * (~index >> NEAR_BITS);
+}
 
 /* What decoding reads: the value of each code of each point. */
 extern int8_t VALUES_IQ2_XXS[256][8], VALUES_IQ2_XS[512][8], VALUES_IQ2_S[1024][8], VALUES_IQ1[2048][8];

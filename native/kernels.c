@@ -4,8 +4,8 @@
 #include <string.h>
 
 /* Every type: DENSE(name, function, bytes), BLOCK(name, function, elements, bytes); READS has no encoder,
- * GRID is encoded by scalar code on every instruction set, NEEDS is a GRID that must have importance. */
-#define TYPES(DENSE, BLOCK, READS, GRID, NEEDS, isa)                                                                \
+ * NEEDS is a BLOCK that must have importance. */
+#define TYPES(DENSE, BLOCK, READS, NEEDS, isa)                                                                      \
     DENSE("F32", f32, 4, isa) DENSE("F16", f16, 2, isa) DENSE("BF16", bf16, 2, isa) DENSE("F64", f64, 8, isa)       \
     DENSE("F8_E4M3", f8_e4m3, 1, isa) DENSE("F8_E5M2", f8_e5m2, 1, isa)                                             \
     BLOCK("Q4_0", q4_0, 32, 18, isa) BLOCK("Q4_1", q4_1, 32, 20, isa)                                               \
@@ -14,9 +14,9 @@
     BLOCK("Q2_K", q2_k, 256, 84, isa) BLOCK("Q3_K", q3_k, 256, 110, isa) BLOCK("Q4_K", q4_k, 256, 144, isa)         \
     BLOCK("Q5_K", q5_k, 256, 176, isa) BLOCK("Q6_K", q6_k, 256, 210, isa)                                           \
     BLOCK("IQ4_NL", iq4_nl, 32, 18, isa) BLOCK("IQ4_XS", iq4_xs, 256, 136, isa)                                     \
-    GRID("IQ3_XXS", iq3_xxs, 256, 98, isa) GRID("IQ3_S", iq3_s, 256, 110, isa) GRID("IQ2_S", iq2_s, 256, 82, isa)   \
+    BLOCK("IQ3_XXS", iq3_xxs, 256, 98, isa) BLOCK("IQ3_S", iq3_s, 256, 110, isa) BLOCK("IQ2_S", iq2_s, 256, 82, isa) \
     NEEDS("IQ2_XXS", iq2_xxs, 256, 66, isa) NEEDS("IQ2_XS", iq2_xs, 256, 74, isa)                                   \
-    NEEDS("IQ1_S", iq1_s, 256, 50, isa) GRID("IQ1_M", iq1_m, 256, 56, isa)                                          \
+    NEEDS("IQ1_S", iq1_s, 256, 50, isa) BLOCK("IQ1_M", iq1_m, 256, 56, isa)                                         \
     BLOCK("TQ1_0", tq1_0, 256, 54, isa) BLOCK("TQ2_0", tq2_0, 256, 66, isa)                                         \
     BLOCK("MXFP4", mxfp4, 32, 17, isa) BLOCK("NVFP4", nvfp4, 64, 36, isa)                                           \
     BLOCK("Q1_0", q1_0, 128, 18, isa) BLOCK("Q2_0", q2_0, 64, 18, isa)
@@ -24,8 +24,7 @@
 #define DENSE_ROW(NAME, t, bytes, isa) {NAME, 1, bytes, false, encode_##t##_##isa, decode_##t##_##isa, nonfinite_##t##_##isa},
 #define BLOCK_ROW(NAME, t, n, bytes, isa) {NAME, n, bytes, false, encode_##t##_##isa, decode_##t##_##isa, NULL},
 #define READS_ROW(NAME, t, n, bytes, isa) {NAME, n, bytes, false, NULL, decode_##t##_##isa, NULL},
-#define GRID_ROW(NAME, t, n, bytes, isa) {NAME, n, bytes, false, encode_##t##_scalar, decode_##t##_##isa, NULL},
-#define NEEDS_ROW(NAME, t, n, bytes, isa) {NAME, n, bytes, true, encode_##t##_scalar, decode_##t##_##isa, NULL},
+#define NEEDS_ROW(NAME, t, n, bytes, isa) {NAME, n, bytes, true, encode_##t##_##isa, decode_##t##_##isa, NULL},
 
 #define DENSE_NAME(NAME, t, bytes, isa)      \
     extern encode_fn encode_##t##_##isa;     \
@@ -35,13 +34,10 @@
     extern encode_fn encode_##t##_##isa;     \
     extern decode_fn decode_##t##_##isa;
 #define READS_NAME(NAME, t, n, bytes, isa) extern decode_fn decode_##t##_##isa;
-#define GRID_NAME(NAME, t, n, bytes, isa)    \
-    extern encode_fn encode_##t##_scalar;    \
-    extern decode_fn decode_##t##_##isa;
 
 #define TABLE(isa)                                                           \
-    TYPES(DENSE_NAME, BLOCK_NAME, READS_NAME, GRID_NAME, GRID_NAME, isa)     \
-    static const kernel TABLE_##isa[] = {TYPES(DENSE_ROW, BLOCK_ROW, READS_ROW, GRID_ROW, NEEDS_ROW, isa)};
+    TYPES(DENSE_NAME, BLOCK_NAME, READS_NAME, BLOCK_NAME, isa)              \
+    static const kernel TABLE_##isa[] = {TYPES(DENSE_ROW, BLOCK_ROW, READS_ROW, NEEDS_ROW, isa)};
 
 TABLE(scalar)
 #define COUNT ((int)(sizeof TABLE_scalar / sizeof *TABLE_scalar))

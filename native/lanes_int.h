@@ -1,0 +1,69 @@
+/* Vectors of WIDTH integers, and tables that they index; beside lanes.h, in the same three ways. */
+#ifndef CONVERTER_LANES_INT_H
+#define CONVERTER_LANES_INT_H
+
+#include "lanes.h"
+
+#define TABLE (WIDTH > 8 ? WIDTH : 8) /* floats of a table; an index counts modulo this */
+
+#if defined(__AVX512F__)
+
+typedef __m512i vi;
+static inline vi splat_int(int32_t v) { return _mm512_set1_epi32(v); }
+static inline void store_int(int32_t *p, vi v) { _mm512_storeu_si512(p, v); }
+static inline vi load_int(const int32_t *p) { return _mm512_loadu_si512(p); }
+static inline vi load_u16(const uint16_t *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
+static inline vi bits_of(vf v) { return _mm512_castps_si512(v); }
+static inline vi plus(vi a, vi b) { return _mm512_add_epi32(a, b); }
+static inline vi mask_int(vi a, int32_t m) { return _mm512_and_si512(a, splat_int(m)); }
+#define SHIFT_LEFT(v, n) _mm512_slli_epi32(v, n)
+#define SHIFT_RIGHT(v, n) _mm512_srli_epi32(v, n)
+static inline vf look_up(const float *table, vi at) { return _mm512_permutexvar_ps(at, load(table)); }
+static inline float least(vf v) { return _mm512_reduce_min_ps(v); }
+
+#elif defined(__AVX2__)
+
+typedef __m256i vi;
+static inline vi splat_int(int32_t v) { return _mm256_set1_epi32(v); }
+static inline void store_int(int32_t *p, vi v) { _mm256_storeu_si256((__m256i *)p, v); }
+static inline vi load_int(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline vi load_u16(const uint16_t *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
+static inline vi bits_of(vf v) { return _mm256_castps_si256(v); }
+static inline vi plus(vi a, vi b) { return _mm256_add_epi32(a, b); }
+static inline vi mask_int(vi a, int32_t m) { return _mm256_and_si256(a, splat_int(m)); }
+#define SHIFT_LEFT(v, n) _mm256_slli_epi32(v, n)
+#define SHIFT_RIGHT(v, n) _mm256_srli_epi32(v, n)
+static inline vf look_up(const float *table, vi at) { return _mm256_permutevar8x32_ps(load(table), at); }
+static inline float least(vf v) {
+    __m128 m = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_min_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_min_ss(m, _mm_movehdup_ps(m)));
+}
+
+#else
+
+typedef int32_t vi __attribute__((vector_size(16)));
+static inline vi splat_int(int32_t v) { return (vi){v, v, v, v}; }
+static inline void store_int(int32_t *p, vi v) { memcpy(p, &v, sizeof v); }
+static inline vi load_int(const int32_t *p) {
+    vi v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline vi load_u16(const uint16_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
+static inline vi bits_of(vf v) { return (vi)v; }
+static inline vi plus(vi a, vi b) { return a + b; }
+static inline vi mask_int(vi a, int32_t m) { return a & m; }
+#define SHIFT_LEFT(v, n) ((v) << (n))
+#define SHIFT_RIGHT(v, n) ((v) >> (n))
+static inline vf look_up(const float *table, vi at) {
+    return (vf){table[at[0] & 7], table[at[1] & 7], table[at[2] & 7], table[at[3] & 7]};
+}
+static inline float least(vf v) {
+    const float a = v[0] < v[1] ? v[0] : v[1], b = v[2] < v[3] ? v[2] : v[3];
+    return a < b ? a : b;
+}
+
+#endif
+
+#endif
