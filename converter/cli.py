@@ -231,7 +231,7 @@ def _handle_signals() -> None:
 
 def _fail(text: str, code: int) -> int:
     try:
-        print("convert: " + _printable("\n".join(text.splitlines()[:3])), file=sys.stderr)
+        print("convert: " + "\n".join(map(_printable, text.splitlines()[:3])), file=sys.stderr)
     except BrokenPipeError:
         pass
     return code
@@ -241,10 +241,10 @@ def _printable(text: str) -> str:
     """Text that may hold names out of a file: nothing in it reaches the terminal as a control sequence."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"convert: warning: {_printable(str(message))}", file=sys.stderr)
 
 
@@ -458,7 +458,7 @@ def _print_result(plan: Plan, seconds: float) -> None:
     types = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     name = plan.layout.files[0].path
     more = f" and {len(plan.layout.files) - 1} more" if len(plan.layout.files) > 1 else ""
-    print(f"{name}{more}: {human_bytes(plan.total_bytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.2f} s")
+    print(f"{_printable(str(name))}{more}: {human_bytes(plan.total_bytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.2f} s")
     print(f"{len(plan.steps)} tensors ({types})")
 
 
@@ -480,7 +480,7 @@ def _print_plan(plan: Plan, threads: int | None) -> None:
 
 def _print_description(description: Description, full: bool) -> None:
     for key, value in description.summary():
-        print(f"{key:<14}{value}")
+        print(f"{key:<14}{_printable(str(value))}")
     if description.metadata:
         print()
         _print_table(["key", "type", "value"], description.metadata_rows(full))

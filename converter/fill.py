@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from converter.errors import ConverterError, DiskFull, Interrupted, OutputError
 from converter.formats.base import FileLayout, Layout
 from converter.tensor import LazyTensor
@@ -193,9 +195,8 @@ def _slabs(layout: Layout) -> Iterator[_Slab]:
             if slot.tensor.info.nbytes == 0:
                 continue
             for start in range(0, rows, step):
-                yield _Slab(
-                    number, slot.offset + start * slot.tensor.info.row_nbytes, slot.tensor, start, min(rows, start + step)
-                )
+                offset = slot.offset + start * slot.tensor.info.row_nbytes
+                yield _Slab(number, offset, slot.tensor, start, min(rows, start + step))
 
 
 class _Files:
@@ -244,7 +245,7 @@ class _Run:
         while (slab := self._next()) is not None:
             try:
                 data = slab.tensor.rows(slab.start, slab.stop)
-                self._files.write(slab.file, memoryview(data).cast("B") if data.flags.c_contiguous else _bytes(data), slab.offset)
+                self._files.write(slab.file, np.ascontiguousarray(data).data.cast("B"), slab.offset)
                 self._report(slab, data.nbytes)
             except BaseException as error:
                 self.fail(error)
@@ -267,10 +268,6 @@ class _Run:
             go_on = self._progress(Progress(self._done, self._total, slab.tensor.name))
         if go_on is False:
             self.fail(Interrupted("cancelled; nothing was written"))
-
-
-def _bytes(data: object) -> memoryview:
-    return memoryview(bytes(memoryview(data)))  # type: ignore[arg-type]
 
 
 def _fill(

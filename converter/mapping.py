@@ -63,7 +63,7 @@ def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architec
     raise UnknownArchitecture(f"no architecture answers to {said} (known: {known})\n--arch NAME chooses one")
 
 
-def detect_gguf(metadata: Metadata, name: str | None = None) -> Architecture:
+def detect_gguf(metadata: Mapping[str, Value | Array], name: str | None = None) -> Architecture:
     """The architecture of a GGUF file.
 
     Raises:
@@ -181,7 +181,9 @@ def hparam_metadata(architecture: Architecture, hparams: HParams, given: set[str
     return metadata
 
 
-def read_metadata(architecture: Architecture, metadata: Metadata, n_rows: int | None = None) -> HParams:
+def read_metadata(
+    architecture: Architecture, metadata: Mapping[str, Value | Array], n_rows: int | None = None
+) -> HParams:
     """Hyperparameters by name from a GGUF file's keys; the vocabulary is `n_rows` where no key tells.
 
     Raises:

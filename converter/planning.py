@@ -163,7 +163,7 @@ def build(checkpoint: Checkpoint, source: Format, target: Path, target_format: F
 
 def _check_request(checkpoint: Checkpoint, target: Format, way: Route, request: Request) -> None:
     if request.quant and target.dialect != "gguf":
-        raise UsageError(f"--quant {request.quant}: {target.name} output holds plain types; --dtype f16|bf16|f32 is for it")
+        raise UsageError(f"--quant {request.quant}: {target.name} holds plain types; --dtype f16|bf16|f32 is for it")
     _check_imatrix(request)
     if request.dtype and target.dialect == "gguf":
         raise UsageError(f"--dtype {request.dtype}: for GGUF output say --quant {request.dtype}")
@@ -331,12 +331,11 @@ def _set_type(metadata: Metadata, chosen: Recipe | None, tensors: Mapping[str, L
     """The two keys that say what the file is; like the reference's quantizer, they go to the end."""
     file_type = chosen.file_type if chosen else None
     if file_type is None:
-        old = metadata.get("general.file_type")
-        known = isinstance(old, Value) and type(old.value) is int and 0 <= old.value < 1 << 32
-        file_type = old.value if isinstance(old, Value) and known else _dense_file_type(tensors)
+        old = getattr(metadata.get("general.file_type"), "value", None)
+        file_type = old if type(old) is int and 0 <= old < 1 << 32 else _dense_file_type(tensors)
     for key, value in (
         ("general.quantization_version", Value("u32", QUANTIZATION_VERSION)),
-        ("general.file_type", Value("u32", file_type)),  # type: ignore[arg-type]
+        ("general.file_type", Value("u32", file_type)),
     ):
         metadata.pop(key, None)
         metadata[key] = value

@@ -647,3 +647,19 @@ def test_a_gguf_of_no_known_architecture_keeps_its_names_in_a_plain_file(
     assert cli.main([str(source), str(target), "--force", "--strict"]) == errors.LossyError.exit_code
     assert cli.main([str(source), str(target), "--force", "--tensors-only", "--strict"]) == 0
 
+
+
+def test_names_and_values_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J\x1b]0;owned\x07\n\r\u202e"
+    folder = llama_folder(tmp_path / "model", config={evil: evil, "model_type": evil}, tokenizer=False)
+    path = tmp_path / "in.gguf"
+    pairs = [pair("general.architecture", b.STR, evil), b.array_pair("list", b.STR, [evil])]
+    path.write_bytes(gguf(pairs, [tensor("ü\u202ew", (8,), T_F32, 0)], bytes(32)))
+    for arguments in (
+        ["inspect", folder, "--all"], ["inspect", path, "--all"], ["plan", path, tmp_path / "x.gguf"],
+        ["plan", folder, tmp_path / "x.gguf", "--arch", evil], [path, tmp_path / "x.safetensors"],
+    ):  # fmt: skip
+        cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert printed.out + printed.err
+        assert not set(printed.out + printed.err) & set("\x1b\x07\r\u202e")

@@ -99,7 +99,7 @@ class Cursor:
 
     def __init__(self, mapped: MappedFile) -> None:
         self.path = mapped.path
-        self.buffer = memoryview(mapped.view(0, mapped.size, "the file"))
+        self.buffer = mapped.view(0, mapped.size, "the file").data
         self.position = 0
 
     @property
