@@ -89,56 +89,63 @@ def _conversion_parser(prog: str, description: str, epilog: str | None = None) -
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="IN", type=Path, help="file or folder to read")
-    parser.add_argument("target", metavar="OUT", type=Path, help="file to write; a folder gets a GGUF with a standard name")
+    target_help = "file to write; a folder gets a GGUF with a standard name"
+    parser.add_argument("target", metavar="OUT", type=Path, help=target_help)
     _quant_arguments(parser.add_argument_group("quantization"))
     _model_arguments(parser.add_argument_group("model"))
-    output = parser.add_argument_group("output")
-    output.add_argument("-f", "--force", action="store_true", help="replace an existing output")
-    output.add_argument("--strict", action="store_true", help="fail on any loss: fallback, overflow, NaN, dropped tensor")
-    output.add_argument("--split-max-size", type=_size, metavar="SIZE", help="start a new GGUF shard at this size (2G, 500M)")
-    output.add_argument("--split-max-tensors", type=_positive, metavar="N", help="start a new GGUF shard after N tensors")
-    output.add_argument("-j", "--threads", type=_positive, metavar="N", help="workers (default: all processors)")
+    _output_arguments(parser.add_argument_group("output"))
     _common_arguments(parser)
     return parser
 
 
+def _output_arguments(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("-f", "--force", action="store_true", help="replace an existing output")
+    add("--strict", action="store_true", help="fail on any loss: fallback, overflow, NaN, dropped tensor")
+    add("--split-max-size", type=_size, metavar="SIZE", help="start a new GGUF shard at this size (2G, 500M)")
+    add("--split-max-tensors", type=_positive, metavar="N", help="start a new GGUF shard after N tensors")
+    add("-j", "--threads", type=_positive, metavar="N", help="workers (default: all processors)")
+
+
 def _quant_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-q", "--quant", metavar="TYPE", help="q4_k_m, Q8_0, f16, ... (`convert quants` lists them)")
-    group.add_argument(
+    add = group.add_argument
+    add("-q", "--quant", metavar="TYPE", help="q4_k_m, Q8_0, f16, ... (`convert quants` lists them)")
+    add(
         "--tensor-type", type=_pattern, action="append", default=[], metavar="PATTERN=TYPE",
         help="type for tensors whose GGUF name matches the regular expression; may be repeated, the first match wins",
     )
-    group.add_argument("--output-type", metavar="TYPE", help="type of the output (lm_head) tensor")
-    group.add_argument("--embedding-type", metavar="TYPE", help="type of the token embedding")
-    group.add_argument("--leave-output", action="store_true", help="keep the output tensor in its source type")
-    group.add_argument("--pure", action="store_true", help="one type for all tensors, no mixture")
-    group.add_argument("--no-fallback", action="store_true", help="fail where a row does not fit the wanted type")
-    group.add_argument("--allow-requantize", action="store_true", help="encode tensors that are already quantized again")
-    group.add_argument("--imatrix", type=Path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
-    group.add_argument(
+    add("--output-type", metavar="TYPE", help="type of the output (lm_head) tensor")
+    add("--embedding-type", metavar="TYPE", help="type of the token embedding")
+    add("--leave-output", action="store_true", help="keep the output tensor in its source type")
+    add("--pure", action="store_true", help="one type for all tensors, no mixture")
+    add("--no-fallback", action="store_true", help="fail where a row does not fit the wanted type")
+    add("--allow-requantize", action="store_true", help="encode tensors that are already quantized again")
+    add("--imatrix", type=Path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
+    add(
         "--include-weights", action="append", default=[], metavar="PART",
         help="use the importance matrix only for tensors with PART in their names; may be repeated",
     )
-    group.add_argument(
+    add(
         "--exclude-weights", action="append", default=[], metavar="PART",
         help="do not use it for tensors with PART in their names; may be repeated",
     )
-    group.add_argument(
+    add(
         "--via", choices=("source", "f16", "bf16", "f32"), default="source",
         help="precision of the implied intermediate (default: the source's own, nothing is rounded twice)",
     )
-    group.add_argument("--dtype", metavar="TYPE", help="f16, bf16 or f32 for plain outputs; decodes quantized tensors")
+    add("--dtype", metavar="TYPE", help="f16, bf16 or f32 for plain outputs; decodes quantized tensors")
 
 
 def _model_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--config", type=Path, metavar="DIR", help="folder to take config.json and tokenizer from")
-    group.add_argument("--arch", metavar="NAME", help="architecture, where config.json does not tell")
-    group.add_argument("--pre", metavar="NAME", help="pre-tokenizer, where the tokenizer does not tell")
-    group.add_argument("--name", help="general.name of the output")
-    group.add_argument("--no-tokenizer", action="store_true", help="write no tokenizer")
-    group.add_argument("--tensors-only", action="store_true", help="keep tensor names as they are, map no architecture")
-    group.add_argument("--from", dest="source_type", metavar="FORMAT", help="format of IN, where its content does not tell")
-    group.add_argument("--to", dest="target_type", metavar="FORMAT", help="format of OUT, where its extension does not tell")
+    add = group.add_argument
+    add("--config", type=Path, metavar="DIR", help="folder to take config.json and tokenizer from")
+    add("--arch", metavar="NAME", help="architecture, where config.json does not tell")
+    add("--pre", metavar="NAME", help="pre-tokenizer, where the tokenizer does not tell")
+    add("--name", help="general.name of the output")
+    add("--no-tokenizer", action="store_true", help="write no tokenizer")
+    add("--tensors-only", action="store_true", help="keep tensor names as they are, map no architecture")
+    add("--from", dest="source_type", metavar="FORMAT", help="format of IN, where its content does not tell")
+    add("--to", dest="target_type", metavar="FORMAT", help="format of OUT, where its extension does not tell")
 
 
 def _common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -340,7 +347,8 @@ def _quants(argv: Sequence[str]) -> int:
 def _architectures(argv: Sequence[str]) -> int:
     from converter.listing import architecture_rows
 
-    return _list("convert architectures", "Model families that can be mapped to GGUF and back.", argv, architecture_rows)
+    description = "Model families that can be mapped to GGUF and back."
+    return _list("convert architectures", description, argv, architecture_rows)
 
 
 def _list(prog: str, description: str, argv: Sequence[str], rows: Callable[[], list[dict[str, Any]]]) -> int:
@@ -389,7 +397,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 # -------------------------------------------------------------------------------------------- printing
 
 
-class _progress:  # noqa: N801 - a context manager that reads as a function
+class _progress:
     """A progress bar with rate and time left on stderr; nothing when that is not a terminal."""
 
     def __init__(self, off: bool) -> None:
@@ -458,7 +466,8 @@ def _print_result(plan: Plan, seconds: float) -> None:
     types = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     name = plan.layout.files[0].path
     more = f" and {len(plan.layout.files) - 1} more" if len(plan.layout.files) > 1 else ""
-    print(f"{_printable(str(name))}{more}: {human_bytes(plan.total_bytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.2f} s")
+    size, bits = human_bytes(plan.total_bytes), plan.bits_per_weight
+    print(f"{_printable(str(name))}{more}: {size}, {bits:.2f} bits per weight, {seconds:.2f} s")
     print(f"{len(plan.steps)} tensors ({types})")
 
 

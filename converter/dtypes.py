@@ -56,7 +56,9 @@ class DType:
             QuantizationError: the row does not divide into blocks.
         """
         if not self.fits(row):
-            raise QuantizationError(f"rows of {row} elements do not divide into {self.name} blocks of {self.block_size}")
+            raise QuantizationError(
+                f"rows of {row} elements do not divide into {self.name} blocks of {self.block_size}"
+            )
         return row // self.block_size * self.type_size
 
     def nbytes(self, shape: tuple[int, ...]) -> int:

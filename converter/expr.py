@@ -103,7 +103,9 @@ def _comparison(tokens: list[str]) -> _Node:
     return lambda sizes: int(compare(left(sizes), right(sizes)))
 
 
-def _chain(tokens: list[str], table: dict[str, Callable[[int, int], int]], inner: Callable[[list[str]], _Node]) -> _Node:
+def _chain(
+    tokens: list[str], table: dict[str, Callable[[int, int], int]], inner: Callable[[list[str]], _Node]
+) -> _Node:
     node = inner(tokens)
     while tokens and tokens[0] in table:
         node = _binary(table[tokens.pop(0)], node, inner(tokens))

@@ -9,9 +9,9 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
+from converter.graph import PathLike, open_checkpoint
 from converter.memory import Estimate, estimate
 from converter.metadata import Array, Metadata, Value
-from converter.graph import PathLike, open_checkpoint
 from converter.tensor import LazyTensor, TensorInfo
 
 _SHOWN_ITEMS = 4
