@@ -62,16 +62,18 @@ _CHECKED_AT_ONCE = 1 << 20  # values
 class Entry:
     """What a file says of one tensor: `size` sums, of which `read(start, stop)` returns a range as float32.
 
-    `counts` divide them, each an equal share; where a count is zero the importance is 1.
+    `read_counts()` returns what divides them, whole float32 numbers, each for an equal share; where one is zero the
+    importance is 1. Both come from the map every time, so that no matrix has to fit into memory.
     """
 
     size: int
-    counts: Floats
+    read_counts: Callable[[], Floats]
     read: Callable[[int, int], Floats]
 
     def values(self, start: int, stop: int) -> Floats:
         """Importance [start, stop), float32."""
-        counts = self.counts[np.arange(start, stop) // (self.size // len(self.counts))]
+        counts = self.read_counts()
+        counts = counts[np.arange(start, stop) // (self.size // len(counts))]
         return np.divide(self.read(start, stop), counts, out=np.ones(stop - start, np.float32), where=counts > 0)
 
 
@@ -179,13 +181,18 @@ def _selected(matrix: ImportanceMatrix, include: Sequence[str], exclude: Sequenc
 
 
 def _check_values(path: Path, name: str, entry: Entry) -> None:
+    if not _sound(entry.read_counts()):
+        raise CorruptFile(f"{path}: the counts of {short(name)} are negative, infinite or NaN")
     for start in range(0, entry.size, _CHECKED_AT_ONCE):
-        sums = entry.read(start, min(entry.size, start + _CHECKED_AT_ONCE))
-        if not bool((np.isfinite(sums) & (sums >= 0)).all()):
+        if not _sound(entry.read(start, min(entry.size, start + _CHECKED_AT_ONCE))):
             raise CorruptFile(
                 f"{path}: the entry of {short(name)} has values that are negative, infinite or NaN\n"
                 "--exclude-weights NAME does without it"
             )
+
+
+def _sound(numbers: Floats) -> bool:
+    return bool((np.isfinite(numbers) & (numbers >= 0)).all())
 
 
 def _from_gguf(path: Path) -> ImportanceMatrix:
@@ -222,17 +229,17 @@ def _gguf_entry(path: Path, name: str, sums: LazyTensor | None, counts: LazyTens
     size, n = sums.info.n_elements, counts.info.n_elements
     if not size or not n or size % n:
         raise CorruptFile(f"{path}: {short(name)} has {size} values, which {n} counts do not share")
-    counted = np.array(counts.array(), np.float32).reshape(-1)
-    if not bool((np.isfinite(counted) & (counted >= 0)).all()):
-        raise CorruptFile(f"{path}: the counts of {short(name)} are negative, infinite or NaN")
-    whole = np.floor(counted.astype(np.float64) + 0.5).astype(np.float32)  # as C's lround
+
+    def read_counts() -> Floats:
+        counted = counts.array().reshape(-1).astype(np.float64)
+        return np.floor(counted + 0.5).astype(np.float32)  # as C's lround, where they are not negative
 
     def read(start: int, stop: int) -> Floats:
         row = sums.info.row
         first, last = start // row, -(-stop // row)
         return sums.rows(first, last).reshape(-1).view("<f4")[start - first * row : stop - first * row]
 
-    return Entry(size, whole, read)
+    return Entry(size, read_counts, read)
 
 
 def _datasets(path: Path, checkpoint: Checkpoint) -> tuple[str | bytes, ...]:
@@ -288,11 +295,12 @@ def _dat_entry(mapped: MappedFile, cursor: Cursor, what: str) -> tuple[str, Entr
         raise CorruptFile(f"{mapped.path}: {what}, {short(name)}, has {size} values")
     offset = cursor.position
     cursor.take(4 * size, f"{what}, {short(name)},")
+    divisor = np.array([calls if calls > 0 else 1], np.float32)
 
     def read(start: int, stop: int) -> Floats:
         return mapped.view(offset + 4 * start, 4 * (stop - start), short(name)).view("<f4")
 
-    return name, Entry(size, np.array([calls if calls > 0 else 1], np.float32), read)
+    return name, Entry(size, lambda: divisor, read)
 
 
 # --------------------------------------------------------------------------------- meeting the tensors
