@@ -6,6 +6,7 @@
 #include "blocks.h"
 #include "isa.h"
 #include "kernels.h"
+#include "pack_simple.h"
 
 static float reciprocal(float d) { return d ? 1.0f / d : 0.0f; }
 
@@ -19,109 +20,102 @@ static inline void cap(int top, uint8_t *codes) {
     for (int i = 0; i < 32; ++i) codes[i] = (uint8_t)MIN((int8_t)top, (int8_t)codes[i]);
 }
 
-/* 32 codes: element i in the low half of byte i, element i + 16 in the high half. */
-static void pack_nibbles(const uint8_t *codes, uint8_t *qs) {
-    for (int i = 0; i < 16; ++i) qs[i] = (uint8_t)((codes[i] & 15) | (codes[i + 16] & 15) << 4);
-}
-
-/* The fifth bits of 32 codes: of eight at a time, brought together by one multiplication. */
-static void pack_fifth_bits(const uint8_t *codes, uint8_t *qh) {
-    for (int i = 0; i < 4; ++i) {
-        uint64_t eight;
-        memcpy(&eight, codes + 8 * i, 8);
-        qh[i] = (uint8_t)((eight >> 4 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
-    }
-}
-
 /* One block without importance: x ~ d * (code - levels). The step may be negative: the element of
  * largest magnitude gets the code 0, which has no positive twin. */
-static f16 find_symmetric(int levels, const float *x, uint8_t *codes) {
+static float find_symmetric(int levels, const float *x, uint8_t *codes) {
     float magnitude;
     const float d = block_peak(32, x, &magnitude) / (float)-levels, inverse = reciprocal(d);
     int32_t wide[32];
     truncate_all(32, x, 0.0f, inverse, (float)levels + 0.5f, wide);
     narrow(32, wide, codes);
     cap(2 * levels - 1, codes);
-    return f32_to_f16(d);
+    return d;
 }
 
 /* One block without importance: x ~ d * code + m. */
-static f16 find_affine(int top, const float *x, uint8_t *codes, f16 *m) {
-    float low, high;
-    range(32, x, &low, &high);
-    const float d = (high - low) / (float)top, inverse = reciprocal(d);
+static float find_affine(int top, const float *x, uint8_t *codes, float *m) {
+    float high;
+    range(32, x, m, &high);
+    const float d = (high - *m) / (float)top, inverse = reciprocal(d);
     int32_t wide[32];
-    truncate_all(32, x, low, inverse, 0.5f, wide);
+    truncate_all(32, x, *m, inverse, 0.5f, wide);
     narrow(32, wide, codes);
     cap(top, codes);
-    *m = f32_to_f16(low);
-    return f32_to_f16(d);
+    return d;
 }
 
+#ifdef SCALAR
 /* The same two with importance `given`; the mean square is that of the whole row. */
-static f16 find_symmetric_weighted(int levels, const float *x, const float *given, float mean_square, uint8_t *codes) {
+static float find_symmetric_weighted(int levels, const float *x, const float *given, float mean_square, uint8_t *codes) {
     float w[32];
     importance(32, x, given, mean_square, w);
-    return f32_to_f16(search_symmetric(32, levels, x, (int8_t *)codes, w));
+    return search_symmetric(32, levels, x, (int8_t *)codes, w);
 }
 
-static f16 find_affine_weighted(int top, const float *x, const float *given, float mean_square, uint8_t *codes, f16 *m) {
-    const affine_grid grid = {-0.9f, 0.05f, 36, false};
+static float find_affine_weighted(int top, const float *x, const float *given, float mean_square, uint8_t *codes,
+                                  float *m) {
     float w[32], minus_min;
     importance(32, x, given, mean_square, w);
-    const float d = search_affine(32, top, x, w, grid, codes, &minus_min);
-    *m = f32_to_f16(-minus_min);
-    return f32_to_f16(d);
+    const float d = search_affine(32, top, x, w, SIMPLE_GRID, codes, &minus_min);
+    *m = -minus_min;
+    return d;
 }
 
-/* Walks rows and blocks; the body writes `*y` from `x`, with `given` and the row's `mean_square` if any. */
-#define ENCODE_SIMPLE(type, elements, ...)                                                                \
-    void FN(encode_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {   \
+#define FIND_SYMMETRIC_WEIGHTED(levels) find_symmetric_weighted(levels, x, weights + i, mean_square, codes)
+#define FIND_AFFINE_WEIGHTED(top) find_affine_weighted(top, x, weights + i, mean_square, codes, &m)
+
+/* The four types with importance, block by block; lanes_simple.c does it for the other instruction sets. */
+#define ENCODE_WEIGHTED(type, FIND)                                                                       \
+    static void FN(encode_##type##_weighted)(const float *x, uint8_t *out, int64_t rows, int64_t row,     \
+                                             const float *weights) {                                      \
         block_##type *y = (block_##type *)out;                                                            \
         for (int64_t r = 0; r < rows; ++r) {                                                              \
-            const float mean_square = weights ? sum_squares(row, x) / (float)row : 0.0f;                  \
-            for (int64_t i = 0; i < row; i += elements, x += elements, ++y) {                             \
-                const float *given = weights ? weights + i : NULL;                                        \
-                (void)given, (void)mean_square;                                                           \
-                __VA_ARGS__                                                                               \
+            const float mean_square = sum_squares(row, x) / (float)row;                                   \
+            for (int64_t i = 0; i < row; i += 32, x += 32, ++y) {                                         \
+                uint8_t codes[32];                                                                        \
+                float m = 0;                                                                              \
+                const float d = FIND;                                                                     \
+                store_##type(d, m, codes, y);                                                             \
             }                                                                                             \
         }                                                                                                 \
     }
 
-#define SYMMETRIC(levels) \
-    (given ? find_symmetric_weighted(levels, x, given, mean_square, codes) : find_symmetric(levels, x, codes))
-#define AFFINE(top) \
-    (given ? find_affine_weighted(top, x, given, mean_square, codes, &m) : find_affine(top, x, codes, &m))
+ENCODE_WEIGHTED(q4_0, FIND_SYMMETRIC_WEIGHTED(8))
+ENCODE_WEIGHTED(q4_1, FIND_AFFINE_WEIGHTED(15))
+ENCODE_WEIGHTED(q5_0, FIND_SYMMETRIC_WEIGHTED(16))
+ENCODE_WEIGHTED(q5_1, FIND_AFFINE_WEIGHTED(31))
+#else
+extern encode_fn FN(encode_q4_0_weighted), FN(encode_q4_1_weighted), FN(encode_q5_0_weighted), FN(encode_q5_1_weighted);
+#endif
 
-ENCODE_SIMPLE(q4_0, 32, {
-    uint8_t codes[32];
-    y->d = SYMMETRIC(8);
-    pack_nibbles(codes, y->qs);
-})
+/* The four types: with importance by what is above, without it block by block. */
+#define ENCODE_EITHER(type, FIND)                                                                         \
+    void FN(encode_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {   \
+        block_##type *y = (block_##type *)out;                                                            \
+        if (weights) {                                                                                    \
+            FN(encode_##type##_weighted)(x, out, rows, row, weights);                                     \
+            return;                                                                                       \
+        }                                                                                                 \
+        for (int64_t n = rows * row / 32; n > 0; --n, x += 32, ++y) {                                     \
+            uint8_t codes[32];                                                                            \
+            float m = 0;                                                                                  \
+            const float d = FIND;                                                                         \
+            store_##type(d, m, codes, y);                                                                 \
+        }                                                                                                 \
+    }
 
-ENCODE_SIMPLE(q4_1, 32, {
-    uint8_t codes[32];
-    f16 m;
-    y->d = AFFINE(15);
-    y->m = m;
-    pack_nibbles(codes, y->qs);
-})
+ENCODE_EITHER(q4_0, find_symmetric(8, x, codes))
+ENCODE_EITHER(q4_1, find_affine(15, x, codes, &m))
+ENCODE_EITHER(q5_0, find_symmetric(16, x, codes))
+ENCODE_EITHER(q5_1, find_affine(31, x, codes, &m))
 
-ENCODE_SIMPLE(q5_0, 32, {
-    uint8_t codes[32];
-    y->d = SYMMETRIC(16);
-    pack_nibbles(codes, y->qs);
-    pack_fifth_bits(codes, y->qh);
-})
-
-ENCODE_SIMPLE(q5_1, 32, {
-    uint8_t codes[32];
-    f16 m;
-    y->d = AFFINE(31);
-    y->m = m;
-    pack_nibbles(codes, y->qs);
-    pack_fifth_bits(codes, y->qh);
-})
+/* Walks the blocks of a type that knows no importance; the body writes `*y` from `x`. */
+#define ENCODE_SIMPLE(type, elements, ...)                                                                \
+    void FN(encode_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {   \
+        block_##type *y = (block_##type *)out;                                                            \
+        (void)weights;                                                                                    \
+        for (int64_t n = rows * row; n > 0; n -= elements, x += elements, ++y) __VA_ARGS__                \
+    }
 
 ENCODE_SIMPLE(q8_0, 32, {
     const float d = running_magnitude(32, x) / 127.0f, inverse = reciprocal(d);

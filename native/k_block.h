@@ -20,6 +20,10 @@ typedef struct {
     float scale[16], min[16], sum_w[16];
     uint8_t codes[SUPER];
     uint32_t has_codes;
+    /* With importance: the steps of the scales and mins, and their codes, once fit() has run. */
+    bool fitted;
+    float d, dmin;
+    uint8_t scale_codes[16], min_codes[16];
 } k_block;
 
 /* The scalar search of sub-block `j`. */
@@ -89,6 +93,18 @@ static inline float largest(int n, const float *v) {
     return max;
 }
 
+/* The search for the steps of a super-block with importance: affine types (Q2_K, Q4_K, Q5_K), and Q3_K. */
+static inline void fit_affine(k_block *b, int n, int top) {
+    if (b->fitted) return;
+    b->d = search_positive(n, top, b->scale, b->scale_codes, b->sum_w);
+    b->dmin = search_positive(n, top, b->min, b->min_codes, b->sum_w);
+}
+
+static inline void fit_symmetric(k_block *b) {
+    if (b->fitted) return;
+    b->d = search_symmetric(16, 32, b->scale, (int8_t *)b->scale_codes, b->sum_w);
+}
+
 /* The value of largest magnitude, sign kept. */
 static inline float extreme(int n, const float *v) {
     float magnitude;
@@ -145,10 +161,11 @@ static inline void pack_scale_min(const uint8_t *scales, const uint8_t *mins, ui
 }
 
 static inline void store_q2_k(k_block *b, block_q2_k *y) {
-    uint8_t scales[16], mins[16];
+    uint8_t *scales = b->scale_codes, *mins = b->min_codes;
     if (b->given) {
-        y->d = f32_to_f16(search_positive(16, 15, b->scale, scales, b->sum_w));
-        y->dmin = f32_to_f16(search_positive(16, 15, b->min, mins, b->sum_w));
+        fit_affine(b, 16, 15);
+        y->d = f32_to_f16(b->d);
+        y->dmin = f32_to_f16(b->dmin);
     } else {
         y->d = quantize_values(16, 15.0f, b->scale, scales);
         y->dmin = quantize_values(16, 15.0f, b->min, mins);
@@ -162,10 +179,12 @@ static inline void store_q2_k(k_block *b, block_q2_k *y) {
 }
 
 static inline void store_q3_k(k_block *b, block_q3_k *y) {
-    int8_t scales[16] = {0};
+    int8_t *scales = (int8_t *)b->scale_codes;
     if (b->given) {
-        y->d = f32_to_f16(search_symmetric(16, 32, b->scale, scales, b->sum_w));
+        fit_symmetric(b);
+        y->d = f32_to_f16(b->d);
     } else {
+        memset(scales, 0, 16);
         const float max = extreme(16, b->scale), inverse = -32.0f / max;
         for (int j = 0; max != 0 && j < 16; ++j)
             scales[j] = (int8_t)(clamp((int8_t)nearest_int(inverse * b->scale[j]), -32, 31) + 32);
@@ -190,10 +209,11 @@ static inline void store_q3_k(k_block *b, block_q3_k *y) {
 
 /* The part that Q4_K and Q5_K share: d, dmin, packed scales, final codes in [0, top]. */
 static inline void store_affine_k(k_block *b, int top, f16 *d, f16 *dmin, uint8_t *packed) {
-    uint8_t scales[8], mins[8];
+    uint8_t *scales = b->scale_codes, *mins = b->min_codes;
     if (b->given) {
-        *d = f32_to_f16(search_positive(8, 63, b->scale, scales, b->sum_w));
-        *dmin = f32_to_f16(search_positive(8, 63, b->min, mins, b->sum_w));
+        fit_affine(b, 8, 63);
+        *d = f32_to_f16(b->d);
+        *dmin = f32_to_f16(b->dmin);
     } else {
         *d = quantize_values(8, 63.0f, b->scale, scales);
         *dmin = quantize_values(8, 63.0f, b->min, mins);

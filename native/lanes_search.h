@@ -29,11 +29,17 @@ static inline vf cost(vf diff, bool absolute) {
     return diff * diff;
 }
 
+/* What the codes of the best candidate are made with: nearest(inverse * (x - base)); all zero where inverse is. */
+typedef struct {
+    float inverse[LANES], base[LANES];
+} code_maker;
+
+/* As search_affine; `maker` may be NULL. */
 static inline uint32_t affine_lanes(int n, int top, const float *x, const float *w, affine_grid grid, float *scale_out,
-                                    float *minus_min) {
+                                    float *minus_min, code_maker *maker) {
     const vf zero = splat(0.0f), low_end = splat(MAGIC), high_end = splat(MAGIC + (float)top);
     vf lowest[UNROLL], min[UNROLL], max[UNROLL], sum_w[UNROLL], sum_x[UNROLL], scale[UNROLL], best[UNROLL];
-    vf inverse[UNROLL], codes[32 * UNROLL];
+    vf inverse[UNROLL], codes[32 * UNROLL], best_inverse[UNROLL], base[UNROLL];
     vm bad[UNROLL], flat[UNROLL];
     EACH(u) {
         min[u] = max[u] = load(x + u * WIDTH);
@@ -52,7 +58,8 @@ static inline uint32_t affine_lanes(int n, int top, const float *x, const float 
         lowest[u] = min[u];
         min[u] = pick(less(zero, min[u]), zero, min[u]);
         flat[u] = equal(max[u], min[u]);
-        inverse[u] = splat((float)top) / (max[u] - min[u]);
+        inverse[u] = best_inverse[u] = splat((float)top) / (max[u] - min[u]);
+        base[u] = min[u];
         scale[u] = splat(1.0f) / inverse[u];
         best[u] = zero;
         bad[u] = either(out_of_range(sum_x[u] * zero), out_of_range(inverse[u] * (max[u] - min[u])));
@@ -101,6 +108,8 @@ static inline uint32_t affine_lanes(int n, int top, const float *x, const float 
         EACH(u) {
             const vm better = both(solved[u], less(error[u], best[u]));
             best[u] = pick(better, error[u], best[u]);
+            best_inverse[u] = pick(better, inverse[u], best_inverse[u]);
+            base[u] = pick(better, min[u], base[u]);
             scale[u] = pick(better, trial_scale[u], scale[u]);
             min[u] = pick(better, trial_min[u], min[u]);
         }
@@ -109,15 +118,21 @@ static inline uint32_t affine_lanes(int n, int top, const float *x, const float 
     EACH(u) {
         store(scale_out + u * WIDTH, pick(flat[u], zero, scale[u]));
         store(minus_min + u * WIDTH, -min[u]);
+        if (maker) {
+            store(maker->inverse + u * WIDTH, pick(flat[u], zero, best_inverse[u]));
+            store(maker->base + u * WIDTH, base[u]);
+        }
         redo |= bits(both(bad[u], inverse_of(flat[u]))) << WIDTH * u;
     }
     return redo;
 }
 
-/* As search_symmetric, with weights `w`. */
-static inline uint32_t symmetric_lanes(int n, int levels, const float *x, const float *w, float *scale_out) {
+/* As search_symmetric, with weights `w`; `maker` may be NULL. */
+static inline uint32_t symmetric_lanes(int n, int levels, const float *x, const float *w, float *scale_out,
+                                       code_maker *maker) {
     const vf zero = splat(0.0f), low_end = splat(MAGIC - (float)levels), high_end = splat(MAGIC + (float)(levels - 1));
     vf magnitude[UNROLL], max[UNROLL], scale[UNROLL], best[UNROLL], defect[UNROLL], weighted[32 * UNROLL];
+    vf best_inverse[UNROLL];
     EACH(u) magnitude[u] = max[u] = scale[u] = best[u] = defect[u] = zero;
     for (int i = 0; i < n; ++i)
         EACH(u) {
@@ -149,11 +164,17 @@ static inline uint32_t symmetric_lanes(int n, int levels, const float *x, const 
                                         : both(positive, less(best[u] * suml2[u], sumlx[u] * sumlx[u]));
             scale[u] = pick(better, ratio, scale[u]);
             best[u] = pick(better, ratio * sumlx[u], best[u]);
+            if (step == 0) best_inverse[u] = inverse[u];
+            best_inverse[u] = pick(better, inverse[u], best_inverse[u]);
         }
     }
     uint32_t redo = 0;
     EACH(u) {
         const vm empty = less(magnitude[u], splat(GROUP_EPS));
+        if (maker) {
+            store(maker->inverse + u * WIDTH, pick(empty, zero, best_inverse[u]));
+            store(maker->base + u * WIDTH, zero);
+        }
         store(scale_out + u * WIDTH, pick(empty, zero, scale[u]));
         redo |= bits(inverse_of(equal(defect[u], zero))) << WIDTH * u;
     }
@@ -227,6 +248,66 @@ static inline uint32_t coordinate_lanes(int n, int levels, const float *x, float
         const vf scale = pick(less(zero, suml2), sumlx / suml2, zero);
         store(scale_out + u * WIDTH, pick(empty, zero, scale));
         redo |= bits(both(bad, inverse_of(empty))) << WIDTH * u;
+    }
+    return redo;
+}
+
+/* As search_positive; negative values are left to the scalar search. Codes come transposed, as floats. */
+static inline uint32_t positive_lanes(int n, int top, const float *x, const float *w, float *codes, float *scale_out) {
+    const vf zero = splat(0.0f), low_end = splat(MAGIC), high_end = splat(MAGIC + (float)top);
+    uint32_t redo = 0;
+    EACH(u) {
+        vf max = zero, sumlx = zero, suml2 = zero, best = zero, code[16];
+        vm bad = less(zero, zero);
+        for (int i = 0; i < n; ++i) {
+            const vf xi = load(x + i * LANES + u * WIDTH);
+            max = vmax(max, xi);
+            bad = either(bad, inverse_of(both(equal(xi * zero, zero), inverse_of(less(xi, zero)))));
+        }
+        vf inverse = zero;
+        for (int step = 0; step <= 8; ++step) { /* 0 first, then -4..-1, 1..4 tenths of a level */
+            const int shift = step < 5 ? step - 5 : step - 4;
+            const vf trial = splat(step == 0 ? (float)top : 0.1f * (float)shift + (float)top) / max;
+            const vf scale = splat(1.0f) / trial;
+            vf error = zero;
+            for (int i = 0; i < n; ++i) {
+                const vf xi = load(x + i * LANES + u * WIDTH), wi = load(w + i * LANES + u * WIDTH);
+                const vf diff = xi - scale * round_between(trial * xi, low_end, high_end);
+                error = error + wi * diff * diff;
+            }
+            const vm better = step == 0 ? equal(max, max) : less(error, best);
+            best = pick(better, error, best);
+            inverse = pick(better, trial, inverse);
+        }
+        for (int i = 0; i < n; ++i) {
+            const vf xi = load(x + i * LANES + u * WIDTH), wi = load(w + i * LANES + u * WIDTH);
+            code[i] = round_between(inverse * xi, low_end, high_end);
+            sumlx = sumlx + wi * xi * code[i];
+            suml2 = suml2 + wi * code[i] * code[i];
+        }
+        for (int pass = 0; pass < 5; ++pass) {
+            uint32_t changed = 0;
+            for (int i = 0; i < n; ++i) {
+                const vf xi = load(x + i * LANES + u * WIDTH), wi = load(w + i * LANES + u * WIDTH);
+                vf lx = sumlx - wi * xi * code[i], l2 = suml2 - wi * code[i] * code[i];
+                const vm open = both(less(zero, lx), less(zero, l2));
+                const vf wanted = xi * l2 / lx, next = round_between(wanted, low_end, high_end);
+                bad = either(bad, both(open, out_of_range(wanted)));
+                lx = lx + wi * xi * next;
+                l2 = l2 + wi * next * next;
+                const vm gains = less(sumlx * sumlx * l2, lx * lx * suml2);
+                const vm better = both(both(open, gains), inverse_of(equal(next, code[i])));
+                code[i] = pick(better, next, code[i]);
+                sumlx = pick(better, lx, sumlx);
+                suml2 = pick(better, l2, suml2);
+                changed |= bits(better);
+            }
+            if (!changed) break;
+        }
+        const vm empty = less(max, splat(GROUP_EPS));
+        for (int i = 0; i < n; ++i) store(codes + i * LANES + u * WIDTH, pick(empty, zero, code[i]));
+        store(scale_out + u * WIDTH, pick(both(less(zero, suml2), inverse_of(empty)), sumlx / suml2, zero));
+        redo |= bits(bad) << WIDTH * u;
     }
     return redo;
 }

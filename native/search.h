@@ -101,6 +101,9 @@ typedef struct {
     bool absolute; /* minimize |error| rather than error^2 */
 } affine_grid;
 
+/* That of Q4_1 and Q5_1 with importance. */
+#define SIMPLE_GRID ((affine_grid){-0.9f, 0.05f, 36, false})
+
 /* Affine: x ~ scale * codes - *minus_min, codes in [0, top]. Returns the scale.
  * Note that `min` moves while the grid is walked: each candidate starts from the best so far. */
 static inline float search_affine(int n, int top, const float *x, const float *w, affine_grid grid, uint8_t *codes,
