@@ -27,6 +27,8 @@ class Checkpoint:
         assets: small files beside the weights (tokenizer, README ...) by file name.
         events: what the reader has to say.
         files: the files the tensors come from, for `output equals input` and sizes.
+        checks: to be called when everything that is wanted was read and before it is relied on: what raises here
+            (a checksum over bytes of which some were never asked for) fails the run with nothing written.
     """
 
     format: str
@@ -39,10 +41,16 @@ class Checkpoint:
     events: tuple[Event, ...] = ()
     files: tuple[Path, ...] = ()
     closers: tuple[Callable[[], None], ...] = ()
+    checks: tuple[Callable[[], None], ...] = ()
 
     def replace(self, **changes: Any) -> Checkpoint:
         """A copy with some fields changed; the maps stay shared."""
         return replace(self, **changes)
+
+    def check(self) -> None:
+        """Run the checks; raises CorruptFile."""
+        for check in self.checks:
+            check()
 
     def close(self) -> None:
         for close in self.closers:

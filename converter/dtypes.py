@@ -96,6 +96,7 @@ _DENSE = (
     _dense("F8_E4M3FNUZ", ml_dtypes.float8_e4m3fnuz),
     _dense("F8_E5M2FNUZ", ml_dtypes.float8_e5m2fnuz),
     _dense("C64", "<c8"),
+    DType("C128", 1, 16, np.dtype("<c16")),
 )
 
 # name, elements per block, bytes per block, ggml id

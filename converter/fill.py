@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converter.crc import combine_all
 from converter.errors import ConverterError, DiskFull, Interrupted, OutputError
 from converter.formats.base import FileLayout, Layout
 from converter.tensor import LazyTensor
@@ -71,10 +73,12 @@ def write(
     threads: int | None = None,
     progress: ProgressCallback | None = None,
     stop: Callable[[], ConverterError | None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write every file of `layout`, or none.
 
-    `stop` is asked after every slab; an error it returns ends the run.
+    `stop` is asked after every slab; an error it returns ends the run. `check` is called when all is
+    read; what it raises ends the run, too.
 
     Raises:
         DiskFull: not enough room, before or while writing.
@@ -88,6 +92,7 @@ def write(
         for file, temporary in zip(layout.files, temporaries, strict=True):
             _create(temporary, file)
         _fill(layout, temporaries, threads or default_threads(), progress, stop)
+        check()
         for temporary in temporaries:
             _flush(temporary)
         with _uninterrupted():
@@ -182,6 +187,7 @@ def _flush_folders(folders: set[Path]) -> None:
 @dataclass(frozen=True)
 class _Slab:
     file: int
+    slot: int
     offset: int
     tensor: LazyTensor
     start: int
@@ -190,13 +196,13 @@ class _Slab:
 
 def _slabs(layout: Layout) -> Iterator[_Slab]:
     for number, file in enumerate(layout.files):
-        for slot in file.slots:
+        for index, slot in enumerate(file.slots):
             rows, step = slot.tensor.info.n_rows, _slab_rows(slot.tensor)
             if slot.tensor.info.nbytes == 0:
                 continue
             for start in range(0, rows, step):
                 offset = slot.offset + start * slot.tensor.info.row_nbytes
-                yield _Slab(number, offset, slot.tensor, start, min(rows, start + step))
+                yield _Slab(number, index, offset, slot.tensor, start, min(rows, start + step))
 
 
 class _Files:
@@ -232,6 +238,7 @@ class _Run:
         progress: ProgressCallback | None,
         stop: Callable[[], ConverterError | None],
     ) -> None:
+        self._layout = layout
         self._slabs = _slabs(layout)
         self._files = files
         self._progress = progress
@@ -239,16 +246,36 @@ class _Run:
         self._lock = threading.Lock()
         self._total = sum(slot.tensor.info.nbytes for file in layout.files for slot in file.slots)
         self._done = 0
+        # (file, slot) -> offset, CRC-32 and length of its slabs, for the writers that finish with them
+        self._sums: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
         self.error: BaseException | None = None
 
     def work(self) -> None:
         while (slab := self._next()) is not None:
             try:
                 data = slab.tensor.rows(slab.start, slab.stop)
-                self._files.write(slab.file, np.ascontiguousarray(data).data.cast("B"), slab.offset)
+                raw = np.ascontiguousarray(data).data.cast("B")
+                self._files.write(slab.file, raw, slab.offset)
+                if self._layout.files[slab.file].finish is not None:
+                    self._sum(slab, raw)
                 self._report(slab, data.nbytes)
             except BaseException as error:
                 self.fail(error)
+
+    def _sum(self, slab: _Slab, raw: memoryview) -> None:
+        crc = zlib.crc32(raw)
+        with self._lock:
+            self._sums.setdefault((slab.file, slab.slot), []).append((slab.offset, crc, len(raw)))
+
+    def finish(self) -> None:
+        """What writers add when their slots are full."""
+        for number, file in enumerate(self._layout.files):
+            if file.finish is None:
+                continue
+            sums = (sorted(self._sums.get((number, slot), [])) for slot in range(len(file.slots)))
+            crcs = [combine_all((crc, nbytes) for _, crc, nbytes in slabs) for slabs in sums]
+            for offset, data in file.finish(crcs):
+                self._files.write(number, memoryview(data), offset)
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
@@ -286,6 +313,8 @@ def _fill(
         for worker in workers:
             while worker.is_alive():
                 worker.join(0.2)
+        if run.error is None:
+            run.finish()
     except BaseException as error:
         run.fail(error)
         raise

@@ -102,13 +102,16 @@ def target_format(path: Path, name: str | None = None) -> Format:
     raise UnknownFormat(f"{path}: no writer for this extension (known: {known}); --to NAME chooses one")
 
 
-def open_checkpoint(path: PathLike, *, format: str | None = None, config: PathLike | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: PathLike, *, format: str | None = None, config: PathLike | None = None, key: str | None = None
+) -> Checkpoint:
     """Open a model without reading its tensors.
 
     Args:
         path: a file or folder of any format that `convert formats` lists as readable.
         format: its name, where content and extension do not tell.
         config: a Hugging Face folder to take config.json and tokenizer from.
+        key: the part of a file that holds several (`optimizer.state`), "." for all; by default the model.
 
     Returns:
         A Checkpoint, to be closed (it is a context manager).
@@ -118,9 +121,11 @@ def open_checkpoint(path: PathLike, *, format: str | None = None, config: PathLi
     """
     path = Path(path)
     with about(path):
-        opener = source_format(path, format).open
-        assert opener is not None  # `source_format` returns readers
-        checkpoint = opener(path)
+        reader = source_format(path, format)
+        assert reader.open is not None  # `source_format` returns readers
+        if key is not None and reader.branch is None:
+            raise UsageError(f"--key {key}: a {reader.name} file holds one model")
+        checkpoint = reader.open(path) if key is None or reader.branch is None else reader.branch(path, key)
     if config is None:
         return checkpoint
     try:

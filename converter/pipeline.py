@@ -48,7 +48,7 @@ def _plan(
     if unnamed and target_type is None:
         target_type = "gguf"
     writer = target_format(target, target_type)
-    checkpoint = open_checkpoint(source, format=source_type, config=config)
+    checkpoint = open_checkpoint(source, format=source_type, config=config, key=request.key)
     try:
         reader = source_format(source, source_type)
         if unnamed and writer.name == "gguf":
@@ -120,7 +120,7 @@ def run(
         fill.check_room(plan.layout)
         if on_plan is not None:
             on_plan(plan)
-        fill.write(plan.layout, threads=threads, progress=progress, stop=stop)
+        fill.write(plan.layout, threads=threads, progress=progress, stop=stop, check=plan.checkpoint.check)
     plan.report.extend(plan.watch.events())
 
 

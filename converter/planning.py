@@ -63,6 +63,7 @@ class Request:
     arch: str | None = None
     pre: str | None = None
     name: str | None = None
+    key: str | None = None
     tensors_only: bool = False
     no_tokenizer: bool = False
     strict: bool = False

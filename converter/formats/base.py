@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,19 @@ class Slot:
     tensor: LazyTensor
 
 
+# What a writer adds when the slots are full: from the CRC-32 of every slot, bytes and where they go.
+Finish = Callable[[Sequence[int]], Iterable[tuple[int, bytes]]]
+
+
 @dataclass(frozen=True)
 class FileLayout:
-    """One file to be: its header bytes at 0, its slots, its size. What lies between is zero."""
+    """One file to be: its header bytes at 0, its slots, its size. What lies between is zero, or `finish` writes it."""
 
     path: Path
     header: bytes
     slots: tuple[Slot, ...]
     size: int
+    finish: Finish | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Format:
         layout: checkpoint, target, options -> Layout; None for a read-only format.
         extra: the extra of this distribution that installs what it needs, if any.
         folder: True when the target is a folder.
+        branch: path, key -> Checkpoint, where a file can hold several models or states (`--key`).
     """
 
     name: str
@@ -83,6 +89,7 @@ class Format:
     layout: Callable[[Checkpoint, Path, WriteOptions], Layout] | None = None
     extra: str | None = None
     folder: bool = False
+    branch: Callable[[Path, str], Checkpoint] | None = None
 
 
 HEAD = 64

@@ -59,7 +59,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         CorruptFile, MissingPart, UnsupportedFeature, OutputError
     """
     if path.name.endswith(INDEX_SUFFIX):
-        files, expected = _indexed(path)
+        files, expected = indexed(path)
     else:
         files, expected = [path], None
     assets = folder_assets(path.parent)
@@ -84,7 +84,7 @@ def open_files(
             owner.update(dict.fromkeys(found, file))
             metadata.update(texts)
         if expected is not None:
-            _check_index(path, expected, owner)
+            check_index(path, expected, owner)
         config = read_json(assets["config.json"]) if "config.json" in assets else {}
     except BaseException:
         for mapped in maps:
@@ -121,7 +121,12 @@ def folder_assets(folder: Path) -> dict[str, Path]:
     return assets
 
 
-def _indexed(index: Path) -> tuple[list[Path], dict[str, Path]]:
+def indexed(index: Path) -> tuple[list[Path], dict[str, Path]]:
+    """The shards that an .index.json names, and which of them should hold each tensor.
+
+    Raises:
+        CorruptFile, MissingPart
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptFile(f"{index}: no weight_map")
@@ -135,7 +140,8 @@ def _indexed(index: Path) -> tuple[list[Path], dict[str, Path]]:
     return sorted(shards.values()), {tensor: shards[name] for tensor, name in weight_map.items()}
 
 
-def _check_index(index: Path, expected: Mapping[str, Path], owner: Mapping[str, Path]) -> None:
+def check_index(index: Path, expected: Mapping[str, Path], owner: Mapping[str, Path]) -> None:
+    """Compare where the tensors are with where the index says; raises CorruptFile."""
     for tensor, path in expected.items():
         if owner.get(tensor) != path:
             where = f"is in {owner[tensor].name}" if tensor in owner else "is in no shard"
