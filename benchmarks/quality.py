@@ -46,13 +46,14 @@ def main() -> None:
     normal = np.random.default_rng(0).standard_normal((64, 4096), np.float32)
     real = fixture_weights()
     line = "| {} | {:.4g} | {} | {:.3%} | {:.3%} |" if args.markdown else "{:<8} {:>7.4g}  {:<8} {:>9.3%} {:>9.3%}"
-    types = sorted((each for each in DTYPES.values() if each.gguf is not None and kernels.encodable(each)), key=lambda each: -each.bits_per_weight)
-    for dtype in types:
+    types = [each for each in DTYPES.values() if each.quantized and kernels.encodable(each)]
+    for dtype in sorted(types, key=lambda each: -each.bits_per_weight):
         errors = [(relative_error(weights, dtype), weights) for weights in real]
         power = sum(float((weights**2).sum(dtype=np.float64)) for _, weights in errors)
         lost = sum(error**2 * float((weights**2).sum(dtype=np.float64)) for error, weights in errors)
         needs = "needed" if kernels.needs_importance(dtype) else ""
-        print(line.format(dtype.name, dtype.bits_per_weight, needs, relative_error(normal, dtype), (lost / power) ** 0.5))
+        on_normal, on_real = relative_error(normal, dtype), (lost / power) ** 0.5
+        print(line.format(dtype.name, dtype.bits_per_weight, needs, on_normal, on_real))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def timed(*commands: list[str]) -> Run:
 
 
 def ours(model: Path, work: Path) -> Run:
-    return timed([sys.executable, "-m", "converter", str(model), str(work / "ours.gguf"), "-q", "q4_k_m", "-f", "--quiet"])
+    flags = ["-q", "q4_k_m", "--force", "--quiet"]
+    return timed([sys.executable, "-m", "converter", str(model), str(work / "ours.gguf"), *flags])
 
 
 def theirs(model: Path, work: Path, llama_cpp: Path) -> Run:

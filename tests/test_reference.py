@@ -12,11 +12,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import models
 import numpy as np
 import pytest
 
 import converter
-import models
 from converter.errors import MissingImportance
 from converter.metadata import TYPES, Array, Value
 

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
+from llama_runner import ask
 
 import converter
-import models
 
-llama_cpp = pytest.importorskip("llama_cpp")
+pytest.importorskip("llama_cpp")
 BENCHMARKS = models.FIXTURES.parent / "benchmarks"
 
 
@@ -25,32 +26,17 @@ def greedy() -> dict[str, Any]:
     return facts
 
 
-def generated(path: Path, prompt: list[int], count: int) -> list[int]:
-    """Greedy tokens from llama.cpp."""
-    model = llama_cpp.Llama(str(path), n_ctx=256, verbose=False)
-    tokens: list[int] = []
-    for token in model.generate(list(prompt), temp=0.0, repeat_penalty=1.0):
-        tokens.append(token)
-        if len(tokens) == count:
-            break
-    model.close()
-    return tokens
-
-
 @pytest.mark.parametrize("quant", ["f32", "q8_0"])
 def test_stories_says_what_torch_says(quant: str, greedy: dict[str, Any], tmp_path: Path) -> None:
     wanted = greedy["stories260K"]
     converter.convert(models.FIXTURES / "stories260K", tmp_path / "s.gguf", converter.Request(quant=quant))
-    assert generated(tmp_path / "s.gguf", wanted["prompt_tokens"], 64) == wanted["tokens"]
+    assert ask(tmp_path / "s.gguf", generate=wanted["prompt_tokens"], count=64) == wanted["tokens"]
 
 
 @pytest.mark.parametrize("model", ["stories260K", "kjv-llama"])
 def test_llama_cpp_tokenizes_as_the_original(model: str, greedy: dict[str, Any], tmp_path: Path) -> None:
     converter.convert(models.FIXTURES / model, tmp_path / "m.gguf")
-    runtime = llama_cpp.Llama(str(tmp_path / "m.gguf"), vocab_only=True, verbose=False)
-    facts = greedy[model]
-    assert runtime.tokenize(facts["prompt"].encode(), add_bos=True, special=True) == facts["prompt_tokens"]
-    runtime.close()
+    assert ask(tmp_path / "m.gguf", tokenize=[greedy[model]["prompt"]]) == [greedy[model]["prompt_tokens"]]
 
 
 def test_a_tokenizer_json_alone_keeps_its_merges(tmp_path: Path) -> None:
@@ -59,22 +45,17 @@ def test_a_tokenizer_json_alone_keeps_its_merges(tmp_path: Path) -> None:
     folder = models.build_model("mixtral-96", tmp_path)
     converter.convert(folder, tmp_path / "m.gguf")
     wanted = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    runtime = llama_cpp.Llama(str(tmp_path / "m.gguf"), vocab_only=True, verbose=False)
-    for text in ("Once upon a time, there was a little girl named Lily.", "a  b\nçé 12", "the end"):
-        assert runtime.tokenize(text.encode(), add_bos=True, special=True) == wanted.encode(text).ids
-    runtime.close()
+    texts = ["Once upon a time, there was a little girl named Lily.", "a  b\nçé 12", "the end"]
+    assert ask(tmp_path / "m.gguf", tokenize=texts) == [wanted.encode(text).ids for text in texts]
 
 
 def test_perplexity_grows_as_bits_shrink(tmp_path: Path) -> None:
     """On the trained fixture and unseen text: within a hair for 8 bits, in order below."""
-    sys.path.insert(0, str(BENCHMARKS))
-    from perplexity import MODEL, TEXT, perplexity
-
-    text = TEXT.read_text()[:20_000]
+    text = (models.FIXTURES / "kjv-heldout.txt").read_text()[:8_000]
     found = {}
     for quant in ("f16", "q8_0", "q4_k_m", "q2_k"):
-        converter.convert(MODEL, tmp_path / f"{quant}.gguf", converter.Request(quant=quant))
-        found[quant] = perplexity(tmp_path / f"{quant}.gguf", text)
+        converter.convert(models.FIXTURES / "kjv-llama", tmp_path / f"{quant}.gguf", converter.Request(quant=quant))
+        found[quant] = ask(tmp_path / f"{quant}.gguf", perplexity=text)
     assert math.isclose(found["q8_0"], found["f16"], rel_tol=0.01)
     assert found["f16"] < found["q4_k_m"] * 1.001 < found["q2_k"]
     assert found["q4_k_m"] < found["f16"] * 1.1
