@@ -52,9 +52,11 @@ static inline vi load_int(const int32_t *p) {
 }
 static inline vi load_u16(const uint16_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 static inline vi bits_of(vf v) { return (vi)v; }
-static inline vi plus(vi a, vi b) { return a + b; }
+/* Sums and shifts wrap, as those of the other instruction sets do. */
+typedef uint32_t wrapping __attribute__((vector_size(16)));
+static inline vi plus(vi a, vi b) { return (vi)((wrapping)a + (wrapping)b); }
 static inline vi mask_int(vi a, int32_t m) { return a & m; }
-#define SHIFT_LEFT(v, n) ((v) << (n))
+#define SHIFT_LEFT(v, n) ((vi)((wrapping)(v) << (n)))
 #define SHIFT_RIGHT(v, n) ((v) >> (n))
 static inline vf look_up(const float *table, vi at) {
     return (vf){table[at[0] & 7], table[at[1] & 7], table[at[2] & 7], table[at[3] & 7]};
