@@ -27,8 +27,9 @@ extern grid GRIDS[GRID_COUNT];
 
 /* The neighbours of a point whose `index` is negative. */
 static inline const uint16_t *near_list(const grid *g, int32_t index, int *length) {
-    *length = ~index & ((1 << NEAR_BITS) - 1);
-    return g->neighbours + (size_t)NEAR_STEP * (~index >> NEAR_BITS);
+    const uint32_t list = ~(uint32_t)index;
+    *length = list & ((1 << NEAR_BITS) - 1);
+    return g->neighbours + (size_t)NEAR_STEP * (list >> NEAR_BITS);
 }
 
 /* What decoding reads: the value of each code of each point. */

@@ -31,35 +31,65 @@ static void weigh(int n, const float *x, const float *given, float mean_square, 
     }
 }
 
-/* What each code of each element adds to the distance from x. `levels` has TABLE entries. */
-INLINE void fill_terms(int width, const float *x, const float *w, float scale, const float *levels, float (*term)[TABLE]) {
-    for (int e = 0; e < TABLE; e += WIDTH) {
-        const vf level = splat(scale) * load(levels + e);
-        for (int i = 0; i < width; ++i) {
-            const vf diff = level - splat(x[i]);
-            store(term[i] + e, splat(w[i]) * diff * diff);
-        }
+/* A point's elements and the roots of their weights, each in all lanes. */
+typedef struct {
+    vf x[8], w[8];
+} spread;
+
+INLINE spread spread_out(int width, const float *x, const float *w) {
+    spread e;
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i) {
+        e.x[i] = splat(x[i]);
+        e.w[i] = splat(w[i]);
     }
+    return e;
 }
 
-/* The first of the neighbours whose terms have the least sum. */
-INLINE int nearest_by_terms(const grid *g, int width, int bits_each, int32_t index, float (*term)[TABLE]) {
+#define PARTS (NEAR_STEP / WIDTH)
+
+/* The distances of WIDTH points: the sums of what their codes add. */
+INLINE vf distances(int width, int bits_each, const uint16_t *list, float (*term)[TABLE]) {
+    const vi points = load_u16(list);
+    vf distance = look_up(term[0], points);
+#pragma GCC unroll 8
+    for (int i = 1; i < width; ++i) distance = distance + look_up(term[i], SHIFT_RIGHT(points, bits_each * i));
+    return distance;
+}
+
+/* Of the neighbours of an off-grid point, the first that is nearest. `levels` has TABLE entries. */
+INLINE int nearest(const grid *g, int width, int bits_each, int32_t index, const spread *e, float scale,
+                   const float *levels) {
+    float term[8][TABLE]; /* what each code of each element adds to the distance */
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i)
+        for (int c = 0; c < TABLE; c += WIDTH) {
+            const vf diff = splat(scale) * load(levels + c) - e->x[i];
+            store(term[i] + c, e->w[i] * diff * diff);
+        }
     int length;
     const uint16_t *list = near_list(g, index, &length);
-    vf best = splat(FLT_MAX), where = splat(0.0f);
-    for (int at = 0; at < length; at += WIDTH) {
-        const vi points = load_u16(list + at);
-        vf distance = look_up(term[0], points);
-#pragma GCC unroll 8
-        for (int i = 1; i < width; ++i) distance = distance + look_up(term[i], SHIFT_RIGHT(points, bits_each * i));
-        const vm closer = less(distance, best);
-        best = pick(closer, distance, best);
-        where = pick(closer, splat((float)at), where);
+    vf best[PARTS], where[PARTS], lowest = splat(FLT_MAX);
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; ++p) {
+        best[p] = vmin(distances(width, bits_each, list + p * WIDTH, term), splat(FLT_MAX));
+        where[p] = splat(0.0f);
     }
-    uint32_t ties = bits(equal(best, splat(least(best))));
-    if (length <= WIDTH) return list[__builtin_ctz(ties)];
-    float starts[WIDTH];
-    store(starts, where);
+    for (int at = NEAR_STEP; at < length; at += NEAR_STEP)
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; ++p) {
+            const vf distance = distances(width, bits_each, list + at + p * WIDTH, term);
+            const vm closer = less(distance, best[p]);
+            best[p] = pick(closer, distance, best[p]);
+            where[p] = pick(closer, splat((float)at), where[p]);
+        }
+    for (int p = 0; p < PARTS; ++p) lowest = vmin(best[p], lowest);
+    const vf target = splat(least(lowest));
+    uint32_t ties = 0;
+    for (int p = 0; p < PARTS; ++p) ties |= bits(equal(best[p], target)) << p * WIDTH;
+    if (length <= NEAR_STEP) return list[__builtin_ctz(ties)];
+    float starts[NEAR_STEP];
+    for (int p = 0; p < PARTS; ++p) store(starts + p * WIDTH, where[p]);
     int first = INT32_MAX;
     for (; ties; ties &= ties - 1) {
         const int lane = __builtin_ctz(ties), position = (int)starts[lane] + lane;
@@ -68,10 +98,8 @@ INLINE int nearest_by_terms(const grid *g, int width, int bits_each, int32_t ind
     return list[first];
 }
 
-INLINE int nearest_point(grid_type t, int32_t index, const float *x, const float *w, float scale) {
-    float term[8][TABLE];
-    fill_terms(t.width, x, w, scale, t.bits == 2 ? LEVELS_2 : LEVELS_3, term);
-    return nearest_by_terms(&GRIDS[t.which], t.width, t.bits, index, term);
+INLINE int nearest_point(grid_type t, int32_t index, const spread *e, float scale) {
+    return nearest(&GRIDS[t.which], t.width, t.bits, index, e, scale, t.bits == 2 ? LEVELS_2 : LEVELS_3);
 }
 
 /* The points that rounding gives, for WIDTH inverse scales. */
@@ -104,17 +132,32 @@ INLINE void correlate(grid_type t, const float *x, const float *w, int32_t (*poi
 /* Whether rounding in lanes is rounding as nearest_int does it, up to this inverse scale. */
 INLINE bool in_range(int n, const float *x, float inverse) {
     uint32_t beyond = 0;
-    for (int i = 0; i < n; i += WIDTH) beyond |= bits(inverse_of(less(vabs(load(x + i)) * splat(inverse), splat(ROUNDS_TO))));
+    for (int i = 0; i < n; i += WIDTH)
+        beyond |= bits(inverse_of(less(vabs(load(x + i)) * splat(inverse), splat(ROUNDS_TO))));
     return !beyond;
 }
 
+/* The scale that correlates best, -1 where none does; `scale` becomes the one that fits its points. */
+static int best_try(int tries, const float *sumqx, const float *sumq2, float *scale) {
+    int chosen = -1;
+    float best = 0;
+    for (int c = 0; c < tries; ++c)
+        if (sumq2[c] > 0 && sumqx[c] * sumqx[c] > best * sumq2[c]) {
+            *scale = sumqx[c] / sumq2[c];
+            best = *scale * sumqx[c];
+            chosen = c;
+        }
+    return chosen;
+}
+
+/* find_points for one type, whose numbers the compiler knows. */
 INLINE float search(grid_type t, const grid_type *type, const float *x, const float *w, float reach, float scale,
                     uint16_t *points) {
     const grid *g = &GRIDS[t.which];
     const int groups = t.n / t.width, top = 2 * t.levels - 1, tries = 2 * t.tries + 1;
     float root[32], inverse[TRIES_ROOM], trial_scale[TRIES_ROOM], sumqx[TRIES_ROOM], sumq2[TRIES_ROOM];
-    int32_t trial[8][TRIES_ROOM];
-    uint32_t off_grid[8] = {0}; /* bit of each try */
+    int32_t rounded[8][TRIES_ROOM], trial[8][TRIES_ROOM];
+    bool off_grid[8] = {false};
     if (!in_range(t.n, x, ((float)top + (float)t.tries * t.step) / reach))
         return GRID_SCALAR.find_points(type, x, w, reach, scale, points);
     for (int i = 0; i < t.n; i += WIDTH) store(root + i, vsqrt(load(w + i)));
@@ -123,43 +166,41 @@ INLINE float search(grid_type t, const grid_type *type, const float *x, const fl
         const vf inv = (splat((float)top) + shift * splat(t.step)) / splat(reach);
         store(inverse + c, inv);
         store(trial_scale + c, splat(1.0f) / inv);
-        for (int k = 0; k < groups; ++k) store_int(trial[k] + c, round_points(t, x + k * t.width, inv));
-    }
-    for (int k = 0; k < groups; ++k)
-        for (int c = 0; c < tries; ++c) {
-            const int32_t index = g->index[trial[k][c]];
-            if (index >= 0) continue;
-            off_grid[k] |= 1u << c;
-            trial[k][c] = nearest_point(t, index, x + k * t.width, root + k * t.width, trial_scale[c]);
+        for (int k = 0; k < groups; ++k) {
+            const vi points_k = round_points(t, x + k * t.width, inv);
+            store_int(rounded[k] + c, points_k);
+            store_int(trial[k] + c, points_k);
         }
+    }
+    for (int k = 0; k < groups; ++k) {
+        const spread e = spread_out(t.width, x + k * t.width, root + k * t.width);
+        for (int c = 0; c < tries; ++c) {
+            const int32_t index = g->index[rounded[k][c]];
+            trial[k][c] = index >= 0 ? rounded[k][c] : nearest_point(t, index, &e, trial_scale[c]);
+        }
+    }
     for (int c = 0; c < tries; c += WIDTH) {
         vf qx, q2;
         correlate(t, x, w, trial, c, &qx, &q2);
         store(sumqx + c, qx);
         store(sumq2 + c, q2);
     }
-    int chosen = -1;
-    float best = 0;
-    for (int c = 0; c < tries; ++c)
-        if (sumq2[c] > 0 && sumqx[c] * sumqx[c] > best * sumq2[c]) {
-            scale = sumqx[c] / sumq2[c];
-            best = scale * sumqx[c];
-            chosen = c;
-        }
+    const int chosen = best_try(tries, sumqx, sumq2, &scale);
     bool again = t.resnap_all && (t.which == GRID_IQ2_XXS || chosen < 0);
     for (int k = 0; chosen >= 0 && k < groups; ++k) {
         points[k] = (uint16_t)trial[k][chosen];
-        again = again || off_grid[k] >> chosen & 1;
+        off_grid[k] = g->index[rounded[k][chosen]] < 0;
+        again = again || off_grid[k];
     }
     if (!(scale > 0) || !again) return scale;
     const float back = 1 / scale;
     if (!in_range(t.n, x, back)) return GRID_SCALAR.find_points(type, x, w, reach, scale, points);
     for (int k = 0; k < groups; ++k) {
-        if (!t.resnap_all && !(chosen >= 0 && off_grid[k] >> chosen & 1)) continue;
-        int32_t rounded[WIDTH];
-        store_int(rounded, round_points(t, x + k * t.width, splat(back)));
-        const int32_t index = g->index[rounded[0]];
-        points[k] = (uint16_t)(index >= 0 ? rounded[0] : nearest_point(t, index, x + k * t.width, root + k * t.width, scale));
+        if (!t.resnap_all && !off_grid[k]) continue;
+        store_int(rounded[k], round_points(t, x + k * t.width, splat(back)));
+        const int32_t index = g->index[rounded[k][0]];
+        const spread e = spread_out(t.width, x + k * t.width, root + k * t.width);
+        points[k] = (uint16_t)(index >= 0 ? rounded[k][0] : nearest_point(t, index, &e, scale));
     }
     for (int k = 0; k < groups; ++k) trial[k][0] = points[k];
     vf qx, q2;
@@ -180,10 +221,10 @@ static float find_points(const grid_type *t, const float *x, const float *w, flo
 }
 
 static int nearest_iq1(int32_t index, const float *x, const float *w, float scale, const float *levels) {
-    float term[8][TABLE], repeated[TABLE];
-    for (int e = 0; e < TABLE; ++e) repeated[e] = levels[e % 4];
-    fill_terms(8, x, w, scale, repeated, term);
-    return nearest_by_terms(&GRIDS[GRID_IQ1], 8, 2, index, term);
+    const spread e = spread_out(8, x, w);
+    float repeated[TABLE];
+    for (int c = 0; c < TABLE; ++c) repeated[c] = levels[c % 4];
+    return nearest(&GRIDS[GRID_IQ1], 8, 2, index, &e, scale, repeated);
 }
 
 /* The place of an element is the number of those before it: less, or equal and to its left. */
@@ -377,7 +418,8 @@ INLINE bool choose_split(bool per_half, int n, const void *e, const float *w, sp
             split_sums(per_half, e, a, true, b, false, sumqx, sumq2);
             for (uint32_t left = valid; left;) {
                 vm better = less(splat(score) * sumq2[0], sumqx[0] * sumqx[0]);
-                for (int k = 1; k < shifts; ++k) better = either(better, less(splat(score) * sumq2[k], sumqx[k] * sumqx[k]));
+                for (int k = 1; k < shifts; ++k)
+                    better = either(better, less(splat(score) * sumq2[k], sumqx[k] * sumqx[k]));
                 left &= bits(better);
                 if (!left) break;
                 const int lane = __builtin_ctz(left);
