@@ -135,7 +135,7 @@ BAD = {
 UNSUPPORTED = {
     **{
         f"type {name}": maps(a=ndarray((6,), name, F6))
-        for name in ("object", "|O8", "f4,f4", "V2000000000", "M8[ns]", "float31", ">f4", "<U1", "complex128", "")
+        for name in ("object", "|O8", "f4,f4", "V2000000000", "M8[ns]", "float31", ">f4", "<U1", "complex256", "")
     },
     "unknown extension": maps(a=GOOD, b=ext(42, b"x")),
     "timestamp": maps(a=GOOD, b=ext(-1, b"\0\0\0\0")),
