@@ -1,0 +1,131 @@
+"""Protocol Buffers' wire format, read where it lies: fields of a message as ranges of the buffer, nothing copied.
+
+Source: the "Encoding" page of the Protocol Buffers documentation. Which field is what is the business of the formats.
+Groups (deprecated before any model format existed) are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import CorruptFile
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+MAX_VARINT = 10
+_U64 = (1 << 64) - 1
+_FIXED = {FIXED64: 8, FIXED32: 4}
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field: `value` is its unsigned number (0 for BYTES), [start, stop) where its payload lies in the buffer."""
+
+    number: int
+    wire: int
+    value: int
+    start: int
+    stop: int
+
+    @property
+    def signed(self) -> int:
+        """The number as int64 (and as int32 and enum, which are sign-extended to it)."""
+        return self.value - (1 << 64) if self.value >> 63 else self.value
+
+
+def varint(data: memoryview, position: int, stop: int, path: Path) -> tuple[int, int]:
+    """An unsigned varint at `position` and where it ends.
+
+    Raises:
+        CorruptFile: it leaves [position, stop), or is longer than 10 bytes.
+    """
+    value = 0
+    for shift in range(0, 7 * MAX_VARINT, 7):
+        if position >= stop:
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & _U64, position
+    raise CorruptFile(f"{path}: a number at offset {position} does not end")
+
+
+def fields(data: memoryview, start: int, stop: int, path: Path) -> Iterator[Field]:
+    """The fields of the message in data[start:stop], in the order they stand.
+
+    Raises:
+        CorruptFile: a field leaves the message, has number 0 or a wire type that is not one of the four.
+    """
+    position = start
+    while position < stop:
+        at = position
+        key, position = varint(data, position, stop, path)
+        number, wire = key >> 3, key & 7
+        value = 0
+        if wire == VARINT:
+            begin = position
+            value, position = varint(data, position, stop, path)
+        elif wire == BYTES:
+            size, begin = varint(data, position, stop, path)
+            position = begin + size
+        elif wire in _FIXED:
+            begin, position = position, position + _FIXED[wire]
+            value = int.from_bytes(data[begin : min(position, stop)], "little")
+        else:
+            raise CorruptFile(f"{path}: wire type {wire} at offset {at} is none of Protocol Buffers'")
+        if not 0 < number < 1 << 29 or position > stop:
+            raise CorruptFile(
+                f"{path}: field {number} at offset {at} needs {position - begin} bytes, {stop - begin} are left\n"
+                "the file is truncated or damaged; download it again"
+            )
+        yield Field(number, wire, value, begin, position)
+
+
+def text(data: memoryview, field: Field, path: Path, limit: int = 1 << 16) -> str:
+    """A string field.
+
+    Raises:
+        CorruptFile: it is no string, longer than `limit` bytes, or not UTF-8.
+    """
+    if field.wire != BYTES or field.stop - field.start > limit:
+        raise CorruptFile(f"{path}: field {field.number} at offset {field.start} is no text of at most {limit} bytes")
+    try:
+        return str(data[field.start : field.stop], "utf-8")
+    except UnicodeDecodeError:
+        raise CorruptFile(f"{path}: the text at offset {field.start} is not UTF-8") from None
+
+
+def count_varints(packed: NDArray[np.uint8]) -> int:
+    """How many numbers a packed field of varints holds."""
+    return sum(
+        int(np.count_nonzero(packed[at : at + _CHUNK] < 0x80)) for at in range(0, len(packed), _CHUNK)
+    )
+
+
+def varints(packed: NDArray[np.uint8], path: Path) -> NDArray[np.uint64]:
+    """The numbers of a packed field of varints, uint64 (view as int64 for signed ones).
+
+    Raises:
+        CorruptFile: the last one does not end, or one is longer than 10 bytes.
+    """
+    parts, at = [np.empty(0, np.uint64)], 0
+    while at < len(packed):
+        chunk = packed[at : at + _CHUNK]
+        ends = np.flatnonzero(chunk < 0x80) + 1
+        starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends
+        lengths = ends - starts
+        if not len(ends) or int(lengths.max()) > MAX_VARINT:
+            raise CorruptFile(f"{path}: a number in a packed field does not end")
+        values = np.zeros(len(ends), np.uint64)
+        for byte in range(int(lengths.max())):
+            longer = lengths > byte
+            values[longer] |= (chunk[starts[longer] + byte] & 0x7F).astype(np.uint64) << np.uint64(7 * byte)
+        parts.append(values)
+        at += int(ends[-1])
+    return np.concatenate(parts)
