@@ -61,6 +61,7 @@ ARCHITECTURES = (
             # transformers 4 knows these experts as `num_experts` only.
             *amended(DECODER_HPARAMS, n_expert={"config": ("num_experts", "num_local_experts")}),
             HParam("n_ff_exp", ("moe_intermediate_size",), ("expert_feed_forward_length",), required=True),
+            HParam("n_ff_shexp", ("shared_expert_intermediate_size",), ("expert_shared_feed_forward_length",)),
         ),
         tensors=(
             *TOP_TENSORS,
