@@ -98,7 +98,7 @@ class Checksum:
 
     def add(self, start: int, data: NDArray[np.uint8] | bytes) -> bool:
         """Account for `data`, which stands at `start`; False when all is there and the sum is wrong."""
-        view = memoryview(data)
+        view = data if isinstance(data, bytes) else data.data
         for low, high in self.gaps(start, start + len(view)):
             crc = zlib.crc32(view[low - start : high - start])
             with self._lock:

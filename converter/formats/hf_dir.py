@@ -1,4 +1,4 @@
-"""A Hugging Face folder: config.json, safetensors weights (single or sharded), tokenizer and small files."""
+"""A Hugging Face folder: config.json, weights (safetensors or PyTorch, also sharded), tokenizer and small files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart
 from converter.formats.base import Format, child
 from converter.formats.safetensors import INDEX_SUFFIX, open_safetensors
+from converter.formats.torch_pickle import open_torch
 
 WEIGHTS = ("model.safetensors", f"model{INDEX_SUFFIX}")
+# Only where there is no safetensors file, and no other name: such folders hold pickles of other things, too.
+TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def sniff(path: Path, start: bytes) -> bool:
@@ -29,6 +32,8 @@ def open_folder(path: Path) -> Checkpoint:
     indexes = sorted(path.glob(f"*{INDEX_SUFFIX}"))
     files = sorted(path.glob("*.safetensors"))
     chosen = [path / name for name in WEIGHTS if (path / name).is_file()][:1] or indexes or files
+    if not chosen and (torch := [path / name for name in TORCH_WEIGHTS if (path / name).is_file()][:1]):
+        return open_torch(child(path, torch[0].name, path)).replace(format="hf", path=path)
     if len(chosen) == 1:
         return open_safetensors(child(path, chosen[0].name, path)).replace(format="hf", path=path)
     found = ", ".join(file.name for file in (indexes or files)[:4]) or "none"
@@ -40,7 +45,7 @@ FORMATS = (
         name="hf",
         extensions=(),
         dialect="hf",
-        description="Hugging Face folder (config.json, safetensors, tokenizer)",
+        description="Hugging Face folder (config.json, safetensors or PyTorch weights, tokenizer)",
         dtypes=frozenset(),
         sniff=sniff,
         open=open_folder,
