@@ -140,6 +140,7 @@ UNSUPPORTED = {
     "unknown extension": maps(a=GOOD, b=ext(42, b"x")),
     "timestamp": maps(a=GOOD, b=ext(-1, b"\0\0\0\0")),
     "deep": b"\x81\xa1a" * 100_000 + GOOD,
+    "long paths": b"\x81\xda\x0f\x00" + b"k" * 3840 + b"\xdd\x00\x01\x00\x00" + b"\xc0" * (1 << 16),
     "deep arrays": maps(b=b"\x91" * 100_000 + b"\xc0", a=GOOD),
     "long text": maps(a=GOOD, b=b"\xdb" + struct.pack(">I", 70000) + b"x" * 70000),
 }
@@ -158,6 +159,14 @@ def test_what_is_not_flax_is_refused(tmp_path: Path, case: str) -> None:
 def test_what_no_checkpoint_needs_is_unsupported(tmp_path: Path, case: str) -> None:
     with pytest.raises(UnsupportedFeature):
         read_all(written(tmp_path, UNSUPPORTED[case]))
+
+
+def test_more_items_than_any_checkpoint_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flax, "MAX_NODES", 100)
+    path = written(tmp_path, maps(a=GOOD, b=b"\xdc\x00\x62" + b"\xc0" * 98))
+    assert set(read_all(path)) == {"a"}
+    with pytest.raises(UnsupportedFeature, match="100 items"):
+        read_all(written(tmp_path, maps(a=GOOD, b=b"\xdc\x00\x63" + b"\xc0" * 99)))
 
 
 @pytest.mark.parametrize("name", flax.TYPES)

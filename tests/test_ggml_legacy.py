@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from converter.cli import main
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnknownFormat, UnsupportedFeature
+from converter.formats import ggml_legacy
 from converter.graph import open_checkpoint
 
 F32, F16, Q4_0, Q5_1, Q8_0, Q4_K = 0, 1, 2, 7, 8, 12
@@ -199,6 +200,12 @@ def test_missing_tensors(tmp_path: Path) -> None:
     shapes["x.weight"] = shapes.pop("norm.weight")
     with pytest.raises(MissingPart, match=r"norm\.weight"):
         open_checkpoint(written(tmp_path, joined(GOOD[:FIRST], shapes, 32)))
+
+
+def test_more_tensors_than_any_model_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ggml_legacy, "MAX_TENSORS", 20)
+    with pytest.raises(UnsupportedFeature, match="20 tensors"):
+        open_checkpoint(written(tmp_path, GOOD))
 
 
 def test_other_magics_are_not_claimed(tmp_path: Path) -> None:

@@ -172,6 +172,15 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, case: str) -> None:
         open_checkpoint(path, format="llama2c")
 
 
+def test_more_layers_than_any_model_has(tmp_path: Path) -> None:
+    """The size of the file agrees; a tensor object for each would not fit into memory."""
+    path = written(tmp_path, header(1, True, sizes=(2, 1, 1 << 20, 1, 1, 1, 1)))
+    with open(path, "r+b") as file:
+        file.truncate(256 + 4 * ((1 << 20) * (2 + 2 + 4 * 4 + 3 * 2) + 2 + 2))
+    with pytest.raises(CorruptFile):
+        open_checkpoint(path)
+
+
 def test_later_versions(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFeature, match="version 3"):
         open_checkpoint(written(tmp_path, header(3, True)))

@@ -58,10 +58,11 @@ TYPES = {
 }
 NAMES = {ours: theirs for theirs, ours in TYPES.items()}
 
+# What no checkpoint needs and a small file could ask for: a path costs memory for each item below it.
 MAX_DEPTH = 64
-MAX_NODES = 1 << 20
+MAX_NODES = 1 << 18
 MAX_KEY = 4096
-MAX_PATH = 16384
+MAX_PATHS = 32 << 20  # characters, of all paths together
 MAX_LEAF = 1 << 16
 
 
@@ -179,6 +180,7 @@ class _Tree:
     arrays: dict[tuple[str, ...], _Array] = field(default_factory=dict)
     leaves: dict[tuple[str, ...], Any] = field(default_factory=dict)
     nodes: int = 0
+    characters: int = 0
 
 
 @dataclass
@@ -277,11 +279,12 @@ def _walk(mapped: MappedFile) -> _Tree:
 
 
 def _counted(wire: _Wire, tree: _Tree, at: tuple[str, ...]) -> _Token:
+    """The next item, whose path is `at`; not more of them than there can be a reason for."""
     tree.nodes += 1
-    if tree.nodes > MAX_NODES:
-        raise UnsupportedFeature(f"{wire.path}: a tree of more than {MAX_NODES} items")
-    if sum(map(len, at)) > MAX_PATH:
-        raise UnsupportedFeature(f"{wire.path}: the path {short('.'.join(at))} is longer than {MAX_PATH} characters")
+    tree.characters += sum(map(len, at))
+    if tree.nodes > MAX_NODES or tree.characters > MAX_PATHS:
+        limits = f"{MAX_NODES} items or {MAX_PATHS} characters of paths"
+        raise UnsupportedFeature(f"{wire.path}: a tree of more than {limits}; no checkpoint needs that")
     return wire.token()
 
 

@@ -31,6 +31,8 @@ MAGICS = {b"lmgg": "ggml", b"fmgg": "ggmf", b"tjgg": "ggjt"}  # as little-endian
 ALIGNMENT = 32
 MAX_DIMS = 4
 MAX_TEXT = 4096
+MAX_TOKENS = 1 << 22
+MAX_TENSORS = 1 << 18
 MEL = "mel_filters"
 
 # Blocks whose layout is today's, by the version of quantization a file was made with (whisper.cpp counts 1 and 2
@@ -217,8 +219,9 @@ def _vocabulary(reader: _Reader, count: int, scores: bool) -> None:
     """
     cursor = reader.cursor
     smallest = 8 if scores else 4
-    if count * smallest > cursor.left:
-        raise CorruptFile(f"{reader.path}: {count} tokens, the file has room for {cursor.left // smallest}")
+    if count * smallest > cursor.left or count > MAX_TOKENS:
+        room = min(MAX_TOKENS, cursor.left // smallest)
+        raise CorruptFile(f"{reader.path}: {count} tokens, the file has room for {room}")
     tokens: list[str | dict[str, str]] = []
     values: list[float] = []
     for index in range(count):
@@ -250,6 +253,8 @@ def _matrix(reader: _Reader, name: str, shape: tuple[int, ...]) -> None:
 def _tensors(reader: _Reader, types: frozenset[str], alignment: int) -> None:
     """Tensors up to the end of the file."""
     while reader.cursor.left:
+        if len(reader.tensors) >= MAX_TENSORS:
+            raise UnsupportedFeature(f"{reader.path}: more than {MAX_TENSORS} tensors; no model has so many")
         info = _entry(reader, types)
         if info.name in reader.tensors:
             raise CorruptFile(f"{reader.path}: tensor {short(info.name)} stands twice")

@@ -33,6 +33,7 @@ from converter.tensor import LazyTensor, Rows, TensorInfo
 
 MAGIC = struct.pack("<I", 0x616B3432)
 HEADER_NBYTES = 256
+MAX_LAYERS = 1 << 14
 FIELDS = ("dim", "hidden", "layers", "heads", "kv_heads", "vocab", "context")
 
 # Key -> Hugging Face name, shape in sizes of the header, sizes key of the heads whose rows are reordered.
@@ -111,7 +112,9 @@ def _legacy(start: bytes) -> _Header | None:
 def _sizes(numbers: tuple[int, ...]) -> dict[str, int]:
     """Sizes by name, and those that follow from them; nothing where no model has them."""
     sizes = dict(zip(FIELDS, numbers, strict=True))
-    if min(numbers) <= 0 or sizes["dim"] % (2 * sizes["heads"]) or sizes["heads"] % sizes["kv_heads"]:
+    if min(numbers) <= 0 or sizes["layers"] > MAX_LAYERS:
+        return {}
+    if sizes["dim"] % (2 * sizes["heads"]) or sizes["heads"] % sizes["kv_heads"]:
         return {}
     head = sizes["dim"] // sizes["heads"]
     return {**sizes, "kv_dim": sizes["kv_heads"] * head, "half_head": head // 2}
