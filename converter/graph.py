@@ -14,14 +14,17 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from converter import formats as builtin
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart, UnknownFormat, UsageError, about
 from converter.formats.base import Format, head, read_json
 from converter.formats.safetensors import folder_assets
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "converter.formats"
 
@@ -35,17 +38,27 @@ class BrokenPlugin(RuntimeWarning):
 @cache
 def formats() -> dict[str, Format]:
     """Every format by name: our own first, then plugins in order of their names. A plugin cannot replace ours."""
+    from importlib import metadata  # slow to import, and opening a file by its extension does not need it
+
     found: dict[str, Format] = {}
-    for module in sorted(pkgutil.iter_modules(builtin.__path__), key=lambda module: module.name):
-        own = importlib.import_module(f"{builtin.__name__}.{module.name}")
-        found.update({each.name: each for each in getattr(own, "FORMATS", ())})
+    for module in sorted(_modules()):
+        found.update({each.name: each for each in _own(module)})
     for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         for each in _load(point):
             found.setdefault(each.name, each)
     return found
 
 
-def _load(point: metadata.EntryPoint) -> tuple[Format, ...]:
+def _modules() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(builtin.__path__)}
+
+
+def _own(module: str) -> tuple[Format, ...]:
+    formats: tuple[Format, ...] = getattr(importlib.import_module(f"{builtin.__name__}.{module}"), "FORMATS", ())
+    return formats
+
+
+def _load(point: EntryPoint) -> tuple[Format, ...]:
     """A plugin's formats; a broken plugin is a warning, never a failure of ours."""
     try:
         value = point.load()
@@ -68,6 +81,11 @@ def source_format(path: Path, name: str | None = None) -> Format:
     if name is not None:
         return _named(name, readers())
     start = head(path)
+    # A module named like the extension is asked first, so that opening a GGUF loads no other format's code.
+    extension = path.suffix.lower().removeprefix(".")
+    for each in _own(extension) if extension in _modules() else ():
+        if each.open is not None and _sniffs(each, path, start):
+            return each
     matches = [each for each in readers() if _sniffs(each, path, start)]
     matches.sort(key=lambda each: path.suffix.lower() not in each.extensions)
     if not matches:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
 from converter.graph import PathLike, open_checkpoint
-from converter.memory import Estimate, estimate
 from converter.metadata import Array, Metadata, Value
 from converter.tensor import LazyTensor, TensorInfo
+
+if TYPE_CHECKING:
+    from converter.memory import Estimate
 
 _SHOWN_ITEMS = 4
 _SHOWN_CHARS = 80
@@ -147,6 +149,8 @@ def _ggml_view(checkpoint: Checkpoint) -> tuple[str | None, Metadata, dict[str, 
 def _memory(hparams: Metadata, tensors: dict[str, LazyTensor]) -> Estimate | None:
     if not tensors:
         return None
+    from converter.memory import estimate  # the recipes' tables take a while to build
+
     described = {name: (tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()}
     try:
         return estimate(hparams, described)
