@@ -90,7 +90,7 @@ static inline float block_peak(int n, const float *x, float *magnitude) {
     const float low = largest_of(-min), high = largest_of(max);
     if (low == high) return peak(n, x, magnitude);
     *magnitude = MAX(low, high);
-    return high > low ? high : -low;
+    return bits_float(float_bits(*magnitude) | (uint32_t)(low > high) << 31); /* no branch: the sign is random */
 }
 
 static inline void truncate_all(int n, const float *x, float base, float scale, float offset, int32_t *out) {

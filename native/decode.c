@@ -213,7 +213,8 @@ static inline void write_signed(int count, const int8_t *values, float step, int
 DECODE(iq2_xxs, SUPER, {
     const float d = f16_to_f32(b->d);
     for (int g = 0; g < 8; ++g) {
-        const uint16_t *q = b->qs + 4 * g;
+        uint16_t q[4];
+        memcpy(q, &b->qs[4 * g], sizeof q); /* blocks are not aligned */
         const uint32_t rest = q[2] | (uint32_t)q[3] << 16;
         const float step = d * (0.5f + (float)(rest >> 28)) * 0.25f;
         for (int k = 0; k < 4; ++k)
@@ -275,7 +276,8 @@ DECODE(iq1_s, SUPER, {
 })
 
 DECODE(iq1_m, SUPER, {
-    const uint16_t *s = b->scales;
+    uint16_t s[4];
+    memcpy(s, b->scales, sizeof s);
     const float d = f16_to_f32((uint16_t)(s[0] >> 12 | (s[1] >> 8 & 0x00F0) | (s[2] >> 4 & 0x0F00) | (s[3] & 0xF000)));
     for (int k = 0; k < 32; ++k) {
         const int high = b->qh[k / 2] >> 4 * (k % 2);
