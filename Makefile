@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # gcc 12 miscompiles ggml's AMX code, and a native build would tie the wheel to this machine.
 LLAMA_FLAGS := CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF"
+CHECKS := build/check
+KERNELS := $(wildcard native/*) tests/kernel_digests.json
+SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
 SOURCES := pyproject.toml constraints.txt $(wildcard native/*)
 
 help:  ## this list
@@ -36,6 +39,17 @@ test: $(VENV)/tests  ## lint, types, and every test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
+$(CHECKS)/sanitize.txt: $(KERNELS)
+	native/build_check.sh $(CHECKS)/sanitize $(CC) -O1 $(SANITIZE)
+	ASAN_OPTIONS=detect_leaks=0 $(CHECKS)/sanitize tests/kernel_digests.json > $@
+
+sanitize: $(CHECKS)/sanitize.txt  ## kernels on all kinds of data, with the address and undefined-behaviour sanitizers
+
+neon: $(CHECKS)/sanitize.txt  ## the kernels for ARM under emulation: Debian's gcc-aarch64-linux-gnu and qemu-user
+	native/build_check.sh $(CHECKS)/neon aarch64-linux-gnu-gcc -static -O2
+	qemu-aarch64 $(CHECKS)/neon tests/kernel_digests.json > $(CHECKS)/neon.txt
+	diff $(CHECKS)/sanitize.txt $(CHECKS)/neon.txt
+
 bench: $(VENV)/tests  ## speed and memory against the reference tools
 	$(BIN)/python benchmarks/bench_kernels.py
 	$(BIN)/python benchmarks/perplexity.py
@@ -43,5 +57,6 @@ bench: $(VENV)/tests  ## speed and memory against the reference tools
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test bench clean
+.PHONY: help install demo test sanitize neon bench clean
+.DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
