@@ -98,6 +98,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _native.select_isa(before)
 
 
+@pytest.fixture
+def isa_restored() -> Iterator[None]:
+    before = kernels.isa()
+    yield
+    _native.select_isa(before)
+
+
 def assert_same_blocks(ours: np.ndarray, theirs: np.ndarray, dtype: DType, what: str) -> None:
     ours, theirs = (a.reshape(-1, dtype.type_size) for a in (ours, theirs))
     differ = np.flatnonzero((ours != theirs).any(axis=1))
@@ -136,8 +143,20 @@ def test_bytes_equal_ggml(name: str, isa: str) -> None:
 @ggml_oracle.needs_ggml
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODED)
-def test_bytes_equal_ggml_at_length(name: str, isa: str) -> None:
-    check_against_ggml(DTYPES[name], blocks=400)
+@pytest.mark.usefixtures("isa_restored")
+def test_bytes_equal_ggml_at_length(name: str) -> None:
+    """20,000 blocks of each shape and weighting, with every instruction set: minutes to an hour per type."""
+    dtype = DTYPES[name]
+    for shape in SHAPES:
+        x = sample(shape, 20_000 * dtype.block_size // 256)
+        for label, weights in weightings(dtype):
+            expected = ggml_oracle.quantize(x, dtype, weights)
+            values = ggml_oracle.dequantize(expected, dtype).view(np.uint32)
+            for one in kernels.available_isas():
+                _native.select_isa(one)
+                ours = kernels.encode(x, dtype, weights=weights)
+                assert_same_blocks(ours, expected, dtype, f"{one}, {shape}, {label}")
+                np.testing.assert_array_equal(kernels.decode(expected, dtype).view(np.uint32), values)
 
 
 def digests_of(name: str) -> dict[str, str]:
@@ -379,6 +398,128 @@ def test_binding_refuses_what_would_overrun() -> None:
     for args in (("Q4_K", out), ("F16", out[:3]), ("F99", out)):
         with pytest.raises(ValueError):
             _native.nonfinite(*args)
+
+
+# ---- anything at all: refused with an error, or done right, and nothing written beside the output ----
+
+GUARD = 64
+#: What a caller may hand in instead of a plain array of floats (or of bytes).
+DISGUISES = (
+    *[lambda a: a] * 8,
+    lambda a: a[:-1],
+    lambda a: a[::2],
+    lambda a: a[::-1],
+    lambda a: a.astype(np.float64),
+    lambda a: a.astype(a.dtype.newbyteorder(">")),
+    lambda a: a.view(np.int8),
+    lambda a: a.astype(object),
+    lambda a: np.asfortranarray(a[: a.size // 2 * 2].reshape(-1, 2)),
+    lambda a: a.reshape(1, -1, 1),
+    lambda a: np.broadcast_to(np.float32(1), a.shape),
+    lambda a: np.frombuffer(b"\0" + a.tobytes(), np.uint8)[1:].view(a.dtype),
+    lambda a: np.concatenate([a, a[:1]])[: a.size],
+    lambda a: np.lib.stride_tricks.as_strided(a, a.shape, writeable=False),
+    memoryview,
+    lambda a: a.tobytes(),
+    lambda a: a.tolist(),
+    lambda a: None,
+    lambda a: "text",
+)
+
+
+def _pick(random: np.random.Generator, choices: tuple) -> object:
+    return choices[random.integers(len(choices))]
+
+
+def _guarded(n: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """`n` zeros, and the bytes around them."""
+    whole = np.full(max(0, n) * np.dtype(dtype).itemsize + 2 * GUARD, 0xA5, np.uint8)
+    return whole, whole[GUARD : len(whole) - GUARD].view(dtype)
+
+
+def _intact(whole: np.ndarray) -> bool:
+    return bool((whole[:GUARD] == 0xA5).all() and (whole[-GUARD:] == 0xA5).all())
+
+
+def _names(random: np.random.Generator) -> object:
+    odd = ("", "Q4_k", "Q4_K ", "Q4_K\0", "I8", "\N{SNOWMAN}", None, 12)
+    return _pick(random, odd) if random.random() < 0.05 else _pick(random, tuple(kernels.TYPES))
+
+
+def _floats(random: np.random.Generator, n: int) -> np.ndarray:
+    scale = np.float32(10.0 ** random.integers(-45, 38))
+    with np.errstate(over="ignore"):
+        return random.standard_normal(n).astype(np.float32) * scale
+
+
+def test_encode_survives_anything() -> None:
+    random, done = np.random.default_rng(1), 0
+    for _ in range(6000):
+        name = _names(random)
+        block, size, _, _ = kernels.TYPES.get(name, (32, 18, True, False))
+        row = _pick(random, (block, 2 * block, 4 * block, block, block + 1, 0, -block, 2**62, 2**63 - 1))
+        n = int(random.integers(4)) * min(max(row, 0), 4 * block)
+        x, weights = _floats(random, n), abs(_floats(random, min(max(row, 0), 4 * block)))
+        whole, out = _guarded(n // block * size + int(_pick(random, (0, 0, 0, 0, 0, -1, 1, size, -size))), np.uint8)
+        given = _pick(random, DISGUISES)(x)
+        given_weights = None if random.random() < 0.5 else _pick(random, DISGUISES)(weights)
+        target = out if random.random() < 0.8 else _pick(random, DISGUISES)(out)
+        try:
+            _native.encode(name, given, target, row, given_weights)
+        except (TypeError, ValueError):
+            pass
+        else:
+            done += 1
+            rows = np.array(given, np.float32).reshape(-1, min(row, 4 * block))  # a huge row only with no data
+            again = None if given_weights is None else np.array(given_weights, np.float32).ravel()
+            expected = kernels.encode(rows, DTYPES[name], weights=again)
+            assert np.array_equal(np.frombuffer(target, np.uint8), expected.ravel())
+        assert _intact(whole)
+    assert done > 400
+
+
+def test_decode_and_count_survive_anything() -> None:
+    random, done = np.random.default_rng(2), 0
+    for _ in range(6000):
+        name = _names(random)
+        block, size, _, _ = kernels.TYPES.get(name, (32, 18, True, False))
+        blocks = int(random.integers(5))
+        data = random.integers(0, 256, max(0, blocks * size + int(_pick(random, (0, 0, 0, 0, 0, -1, 1)))), np.uint8)
+        whole, out = _guarded(blocks * block + int(_pick(random, (0, 0, 0, 0, 0, -1, 1, block))), np.float32)
+        given = _pick(random, DISGUISES)(data)
+        target = out if random.random() < 0.8 else _pick(random, DISGUISES)(out)
+        try:
+            _native.decode(name, given, target)
+            done += 1
+        except (TypeError, ValueError):
+            pass
+        try:
+            assert 0 <= _native.nonfinite(name, given) <= len(given) // size
+        except (TypeError, ValueError):
+            pass
+        assert _intact(whole)
+    assert done > 1000
+
+
+def test_python_face_survives_anything() -> None:
+    """Shapes and types that the binding never sees: the errors are those of the docstrings."""
+    random, done = np.random.default_rng(3), 0
+    names = (*kernels.TYPES, "I32", "F8_E4M3FNUZ", "Q9")
+    shapes = ((), (0,), (256,), (2, 256), (3, 2, 512), (2, 100), (0, 256), (256, 0), (2, 0, 256), (1, 32), (5, 33))
+    odd = ((2**40, 2**40), (-1, 256), (2**62,), (0, -256), (3, 256), (256,), (0,))
+    for _ in range(3000):
+        name, shape = _pick(random, names), _pick(random, shapes)
+        x = np.asarray(_floats(random, int(np.prod(shape)))).reshape(shape)
+        weights = None if random.random() < 0.5 else abs(_floats(random, int(_pick(random, (32, 256, 512)))))
+        given = _pick(random, DISGUISES[:14])(x) if x.size > 1 and random.random() < 0.5 else x
+        try:
+            data = kernels.quantize(given, name, weights=weights, threads=int(random.integers(1, 4)))
+            back = kernels.dequantize(data, name, _pick(random, (np.shape(given), *odd)))
+            assert back.size == np.size(given)
+            done += 1
+        except (TypeError, ValueError, QuantizationError):
+            pass
+    assert done > 100
 
 
 def test_environment_chooses_the_instruction_set() -> None:
