@@ -117,10 +117,10 @@ def test_a_plugin_that_fails_to_sniff_is_passed_over(tmp_path: Path) -> None:
     module = GOOD + "FORMAT = Format('bad', (), None, '', frozenset(), lambda p, s: 1 // 0, lambda p: 1 // 0)\n"
     install_broken(tmp_path / "site", "bad", module, "bad:FORMAT")
     header = b'{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    (tmp_path / "in.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    result = run(tmp_path / "site", tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    (tmp_path / "in.weights").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    result = run(tmp_path / "site", tmp_path / "in.weights", tmp_path / "out.safetensors")
     assert result.returncode == 0
-    assert "failed to look at in.safetensors" in result.stderr
+    assert "failed to look at in.weights" in result.stderr
 
 
 def test_a_plugin_that_fails_to_read_is_one_message(tmp_path: Path) -> None:
