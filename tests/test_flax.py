@@ -141,6 +141,7 @@ UNSUPPORTED = {
     "timestamp": maps(a=GOOD, b=ext(-1, b"\0\0\0\0")),
     "deep": b"\x81\xa1a" * 100_000 + GOOD,
     "long paths": b"\x81\xda\x0f\x00" + b"k" * 3840 + b"\xdd\x00\x01\x00\x00" + b"\xc0" * (1 << 16),
+    "many leaves": maps(a=GOOD, b=b"\xdd\x00\x00\x40\x01" + b"\xc0" * ((1 << 14) + 1)),
     "deep arrays": maps(b=b"\x91" * 100_000 + b"\xc0", a=GOOD),
     "long text": maps(a=GOOD, b=b"\xdb" + struct.pack(">I", 70000) + b"x" * 70000),
 }

@@ -62,6 +62,7 @@ NAMES = {ours: theirs for theirs, ours in TYPES.items()}
 MAX_DEPTH = 64
 MAX_NODES = 1 << 18
 MAX_KEY = 4096
+MAX_LEAVES = 1 << 14  # that are no arrays
 MAX_PATHS = 32 << 20  # characters, of all paths together
 MAX_LEAF = 1 << 16
 
@@ -270,6 +271,8 @@ def _walk(mapped: MappedFile) -> _Tree:
         elif token.kind == "ext" and token.code in (NDARRAY, SCALAR):
             tree.arrays[at] = _array(wire, token, ".".join(at))
         else:
+            if len(tree.leaves) >= MAX_LEAVES:
+                raise UnsupportedFeature(f"{mapped.path}: more than {MAX_LEAVES} values that are no arrays")
             tree.leaves[at] = _leaf(wire, token, ".".join(at))
     if wire.position != mapped.size:
         raise CorruptFile(f"{mapped.path}: {mapped.size - wire.position} bytes follow the end of the map")
