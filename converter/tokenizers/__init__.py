@@ -188,7 +188,7 @@ class _Job:
             more = " (tekken.json alone is not read)" if "tekken.json" in self.files else ""
             return MissingPart(
                 f"no tokenizer in the model's folder{more}: tokenizer.model, tokenizer.json, vocab.json or vocab.txt "
-                "is needed"
+                "is needed\n--config DIR takes it from another folder, --no-tokenizer does without"
             )
         has_json = self.files.first("tokenizer.json", "vocab.json", "vocab.txt") is not None
         kind = self._read_vocabulary().kind if has_json else "SentencePiece"
