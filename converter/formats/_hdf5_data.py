@@ -72,7 +72,11 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset; its bytes are `compact`, lie at `address`, are in `chunks`, or (none of these) all `fill`; an empty one is zero."""
+    """One dataset.
+
+    Its bytes are `compact`, lie at `address`, are in `chunks`, or (none of these) are all `fill`, which is zero where
+    it is empty.
+    """
 
     file: Hdf5File
     path: str

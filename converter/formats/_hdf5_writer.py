@@ -150,7 +150,7 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
         raise UnsupportedFeature(f"{target}: splitting is for GGUF output only")
     root, places = _tree(target, checkpoint)
     texts = _Texts()
-    for place, each in places.items():
+    for each in places.values():
         name = _OPAQUE_NAMES.get(each.tensor.info.dtype.name) if each.tensor is not None else None
         if name is not None:
             each.attributes.append(("dtype", *texts.add(name)))
