@@ -180,7 +180,7 @@ def test_legacy_names_and_key() -> None:
 def test_layers_get_their_own_names() -> None:
     with open_checkpoint(FIXTURES / "weights.h5") as checkpoint:
         values = {name: tensor.array().max() for name, tensor in checkpoint.tensors.items()}
-        assert values == {"layers/first/vars/0": 5, "layers/dense/vars/0": 5}
+        assert values == {"layers/first/vars/0": ord("f"), "layers/dense/vars/0": ord("d")}
         assert [tensor.source.split("@")[1] for tensor in checkpoint.tensors.values()] == [
             "layers/dense/vars/0", "layers/dense_1/vars/0",
         ]  # fmt: skip
@@ -212,7 +212,7 @@ def test_keras_archive(tmp_path: Path) -> None:
         assert checkpoint.metadata["model_config"] == "[" * 9999
         assert checkpoint.events[0] == Dropped("assets/vocabulary.txt", "an asset of the Keras archive")
     raw = bytearray(path.read_bytes())
-    raw[raw.index(np.full(4, 5, "<f4").tobytes())] ^= 1
+    raw[raw.index(np.full(4, ord("f"), "<f4").tobytes())] ^= 1
     path.write_bytes(raw)
     with pytest.raises(CorruptFile, match="CRC-32"):
         read_all(path)
@@ -409,6 +409,18 @@ def test_written_for_h5py(tmp_path: Path) -> None:
         assert file["B/BOOL"].dtype == bool and file["F/F16"].dtype == np.float16
         assert file["B/BF16"].attrs["dtype"] == "bfloat16"
         assert file["B/BF16"][()].view(ml_dtypes.bfloat16).astype("f4").max() == 23
+
+
+def test_weights_go_back_where_keras_looks(tmp_path: Path) -> None:
+    """Also through another format: the groups are called by class again, with the layers' names beside them."""
+    assert main([str(FIXTURES / "weights.h5"), str(tmp_path / "x.safetensors")]) == 0
+    assert main([str(tmp_path / "x.safetensors"), str(tmp_path / "x.weights.h5")]) == 0
+    with open_checkpoint(FIXTURES / "weights.h5") as before, open_checkpoint(tmp_path / "x.weights.h5") as after:
+        assert after.metadata == before.metadata
+        for name, tensor in before.tensors.items():
+            again = after.tensors[name]
+            assert again.source.split("@")[1] == tensor.source.split("@")[1]
+            assert again.array().tobytes() == tensor.array().tobytes()
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UnsupportedFeature, short
+from converter.formats._hdf5_names import by_class, restored
 from converter.formats._hdf5_reader import (
     ATTRIBUTE,
     FILL,
@@ -141,7 +142,8 @@ def _attribute(name: str, length: int, heap: int, number: int) -> bytes:
 def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
     """One file: names are split at slashes into groups, metadata are attributes.
 
-    `path@name` becomes the attribute `name` of what lies at `path`, everything else one of the root.
+    `path@name` becomes the attribute `name` of what lies at `path`, everything else one of the root. What came from
+    Keras' `.weights.h5` goes back to the groups that Keras looks for.
 
     Raises:
         UnsupportedFeature: a type, a name or a rank that HDF5 cannot hold, or a split.
@@ -175,9 +177,11 @@ def _tree(target: Path, checkpoint: Checkpoint) -> tuple[_Object, dict[str, _Obj
     """The groups and datasets, and each by its path."""
     root = _Object()
     places = {"": root}
+    back = by_class(checkpoint.metadata)
     for tensor in checkpoint.tensors.values():
         _check(target, tensor)
-        parts, group = tensor.name.split("/"), root
+        path = restored(tensor.name, back)
+        parts, group = path.split("/"), root
         for i, part in enumerate(parts[:-1]):
             group = group.below.setdefault(part, _Object())
             places["/".join(parts[: i + 1])] = group
@@ -185,7 +189,7 @@ def _tree(target: Path, checkpoint: Checkpoint) -> tuple[_Object, dict[str, _Obj
                 raise UnsupportedFeature(f"{target}: {short(tensor.name)} would lie within another tensor")
         if parts[-1] in group.below:
             raise UnsupportedFeature(f"{target}: other tensors would lie within {short(tensor.name)}")
-        places[tensor.name] = group.below[parts[-1]] = _Object(tensor)
+        places[path] = group.below[parts[-1]] = _Object(tensor)
     return root, places
 
 

@@ -18,6 +18,7 @@ from converter.checkpoint import Checkpoint
 from converter.dtypes import DTYPES, DType
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, UsageError, short
 from converter.formats._hdf5_data import Bands, Dataset, dataset, stored_bytes
+from converter.formats._hdf5_names import VARIABLES, layered
 from converter.formats._hdf5_reader import (
     LAYOUT,
     LINK,
@@ -48,7 +49,6 @@ MAX_CONFIG = 64 << 20
 TEXTS = {CONFIG: "model_config", KERAS_METADATA: "keras_metadata"}
 OPTIMIZER = ("optimizer_weights/", "optimizer/")
 MODEL, LAYER_NAMES, WEIGHT_NAMES = "model_weights", "layer_names", "weight_names"
-LAYERS, VARIABLES = "layers", "vars"
 
 
 def sniff(path: Path, start: bytes) -> bool:
@@ -283,7 +283,9 @@ def _names(path: Path, tree: Tree) -> tuple[dict[str, str], list[Event]]:
     if _lists(tree, top):
         names.update(_legacy(path, tree, top))
     else:
-        names = {place: _layered(place, tree) for place in tree.datasets}
+        below = {place: own.text("name") for place, own in tree.attributes.items() if place.endswith(VARIABLES)}
+        titles = {place.removesuffix(VARIABLES): title for place, title in below.items() if title is not None}
+        names = {place: layered(place, titles) for place in tree.datasets}
     if len(set(names.values())) < len(names):
         return {place: place for place in tree.datasets}, [Note("its weights' names are not unique; paths are used")]
     return names, []
@@ -310,18 +312,6 @@ def _legacy(path: Path, tree: Tree, top: str) -> Iterator[tuple[str, str]]:
             if place not in tree.datasets:
                 raise MissingPart(f"{path}: weight {short(weight)} of layer {short(layer)} is listed and is not there")
             yield place, weight if weight.startswith(layer + "/") else f"{layer}/{weight}"
-
-
-def _layered(place: str, tree: Tree) -> str:
-    """The path with layers under their own names, which `vars` has, instead of those made from their classes."""
-    parts = place.split("/")
-    result = list(parts)
-    for i in range(1, len(parts) - 1):
-        own = tree.attributes.get("/".join((*parts[: i + 1], VARIABLES)))
-        name = own.text("name") if own is not None and parts[i - 1] == LAYERS else None
-        if name and "/" not in name and name.isprintable():
-            result[i] = name
-    return "/".join(result)
 
 
 # ------------------------------------------------------------------------------------------------- tensors
