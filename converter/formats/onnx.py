@@ -18,6 +18,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,12 @@ class _Schema:
     once: Mapping[int, tuple[str, tuple[int, ...]]]
     many: Mapping[int, tuple[str, tuple[int, ...]]]
 
+    @cached_property
+    def rules(self) -> dict[int, tuple[str, tuple[int, ...], bool]]:
+        """Field number -> name, wire types, whether it stands once at most."""
+        once = {number: (*rule, True) for number, rule in self.once.items()}
+        return {**once, **{number: (*rule, False) for number, rule in self.many.items()}}
+
 
 _MODEL = _Schema(
     "the model",
@@ -156,7 +163,14 @@ _TENSOR = _Schema(
 _ENTRY = _Schema("a key with its text", {1: ("key", _B), 2: ("value", _B)}, {})
 _TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
-_Message = dict[str, list[Field]]
+
+class _Message(dict[str, list[Field]]):
+    """The fields of a message by name; one that is absent is empty."""
+
+    def __missing__(self, name: str) -> list[Field]:
+        return []
+
+
 _Span = tuple[int, int]
 
 
@@ -259,18 +273,18 @@ class _Model:
         Raises:
             CorruptFile: a wrong wire type, or a field that stands twice where one is meant.
         """
-        names = [name for name, _ in (*schema.once.values(), *schema.many.values())]
-        found: _Message = {name: [] for name in names}
+        rules, found = schema.rules, _Message()
         for field in fields(self._data, *span, self.path):
-            rule = schema.once.get(field.number) or schema.many.get(field.number)
+            rule = rules.get(field.number)
             if rule is None:
                 continue
-            name, wires = rule
+            name, wires, once = rule
             if field.wire not in wires:
                 raise CorruptFile(f"{self.path}: {name} of {schema.name} at offset {field.start} is of another type")
-            if found[name] and field.number in schema.once:
+            before = found.setdefault(name, [])
+            if before and once:
                 raise CorruptFile(f"{self.path}: {name} of {schema.name} at offset {field.start} stands twice")
-            found[name].append(field)
+            before.append(field)
         return found
 
     def _text(self, found: Sequence[Field], limit: int = MAX_NAME) -> str:
@@ -301,9 +315,9 @@ class _Model:
         """Take the tensors of one graph or function; yields the graphs in its nodes."""
         graph = self._gather(span, schema)
         before = len(self._found)
-        if graph.get("sparse_initializer"):
+        if graph["sparse_initializer"]:
             raise UnsupportedFeature(f"{self.path}: sparse initializers; make them dense before converting")
-        for field in graph.get("initializer", ()):
+        for field in graph["initializer"]:
             self._initializer(_span(field), scope)
         if schema is _FUNCTION:
             scope = (self._text(graph["name"]),)
@@ -429,7 +443,10 @@ class _Model:
         for field in dims:
             if field.stop - field.start > 10 * MAX_AXES or len(sizes) > MAX_AXES:
                 break
-            sizes += varints(self._view(_span(field)), self.path).view(np.int64).tolist()
+            if field.wire == VARINT:
+                sizes.append(field.signed)
+            else:
+                sizes += varints(self._view(_span(field)), self.path).view(np.int64).tolist()
         else:
             if len(sizes) <= MAX_AXES:
                 if any(size < 0 for size in sizes):
