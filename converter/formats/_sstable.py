@@ -221,10 +221,10 @@ def unsnappy(data: memoryview, path: Path) -> bytes:
             seed = out[-offset:][:length]
             piece = memoryview((seed * -(-length // len(seed)))[:length])
         if len(piece) != length or position > len(data) or len(out) + length > size:
-            break
+            raise CorruptFile(f"{path}: a compressed block is damaged")
         out += piece
-    if position != len(data) or len(out) != size:
-        raise CorruptFile(f"{path}: a compressed block is damaged")
+    if len(out) != size:
+        raise CorruptFile(f"{path}: a compressed block is shorter than it says")
     return bytes(out)
 
 
