@@ -26,6 +26,16 @@ def format_rows() -> list[dict[str, Any]]:
     ]
 
 
+def format_markdown() -> str:
+    """The table of formats for the README."""
+    rows = format_rows()
+    lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
+    for row in rows:
+        cells = [("yes" if value else "") if isinstance(value, bool) else str(value) for value in row.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def quant_rows() -> list[dict[str, Any]]:
     """One row per recipe, from the widest type to the narrowest."""
     rows = [
