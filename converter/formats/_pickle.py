@@ -20,7 +20,7 @@ MAX_NBYTES = 128 << 20
 # Bounds of time and memory: an opcode makes at most one value of about 100 bytes, whatever text it carries.
 MAX_OPCODES = 8 << 20
 HIGHEST_PROTOCOL = 5
-_MAX_LINE = 1 << 10
+_MAX_LINE = 1 << 16
 _MAX_INT_BYTES = 16  # the magic number of torch's stream files has 10
 
 
@@ -104,14 +104,21 @@ class PickleMachine:
     def uint(self, width: int) -> int:
         return int.from_bytes(self.take(width), "little")
 
-    def line(self) -> str:
-        """Text up to the next line feed, without it."""
-        raw = bytes(self._data[self.position : self.position + _MAX_LINE])
-        end = raw.find(b"\n")
+    def raw_line(self) -> bytes:
+        """Bytes up to the next line feed, without it."""
+        window, end = 128, -1
+        while end < 0 and window < _MAX_LINE:
+            window *= 2
+            raw = bytes(self._data[self.position : self.position + window])
+            end = raw.find(b"\n")
         if end < 0:
             raise ValueError("a line does not end")
         self.position += end + 1
-        return raw[:end].decode("utf-8")
+        return raw[:end]
+
+    def line(self) -> str:
+        """The next line as text."""
+        return self.raw_line().decode("utf-8")
 
     # --------------------------------------------------------------------------------------- the machine
 
@@ -184,7 +191,7 @@ class PickleMachine:
         self.push(_whole(text[1:-1].encode("ascii").decode("unicode_escape")))
 
     def unicode_line(self) -> None:
-        self.push(_whole(self.line().encode("ascii").decode("raw_unicode_escape")))
+        self.push(_whole(self.raw_line().decode("raw_unicode_escape")))
 
     def long(self, width: int) -> None:
         size = self.uint(width)

@@ -26,7 +26,7 @@ MODEL_KEYS = (
 ALL = "."
 # Shared lists can make a small pickle an endless tree, so the walk is bounded.
 MAX_DEPTH = 100
-MAX_NODES = 1 << 21
+MAX_NODES = 1 << 20
 MAX_TENSORS = 1 << 18
 MAX_NAME = 1024
 MAX_NAMES = 64 << 20
@@ -116,8 +116,18 @@ def _children(value: Any) -> Iterable[tuple[str, Any]] | None:
 # ------------------------------------------------------------------------------------------- selection
 
 
-def select(file: TorchFile, tree: Tree, key: str | None) -> tuple[dict[str, LazyTensor], dict[str, str], list[Event]]:
-    """The tensors under `key` (by default the model's), metadata, and what is to be said.
+@dataclass(frozen=True)
+class Selection:
+    """The tensors that were asked for; `tied` says of a name which name before it has the same bytes."""
+
+    tensors: dict[str, LazyTensor]
+    tied: dict[str, str]
+    metadata: dict[str, str]
+    events: list[Event]
+
+
+def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
+    """The tensors under `key` (by default the model's), and what is to be said of the rest.
 
     Raises:
         UsageError: nothing is called so.
@@ -141,8 +151,8 @@ def select(file: TorchFile, tree: Tree, key: str | None) -> tuple[dict[str, Lazy
     total = sum(tensor.info.nbytes for tensor in tensors.values())
     if total > MAX_EXPANSION * file.mapped.size + FREE_EXPANSION:
         raise UnsupportedFeature(f"{path}: {file.mapped.size} bytes that expand to {total} are refused")
-    events = [*file.events, *_left_out(file, tree, chosen), *_shared(wanted)]
-    return tensors, {**({} if file.script else tree.scalars), "format": "pt"}, events
+    events = [*file.events, *_left_out(file, tree, chosen)]
+    return Selection(tensors, _tied(wanted), {**({} if file.script else tree.scalars), "format": "pt"}, events)
 
 
 def _top(name: str) -> str:
@@ -164,30 +174,29 @@ def _left_out(file: TorchFile, tree: Tree, chosen: str) -> Iterator[Event]:
     for name, count in list(rest.items())[:_SHOWN]:
         yield Dropped(short(name)[1:-1], f"{count} tensors beside {chosen!r}; --key {short(name)[1:-1]} takes them")
     if len(rest) > _SHOWN:
-        yield Dropped(_listed(list(rest)[_SHOWN:]), f"more tensors beside {chosen!r}")
+        yield Dropped(listed(list(rest)[_SHOWN:]), f"more tensors beside {chosen!r}")
     if file.script:
         yield Note("TorchScript: only tensors are read, neither programs nor settings")
         return
     if tree.scalars:
-        yield Note(f"beside the tensors, kept as metadata where the output has any: {_listed(list(tree.scalars))}")
+        yield Note(f"beside the tensors, kept as metadata where the output has any: {listed(list(tree.scalars))}")
     if others := {name: count for name, count in tree.others.items() if name not in rest}:
-        yield MetadataLost(_listed(list(others)), f"{sum(others.values())} values that are neither tensors nor plain")
+        yield MetadataLost(listed(list(others)), f"{sum(others.values())} values that are neither tensors nor plain")
 
 
-def _shared(wanted: dict[str, Tensor | Refused]) -> Iterator[Event]:
-    """Tied tensors are two names over the same bytes; a file of plain tensors holds both."""
+def _tied(wanted: dict[str, Tensor | Refused]) -> dict[str, str]:
     first: dict[tuple[Any, ...], str] = {}
-    pairs = []
+    tied = {}
     for name, value in wanted.items():
         if isinstance(value, Tensor) and 0 not in value.shape:
             same = (value.storage.key, value.storage.start, value.offset, value.dtype.name, value.shape, value.stride)
             if first.setdefault(same, name) != name:
-                pairs.append(f"{name} = {first[same]}")
-    if pairs:
-        yield Note(f"tied tensors, written under each of their names: {_listed(pairs)}")
+                tied[name] = first[same]
+    return tied
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first few of some names out of a file, for an event."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(short(name)[1:-1] for name in names[:_SHOWN]) + more
 
@@ -202,8 +211,9 @@ def _lazy(file: TorchFile, name: str, value: Tensor | Refused) -> LazyTensor:
     check_elements(path, name, value.shape)
     info, storage = TensorInfo(name, value.shape, value.dtype), value.storage
     steps = sum((n - 1) * step for n, step in zip(value.shape, value.stride, strict=True))
+    # An empty tensor may point anywhere.
     extent = (1 + steps) * value.dtype.type_size if info.n_elements else 0
-    start = storage.start_nbytes + value.offset * value.dtype.type_size
+    start = storage.start_nbytes + value.offset * value.dtype.type_size if extent else 0
     if start + extent > storage.nbytes:
         raise CorruptFile(f"{path}: {what} needs bytes {start} to {start + extent} of a storage of {storage.nbytes}")
     record = file.record(storage)

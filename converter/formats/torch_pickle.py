@@ -7,21 +7,22 @@ a file is imported, looked up or called. Tensors stay in the file until they are
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.dtypes import DTYPES
 from converter.errors import CorruptFile, UsageError, short
 from converter.formats._torch_files import open_file
-from converter.formats._torch_tree import grow, select
+from converter.formats._torch_tree import grow, listed, select
 from converter.formats._torch_values import TYPES
 from converter.formats._torch_write import layout
 from converter.formats._zip import LOCAL, LOCAL_HEADER
 from converter.formats.base import Format, read_json
 from converter.formats.safetensors import check_index, folder_assets, indexed
 from converter.mapped import MappedFile
-from converter.report import Event
+from converter.report import Event, Note
 from converter.tensor import LazyTensor
 
 EXTENSIONS = (".pt", ".pth", ".bin", ".ckpt")
@@ -29,6 +30,7 @@ INDEX_SUFFIX = ".bin.index.json"
 # Protocol, then an opcode; a number in a binary header (640 is 80 02 00 00) has a zero there.
 _PICKLE = re.compile(rb"\x80[\x01-\x05][^\x00]", re.DOTALL)
 _TAR_MAGIC = 257
+HEAD = "lm_head.weight"
 
 
 def sniff(path: Path, start: bytes) -> bool:
@@ -83,6 +85,7 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
     tensors: dict[str, LazyTensor] = {}
     owner: dict[str, Path] = {}
     metadata: dict[str, str] = {}
+    tied: dict[str, str] = {}
     events: list[Event] = []
     checks = []
     try:
@@ -90,17 +93,19 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
         for name in files:
             maps.append(MappedFile(name))
             file = open_file(maps[-1])
-            found, texts, remarks = select(file, grow(file), key)
-            for twice in found.keys() & tensors.keys():
+            found = select(file, grow(file), key)
+            for twice in found.tensors.keys() & tensors.keys():
                 raise CorruptFile(f"{name}: tensor {short(twice)} is also in {owner[twice].name}")
-            tensors.update(found)
-            owner.update(dict.fromkeys(found, name))
-            metadata.update(texts)
-            events.extend(remarks)
+            tensors.update(found.tensors)
+            tied.update(found.tied)
+            owner.update(dict.fromkeys(found.tensors, name))
+            metadata.update(found.metadata)
+            events.extend(found.events)
             checks.append(file.check)
         if expected is not None:
             check_index(path, expected, owner)
         config = read_json(assets["config.json"]) if "config.json" in assets else {}
+        events.extend(_untie(tensors, tied, config))
     except BaseException:
         for mapped in maps:
             mapped.close()
@@ -118,6 +123,19 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
         closers=tuple(mapped.close for mapped in maps),
         checks=tuple(checks),
     )
+
+
+def _untie(tensors: dict[str, LazyTensor], tied: dict[str, str], config: Mapping[str, Any]) -> Iterator[Event]:
+    """Tied tensors are written under each of their names, but for a head that config.json says is the embedding.
+
+    That is also what transformers leaves out when it writes safetensors.
+    """
+    if HEAD in tied and config.get("tie_word_embeddings") is True:
+        yield Note(f"{HEAD}: left out, it is {tied.pop(HEAD)} (tie_word_embeddings)")
+        del tensors[HEAD]
+    if tied:
+        pairs = [f"{name} = {first}" for name, first in tied.items()]
+        yield Note(f"tied tensors, written under each of their names: {listed(pairs)}")
 
 
 FORMATS = (
