@@ -18,6 +18,7 @@ whatever its unit (elements or packed bytes).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
@@ -37,7 +38,7 @@ REACHES = ("rows", "values", "whole")
 
 
 @dataclass(frozen=True)
-class Op:
+class Op(ABC):
     """One operation. Frozen and hashable, so equal work is done once."""
 
     exact: ClassVar[bool] = True
@@ -50,17 +51,17 @@ class Op:
         """The op with every size expression evaluated."""
         return replace(self, **{f.name: _bound(getattr(self, f.name), sizes) for f in fields(self)})
 
+    @abstractmethod
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Shapes of the result; what does not fit is a ShapeMismatch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
         """The result on real arrays, elements or rows alike."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse(self) -> Op:
         """The op that undoes this one."""
-        raise NotImplementedError
 
 
 def _bound(value: Any, sizes: Sizes) -> Any:
