@@ -278,6 +278,18 @@ def test_a_bomb_that_tells_the_truth(tmp_path: Path) -> None:
     refused(tmp_path, content, UnsupportedFeature, "expand to 125829120 are refused")
 
 
+def test_a_deflated_view_over_too_much(tmp_path: Path) -> None:
+    nbytes = 120 << 20
+    body = dictionary({"w": tensor(storage(numel=nbytes // 4), 0, (2,), (nbytes // 4 - 1,))})
+    content = zipped([*members(body, {}).values(), Member("archive/data/0", bytes(nbytes), deflate=True)])
+    refused(tmp_path, content, UnsupportedFeature, "expand to 125829120 are refused")
+
+
+def test_a_pickle_that_would_take_long(tmp_path: Path) -> None:
+    part = members(b"(" + b"}" * (3 << 20), {})["data.pkl"]
+    refused(tmp_path, zipped([part.with_(deflate=True)]), CorruptFile, "has more than 10[0-9]{5} opcodes")
+
+
 def test_storages_that_nobody_uses_are_said(tmp_path: Path) -> None:
     with opened(tmp_path, with_more(Member("archive/data/7", b"hidden"))) as checkpoint:
         assert checkpoint.events == (Dropped("archive/data/7", "no tensor uses it"),)

@@ -45,8 +45,8 @@ class Instance:
 class PickleMachine:
     """Runs one pickle.
 
-    `find(module, name)` is the table, `persistent(pid)` what a persistent id stands for. After `run`, `position`
-    is behind the STOP opcode.
+    `find(module, name)` is the table, `persistent(pid)` what a persistent id stands for, `limit` the most opcodes.
+    After `run`, `position` is behind the STOP opcode.
     """
 
     def __init__(
@@ -56,11 +56,12 @@ class PickleMachine:
         what: str,
         find: Callable[[str, str], Any],
         persistent: Callable[[Any], Any],
+        limit: int = MAX_OPCODES,
     ) -> None:
         self.position = 0
         self._data = data
         self._path, self._what = path, what
-        self._find, self._persistent = find, persistent
+        self._find, self._persistent, self._limit = find, persistent, limit
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -75,7 +76,7 @@ class PickleMachine:
         """
         data, table, start = self._data, _OPCODES, self.position
         try:
-            for _ in range(MAX_OPCODES):
+            for _ in range(self._limit):
                 start = self.position
                 self.position += 1
                 table[data[start]](self)
@@ -89,7 +90,7 @@ class PickleMachine:
             raise CorruptFile(
                 f"{self._path}: {self._what} is not a proper pickle at byte {start} ({_plain(error)})"
             ) from None
-        raise CorruptFile(f"{self._path}: {self._what} has more than {MAX_OPCODES} opcodes")
+        raise CorruptFile(f"{self._path}: {self._what} has more than {self._limit} opcodes")
 
     # ------------------------------------------------------------------------------------------- reading
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature, short
-from converter.formats._pickle import MAX_NBYTES, PickleMachine
+from converter.formats._pickle import MAX_NBYTES, MAX_OPCODES, PickleMachine
 from converter.formats._torch_values import Names, Storage, storage_of
 from converter.formats._zip import LOCAL, Archive, Plain, Record, open_archive
 from converter.mapped import MappedFile
@@ -20,6 +20,7 @@ from converter.report import Dropped, Event, Note
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
+FREE_OPCODES = 1 << 20
 _MAX_SMALL = 1 << 10
 
 
@@ -121,7 +122,9 @@ def _member(archive: Archive, prefix: str, which: str, script: bool, used: dict[
         return _known(used, Storage(name, storage.type, storage.numel, storage.start))
 
     pickle = archive.small(f"{prefix}{which}.pkl", MAX_NBYTES)
-    machine = PickleMachine(pickle, path, f"{which}.pkl", names.find, persistent)
+    # Deflated, a small file could keep the machine busy for long; a real one has more bytes of data than opcodes.
+    limit = min(MAX_OPCODES, FREE_OPCODES + archive.mapped.size)
+    machine = PickleMachine(pickle, path, f"{which}.pkl", names.find, persistent, limit)
     value = _run(machine, names, path)
     if machine.position != len(pickle):
         raise CorruptFile(f"{path}: {len(pickle) - machine.position} bytes follow the end of {which}.pkl")

@@ -148,11 +148,14 @@ def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
         known = ", ".join(short(top)[1:-1] for top in list(dict.fromkeys(map(_top, tree.tensors)))[:8])
         raise UsageError(f"--key {chosen}: no tensor of {path.name} is called so (there are: {known})")
     tensors = {name: _lazy(file, name, value) for name, value in wanted.items()}
-    total = sum(tensor.info.nbytes for tensor in tensors.values())
-    if total > MAX_EXPANSION * file.mapped.size + FREE_EXPANSION:
-        raise UnsupportedFeature(f"{path}: {file.mapped.size} bytes that expand to {total} are refused")
+    _check_expansion(file, sum(tensor.info.nbytes for tensor in tensors.values()))
     events = [*file.events, *_left_out(file, tree, chosen)]
     return Selection(tensors, _tied(wanted), {**({} if file.script else tree.scalars), "format": "pt"}, events)
+
+
+def _check_expansion(file: TorchFile, nbytes: int) -> None:
+    if nbytes > MAX_EXPANSION * file.mapped.size + FREE_EXPANSION:
+        raise UnsupportedFeature(f"{file.mapped.path}: {file.mapped.size} bytes that expand to {nbytes} are refused")
 
 
 def _top(name: str) -> str:
@@ -222,6 +225,8 @@ def _lazy(file: TorchFile, name: str, value: Tensor | Refused) -> LazyTensor:
         return LazyTensor(info, _reader(record, info, start), source)
     # What is deflated is inflated once, and that is when all rows are taken in one go.
     whole, work = isinstance(record, Inflated), 2 * info.row_nbytes + 8 * len(info.shape)
+    if whole:
+        _check_expansion(file, extent)
     return LazyTensor(info, _gatherer(record, value, info, start, extent), source, (), work, whole)
 
 
