@@ -548,6 +548,19 @@ def test_key(tmp_path: Path, key: str, names: list[str]) -> None:
         assert list(checkpoint.tensors) == names
 
 
+def test_key_and_strict_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "m.ckpt", tmp_path / "m.safetensors"
+    source.write_bytes(tf.archive(TRAINING))
+    assert cli.main([str(source), str(target), "--strict", "--quiet"]) == 40
+    assert "optimizer: dropped" in capsys.readouterr().err
+    assert not target.exists()
+    assert cli.main([str(source), str(target), "--key", "optimizer", "--quiet"]) == 0
+    with open_checkpoint(target) as checkpoint:
+        assert list(checkpoint.tensors) == ["state.0.m"]
+        assert checkpoint.metadata["epoch"] == "3"
+    assert cli.main([str(source), str(target), "--key", "absent", "--force", "--quiet"]) == 2
+
+
 def test_a_key_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--key optim.*there are: model_state_dict, optimizer, ema"):
         opened(tmp_path, tf.archive(TRAINING), "optim")
