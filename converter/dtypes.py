@@ -21,7 +21,6 @@ class DType:
 
     `numpy` is the element type of dense encodings, None for blocked ones. `gguf` is the ggml type
     id and `safetensors` the header name, None where the format cannot hold the encoding.
-    `bits` is set for dense types smaller than a byte.
     """
 
     name: str

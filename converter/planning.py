@@ -39,7 +39,7 @@ from converter.report import Decoded, NamesKept, Report, Requantized, TypeFallba
 from converter.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
-# Resident memory of the interpreter with numpy and this package; measured, see docs/memory.md.
+# Resident memory of the interpreter with numpy and this package before anything is opened.
 BASE_MEMORY = 60 << 20
 
 
