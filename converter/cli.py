@@ -64,11 +64,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _size(text: str) -> int:
-    """`2G`, `500M`, `64K` or a plain number of bytes; decimal, as llama.cpp counts."""
-    match = re.fullmatch(r"(\d{1,15})([KMG]?)", text.strip().upper())
+    """`2G`, `500MB`, `64K` or a plain number of bytes; decimal, as llama.cpp and Hugging Face count."""
+    match = re.fullmatch(r"(\d{1,15})([KMGT]?)B?", text.strip().upper())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2G, 500M or 64K")
-    return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}[match[2]]
+    return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}[match[2]]
 
 
 def _pattern(text: str) -> tuple[str, str]:
@@ -102,8 +102,11 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("-f", "--force", action="store_true", help="replace an existing output")
     add("--strict", action="store_true", help="fail on any loss: fallback, overflow, NaN, dropped tensor")
-    add("--split-max-size", type=_size, metavar="SIZE", help="start a new GGUF shard at this size (2G, 500M)")
-    add("--split-max-tensors", type=_positive, metavar="N", help="start a new GGUF shard after N tensors")
+    add(
+        "--split-max-size", "--shard-size", type=_size, metavar="SIZE",
+        help="start a new shard at this size (2G, 500MB): GGUF, safetensors, PyTorch, folders",
+    )
+    add("--split-max-tensors", type=_positive, metavar="N", help="start a new shard after N tensors")
     add("-j", "--threads", type=_positive, metavar="N", help="workers (default: all processors)")
 
 

@@ -17,7 +17,7 @@ from converter.crc import combine_all
 from converter.errors import UnsupportedFeature, short
 from converter.formats import _zip
 from converter.formats._torch_values import STORAGES, TYPES
-from converter.formats.base import FileLayout, Layout, Slot, WriteOptions
+from converter.formats.base import FileLayout, Layout, Slot, WriteOptions, sharded
 from converter.tensor import LazyTensor, TensorInfo
 
 FOLDER = "archive"  # torch names it after the file; a constant keeps the bytes independent of that
@@ -96,13 +96,14 @@ class _Member:
 
 
 def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
-    """One archive whose pickle is a plain dict of tensors, in the order given; each has its own storage.
+    """One archive, or shards with their index, as transformers wrote `pytorch_model.bin`.
+
+    An archive's pickle is a plain dict of tensors, in the order given; each has its own storage.
 
     Raises:
-        UnsupportedFeature: a type that PyTorch has not, or a split.
+        UnsupportedFeature: a type that PyTorch has not.
+        UsageError: a limit that is not positive.
     """
-    if options.split_max_size is not None or options.split_max_tensors is not None:
-        raise UnsupportedFeature(f"{target}: splitting is for GGUF output only")
     tensors = list(checkpoint.tensors.values())
     for tensor in tensors:
         if tensor.info.dtype.name not in _TYPE_NAME:
@@ -110,6 +111,10 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
                 f"{target}: tensor {short(tensor.name)} is {tensor.info.dtype}, which PyTorch cannot hold; "
                 "pass --dtype f16, bf16 or f32 to decode it"
             )
+    return sharded(target, tensors, options, _file)
+
+
+def _file(path: Path, tensors: Sequence[LazyTensor]) -> FileLayout:
     members = _members(tensors)
     directory = members[-1].end
     size = directory + sum(len(member.entry(0)) for member in members)
@@ -119,10 +124,10 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
     def finish(crcs: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         return _finish(members, crcs)
 
-    return Layout((FileLayout(target, b"", slots, size, finish),))
+    return FileLayout(path, b"", slots, size, finish)
 
 
-def _members(tensors: list[LazyTensor]) -> list[_Member]:
+def _members(tensors: Sequence[LazyTensor]) -> list[_Member]:
     plan: list[tuple[str, int, bytes | None, LazyTensor | None]] = []
     for name, known in (("data.pkl", pickle_of([tensor.info for tensor in tensors])), *_BEFORE):
         plan.append((name, len(known), known, None))

@@ -13,6 +13,7 @@ from typing import Any
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, OutputError, UsageError, short
 from converter.mapped import regular_size
+from converter.report import Event
 from converter.tensor import LazyTensor
 
 
@@ -41,9 +42,17 @@ class FileLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything a writer wants written, computed from names, shapes and types alone."""
+    """Everything a writer wants written, computed from names, shapes and types alone.
+
+    Attributes:
+        files: what to write.
+        folder: the folder that they make together, created where it is absent; None for files beside each other.
+        events: what the writer has to say.
+    """
 
     files: tuple[FileLayout, ...]
+    folder: Path | None = None
+    events: tuple[Event, ...] = ()
 
     @property
     def size(self) -> int:
@@ -54,7 +63,7 @@ class Layout:
 class WriteOptions:
     """What a user can ask of a writer. A writer that cannot do it says so.
 
-    Sizes are bytes.
+    `split_max_size` is the bytes of tensors in a shard, `split_max_tensors` their number.
     """
 
     split_max_size: int | None = None
@@ -247,3 +256,40 @@ def split_evenly(sizes: Sequence[int], options: WriteOptions) -> list[list[int]]
         shards[-1].append(index)
         filled += size
     return shards
+
+
+INDEX = ".index.json"
+
+
+def sharded(
+    target: Path,
+    tensors: Sequence[LazyTensor],
+    options: WriteOptions,
+    file: Callable[[Path, Sequence[LazyTensor]], FileLayout],
+) -> Layout:
+    """One file, or shards `name-00001-of-00003.ext` and their index `name.ext.index.json`; `file` lays out one of them.
+
+    Source: huggingface_hub's `split_state_dict_into_shards_factory` (what goes where, names, index) and transformers'
+    `save_pretrained` (the index as text). Where a tensor is above the limit, which gives it a shard of its own, ours
+    stay in the order of the tensors.
+
+    Raises:
+        UsageError: a limit that is not positive.
+    """
+    groups = split_evenly([tensor.info.nbytes for tensor in tensors], options)
+    if len(groups) == 1:
+        return Layout((file(target, tensors),))
+    files, weight_map = [], {}
+    for number, group in enumerate(groups, 1):
+        path = target.with_name(f"{target.stem}-{number:05d}-of-{len(groups):05d}{target.suffix}")
+        files.append(file(path, [tensors[index] for index in group]))
+        weight_map.update((tensors[index].name, path.name) for index in group)
+    total = sum(tensor.info.nbytes for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    text = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+    return Layout((*files, whole_file(target.with_name(target.name + INDEX), text)))
+
+
+def whole_file(path: Path, content: bytes) -> FileLayout:
+    """A small file whose content is known."""
+    return FileLayout(path, content, (), len(content))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from converter.formats.base import (
     child,
     parse_json,
     read_json,
+    sharded,
 )
 from converter.mapped import MappedFile
 from converter.tensor import LazyTensor, Rows, TensorInfo
@@ -213,24 +214,30 @@ def _tensor(mapped: MappedFile, info: TensorInfo, offset: int) -> LazyTensor:
 
 
 def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
-    """One file: tensors sorted by falling alignment, then name, as the reference writes them.
+    """One file, or shards with their index; a file's tensors by falling alignment, then name, as the reference does.
 
     Raises:
-        UnsupportedFeature: a type that safetensors cannot hold, or a split, which it does not do yet.
+        UnsupportedFeature: a type that safetensors cannot hold.
+        UsageError: a limit that is not positive.
     """
-    if options.split_max_size is not None or options.split_max_tensors is not None:
-        raise UnsupportedFeature(f"{target}: splitting is for GGUF output only")
-    header: dict[str, Any] = {}
-    if checkpoint.metadata:
-        header["__metadata__"] = dict(checkpoint.metadata)
-    ordered = sorted(checkpoint.tensors.values(), key=lambda t: (-t.info.dtype.type_size, t.name))
-    offset, offsets = 0, []
-    for tensor in ordered:
+    for tensor in checkpoint.tensors.values():
         if tensor.info.dtype.safetensors is None:
             raise UnsupportedFeature(
                 f"{target}: tensor {short(tensor.name)} is {tensor.info.dtype}, which safetensors cannot hold; "
                 "pass --dtype f16, bf16 or f32 to decode it"
             )
+
+    def file(path: Path, tensors: Sequence[LazyTensor]) -> FileLayout:
+        return _file(path, tensors, checkpoint.metadata)
+
+    return sharded(target, list(checkpoint.tensors.values()), options, file)
+
+
+def _file(path: Path, tensors: Sequence[LazyTensor], metadata: Mapping[str, str]) -> FileLayout:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    ordered = sorted(tensors, key=lambda t: (-t.info.dtype.type_size, t.name))
+    offset, offsets = 0, []
+    for tensor in ordered:
         end = offset + tensor.info.nbytes
         header[tensor.name] = {
             "dtype": tensor.info.dtype.safetensors, "shape": list(tensor.info.shape), "data_offsets": [offset, end],
@@ -241,7 +248,7 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
     text += b" " * (-len(text) % 8)
     data = 8 + len(text)
     slots = tuple(Slot(data + start, tensor) for start, tensor in zip(offsets, ordered, strict=True))
-    return Layout((FileLayout(target, len(text).to_bytes(8, "little") + text, slots, data + offset),))
+    return FileLayout(path, len(text).to_bytes(8, "little") + text, slots, data + offset)
 
 
 FORMATS = (

@@ -19,14 +19,15 @@ from converter.formats._torch_tree import grow, listed, select
 from converter.formats._torch_values import TYPES
 from converter.formats._torch_write import layout
 from converter.formats._zip import LOCAL, LOCAL_HEADER
-from converter.formats.base import Format, read_json
+from converter.formats.base import INDEX, Format, read_json
 from converter.formats.safetensors import check_index, folder_assets, indexed
 from converter.mapped import MappedFile
 from converter.report import Event, Note
 from converter.tensor import LazyTensor
 
 EXTENSIONS = (".pt", ".pth", ".bin", ".ckpt")
-INDEX_SUFFIX = ".bin.index.json"
+# pytorch_model.bin.index.json, and what our writer names after any of the extensions.
+INDEX_SUFFIXES = tuple(extension + INDEX for extension in EXTENSIONS)
 # Protocol, then an opcode; a number in a binary header (640 is 80 02 00 00) has a zero there.
 _PICKLE = re.compile(rb"\x80[\x01-\x05][^\x00]", re.DOTALL)
 _TAR_MAGIC = 257
@@ -35,7 +36,7 @@ HEAD = "lm_head.weight"
 
 def sniff(path: Path, start: bytes) -> bool:
     """A pickle, a zip archive of one folder, a tar file of the oldest kind, or an index of shards."""
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(INDEX_SUFFIXES):
         return start.lstrip()[:1] == b"{"
     if start[:4] == LOCAL:
         return b"/" in _first_member(path) and not _first_member(path).endswith(b".npy")
@@ -62,7 +63,7 @@ def open_torch(path: Path) -> Checkpoint:
     Raises:
         CorruptFile, MissingPart, UnsupportedFeature, OutputError
     """
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(INDEX_SUFFIXES):
         files, expected = indexed(path)
         return _open(path, files, expected, None)
     return _open(path, [path], None, None)
@@ -75,7 +76,7 @@ def open_branch(path: Path, key: str) -> Checkpoint:
         UsageError: there are none.
         CorruptFile, MissingPart, UnsupportedFeature, OutputError
     """
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(INDEX_SUFFIXES):
         raise UsageError(f"--key {key}: {path.name} is the index of a set that holds one model")
     return _open(path, [path], None, key)
 
