@@ -6,10 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from converter.report import Event
 from converter.tensor import LazyTensor
+
+
+class Structure(Protocol):
+    """What a file has around its tensors (an ONNX model's graph) and a writer of the same format keeps.
+
+    `fixed` are the tensors whose type it relies on, and why: `--dtype` leaves them as they are. `leave` says what is
+    lost where another format gets the tensors alone; it raises UnsupportedFeature where that is too much.
+    """
+
+    @property
+    def fixed(self) -> Mapping[str, str]: ...
+    def leave(self) -> tuple[Event, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class Checkpoint:
         files: the files the tensors come from, for `output equals input` and sizes.
         checks: to be called when everything that is wanted was read and before it is relied on: what raises here
             (a checksum over bytes of which some were never asked for) fails the run with nothing written.
+        structure: what the file has around its tensors, for a writer of the same format.
     """
 
     format: str
@@ -42,6 +55,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     closers: tuple[Callable[[], None], ...] = ()
     checks: tuple[Callable[[], None], ...] = ()
+    structure: Structure | None = None
 
     def replace(self, **changes: Any) -> Checkpoint:
         """A copy with some fields changed; the maps stay shared."""

@@ -107,6 +107,10 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
         help="start a new shard at this size (2G, 500MB): GGUF, safetensors, PyTorch, folders",
     )
     add("--split-max-tensors", type=_positive, metavar="N", help="start a new shard after N tensors")
+    add(
+        "--external-data", choices=("auto", "always", "never"), default="auto",
+        help="tensors in a data file beside an ONNX model: as they are and where they must be, all large ones, none",
+    )
     add("-j", "--threads", type=_positive, metavar="N", help="workers (default: all processors)")
 
 

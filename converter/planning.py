@@ -39,6 +39,7 @@ from converter.report import Decoded, NamesKept, Report, Requantized, TypeFallba
 from converter.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
+EXTERNAL_DATA = ("auto", "always", "never")
 # Resident memory of the interpreter with numpy and this package before anything is opened.
 BASE_MEMORY = 60 << 20
 
@@ -69,6 +70,7 @@ class Request:
     strict: bool = False
     split_max_size: int | None = None
     split_max_tensors: int | None = None
+    external_data: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -153,12 +155,16 @@ def build(checkpoint: Checkpoint, source: Format, target: Path, target_format: F
     way = route(source, None if request.tensors_only else checkpoint.dialect, target_format)
     _check_request(checkpoint, target_format, way, request)
     watch = Watch(request.strict)
+    if checkpoint.structure is not None and target_format.name != checkpoint.format:
+        report.extend(list(checkpoint.structure.leave()))
+        checkpoint = checkpoint.replace(structure=None)
     if target_format.dialect == "gguf":
         result, steps = _gguf(checkpoint, way, request, report, watch)
     else:
         result, steps, way = _dense(checkpoint, way, target_format, request, report, watch)
     assert target_format.layout is not None
-    layout = target_format.layout(result, target, WriteOptions(request.split_max_size, request.split_max_tensors))
+    options = WriteOptions(request.split_max_size, request.split_max_tensors, request.external_data)
+    layout = target_format.layout(result, target, options)
     return Plan(checkpoint.path, target, way, tuple(steps), result, layout, report, watch)
 
 
@@ -168,6 +174,10 @@ def _check_request(checkpoint: Checkpoint, target: Format, way: Route, request: 
     _check_imatrix(request)
     if request.dtype and target.dialect == "gguf":
         raise UsageError(f"--dtype {request.dtype}: for GGUF output say --quant {request.dtype}")
+    if request.external_data not in EXTERNAL_DATA:
+        raise UsageError(f"--external-data {request.external_data}: say {', '.join(EXTERNAL_DATA)}")
+    if request.external_data != "auto" and target.name != "onnx":
+        raise UsageError(f"--external-data {request.external_data}: only ONNX has data files, not {target.name}")
     if target.dialect == "gguf" and checkpoint.dialect is None and not request.tensors_only:
         raise ArchitectureError(
             f"{checkpoint.path}: no config.json beside it, so the names cannot be mapped to GGUF\n"
@@ -392,11 +402,13 @@ def _dense(
     wanted = dtype(request.dtype) if request.dtype else None
     if wanted is not None and (wanted.quantized or not wanted.floating):
         raise UsageError(f"--dtype {request.dtype}: give a plain floating type such as f32, f16 or bf16")
+    fixed = checkpoint.structure.fixed if checkpoint.structure is not None and wanted is not None else {}
     results, steps = {}, []
     for name, tensor in tensors.items():
-        type_, rule = _plain_type(tensor, wanted, target, report)
+        type_, rule = _plain_type(tensor, None if name in fixed else wanted, target, report)
         results[name] = encoded(tensor, type_, watch)
-        steps.append(_step(tensor, results[name], rule))
+        kept = name in fixed and tensor.info.dtype.floating
+        steps.append(_step(tensor, results[name], f"as in the source: {fixed[name]}" if kept else rule))
     return checkpoint.replace(tensors=results, config=config, metadata=metadata, dialect=target.dialect), steps, way
 
 

@@ -15,6 +15,7 @@ from converter import fill
 from converter.cli import main
 from converter.dtypes import DTYPES
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature, UsageError
+from converter.formats import _onnx_model, _onnx_write
 from converter.formats import onnx as ours
 from converter.formats.base import WriteOptions
 from converter.graph import open_checkpoint
@@ -94,9 +95,9 @@ def one(folder: Path, *fields: bytes, shape: tuple[int, ...] = (2,), code: int =
 # ------------------------------------------------------------------------------------------------- reading
 
 
-@pytest.mark.parametrize("code", sorted(ours.TYPES))
+@pytest.mark.parametrize("code", sorted(_onnx_model.TYPES))
 def test_every_type_in_raw_data(tmp_path: Path, code: int) -> None:
-    dtype = DTYPES[ours.TYPES[code][0]]
+    dtype = DTYPES[_onnx_model.TYPES[code][0]]
     data = bytes([0, 1] * dtype.type_size)
     value = one(tmp_path, blob(9, data), code=code)
     assert value.dtype == dtype.numpy and value.tobytes() == data
@@ -157,7 +158,8 @@ def test_rows_of_less_than_a_byte_begin_within_bytes(tmp_path: Path) -> None:
         w = checkpoint.tensors["w"]
         for row in range(4):
             assert w.rows(row, row + 1).tolist() == [[3 * row, 3 * row + 1, 3 * row + 2]]
-        assert [event.kind for event in checkpoint.events] == ["Decoded"]
+        assert checkpoint.structure is not None
+        assert [event.kind for event in checkpoint.structure.leave()] == ["Decoded"]
 
 
 def test_names_of_constants_subgraphs_and_functions(tmp_path: Path) -> None:
@@ -180,10 +182,11 @@ def test_names_of_constants_subgraphs_and_functions(tmp_path: Path) -> None:
 
 
 def test_events_name_what_the_model_is(tmp_path: Path) -> None:
-    texts = tensor("vocabulary", (1,), ours.STRING, blob(6, b"\xff"))
+    texts = tensor("vocabulary", (1,), _onnx_model.STRING, blob(6, b"\xff"))
     path = saved(tmp_path, model(initializers(GOOD, texts), node("MatMulNBits", "y"), node("DequantizeLinear", "z")))
     with open_checkpoint(path) as checkpoint:
-        told = [str(event) for event in checkpoint.events]
+        assert checkpoint.structure is not None
+        told = [str(event) for event in (*checkpoint.events, *checkpoint.structure.leave())]
     assert any("vocabulary: dropped" in each for each in told)
     assert any(each.startswith("1 MatMulNBits nodes") for each in told)
     assert any(each.startswith("1 DequantizeLinear nodes (QDQ") for each in told)
@@ -276,8 +279,8 @@ def test_bad_constants(tmp_path: Path, case: str) -> None:
         (number(1, 8), CorruptFile, "no graph"),
         (model(initializers(GOOD, GOOD)), CorruptFile, "called 'w'"),
         (model(initializers(GOOD)) * 2, CorruptFile, "stands twice"),
-        (model(blob(15, b"")), UnsupportedFeature, "sparse"),
-        (model(node("Constant", "c", attribute("sparse_value", blob(22, b"")))), UnsupportedFeature, "sparse"),
+        (model(blob(15, b"")), CorruptFile, "has no values"),
+        (model(node("Constant", "c", attribute("sparse_value", blob(22, b"")))), CorruptFile, "has no values"),
         (model(node("Relu", "y")), UnsupportedFeature, "not one tensor"),
         (model(initializers(GOOD))[:-1], CorruptFile, "truncated"),
         (number(1, 8) + varint(7 << 3 | 2) + varint(2**64 - 1), CorruptFile, "truncated"),
@@ -292,7 +295,7 @@ def test_bad_models(tmp_path: Path, data: bytes, error: type[ConverterError], me
 
 def test_deep_graphs_are_refused_not_recursed_on(tmp_path: Path) -> None:
     graph = node("Relu", "y")
-    for _ in range(ours.MAX_DEPTH + 1):
+    for _ in range(_onnx_model.MAX_DEPTH + 1):
         graph = node("If", "y", attribute("then_branch", blob(6, graph)))
     with pytest.raises(UnsupportedFeature, match="nested more than"):
         open_checkpoint(saved(tmp_path, model(graph)))
@@ -358,7 +361,7 @@ def test_any_bytes_raise_only_our_errors(tmp_path: Path, data: bytes) -> None:
 def written(folder: Path, source: Path, name: str = "out.onnx") -> Path:
     """The tensors of `source` as if they came from a format without graphs."""
     with open_checkpoint(source) as checkpoint:
-        plain = checkpoint.replace(events=())
+        plain = checkpoint.replace(structure=None)
         fill.write(ours.layout(plain, folder / name, WriteOptions()), threads=2)
     return folder / name
 
@@ -367,7 +370,7 @@ def every_type(folder: Path) -> Path:
     """A model with each type twice, small (in the model) and large (in the data file), a scalar and an empty one."""
     rng = np.random.default_rng(4)
     parts = []
-    for code, (name, _) in sorted(ours.TYPES.items()):
+    for code, (name, _) in sorted(_onnx_model.TYPES.items()):
         for size in (3, 1500):
             data = rng.integers(0, 2, size * DTYPES[name].type_size, np.uint8).tobytes()
             parts.append(tensor(f"{name}.{size}", (size,), code, blob(9, data)))
@@ -388,8 +391,8 @@ def test_round_trip_of_every_type(tmp_path: Path) -> None:
     with open_checkpoint(target) as checkpoint:
         assert checkpoint.metadata == {"author": "ü"}
         outside = [t.source for t in checkpoint.tensors.values() if ".data@" in t.source]
-    assert len(outside) == sum(value.nbytes > ours.INLINE_NBYTES for value in before.values()) > 10
-    assert all(int(source.rpartition("@")[2]) % ours.ALIGNMENT == 0 for source in outside)
+    assert len(outside) == sum(value.nbytes > _onnx_model.INLINE_NBYTES for value in before.values()) > 10
+    assert all(int(source.rpartition("@")[2]) % _onnx_write.ALIGNMENT == 0 for source in outside)
     again = written(tmp_path, target, "again.onnx")
     assert again.with_name("again.onnx.data").read_bytes() == target.with_name("out.onnx.data").read_bytes()
 
@@ -420,22 +423,23 @@ def test_refused_before_anything_is_written(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedFeature, match="splitting"):
             ours.layout(checkpoint, tmp_path / "out.onnx", WriteOptions(split_max_tensors=2))
         with pytest.raises(UsageError, match="colon"):
-            ours.layout(checkpoint, tmp_path / "o:ut.onnx", WriteOptions())
+            ours.layout(checkpoint, tmp_path / "o:ut.onnx", WriteOptions(external_data="always"))
 
 
 def test_a_graph_is_not_lost_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved(tmp_path, model(initializers(GOOD), node("Relu", "y")))
-    assert main([str(source), str(tmp_path / "out.onnx")]) == 12
-    assert "the graph of 1 nodes would be lost" in capsys.readouterr().err
     assert main([str(source), str(tmp_path / "out.safetensors")]) == 0
-    assert not (tmp_path / "out.onnx").exists()
+    assert "the 1 nodes of its graph are not" in capsys.readouterr().err
+    assert main([str(source), str(tmp_path / "out.onnx")]) == 0
+    assert "graph" not in capsys.readouterr().err
+    assert (tmp_path / "out.onnx").read_bytes() == source.read_bytes()
 
 
 def test_a_data_file_in_the_way_stops_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both files are there afterwards, or neither."""
     source = every_type(tmp_path)
     (tmp_path / "out.onnx.data").write_bytes(b"mine")
-    assert main([str(source), str(tmp_path / "out.onnx")]) == 53
+    assert main([str(source), str(tmp_path / "out.onnx"), "--external-data", "always"]) == 53
     assert "out.onnx.data: exists already" in capsys.readouterr().err
     assert not (tmp_path / "out.onnx").exists() and (tmp_path / "out.onnx.data").read_bytes() == b"mine"
 

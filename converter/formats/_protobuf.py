@@ -1,5 +1,7 @@
 """Protocol Buffers' wire format, read where it lies: fields of a message as ranges of the buffer, nothing copied.
 
+And written: the bytes of one field each.
+
 Source: the "Encoding" page of the Protocol Buffers documentation. Which field is what is the business of the formats.
 Groups (deprecated before any model format existed) are refused.
 """
@@ -7,8 +9,8 @@ Groups (deprecated before any model format existed) are refused.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +24,7 @@ _FIXED = {FIXED64: 8, FIXED32: 4}
 _CHUNK = 1 << 18
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One field: `value` is its unsigned number (0 for BYTES), [start, stop) where its payload lies in the buffer."""
 
     number: int
@@ -65,17 +66,22 @@ def fields(data: memoryview, start: int, stop: int, path: Path) -> Iterator[Fiel
     position = start
     while position < stop:
         at = position
-        key, position = varint(data, position, stop, path)
+        key = data[position]
+        position += 1
+        if key > 0x7F:
+            key, position = varint(data, at, stop, path)
         number, wire = key >> 3, key & 7
-        value = 0
-        if wire == VARINT:
-            begin = position
-            value, position = varint(data, position, stop, path)
-        elif wire == BYTES:
-            size, begin = varint(data, position, stop, path)
-            position = begin + size
+        value, begin = 0, position
+        if wire == BYTES or wire == VARINT:
+            # Most numbers are of one byte; a call for each would take as long as all the rest.
+            if position < stop and (value := data[position]) < 0x80:
+                position += 1
+            else:
+                value, position = varint(data, position, stop, path)
+            if wire == BYTES:
+                begin, position, value = position, position + value, 0
         elif wire in _FIXED:
-            begin, position = position, position + _FIXED[wire]
+            position += _FIXED[wire]
             value = int.from_bytes(data[begin : min(position, stop)], "little")
         else:
             raise CorruptFile(f"{path}: wire type {wire} at offset {at} is none of Protocol Buffers'")
@@ -103,9 +109,7 @@ def text(data: memoryview, field: Field, path: Path, limit: int = 1 << 16) -> st
 
 def count_varints(packed: NDArray[np.uint8]) -> int:
     """How many numbers a packed field of varints holds."""
-    return sum(
-        int(np.count_nonzero(packed[at : at + _CHUNK] < 0x80)) for at in range(0, len(packed), _CHUNK)
-    )
+    return sum(int(np.count_nonzero(packed[at : at + _CHUNK] < 0x80)) for at in range(0, len(packed), _CHUNK))
 
 
 def varints(packed: NDArray[np.uint8], path: Path) -> NDArray[np.uint64]:
@@ -129,3 +133,35 @@ def varints(packed: NDArray[np.uint8], path: Path) -> NDArray[np.uint64]:
         parts.append(values)
         at += int(ends[-1])
     return np.concatenate(parts)
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def number(field: int, value: int) -> bytes:
+    """A field that is an unsigned number."""
+    return _key(field, VARINT) + varint_bytes(value)
+
+
+def blob(field: int, data: bytes) -> bytes:
+    """A field of bytes, of text in UTF-8, or that is a message."""
+    return blob_key(field, len(data)) + data
+
+
+def blob_key(field: int, nbytes: int) -> bytes:
+    """What stands before the `nbytes` bytes of a field."""
+    return _key(field, BYTES) + varint_bytes(nbytes)
+
+
+def varint_bytes(value: int) -> bytes:
+    """An unsigned number, in as few bytes as it needs."""
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
+
+
+def _key(field: int, wire: int) -> bytes:
+    return varint_bytes(field << 3 | wire)

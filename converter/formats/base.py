@@ -63,11 +63,13 @@ class Layout:
 class WriteOptions:
     """What a user can ask of a writer. A writer that cannot do it says so.
 
-    `split_max_size` is the bytes of tensors in a shard, `split_max_tensors` their number.
+    `split_max_size` is the bytes of tensors in a shard, `split_max_tensors` their number. `external_data` says which
+    tensors lie in a data file beside the model: "auto", "always" or "never".
     """
 
     split_max_size: int | None = None
     split_max_tensors: int | None = None
+    external_data: str = "auto"
 
 
 @dataclass(frozen=True)
