@@ -54,9 +54,20 @@ bench: $(VENV)/tests  ## speed and memory against the reference tools
 	$(BIN)/python benchmarks/bench_kernels.py
 	$(BIN)/python benchmarks/perplexity.py
 
+$(VENV)/fuzz: $(VENV)/tests
+	$(PIP) atheris
+	@touch $@
+
+SECONDS ?= 60
+TARGETS ?= $$(PYTHONPATH=.:tests $(BIN)/python tests/fuzz/fuzz.py 2>/dev/null)
+fuzz: $(VENV)/fuzz  ## every reader against bytes that a coverage-guided fuzzer makes up, SECONDS each
+	PYTHONPATH=.:tests $(BIN)/python tests/fuzz/seeds.py build/fuzz $(wildcard $(CONVERTER_TEST_DATA))
+	for target in $(TARGETS); do \
+	  PYTHONPATH=.:tests $(BIN)/python tests/fuzz/fuzz.py $$target build/fuzz -max_total_time=$(SECONDS) || exit 1; done
+
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test sanitize neon bench clean
+.PHONY: help install demo test sanitize neon bench fuzz clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
