@@ -131,7 +131,8 @@ DECODE(q2_k, SUPER, {
     const float d = f16_to_f32(b->d), dmin = f16_to_f32(b->dmin);
     for (int j = 0; j < 16; ++j) {
         const float scale = d * (float)(b->scales[j] & 15), min = dmin * (float)(b->scales[j] >> 4);
-        const uint8_t *q = b->qs + 32 * (j / 8) + 16 * (j % 2);
+        uint8_t q[16]; /* a copy: bytes alias everything, so that those in the block had to be read again */
+        memcpy(q, b->qs + 32 * (j / 8) + 16 * (j % 2), sizeof q);
         const int shift = j % 8 / 2 * 2;
         for (int l = 0; l < 16; ++l) out[16 * j + l] = scale * (float)(q[l] >> shift & 3) - min;
     }
@@ -205,83 +206,103 @@ DECODE(iq4_xs, SUPER, {
     }
 })
 
-/* `count` values of a grid point times `step`, negated where `signs` has a bit. */
-static inline void write_signed(int count, const int8_t *values, float step, int signs, float *out) {
-    for (int j = 0; j < count; ++j) out[j] = step * (float)values[j] * (signs >> j & 1 ? -1.0f : 1.0f);
+/* A super-block of lattice points, gathered before any arithmetic: the loops over it then vectorize. */
+typedef struct {
+    int8_t values[SUPER], change[SUPER]; /* change: -1 where the value is negated, or its shift in eighths */
+    float step[SUPER / 16];
+} lattice_points;
+
+static inline void gather(lattice_points *p, int at, int count, const int8_t *values, const int8_t *change) {
+    memcpy(p->values + at, values, (size_t)count);
+    memcpy(p->change + at, change, (size_t)count);
+}
+
+static inline void write_signed(const lattice_points *p, float *out) {
+    for (int s = 0; s < SUPER / 16; ++s)
+        for (int j = 16 * s; j < 16 * s + 16; ++j) out[j] = p->step[s] * (float)((p->values[j] ^ p->change[j]) - p->change[j]);
 }
 
 DECODE(iq2_xxs, SUPER, {
     const float d = f16_to_f32(b->d);
+    lattice_points p;
     for (int g = 0; g < 8; ++g) {
         uint16_t q[4];
         memcpy(q, &b->qs[4 * g], sizeof q); /* blocks are not aligned */
         const uint32_t rest = q[2] | (uint32_t)q[3] << 16;
-        const float step = d * (0.5f + (float)(rest >> 28)) * 0.25f;
+        p.step[2 * g] = p.step[2 * g + 1] = d * (0.5f + (float)(rest >> 28)) * 0.25f;
         for (int k = 0; k < 4; ++k)
-            write_signed(8, VALUES_IQ2_XXS[q[k / 2] >> 8 * (k % 2) & 255], step, even_signs(rest >> 7 * k & 127),
-                         out + 32 * g + 8 * k);
+            gather(&p, 32 * g + 8 * k, 8, VALUES_IQ2_XXS[q[k / 2] >> 8 * (k % 2) & 255], EVEN_NEGATIVE[rest >> 7 * k & 127]);
     }
+    write_signed(&p, out);
 })
 
 DECODE(iq2_xs, SUPER, {
     const float d = f16_to_f32(b->d);
-    for (int k = 0; k < 32; ++k) {
-        const float step = d * (0.5f + (float)(b->scales[k / 4] >> 4 * (k / 2 % 2) & 15)) * 0.25f;
-        write_signed(8, VALUES_IQ2_XS[b->qs[k] & 511], step, even_signs(b->qs[k] >> 9), out + 8 * k);
-    }
+    lattice_points p;
+    for (int s = 0; s < 16; ++s) p.step[s] = d * (0.5f + (float)(b->scales[s / 2] >> 4 * (s % 2) & 15)) * 0.25f;
+    for (int k = 0; k < 32; ++k) gather(&p, 8 * k, 8, VALUES_IQ2_XS[b->qs[k] & 511], EVEN_NEGATIVE[b->qs[k] >> 9]);
+    write_signed(&p, out);
 })
 
 DECODE(iq2_s, SUPER, {
     const float d = f16_to_f32(b->d);
-    for (int k = 0; k < 32; ++k) {
-        const float step = d * (0.5f + (float)(b->scales[k / 4] >> 4 * (k / 2 % 2) & 15)) * 0.25f;
-        const int point = b->qs[k] | (b->qh[k / 4] >> 2 * (k % 4) & 3) << 8;
-        write_signed(8, VALUES_IQ2_S[point], step, b->signs[k], out + 8 * k);
-    }
+    lattice_points p;
+    for (int s = 0; s < 16; ++s) p.step[s] = d * (0.5f + (float)(b->scales[s / 2] >> 4 * (s % 2) & 15)) * 0.25f;
+    for (int k = 0; k < 32; ++k)
+        gather(&p, 8 * k, 8, VALUES_IQ2_S[b->qs[k] | (b->qh[k / 4] >> 2 * (k % 4) & 3) << 8], NEGATIVE[b->signs[k]]);
+    write_signed(&p, out);
 })
 
 DECODE(iq3_xxs, SUPER, {
     const float d = f16_to_f32(b->d);
+    lattice_points p;
     for (int g = 0; g < 8; ++g) {
         const uint32_t rest = b->scales_and_signs[g];
-        const float step = d * (0.5f + (float)(rest >> 28)) * 0.5f;
+        p.step[2 * g] = p.step[2 * g + 1] = d * (0.5f + (float)(rest >> 28)) * 0.5f;
         for (int k = 0; k < 8; ++k)
-            write_signed(4, VALUES_IQ3_XXS[b->qs[8 * g + k]], step, even_signs(rest >> 7 * (k / 2) & 127) >> 4 * (k % 2),
-                         out + 32 * g + 4 * k);
+            gather(&p, 32 * g + 4 * k, 4, VALUES_IQ3_XXS[b->qs[8 * g + k]], EVEN_NEGATIVE[rest >> 7 * (k / 2) & 127] + 4 * (k % 2));
     }
+    write_signed(&p, out);
 })
 
 DECODE(iq3_s, SUPER, {
     const float d = f16_to_f32(b->d);
-    for (int k = 0; k < 64; ++k) {
-        const float step = d * (float)(1 + 2 * (b->scales[k / 16] >> 4 * (k / 8 % 2) & 15));
-        const int point = b->qs[k] | (b->qh[k / 8] >> k % 8 & 1) << 8;
-        write_signed(4, VALUES_IQ3_S[point], step, b->signs[k / 2] >> 4 * (k % 2), out + 4 * k);
-    }
+    lattice_points p;
+    for (int s = 0; s < 16; ++s) p.step[s] = d * (float)(1 + 2 * (b->scales[s / 4] >> 4 * (s / 2 % 2) & 15));
+    for (int k = 0; k < 64; ++k)
+        gather(&p, 4 * k, 4, VALUES_IQ3_S[b->qs[k] | (b->qh[k / 8] >> k % 8 & 1) << 8], NEGATIVE[b->signs[k / 2]] + 4 * (k % 2));
+    write_signed(&p, out);
 })
 
-/* Eight values of the ternary grid, shifted by `delta`. */
-static inline void write_shifted(const int8_t *values, float step, float delta, float *out) {
-    for (int j = 0; j < 8; ++j) out[j] = step * ((float)values[j] + delta);
+/* Shifts of the ternary lattice by +-IQ1_DELTA, in eighths. */
+static const int8_t SHIFTS[2][8] = {{1, 1, 1, 1, 1, 1, 1, 1}, {-1, -1, -1, -1, -1, -1, -1, -1}};
+
+static inline void write_shifted(const lattice_points *p, float *out) {
+    for (int s = 0; s < SUPER / 16; ++s)
+        for (int j = 16 * s; j < 16 * s + 16; ++j) out[j] = p->step[s] * ((float)(8 * p->values[j] + p->change[j]) * 0.125f);
 }
 
 DECODE(iq1_s, SUPER, {
     const float d = f16_to_f32(b->d);
-    for (int k = 0; k < 32; ++k) {
-        const int high = b->qh[k / 4];
-        const float step = d * (float)(2 * (high >> 12 & 7) + 1);
-        write_shifted(VALUES_IQ1[b->qs[k] | (high >> 3 * (k % 4) & 7) << 8], step,
-                      high & 0x8000 ? -IQ1_DELTA : IQ1_DELTA, out + 8 * k);
+    lattice_points p;
+    for (int g = 0; g < 8; ++g) {
+        const int high = b->qh[g];
+        p.step[2 * g] = p.step[2 * g + 1] = d * (float)(2 * (high >> 12 & 7) + 1);
+        for (int k = 0; k < 4; ++k)
+            gather(&p, 32 * g + 8 * k, 8, VALUES_IQ1[b->qs[4 * g + k] | (high >> 3 * k & 7) << 8], SHIFTS[high >> 15]);
     }
+    write_shifted(&p, out);
 })
 
 DECODE(iq1_m, SUPER, {
     uint16_t s[4];
     memcpy(s, b->scales, sizeof s);
     const float d = f16_to_f32((uint16_t)(s[0] >> 12 | (s[1] >> 8 & 0x00F0) | (s[2] >> 4 & 0x0F00) | (s[3] & 0xF000)));
+    lattice_points p;
+    for (int i = 0; i < 16; ++i) p.step[i] = d * (float)(2 * (s[i / 4] >> 3 * (i % 4) & 7) + 1);
     for (int k = 0; k < 32; ++k) {
         const int high = b->qh[k / 2] >> 4 * (k % 2);
-        const float step = d * (float)(2 * (s[k / 8] >> 3 * (k / 2 % 4) & 7) + 1);
-        write_shifted(VALUES_IQ1[b->qs[k] | (high & 7) << 8], step, high & 8 ? -IQ1_DELTA : IQ1_DELTA, out + 8 * k);
+        gather(&p, 8 * k, 8, VALUES_IQ1[b->qs[k] | (high & 7) << 8], SHIFTS[high >> 3 & 1]);
     }
+    write_shifted(&p, out);
 })

@@ -166,6 +166,33 @@ static PyObject *nonfinite(PyObject *self, PyObject *args) {
     return ok ? PyLong_FromLongLong(count) : NULL;
 }
 
+PyDoc_STRVAR(skip_strings_doc,
+             "skip_strings(data, start, count) -> int\n\n"
+             "The position after `count` strings of a GGUF file, each a little-endian u64 of its bytes and these;\n"
+             "-1 where the buffer `data` ends before.");
+
+static PyObject *skip_strings(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *object;
+    Py_ssize_t start, count;
+    if (!PyArg_ParseTuple(args, "Onn:skip_strings", &object, &start, &count)) return NULL;
+    Py_buffer data;
+    if (!get_buffer(object, &data, false, false, "data")) return NULL;
+    const uint8_t *bytes = data.buf;
+    uint64_t left = start < 0 || start > data.len ? 0 : (uint64_t)(data.len - start);
+    bool inside = start >= 0 && start <= data.len;
+    for (; inside && count > 0; --count) {
+        uint64_t length = 0;
+        inside = left >= 8;
+        for (int i = 0; inside && i < 8; ++i) length |= (uint64_t)bytes[data.len - (Py_ssize_t)left + i] << 8 * i;
+        inside = inside && length <= left - 8;
+        if (inside) left -= 8 + length;
+    }
+    const Py_ssize_t end = inside ? data.len - (Py_ssize_t)left : -1;
+    PyBuffer_Release(&data);
+    return PyLong_FromSsize_t(end);
+}
+
 PyDoc_STRVAR(types_doc, "types() -> {name: (block, size, encodes, needs_weights)}\n\nEvery type there is a kernel for.");
 
 static PyObject *types(PyObject *self, PyObject *unused) {
@@ -217,6 +244,7 @@ static PyMethodDef METHODS[] = {
     {"encode", encode, METH_VARARGS, encode_doc},
     {"decode", decode, METH_VARARGS, decode_doc},
     {"nonfinite", nonfinite, METH_VARARGS, nonfinite_doc},
+    {"skip_strings", skip_strings, METH_VARARGS, skip_strings_doc},
     {"types", types, METH_NOARGS, types_doc},
     {"isa", isa, METH_NOARGS, isa_doc},
     {"available_isas", available, METH_NOARGS, available_doc},
@@ -236,7 +264,7 @@ static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, prepare}, {0, NULL}};
 static PyModuleDef MODULE = {
     PyModuleDef_HEAD_INIT,
     .m_name = "converter._native",
-    .m_doc = "Quantization kernels; see converter.kernels for the Python face.",
+    .m_doc = "Quantization kernels and what else is too slow in Python; converter.kernels is the face of the kernels.",
     .m_methods = METHODS,
     .m_slots = SLOTS,
 };

@@ -522,6 +522,20 @@ def test_python_face_survives_anything() -> None:
     assert done > 100
 
 
+def test_skip_strings_stays_inside() -> None:
+    texts = [b"", b"a", b"\xff" * 300]
+    data = memoryview(b"".join(len(t).to_bytes(8, "little") + t for t in texts))
+    assert _native.skip_strings(data, 0, 3) == len(data)
+    assert _native.skip_strings(data, 8, 2) == len(data)
+    assert _native.skip_strings(data, 0, 1) == 8
+    assert _native.skip_strings(data, len(data), 0) == len(data)
+    for start, count in ((0, 4), (-1, 1), (len(data) + 1, 0), (len(data) - 7, 1), (1, 3)):
+        assert _native.skip_strings(data, start, count) == -1
+    for end in range(len(data)):
+        assert _native.skip_strings(data[:end], 0, 3) == -1
+    assert _native.skip_strings(memoryview(b"\xff" * 16), 0, 1) == -1, "a length near 2^64"
+
+
 def test_environment_chooses_the_instruction_set() -> None:
     code = "from converter import kernels; print(kernels.isa())"
     for one in kernels.available_isas():

@@ -16,6 +16,7 @@ from typing import overload
 
 import numpy as np
 
+from converter import _native
 from converter.checkpoint import Checkpoint
 from converter.dtypes import BY_GGUF, DType
 from converter.errors import CorruptFile, MissingPart, QuantizationError, UnsupportedFeature, short
@@ -142,14 +143,10 @@ class Cursor:
         return text
 
     def strings(self, count: int, what: str) -> Strings:
-        start, position, buffer, unpack = self.position, self.position, self.buffer, _U64.unpack_from
-        end = len(buffer) - 8
-        for _ in range(count):
-            if position > end:
-                self.take(self.left + 1, what)
-            position += 8 + unpack(buffer, position)[0]
-        self.take(position - start, what)
-        return Strings(buffer[start:position], count)
+        start = self.position
+        end = _native.skip_strings(self.buffer, start, count)
+        self.take((end if end >= 0 else len(self.buffer) + 1) - start, what)
+        return Strings(self.buffer[start:end], count)
 
 
 @dataclass(frozen=True)
