@@ -36,7 +36,8 @@ class Checkpoint:
         tensors: name -> tensor, in file order.
         config: what the dialect says.
         metadata: free text that the container carries (safetensors `__metadata__`).
-        assets: small files beside the weights (tokenizer, README ...) by file name.
+        assets: small files beside the weights (tokenizer, README ...) by file name, with `/` where they lie in a folder.
+        made: small files of the target whose content was made here, by file name; they replace assets of that name.
         events: what the reader has to say.
         files: the files the tensors come from, for `output equals input` and sizes.
         checks: to be called when everything that is wanted was read and before it is relied on: what raises here
@@ -51,6 +52,7 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     assets: Mapping[str, Path] = field(default_factory=dict)
+    made: Mapping[str, bytes] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     files: tuple[Path, ...] = ()
     closers: tuple[Callable[[], None], ...] = ()

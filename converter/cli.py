@@ -32,6 +32,8 @@ examples:
   convert llama-folder/ llama.gguf                          GGUF in the source's own precision
   convert plan llama-folder/ llama.gguf -q q5_k_m           what would happen, tensor by tensor
   convert model.gguf model.safetensors --dtype bf16         back to Hugging Face names
+  convert model.gguf folder/                                a Hugging Face folder: weights, config, tokenizer
+  convert pytorch-folder/ folder/ --shard-size 5GB          the same from PyTorch weights, in shards
   convert inspect model.gguf                                what is in a file
 
 commands:
@@ -89,8 +91,8 @@ def _conversion_parser(prog: str, description: str, epilog: str | None = None) -
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="IN", type=Path, help="file or folder to read")
-    target_help = "file to write; a folder gets a GGUF with a standard name"
-    parser.add_argument("target", metavar="OUT", type=Path, help=target_help)
+    target_help = "file to write, or folder (name/): a Hugging Face one; with -q it gets a GGUF with a standard name"
+    parser.add_argument("target", metavar="OUT", help=target_help)
     _quant_arguments(parser.add_argument_group("quantization"))
     _model_arguments(parser.add_argument_group("model"))
     _output_arguments(parser.add_argument_group("output"))
@@ -474,8 +476,10 @@ def _print_result(plan: Plan, seconds: float) -> None:
     for step in plan.steps:
         counts[step.type] = counts.get(step.type, 0) + 1
     types = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-    name = plan.layout.files[0].path
-    more = f" and {len(plan.layout.files) - 1} more" if len(plan.layout.files) > 1 else ""
+    name, more = plan.layout.folder, f" ({len(plan.layout.files)} files)"
+    if name is None:
+        name = plan.layout.files[0].path
+        more = f" and {len(plan.layout.files) - 1} more" if len(plan.layout.files) > 1 else ""
     size, bits = human_bytes(plan.total_bytes), plan.bits_per_weight
     print(f"{_printable(str(name))}{more}: {size}, {bits:.2f} bits per weight, {seconds:.2f} s")
     print(f"{len(plan.steps)} tensors ({types})")

@@ -1,6 +1,7 @@
 """The engine: writes a layout, in parallel, slab by slab, whole or not at all.
 
-Each output is written beside its target under a temporary name, flushed, and renamed when everything is there.
+Each output is written beside its target under a temporary name, flushed, and renamed when everything is there;
+a folder is built beside its place and renamed as one, or, where it exists, filled file by file from a folder inside it.
 Workers take slabs of rows in file order, read them, and write at their offset; what is in memory is what the
 workers hold, whatever the size of the model or of its largest tensor.
 """
@@ -87,18 +88,19 @@ def write(
         ConverterError: what a source raised while it was read.
     """
     check_room(layout)
-    temporaries = [_temporary(file.path) for file in layout.files]
+    stage = _stage(layout)
+    temporaries = [_temporary(file.path) if stage is None else _staged(layout, stage, file) for file in layout.files]
     try:
         for file, temporary in zip(layout.files, temporaries, strict=True):
+            if stage is not None:
+                temporary.parent.mkdir(parents=True, exist_ok=True)
             _create(temporary, file)
         _fill(layout, temporaries, threads or default_threads(), progress, stop)
         check()
         for temporary in temporaries:
             _flush(temporary)
         with _uninterrupted():
-            for file, temporary in zip(layout.files, temporaries, strict=True):
-                os.replace(temporary, file.path)
-            _flush_folders({file.path.parent for file in layout.files})
+            _publish(layout, stage, temporaries)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; nothing was written") from None
     except OSError as error:
@@ -107,6 +109,34 @@ def write(
         with _uninterrupted():
             for temporary in temporaries:
                 temporary.unlink(missing_ok=True)
+            if stage is not None:
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def _stage(layout: Layout) -> Path | None:
+    """Where a folder is built: beside its place; where it exists, inside it, which is sure to be the same disk."""
+    if layout.folder is None:
+        return None
+    return _temporary(layout.folder / layout.folder.name if layout.folder.exists() else layout.folder)
+
+
+def _staged(layout: Layout, stage: Path, file: FileLayout) -> Path:
+    assert layout.folder is not None
+    return stage / file.path.relative_to(layout.folder)
+
+
+def _publish(layout: Layout, stage: Path | None, temporaries: list[Path]) -> None:
+    """Give everything its name. A new folder appears in one step, which fails if another has come there meanwhile."""
+    folders = {file.path.parent for file in layout.files}
+    if layout.folder is not None and stage is not None and stage.parent == layout.folder.parent:
+        _flush_folders({temporary.parent for temporary in temporaries})
+        os.rename(stage, layout.folder)
+        folders = {layout.folder.parent}
+    else:
+        for file, temporary in zip(layout.files, temporaries, strict=True):
+            file.path.parent.mkdir(exist_ok=True)
+            os.replace(temporary, file.path)
+    _flush_folders(folders)
 
 
 @contextmanager
@@ -134,7 +164,7 @@ def check_room(layout: Layout) -> None:
         DiskFull: it does not fit.
         OutputError: the folder is not there.
     """
-    folder = layout.files[0].path.parent
+    folder = layout.files[0].path.parent if layout.folder is None else layout.folder.parent
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:

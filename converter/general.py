@@ -17,12 +17,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from converter.front_matter import Node, Plain, front_matter, read_front_matter
 from converter.metadata import Array, Metadata, Value, text, u32
 from converter.report import Event, Note
 
 MAX_CARD = 1 << 20  # bytes of README.md that are looked at: front matter comes first
 MAX_JSON = 16 << 20
+MAX_ORIGINS = 1 << 10  # base models or data sets that a card made here can list
 MAX_FILE_NAME = 240  # bytes; file systems stop at 255, and shards add a suffix
 
 # -- tables: where each key comes from ----------------------------------------------------------------------------
@@ -464,6 +467,73 @@ def _storable(kind: str, value: object) -> bool:
     if kind == "i32":
         return isinstance(value, int) and value in _I32
     return isinstance(value, int | float) and not _F32_MAX <= abs(value) < math.inf
+
+
+# -- back: a GGUF's keys as the files they are read from ----------------------------------------------------------
+
+
+def general_files(metadata: Metadata, n_params: int) -> tuple[dict[str, bytes], set[str]]:
+    """README.md and generation_config.json that `general_metadata` reads as these keys, and the keys they hold.
+
+    `n_params` is the number of weights of the model. Empty texts and lists of numbers have no place in the files.
+    """
+    card: list[str] = []
+    held: set[str] = {"general.type"} if metadata.get("general.type") == text("model") else set()
+    for key, names in CARD:
+        if content := _stored_text(metadata, f"general.{key}"):
+            card.append(f"{names[0]}: {_yaml(content)}")
+            held.add(f"general.{key}")
+    for kind, names in ORIGINS:
+        card += _origin_lines(metadata, kind, names[0], n_params, held)
+    for key, names in LISTS:
+        entry = metadata.get(f"general.{key}")
+        if isinstance(entry, Array) and entry.type == "str" and all(isinstance(item, str) for item in entry.values):
+            card += [f"{names[-1] if key == 'languages' else names[0]}:", *(f"- {_yaml(str(v))}" for v in entry.values)]
+            held.add(f"general.{key}")
+    files = {"README.md": "\n".join(["---", *card, "---", ""]).encode()} if card else {}
+    settings = dict(_settings_of(metadata, held))
+    if settings:
+        files["generation_config.json"] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    return files, held
+
+
+def _stored_text(metadata: Metadata, key: str) -> str:
+    value = getattr(metadata.get(key), "value", None)
+    return value if isinstance(value, str) else ""
+
+
+def _yaml(content: str) -> str:
+    """A double-quoted YAML scalar on one line."""
+    quoted = json.dumps(content, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
+
+
+def _origin_lines(metadata: Metadata, kind: str, name: str, n_params: int, held: set[str]) -> Iterator[str]:
+    """The base models or data sets: as hub ids where these say it all, else field by field."""
+    count = getattr(metadata.get(f"general.{kind}.count"), "value", None)
+    if not isinstance(count, int) or not 0 < count <= MAX_ORIGINS:
+        return
+    held.add(f"general.{kind}.count")
+    yield f"{name}:"
+    for index in range(count):
+        prefix = f"general.{kind}.{index}."
+        fields = {key: found for key in ORIGIN_FIELDS if (found := _stored_text(metadata, prefix + key))}
+        held.update(prefix + key for key in fields)
+        model_id = fields.get("repo_url", "").removeprefix("https://huggingface.co/")
+        if fields and _origin_of_id(model_id, n_params) == fields:
+            yield f"- {_yaml(model_id)}"
+        else:
+            entries = [f"{key}: {_yaml(found)}" for key, found in fields.items()]
+            yield "- {" + ", ".join(entries) + "}"
+
+
+def _settings_of(metadata: Metadata, held: set[str]) -> Iterator[tuple[str, Any]]:
+    """The sampling settings under transformers' names; of an F32 the shortest decimal."""
+    for name, kind, keys in SAMPLING:
+        entry = metadata.get(f"general.sampling.{name}")
+        if isinstance(entry, Value) and entry.type == kind and not isinstance(entry.value, bytes):
+            held.add(f"general.sampling.{name}")
+            yield keys[-1], float(str(np.float32(entry.value))) if kind == "f32" else entry.value
 
 
 # -- files --------------------------------------------------------------------------------------------------------

@@ -117,7 +117,10 @@ def target_format(path: Path, name: str | None = None) -> Format:
         if path.suffix.lower() in each.extensions:
             return each
     known = ", ".join(extension for each in writers() for extension in each.extensions)
-    raise UnknownFormat(f"{path}: no writer for this extension (known: {known}); --to NAME chooses one")
+    raise UnknownFormat(
+        f"{path}: no writer for this extension (known: {known}); --to NAME chooses one\n"
+        "a Hugging Face folder ends in a slash, or is called so by --to hf"
+    )
 
 
 def open_checkpoint(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from converter import fill, planning
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, LossyError, OutputExists, SameFile, about
+from converter.errors import ConverterError, LossyError, MissingPart, OutputExists, SameFile, about
 from converter.fill import ProgressCallback
-from converter.formats.base import Layout
+from converter.formats.base import Format, Layout
 from converter.general import default_file_name
 from converter.graph import PathLike, open_checkpoint, source_format, target_format, writers
 from converter.planning import Plan, Request
@@ -32,26 +32,39 @@ def plan(
     Raises:
         ConverterError: whatever makes it impossible, as its kind.
     """
+    request = request or Request()
     with about(Path(source)):
-        return _plan(Path(source), Path(target), request or Request(), source_type, target_type, config)
+        folder = _is_folder(target)
+        if target_type is None and folder:
+            target_type = "hf" if request.quant is None else "gguf"
+        writer = target_format(Path(target), target_type)
+        unnamed = folder and not writer.folder
+        if unnamed and (writer.name != "gguf" or not Path(target).is_dir()):
+            raise MissingPart(f"{target}: a {writer.name} file needs a name, or for GGUF a folder that is there")
+        return _plan(Path(source), Path(target), writer, request, source_type, config, unnamed)
+
+
+def _is_folder(target: PathLike) -> bool:
+    """Whether a target is a folder: it is one, or its name says so by a slash at the end."""
+    if os.fspath(target).endswith(("/", os.sep)):
+        return True
+    known = any(Path(target).suffix.lower() in each.extensions for each in writers())
+    return Path(target).is_dir() and not known
 
 
 def _plan(
     source: Path,
     target: Path,
+    writer: Format,
     request: Request,
     source_type: str | None,
-    target_type: str | None,
     config: PathLike | None,
+    unnamed: bool,
 ) -> Plan:
-    unnamed = target.is_dir() and not any(target.suffix.lower() in each.extensions for each in writers())
-    if unnamed and target_type is None:
-        target_type = "gguf"
-    writer = target_format(target, target_type)
     checkpoint = open_checkpoint(source, format=source_type, config=config, key=request.key)
     try:
         reader = source_format(source, source_type)
-        if unnamed and writer.name == "gguf":
+        if unnamed:
             draft = planning.build(checkpoint, reader, target / "model", writer, request)
             target = target / default_file_name(draft.checkpoint.config, (request.quant or _own_type(draft)).upper())
         made = planning.build(checkpoint, reader, target, writer, request)
@@ -83,7 +96,8 @@ def convert(
 
     Args:
         source: file or folder to read.
-        target: file to write; a folder gets a GGUF named by the GGUF naming convention.
+        target: file or folder to write. A folder (it exists, or its name ends in a slash) becomes a Hugging Face
+            folder; with a quantization or "gguf" as type it gets a GGUF named by the GGUF naming convention.
         request: quantization and everything else that decides the result.
         source_type, target_type: formats by name, where content and extension do not tell.
         config: folder to take config.json and tokenizer from.
@@ -132,6 +146,12 @@ def _refuse_same(layout: Layout, checkpoint: Checkpoint) -> None:
 
 
 def _refuse_existing(layout: Layout, force: bool) -> None:
+    folder = layout.folder
+    if folder is not None and os.path.lexists(folder):
+        if not folder.is_dir():
+            raise OutputExists(f"{folder}: is a file, not a folder")
+        if not force and any(folder.iterdir()):
+            raise OutputExists(f"{folder}: is not empty; --force replaces files of the same names and keeps the others")
     for file in layout.files:
         if file.path.exists() and not file.path.is_file():
             raise OutputExists(f"{file.path}: is a {'folder' if file.path.is_dir() else 'device or pipe'}, not a file")

@@ -21,6 +21,7 @@ from converter.general import general_metadata
 from converter.graph import Route, route
 from converter.mapping import Mapped, to_gguf, to_hf
 from converter.metadata import Array, Metadata, Value
+from converter.model_folder import with_small_files
 from converter.quant import imatrix
 from converter.quant.imatrix import ImportanceMatrix, Weights
 from converter.quant.recipes import (
@@ -165,6 +166,7 @@ def build(checkpoint: Checkpoint, source: Format, target: Path, target_format: F
     assert target_format.layout is not None
     options = WriteOptions(request.split_max_size, request.split_max_tensors, request.external_data)
     layout = target_format.layout(result, target, options)
+    report.extend(list(layout.events))
     return Plan(checkpoint.path, target, way, tuple(steps), result, layout, report, watch)
 
 
@@ -395,7 +397,8 @@ def _dense(
     checkpoint: Checkpoint, way: Route, target: Format, request: Request, report: Report, watch: Watch
 ) -> tuple[Checkpoint, list[Step], Route]:
     tensors, config, metadata = dict(checkpoint.tensors), checkpoint.config, dict(checkpoint.metadata)
-    if mapped := _mapped_back(checkpoint, way, target, request, report):
+    mapped = _mapped_back(checkpoint, way, target, request, report)
+    if mapped is not None:
         tensors, config, metadata = mapped.tensors, mapped.config, {"format": "pt"}
     elif way.map:
         way = replace(way, map=None)
@@ -409,7 +412,11 @@ def _dense(
         results[name] = encoded(tensor, type_, watch)
         kept = name in fixed and tensor.info.dtype.floating
         steps.append(_step(tensor, results[name], f"as in the source: {fixed[name]}" if kept else rule))
-    return checkpoint.replace(tensors=results, config=config, metadata=metadata, dialect=target.dialect), steps, way
+    result = checkpoint.replace(tensors=results, config=config, metadata=metadata, dialect=target.dialect)
+    if target.folder:
+        result, events = with_small_files(result, checkpoint, mapped, tokenizer=not request.no_tokenizer)
+        report.extend(events)
+    return result, steps, way
 
 
 def _mapped_back(

@@ -22,7 +22,7 @@ TIERS = (
     ("kernels", "tensor", "mapped", "checkpoint", "ops"),
     ("lazy", "encode"),
     ("formats", "architectures", "tokenizers", "quant", "general", "front_matter", "generators"),
-    ("graph", "mapping", "planning", "fill", "memory"),
+    ("graph", "mapping", "model_folder", "planning", "fill", "memory"),
     ("inspection", "listing", "pipeline", "verify"),
     ("completion", "cli"),
     ("__main__",),

@@ -838,8 +838,6 @@ def test_an_empty_one_and_what_cannot_be_written(tmp_path: Path) -> None:
     quantized = LazyTensor(TensorInfo("q", (1, 32), DTYPES["Q8_0"]), lambda a, b: np.zeros((b - a, 34), "u1"), "test")
     with pytest.raises(UnsupportedFeature, match="Q8_0, which PyTorch cannot hold"):
         layout(checkpoint_of([quantized]), tmp_path / "a.pt", WriteOptions())
-    with pytest.raises(UnsupportedFeature, match="splitting"):
-        layout(checkpoint_of([]), tmp_path / "a.pt", WriteOptions(split_max_size=1))
 
 
 def huge(path: Path) -> list[TensorInfo]:

@@ -281,7 +281,8 @@ def sharded(
     groups = split_evenly([tensor.info.nbytes for tensor in tensors], options)
     if len(groups) == 1:
         return Layout((file(target, tensors),))
-    files, weight_map = [], {}
+    files: list[FileLayout] = []
+    weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         path = target.with_name(f"{target.stem}-{number:05d}-of-{len(groups):05d}{target.suffix}")
         files.append(file(path, [tensors[index] for index in group]))

@@ -33,9 +33,9 @@ from converter.tokenizers.special import TYPES, read_special
 from converter.tokenizers.splitting import regex_budget
 from converter.tokenizers.styles import READERS, SPACE_PREFIX, Style, style_of
 from converter.tokenizers.vocabulary import Vocabulary, read_vocabulary
-from converter.tokenizers.write import write_tokenizer
+from converter.tokenizers.write import write_tokenizer, written_keys
 
-__all__ = ["FILES", "Tokenizer", "read_tokenizer", "write_tokenizer"]
+__all__ = ["FILES", "Tokenizer", "read_tokenizer", "write_tokenizer", "written_keys"]
 
 # What a caller should look for in a model's folder; additional_chat_templates/*.jinja belong to them.
 FILES = (

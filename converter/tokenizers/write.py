@@ -22,6 +22,10 @@ from converter.tokenizers.special import CHAT_TEMPLATE, ID_KEYS
 from converter.tokenizers.styles import ADD_BOS, ADD_EOS, ADD_SEP, SPACE_PREFIX
 
 _HF_NAMES = ("bos", "eos", "unk", "sep", "pad", "mask")
+_WRITTEN = (
+    "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.scores",
+    "tokenizer.ggml.token_type", "tokenizer.ggml.merges", ADD_BOS, ADD_EOS, ADD_SEP, SPACE_PREFIX, CHAT_TEMPLATE,
+)  # fmt: skip
 _PADDING = re.compile(r"\[PAD\d+\]")
 _UNUSED = 5
 
@@ -41,6 +45,12 @@ def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
     else:
         raise TokenizerError(f"tokenizer model {vocab.model!r} cannot be written as tokenizer.json; gpt2 and llama can")
     return {**files, "tokenizer_config.json": _dump(_settings(vocab, metadata))}
+
+
+def written_keys(metadata: Metadata) -> set[str]:
+    """The keys of `metadata` that the files of `write_tokenizer` hold, or that follow from them."""
+    named = {key for key in metadata if key.startswith(f"{CHAT_TEMPLATE}.")}
+    return {*_WRITTEN, *(ID_KEYS[name] for name in _HF_NAMES), *named} & metadata.keys()
 
 
 def _dump(value: object) -> bytes:
@@ -172,6 +182,9 @@ def _byte_level(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
     post = _roberta(vocab, metadata) or _template(vocab, metadata, bos=False)
     if post is None and (ADD_BOS in metadata or ADD_EOS in metadata):
         post = byte_level
+    elif post is not None and [key for key in metadata if key in (ADD_EOS, ADD_SEP)] == [ADD_EOS, ADD_SEP]:
+        # As Llama 3 has it; a reader meets the flag of eos before that of sep, and keys keep their order.
+        post = {"type": "Sequence", "processors": [byte_level, post]}
     return _tokenizer(
         _added(vocab, CONTROL, USER_DEFINED),
         normalizer={"type": expression.normalizer} if expression.normalizer else None,
