@@ -1,5 +1,7 @@
 """A model written again with its graph: what is not a tensor that moves or changes stays byte for byte.
 
+Values that lie in pieces or as varints become raw_data, and so are checked.
+
 A tensor that changes its type is stored in the new one under `<name>.stored`, and a Cast gives it back in the old one
 under its own name: inputs, outputs, value_info and every operator see the types they saw, whatever the operators are.
 Runtimes fold such Casts when they load a model.
@@ -24,6 +26,7 @@ from converter.formats._onnx_model import (
     Model,
     Site,
     as_stored,
+    whole_only,
 )
 from converter.formats._onnx_write import MAX_MESSAGE, DataFile, Piece, assembled, nbytes, values
 from converter.formats._protobuf import blob, number, varint_bytes
@@ -139,7 +142,8 @@ class _Rewriting:
             assert tensor is not None
             self._check_type(site, tensor, own)
         outside = self._goes_outside(site)
-        if site.box is None or not (retyped or outside or stored.file is not self._model.file):
+        stays = not (retyped or outside or whole_only(stored)) and stored.file is self._model.file
+        if site.box is None or stays:
             self._in_place(site, tensor if own else None)
             return
         if tensor is None or not own:
@@ -155,7 +159,7 @@ class _Rewriting:
 
     def _in_place(self, site: Site, tensor: LazyTensor | None) -> None:
         """The same bytes where they were; they come from the tensor, which is watched as it is read."""
-        if tensor is not None and len(site.stored.pieces) == 1 and not site.stored.coded:
+        if tensor is not None and site.box is not None and site.stored.pieces:
             offset, size = site.stored.pieces[0]
             self._put(site.box, offset, offset + size, [tensor])
 

@@ -129,8 +129,8 @@ _GRAPH = _Schema(
     "a graph",
     {},
     {
-        1: ("node", _B), 5: ("initializer", _B), 11: ("input", _B), 12: ("output", _B), 14: ("quantization_annotation", _B),
-        15: ("sparse_initializer", _B),
+        1: ("node", _B), 5: ("initializer", _B), 11: ("input", _B), 12: ("output", _B),
+        14: ("quantization_annotation", _B), 15: ("sparse_initializer", _B),
     },
 )  # fmt: skip
 _VALUE = _Schema("an input", {1: ("name", _B)}, {})
@@ -694,7 +694,7 @@ def lazy(name: str, stored: Stored) -> LazyTensor:
         return data.reshape(stop - start, info.row_nbytes)
 
     offset = stored.pieces[0][0] if stored.pieces else 0
-    return LazyTensor(info, read, f"{stored.file.path}@{offset}", indivisible=_whole_only(stored))
+    return LazyTensor(info, read, f"{stored.file.path}@{offset}", indivisible=whole_only(stored))
 
 
 def as_stored(name: str, stored: Stored) -> LazyTensor:
@@ -704,16 +704,17 @@ def as_stored(name: str, stored: Stored) -> LazyTensor:
     def read(start: int, stop: int) -> Rows:
         return _numbers(stored, f"tensor {short(name)}", start, stop).reshape(-1, 1)
 
-    return LazyTensor(info, read, str(stored.file.path), indivisible=_whole_only(stored))
+    return LazyTensor(info, read, str(stored.file.path), indivisible=whole_only(stored))
 
 
-def _whole_only(stored: Stored) -> bool:
+def whole_only(stored: Stored) -> bool:
+    """Whether a part of the values can only be had with all of them."""
     return stored.coded or len(stored.pieces) > 1
 
 
 def _numbers(stored: Stored, what: str, low: int, high: int) -> Rows:
     """Bytes [low, high) of what raw_data would be."""
-    if stored.pieces and not _whole_only(stored):
+    if stored.pieces and not whole_only(stored):
         return stored.file.view(stored.pieces[0][0] + low, high - low, what)
     pieces = [stored.file.view(*piece, what) for piece in stored.pieces] or [np.empty(0, np.uint8)]
     data = np.concatenate(pieces)
