@@ -64,7 +64,11 @@ def _dump(value: object) -> bytes:
 def _without_tokenizer(assets: Mapping[str, Any]) -> dict[str, Any]:
     from converter.tokenizers import FILES
 
-    return {name: path for name, path in assets.items() if name not in FILES and not name.startswith(TEMPLATES)}
+    own = {*FILES, "tekken.json"}
+    return {
+        name: path for name, path in assets.items()
+        if name not in own and not name.startswith(TEMPLATES) and not name.endswith(".tiktoken")
+    }  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------- config.json
@@ -145,12 +149,14 @@ def _said(mapped: Mapped, source: Checkpoint) -> dict[str, Any]:
     """The config without what the GGUF does not say and a reader of the config would fill in the same."""
     config = dict(mapped.config)
     architecture, hf = detect(config)
+    whole, _ = read_config(architecture, hf, config)
     for hparam in mapped.architecture.hparams:
-        key = next(iter(hparam.config), None)
-        if key in config and not any(f"{mapped.architecture.gguf}.{each}" in source.config for each in hparam.gguf):
-            less = {name: value for name, value in config.items() if name != key}
-            if not hparam.required and read_config(architecture, hf, less)[0] == read_config(architecture, hf, config)[0]:
-                config = less
+        said = any(f"{mapped.architecture.gguf}.{key}" in source.config for key in hparam.gguf)
+        if said or hparam.required or not hparam.config or hparam.config[0] not in config:
+            continue
+        less = {key: value for key, value in config.items() if key != hparam.config[0]}
+        if read_config(architecture, hf, less)[0] == whole:
+            config = less
     return config
 
 

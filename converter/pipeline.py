@@ -153,6 +153,8 @@ def _refuse_existing(layout: Layout, force: bool) -> None:
         if not force and any(folder.iterdir()):
             raise OutputExists(f"{folder}: is not empty; --force replaces files of the same names and keeps the others")
     for file in layout.files:
+        if folder is not None and file.path.parent != folder and file.path.parent.is_symlink():
+            raise OutputExists(f"{file.path.parent}: is a link, which leads out of the folder; remove it")
         if file.path.exists() and not file.path.is_file():
             raise OutputExists(f"{file.path}: is a {'folder' if file.path.is_dir() else 'device or pipe'}, not a file")
         if os.path.lexists(file.path) and not force:
