@@ -26,7 +26,7 @@ $(VENV)/llama: $(VENV)/installed
 
 $(VENV)/tests: $(VENV)/llama
 	$(PIP) torch
-	$(PIP) -e '.[dev]' transformers safetensors gguf sentencepiece tokenizers h5py onnx onnxruntime pytest-xdist
+	$(PIP) -e '.[dev]' transformers safetensors gguf sentencepiece tokenizers h5py onnx onnxruntime keras pytest-xdist
 	@touch $@
 
 install: $(VENV)/installed  ## the package, in .venv
@@ -59,11 +59,11 @@ $(VENV)/fuzz: $(VENV)/tests
 	@touch $@
 
 SECONDS ?= 60
-TARGETS ?= $$(PYTHONPATH=.:tests $(BIN)/python tests/fuzz/fuzz.py 2>/dev/null)
+TARGETS ?= $$(PYTHONPATH=.:tests $(BIN)/python tests/fuzz/run.py 2>/dev/null)
 fuzz: $(VENV)/fuzz  ## every reader against bytes that a coverage-guided fuzzer makes up, SECONDS each
 	PYTHONPATH=.:tests $(BIN)/python tests/fuzz/seeds.py build/fuzz $(wildcard $(CONVERTER_TEST_DATA))
 	for target in $(TARGETS); do \
-	  PYTHONPATH=.:tests $(BIN)/python tests/fuzz/fuzz.py $$target build/fuzz -max_total_time=$(SECONDS) || exit 1; done
+	  PYTHONPATH=.:tests $(BIN)/python tests/fuzz/run.py $$target build/fuzz -max_total_time=$(SECONDS) || exit 1; done
 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

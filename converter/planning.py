@@ -36,7 +36,7 @@ from converter.quant.recipes import (
     recipe,
     sort_key,
 )
-from converter.report import Decoded, NamesKept, Report, Requantized, TypeFallback
+from converter.report import Decoded, Event, MetadataLost, NamesKept, Report, Requantized, TypeFallback
 from converter.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
@@ -167,7 +167,16 @@ def build(checkpoint: Checkpoint, source: Format, target: Path, target_format: F
     options = WriteOptions(request.split_max_size, request.split_max_tensors, request.external_data)
     layout = target_format.layout(result, target, options)
     report.extend(list(layout.events))
+    report.extend(_lost_texts(checkpoint, target_format))
     return Plan(checkpoint.path, target, way, tuple(steps), result, layout, report, watch)
+
+
+def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
+    """What the container says in free texts that the target has no place for; which framework it was for is no loss."""
+    if target.texts is None:
+        return []
+    kept = target.texts | {"format"}
+    return [MetadataLost(key, f"{target.name} holds no free texts") for key in checkpoint.metadata if key not in kept]
 
 
 def _check_request(checkpoint: Checkpoint, target: Format, way: Route, request: Request) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import builders
 import importance
 import numpy as np
+import numpy.typing as npt
 import test_ggml_legacy
 import test_llama2c
 import test_tensorflow
@@ -23,7 +24,7 @@ from converter import fill
 from converter.checkpoint import Checkpoint
 from converter.dtypes import DTYPES
 from converter.formats.base import Format, WriteOptions
-from converter.tensor import LazyTensor, from_array
+from converter.tensor import LazyTensor, TensorInfo, from_array
 
 # Names that mean something in one format or another are theirs to test; these are what models have.
 PLAIN = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL", "F8_E4M3", "C64")
@@ -31,18 +32,29 @@ METADATA = {"author": "somebody", "note": "free text, ü"}
 
 
 def tensors_for(format: Format) -> dict[str, LazyTensor]:
-    """A (3, 4, 8) tensor of every type in PLAIN that `format` holds, a vector, a scalar and one of zero size."""
+    """A (3, 4, 8) tensor of every type in PLAIN that `format` holds, a vector, a scalar and one of zero size.
+
+    Their bits are random: NaNs of every payload, infinities and subnormal numbers among them.
+    """
     rng = np.random.default_rng(11)
-    made = [
-        from_array(f"model.layers.0.{name.lower()}.weight", rng.integers(0, 2, (3, 4, 8)), DTYPES[name], "sample")
-        for name in PLAIN
-        if name in format.dtypes
-    ]
+    made = []
+    for name in PLAIN:
+        if name in format.dtypes:
+            dtype = DTYPES[name]
+            raw = rng.integers(0, 2 if name == "BOOL" else 256, 3 * 4 * 8 * dtype.type_size, np.uint8)
+            info = TensorInfo(f"model.layers.0.{name.lower()}.weight", (3, 4, 8), dtype)
+            made.append(stored(info, raw))
     made.append(from_array("model.norm.weight", rng.standard_normal(8, np.float32), DTYPES["F32"], "sample"))
     if format.dialect != "gguf":  # GGUF has neither
         made.append(from_array("scalar", np.array(2.5), DTYPES["F32"], "sample"))
         made.append(from_array("empty", np.zeros((0, 4)), DTYPES["F32"], "sample"))
     return {tensor.name: tensor for tensor in made}
+
+
+def stored(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> LazyTensor:
+    """A tensor of these bytes."""
+    rows = raw.reshape(info.n_rows, info.row_nbytes)
+    return LazyTensor(info, lambda start, stop: rows[start:stop], "sample")
 
 
 def write(format: Format, tensors: Mapping[str, LazyTensor], path: Path, metadata: Mapping[str, str]) -> Path:

@@ -88,6 +88,7 @@ class Format:
         extra: the extra of this distribution that installs what it needs, if any.
         folder: True when the target is a folder.
         branch: path, key -> Checkpoint, where a file can hold several models or states (`--key`).
+        texts: keys of the free texts (`Checkpoint.metadata`) that its writer keeps; None where it keeps any.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Format:
     extra: str | None = None
     folder: bool = False
     branch: Callable[[Path, str], Checkpoint] | None = None
+    texts: frozenset[str] | None = frozenset()
 
 
 HEAD = 64

@@ -709,5 +709,6 @@ FORMATS = (
         sniff=sniff,
         open=open_flax,
         layout=layout,
+        texts=frozenset({LEAVES}),
     ),
 )

@@ -359,6 +359,7 @@ FORMATS = (
         sniff=sniff,
         open=open_hdf5,
         layout=layout,
+        texts=None,
         branch=branch_hdf5,
     ),
     Format(

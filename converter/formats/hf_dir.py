@@ -162,6 +162,7 @@ FORMATS = (
         sniff=sniff,
         open=open_folder,
         layout=layout,
+        texts=None,
         folder=True,
     ),
 )

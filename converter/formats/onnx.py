@@ -138,5 +138,6 @@ FORMATS = (
         sniff=sniff,
         open=open_onnx,
         layout=layout,
+        texts=None,
     ),
 )

@@ -261,5 +261,6 @@ FORMATS = (
         sniff=sniff,
         open=open_safetensors,
         layout=layout,
+        texts=None,
     ),
 )

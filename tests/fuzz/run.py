@@ -1,4 +1,4 @@
-"""Runs one fuzz target: `python tests/fuzz/fuzz.py TARGET WORK [libFuzzer's flags]`; without one, lists them.
+"""Runs one fuzz target: `python tests/fuzz/run.py TARGET WORK [libFuzzer's flags]`; without one, lists them.
 
 Inputs are taken from WORK/TARGET and kept there (`seeds.py` collects the first); what is found is WORK/TARGET-found-*.
 """

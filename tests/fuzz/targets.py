@@ -169,18 +169,22 @@ def run(target: Target, data: bytes) -> ConverterError | None:
         AssertionError, or anything that is no ConverterError: a finding.
     """
     folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
-    failed = None
     try:
-        with _all_unmapped(), warnings.catch_warnings():
-            warnings.simplefilter("error", BrokenPlugin)
-            path = _lay_out(target, data, folder)
-            try:
-                _open(target, path)
-            except ConverterError as error:
-                failed = error.with_traceback(None)
-                _check_message(str(error))
+        return attempt(target, _lay_out(target, data, folder))
     finally:
         shutil.rmtree(folder)
+
+
+def attempt(target: Target, path: Path) -> ConverterError | None:
+    """The same with a file or folder that is there."""
+    failed = None
+    with _all_unmapped(), warnings.catch_warnings():
+        warnings.simplefilter("error", BrokenPlugin)
+        try:
+            _open(target, path)
+        except ConverterError as error:
+            failed = error.with_traceback(None)
+            _check_message(str(error))
     return failed
 
 
