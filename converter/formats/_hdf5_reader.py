@@ -358,9 +358,7 @@ def _local_heap(file: Hdf5File, address: int | None) -> bytes:
     return file.at(data, size, "a local heap")
 
 
-def tree_nodes(
-    file: Hdf5File, address: int | None, kind: int, key_width: int
-) -> Iterator[tuple[bytes, int]]:
+def tree_nodes(file: Hdf5File, address: int | None, kind: int, key_width: int) -> Iterator[tuple[bytes, int]]:
     """The leaves' keys and children of a version 1 B-tree, from left to right."""
     stack: list[tuple[int | None, int | None]] = [(address, None)]
     while stack:
@@ -511,24 +509,9 @@ class Attributes:
     values: dict[str, Value]
     left: int
 
-    def texts(self, name: str) -> list[str] | None:
-        """A list of names, which Keras splits as name0, name1 ... where it is too long for one attribute."""
-        if name in self.values:
-            return _texts(self.values[name])
-        parts: list[str] = []
-        number = 0
-        while f"{name}{number}" in self.values:
-            parts += _texts(self.values[f"{name}{number}"])
-            number += 1
-        return parts if number else None
-
     def text(self, name: str) -> str | None:
         value = self.values.get(name)
         return value if isinstance(value, str) else None
-
-
-def _texts(value: Value) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
 
 
 def as_text(value: Value) -> str:

@@ -6,13 +6,13 @@ that describes stands before the values, which are aligned for mapping.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UnsupportedFeature, short
-from converter.formats._hdf5_names import by_class, restored
+from converter.formats._hdf5_names import LAYER_NAMES, WEIGHT_NAMES, keras_paths, layer_groups, listed_weights, names_in
 from converter.formats._hdf5_reader import (
     ATTRIBUTE,
     FILL,
@@ -30,6 +30,8 @@ from converter.tensor import LazyTensor
 ALIGNMENT = 64
 MAX_AXES = 32  # of the library
 MAX_NAME = 0x7FFF  # bytes; messages have at most 64 KiB
+MAX_DEPTH = 128  # of groups in groups; the reader takes no more
+MAX_LIST = 64512  # bytes of names in one attribute, as Keras has it: less than the 64 KiB of a message
 MAX_TEXTS = 0xFFFF - 1  # objects of a global heap
 UNDEFINED = bytes([255] * 8)
 GROUP_INFO = 10
@@ -71,16 +73,16 @@ _TEXT_TYPE = b"\x19" + _u(1 | 1 << 8, 3) + _u(16, 4) + b"\x10" + _u(0, 3) + _u(1
 
 @dataclass
 class _Texts:
-    """The global heap, filled as attributes are made."""
+    """The global heap, filled as attributes are made; it stands behind the superblock."""
 
     parts: list[bytes] = field(default_factory=list)
 
-    def add(self, text: str) -> tuple[int, int]:
-        """Length and number of a text."""
+    def add(self, text: str) -> bytes:
+        """What an attribute says of a text: length, heap, number in it."""
         raw = text.encode("utf-8")
         number = len(self.parts) + 1
         self.parts.append(_u(number, 2) + _u(1, 2) + bytes(4) + _u(len(raw), 8) + raw + bytes(-len(raw) % 8))
-        return len(raw), number
+        return _u(len(raw), 4) + _u(SUPERBLOCK_NBYTES, 8) + _u(number, 4)
 
     def collection(self) -> bytes:
         """All of it; collections have at least 4096 bytes."""
@@ -92,11 +94,11 @@ class _Texts:
 
 @dataclass
 class _Object:
-    """A group (`tensor` is None) or a dataset, its attributes as (name, length, number in the heap)."""
+    """A group (`tensor` is None) or a dataset, its attributes as messages."""
 
     tensor: LazyTensor | None = None
     below: dict[str, _Object] = field(default_factory=dict)
-    attributes: list[tuple[str, int, int]] = field(default_factory=list)
+    attributes: list[bytes] = field(default_factory=list)
     address: int = 0
     data: int = 0
 
@@ -107,10 +109,10 @@ class _Object:
             yield each
             stack += reversed(each.below.values())
 
-    def header(self, heap: int) -> bytes:
+    def header(self) -> bytes:
         """The object header."""
         messages = self._group() if self.tensor is None else self._dataset(self.tensor)
-        messages += [(ATTRIBUTE, _attribute(name, length, heap, number)) for name, length, number in self.attributes]
+        messages += [(ATTRIBUTE, body) for body in self.attributes]
         body = b"".join(bytes((kind,)) + _u(len(data), 2) + b"\0" + data for kind, data in messages)
         raw = b"OHDR\2\2" + _u(len(body), 4) + body
         return raw + _u(lookup3(raw), 4)
@@ -133,67 +135,114 @@ class _Object:
         ]
 
 
-def _attribute(name: str, length: int, heap: int, number: int) -> bytes:
-    raw, space = name.encode("utf-8") + b"\0", _space(())
-    sizes = _u(len(raw), 2) + _u(len(_TEXT_TYPE), 2) + _u(len(space), 2)
-    return b"\3\0" + sizes + b"\1" + raw + _TEXT_TYPE + space + _u(length, 4) + _u(heap, 8) + _u(number, 4)
+def _attribute(name: str, kind: bytes, shape: tuple[int, ...], data: bytes) -> bytes:
+    raw, space = name.encode("utf-8") + b"\0", _space(shape)
+    sizes = _u(len(raw), 2) + _u(len(kind), 2) + _u(len(space), 2)
+    return b"\3\0" + sizes + b"\1" + raw + kind + space + data
+
+
+def _lists(name: str, items: list[str]) -> Iterator[bytes]:
+    """A list of names, as Keras keeps it: texts of one length; name0, name1 ... where one attribute cannot hold it."""
+    raw = [item.encode("utf-8") for item in items]
+    width = max(map(len, raw), default=1) or 1
+    kind = b"\x13" + _u(0x11, 3) + _u(width, 4)  # padded with zeros, UTF-8
+    most = MAX_LIST // width
+    for number in range(max(1, -(-len(raw) // most))):
+        part = raw[number * most : (number + 1) * most]
+        data = b"".join(item.ljust(width, b"\0") for item in part)
+        yield _attribute(f"{name}{number}" if len(raw) > most else name, kind, (len(part),), data)
 
 
 def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
     """One file: names are split at slashes into groups, metadata are attributes.
 
     `path@name` becomes the attribute `name` of what lies at `path`, everything else one of the root. What came from
-    Keras' `.weights.h5` goes back to the groups that Keras looks for.
+    Keras goes back to the groups that Keras looks for, with the lists that it reads.
 
     Raises:
         UnsupportedFeature: a type, a name or a rank that HDF5 cannot hold, or a split.
     """
     if options.split_max_size is not None or options.split_max_tensors is not None:
         raise UnsupportedFeature(f"{target}: splitting is for GGUF output only")
-    root, places = _tree(target, checkpoint)
+    places = _tree(target, checkpoint)
     texts = _Texts()
     for each in places.values():
         name = _OPAQUE_NAMES.get(each.tensor.info.dtype.name) if each.tensor is not None else None
         if name is not None:
-            each.attributes.append(("dtype", *texts.add(name)))
+            each.attributes.append(_attribute("dtype", _TEXT_TYPE, (), texts.add(name)))
     for key, text in checkpoint.metadata.items():
         _attach(target, places, key, text, texts)
-    return _laid_out(target, root, texts)
+    return _laid_out(target, places[""], texts)
 
 
 def _attach(target: Path, places: dict[str, _Object], key: str, text: str, texts: _Texts) -> None:
     place, _, name = key.rpartition("@")
-    each = places.get(place) if place and name else None
+    each = _group(places, place) if place and name else None
     if each is None:
-        each, name = places[""], key
+        each, name, place = places[""], key, ""
     if each.tensor is not None and name == "dtype" and text in OPAQUE:
         return  # of the type it had; the one it has now is there
     if not name or "\0" in name or len(name.encode("utf-8")) > MAX_NAME or len(texts.parts) >= MAX_TEXTS:
         raise UnsupportedFeature(f"{target}: {short(key)} cannot be the name of an attribute, or there are too many")
-    each.attributes.append((name, *texts.add(text)))
+    stem = name.rstrip("0123456789")
+    if stem not in (LAYER_NAMES, WEIGHT_NAMES):
+        each.attributes.append(_attribute(name, _TEXT_TYPE, (), texts.add(text)))
+        return
+    items = names_in(text)
+    if stem == WEIGHT_NAMES:  # of those that are still there
+        items = [item for item in items if f"{place}/{item}".lstrip("/") in places]
+    if any("\0" in item or len(item.encode("utf-8")) > MAX_NAME for item in items):
+        raise UnsupportedFeature(f"{target}: {short(key)} lists what cannot be a name in HDF5")
+    each.attributes += _lists(name, items)
 
 
-def _tree(target: Path, checkpoint: Checkpoint) -> tuple[_Object, dict[str, _Object]]:
-    """The groups and datasets, and each by its path."""
-    root = _Object()
-    places = {"": root}
-    back = by_class(checkpoint.metadata)
+def _plain(path: str) -> bool:
+    """Whether it can be a path in HDF5."""
+    parts = path.split("/")
+    short_enough = len(path.encode("utf-8")) <= MAX_NAME and len(parts) <= MAX_DEPTH
+    return short_enough and "\0" not in path and not any(part in ("", ".", "..") for part in parts)
+
+
+def _group(places: dict[str, _Object], path: str) -> _Object | None:
+    """What lies at a path, a new group if nothing does; None if nothing can, as within a dataset."""
+    if path in places:
+        return places[path]
+    if not _plain(path):
+        return None
+    above, _, name = path.rpartition("/")
+    holder = _group(places, above)
+    if holder is None or holder.tensor is not None:
+        return None
+    places[path] = holder.below[name] = _Object()
+    return places[path]
+
+
+def _tree(target: Path, checkpoint: Checkpoint) -> dict[str, _Object]:
+    """The groups and datasets by their paths; the root is at ""."""
+    places = {"": _Object()}
+    paths = keras_paths(checkpoint.tensors, checkpoint.metadata)
+    listed = {each.place for each in listed_weights(checkpoint.metadata)}
     for tensor in checkpoint.tensors.values():
-        _check(target, tensor)
-        path = restored(tensor.name, back)
-        parts, group = path.split("/"), root
-        for i, part in enumerate(parts[:-1]):
-            group = group.below.setdefault(part, _Object())
-            places["/".join(parts[: i + 1])] = group
-            if group.tensor is not None:
-                raise UnsupportedFeature(f"{target}: {short(tensor.name)} would lie within another tensor")
-        if parts[-1] in group.below:
+        path = paths[tensor.name]
+        _check(target, tensor, path)
+        if path in listed and tensor.info.dtype.name in _OPAQUE_NAMES:
+            raise UnsupportedFeature(
+                f"{target}: Keras reads no {tensor.info.dtype} from files that list their layers\n"
+                "pass --dtype f16 or f32, or write another format"
+            )
+        above, _, name = path.rpartition("/")
+        group = _group(places, above)
+        if group is None or group.tensor is not None:
+            raise UnsupportedFeature(f"{target}: {short(tensor.name)} would lie within another tensor")
+        if path in places:
             raise UnsupportedFeature(f"{target}: other tensors would lie within {short(tensor.name)}")
-        places[path] = group.below[parts[-1]] = _Object(tensor)
-    return root, places
+        places[path] = group.below[name] = _Object(tensor)
+    for layer in layer_groups(checkpoint.metadata):
+        _group(places, layer)
+    return places
 
 
-def _check(target: Path, tensor: LazyTensor) -> None:
+def _check(target: Path, tensor: LazyTensor, path: str) -> None:
     info, name = tensor.info, short(tensor.name)
     if info.dtype.name not in WRITTEN:
         raise UnsupportedFeature(
@@ -202,22 +251,20 @@ def _check(target: Path, tensor: LazyTensor) -> None:
         )
     if len(info.shape) > MAX_AXES:
         raise UnsupportedFeature(f"{target}: tensor {name} has {len(info.shape)} axes, HDF5 has at most {MAX_AXES}")
-    parts = tensor.name.split("/")
-    too_long = len(tensor.name.encode("utf-8")) > MAX_NAME
-    if too_long or "\0" in tensor.name or any(part in ("", ".", "..") for part in parts):
+    if not _plain(path):
         raise UnsupportedFeature(f"{target}: {name} cannot be a path in HDF5; --rename changes it")
 
 
 def _laid_out(target: Path, root: _Object, texts: _Texts) -> Layout:
-    """Addresses given: superblock, object headers, texts, values."""
-    position = SUPERBLOCK_NBYTES
+    """Addresses given: superblock, texts, object headers, values."""
+    collection = texts.collection() if texts.parts else b""
+    position = SUPERBLOCK_NBYTES + len(collection)
     objects = list(root.all())
     for each in objects:
         each.address = position
-        position += len(each.header(0))
+        position += len(each.header())
         position += -position % 8
-    heap, collection = position, texts.collection() if texts.parts else b""
-    position += len(collection)
+    objects_end = position
     slots = []
     for each in objects:
         if each.tensor is not None:
@@ -227,9 +274,8 @@ def _laid_out(target: Path, root: _Object, texts: _Texts) -> Layout:
             position += each.tensor.info.nbytes
     end = position
     superblock = SIGNATURE + b"\2\x08\x08\0" + _u(0, 8) + UNDEFINED + _u(end, 8) + _u(root.address, 8)
-    header = bytearray(heap) + collection
-    header[:SUPERBLOCK_NBYTES] = superblock + _u(lookup3(superblock), 4)
+    header = bytearray(superblock + _u(lookup3(superblock), 4) + collection).ljust(objects_end, b"\0")
     for each in objects:
-        raw = each.header(heap)
+        raw = each.header()
         header[each.address : each.address + len(raw)] = raw
     return Layout((FileLayout(target, bytes(header), tuple(slots), end),))

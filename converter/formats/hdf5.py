@@ -3,12 +3,12 @@
 Source: the HDF5 File Format Specification 3.0; for the names, what Keras writes. Files are read and written by our own
 code (`_hdf5_reader`, `_hdf5_data`, `_hdf5_writer`). Names are paths, but for Keras: there they are the layers' and
 weights' true names. Configurations, Lambda layers among them, are text and stay text. Attributes travel as metadata,
-those of the root under their names, others as `path@name`.
+those of the root under their names, others as `path@name`, and by them a file from Keras becomes one for Keras again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,8 +17,9 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.dtypes import DTYPES, DType
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, UsageError, short
+from converter.formats import _keras_archive
 from converter.formats._hdf5_data import Bands, Dataset, dataset, stored_bytes
-from converter.formats._hdf5_names import VARIABLES, layered
+from converter.formats._hdf5_names import attribute_key, layer_groups, layered, listed_weights, titles_of, top_of
 from converter.formats._hdf5_reader import (
     LAYOUT,
     LINK,
@@ -33,7 +34,8 @@ from converter.formats._hdf5_reader import (
     object_header,
 )
 from converter.formats._hdf5_writer import OPAQUE, WRITTEN, layout
-from converter.formats._zip import STORED, Plain, Record, open_archive
+from converter.formats._keras_archive import ASSETS, CONFIG, METADATA, TEXTS, WEIGHTS
+from converter.formats._zip import STORED, Archive, Plain, Record, open_archive
 from converter.formats.base import Format
 from converter.mapped import MappedFile
 from converter.report import Dropped, Event, Note
@@ -44,11 +46,9 @@ MAX_PATH = 4096
 MAX_HOPS = 16  # of soft links
 # What all datasets together may declare: fill values and packed chunks can make more of a file than it has.
 EXPANSION, ALLOWANCE = 64, 64 << 20
-WEIGHTS, CONFIG, KERAS_METADATA = "model.weights.h5", "config.json", "metadata.json"
 MAX_CONFIG = 64 << 20
-TEXTS = {CONFIG: "model_config", KERAS_METADATA: "keras_metadata"}
+MAX_ASSETS = 16 << 20  # bytes of all texts among an archive's assets
 OPTIMIZER = ("optimizer_weights/", "optimizer/")
-MODEL, LAYER_NAMES, WEIGHT_NAMES = "model_weights", "layer_names", "weight_names"
 
 
 def sniff(path: Path, start: bytes) -> bool:
@@ -61,7 +61,7 @@ def sniff_keras(path: Path, start: bytes) -> bool:
     if start[:4] != b"PK\x03\x04":
         return False
     length = int.from_bytes(start[26:28], "little")
-    return start[30 : 30 + length] in (KERAS_METADATA.encode(), CONFIG.encode()) or path.suffix.lower() == ".keras"
+    return start[30 : 30 + length] in (METADATA.encode(), CONFIG.encode()) or path.suffix.lower() == ".keras"
 
 
 def open_hdf5(path: Path) -> Checkpoint:
@@ -112,15 +112,32 @@ def branch_keras(path: Path, key: str) -> Checkpoint:
             raise MissingPart(f"{path}: no {WEIGHTS} in it; save the model again")
         if archive.entries[WEIGHTS].method != STORED:
             raise UnsupportedFeature(f"{path}: {WEIGHTS} is compressed, Keras stores it; unpack it and open that")
-        there = [name for name in TEXTS if name in archive.entries]
-        texts = {TEXTS[name]: _utf8(path, name, archive.small(name, MAX_CONFIG)) for name in there}
-        others = [name for name in archive.entries if name not in (WEIGHTS, *TEXTS) and not name.endswith("/")]
-        events = tuple(Dropped(name, "an asset of the Keras archive") for name in others)
-        found = _checkpoint("keras", mapped, archive.record(WEIGHTS), key, texts, events)
+        texts = {
+            TEXTS[name]: _utf8(path, name, archive.small(name, MAX_CONFIG)) for name in TEXTS if name in archive.entries
+        }
+        assets, events = _assets(archive)
+        found = _checkpoint("keras", mapped, archive.record(WEIGHTS), key, texts | assets, events)
         return found.replace(checks=(archive.check,))
     except BaseException:
         mapped.close()
         raise
+
+
+def _assets(archive: Archive) -> tuple[dict[str, str], tuple[Event, ...]]:
+    """What layers keep beside their weights, such as vocabularies, by the members' names: texts, and what is none."""
+    texts: dict[str, str] = {}
+    dropped: list[Event] = []
+    room = MAX_ASSETS
+    for name, entry in archive.entries.items():
+        if name in (WEIGHTS, *TEXTS) or name.endswith("/"):
+            continue
+        data = archive.small(name, room) if name.startswith(ASSETS) and entry.size <= room else b"\xff"
+        try:
+            texts[name] = data.decode("utf-8")
+            room -= len(data)
+        except UnicodeDecodeError:
+            dropped.append(Dropped(name, "no text among the assets of the Keras archive, or too long"))
+    return texts, tuple(dropped)
 
 
 def _utf8(path: Path, name: str, data: bytes) -> str:
@@ -157,7 +174,7 @@ def _checkpoint(
         path=path,
         dialect=None,
         tensors=tensors,
-        metadata={**tree.metadata(), **texts},
+        metadata={**tree.metadata(without=OPTIMIZER if left else ()), **texts},
         events=(*events, *dropped, *notes),
         files=(path,),
         closers=(mapped.close,),
@@ -188,10 +205,12 @@ class Tree:
     attributes: dict[str, Attributes] = field(default_factory=dict)
     left: int = 0
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self, without: tuple[str, ...] = ()) -> dict[str, str]:
+        """The attributes as metadata, but for those of groups that are left out, given with a slash at their end."""
         return {
-            f"{place}@{name}" if place else name: as_text(value)
+            attribute_key(place, name): as_text(value)
             for place, own in self.attributes.items()
+            if not f"{place}/".startswith(without)
             for name, value in own.values.items()
             if name != "dtype" or place not in self.datasets or not self.datasets[place].type.opaque
         }
@@ -277,41 +296,32 @@ def _check_storage(file: Hdf5File, tree: Tree, known: dict[int, str]) -> None:
 
 
 def _names(path: Path, tree: Tree) -> tuple[dict[str, str], list[Event]]:
-    """Path -> tensor name; the true names where they are unique, else the paths and a note."""
-    names = {place: place for place in tree.datasets}
-    top = MODEL if MODEL in tree.attributes and _lists(tree, MODEL) else ""
-    if _lists(tree, top):
-        names.update(_legacy(path, tree, top))
+    """Path -> tensor name; the true names where they are unique, else the paths and a note.
+
+    Raises:
+        MissingPart: a weight or a layer that is listed is not there.
+    """
+    metadata = tree.metadata()
+    if top_of(metadata) is not None:
+        names = {place: place for place in tree.datasets} | _legacy(path, tree, metadata)
     else:
-        below = {place: own.text("name") for place, own in tree.attributes.items() if place.endswith(VARIABLES)}
-        titles = {place.removesuffix(VARIABLES): title for place, title in below.items() if title is not None}
+        titles = titles_of(metadata)
         names = {place: layered(place, titles) for place in tree.datasets}
     if len(set(names.values())) < len(names):
         return {place: place for place in tree.datasets}, [Note("its weights' names are not unique; paths are used")]
     return names, []
 
 
-def _lists(tree: Tree, top: str) -> bool:
-    own = tree.attributes[top]
-    return own.texts(LAYER_NAMES) is not None
-
-
-def _legacy(path: Path, tree: Tree, top: str) -> Iterator[tuple[str, str]]:
-    """Path and name of every weight that the layers list: the layer's name is put before where it does not stand there.
-
-    Raises:
-        MissingPart: a weight or a layer that is listed is not there.
-    """
-    for layer in tree.attributes[top].texts(LAYER_NAMES) or []:
-        group = f"{top}/{layer}" if top else layer
-        own = tree.attributes.get(group)
-        if own is None:
-            raise MissingPart(f"{path}: the layer {short(layer)} is listed and is not there")
-        for weight in own.texts(WEIGHT_NAMES) or []:
-            place = f"{group}/{weight}"
-            if place not in tree.datasets:
-                raise MissingPart(f"{path}: weight {short(weight)} of layer {short(layer)} is listed and is not there")
-            yield place, weight if weight.startswith(layer + "/") else f"{layer}/{weight}"
+def _legacy(path: Path, tree: Tree, metadata: Mapping[str, str]) -> dict[str, str]:
+    for group in layer_groups(metadata):
+        if group not in tree.attributes:
+            raise MissingPart(f"{path}: the layer {short(group)} is listed and is not there")
+    found = {}
+    for each in listed_weights(metadata):
+        if each.place not in tree.datasets:
+            raise MissingPart(f"{path}: weight {short(each.weight)} of {short(each.group)} is listed and is not there")
+        found[each.place] = each.name
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- tensors
@@ -370,6 +380,7 @@ FORMATS = (
         dtypes=frozenset(WRITTEN),
         sniff=sniff_keras,
         open=open_keras,
+        layout=_keras_archive.layout,
         branch=branch_keras,
     ),
 )
