@@ -89,8 +89,10 @@ static inline float block_peak(int n, const float *x, float *magnitude) {
     }
     const float low = largest_of(-min), high = largest_of(max);
     if (low == high) return peak(n, x, magnitude);
-    *magnitude = MAX(low, high);
-    return bits_float(float_bits(*magnitude) | (uint32_t)(low > high) << 31); /* no branch: the sign is random */
+    /* No branch, since the sign is random; magnitudes compare like their bits. */
+    const uint32_t a = float_bits(low) & 0x7FFFFFFFu, b = float_bits(high) & 0x7FFFFFFFu, negative = -(uint32_t)(a > b);
+    *magnitude = bits_float(b ^ ((a ^ b) & negative));
+    return bits_float(float_bits(*magnitude) | (negative & 0x80000000u));
 }
 
 static inline void truncate_all(int n, const float *x, float base, float scale, float offset, int32_t *out) {
