@@ -429,7 +429,7 @@ def test_names_out_of_a_file_never_become_paths(tmp_path: Path, out: Path) -> No
     pairs = [ARCH, pair("general.name", b.STR, "../../evil"), pair("general.basename", b.STR, "/abs/evil")]
     path.write_bytes(gguf(pairs, [tensor("../../evil", (8,), T_F32, 0)], bytes(32)))
     before = set(tmp_path.parent.rglob("*"))
-    assert cli.main([str(path), str(out.parent), "--quiet"]) == 0
+    assert cli.main([str(path), str(out.parent), "--to", "gguf", "--quiet"]) == 0
     (made,) = set(tmp_path.parent.rglob("*")) - before
     assert made.parent == out.parent and made.suffix == ".gguf"
 

@@ -163,7 +163,7 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
         UnsupportedFeature: a type, a name or a rank that HDF5 cannot hold, or a split.
     """
     if options.split_max_size is not None or options.split_max_tensors is not None:
-        raise UnsupportedFeature(f"{target}: splitting is for GGUF output only")
+        raise UnsupportedFeature(f"{target}: splitting is for GGUF, safetensors and PyTorch output")
     places = _tree(target, checkpoint)
     texts = _Texts()
     for each in places.values():

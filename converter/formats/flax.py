@@ -487,7 +487,7 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
         CorruptFile: `flax.leaves` in the metadata is not what the reader makes.
     """
     if options.split_max_size is not None or options.split_max_tensors is not None:
-        raise UnsupportedFeature(f"{target}: splitting is for GGUF output only")
+        raise UnsupportedFeature(f"{target}: splitting is for GGUF, safetensors and PyTorch output")
     items: list[tuple[tuple[str, ...], Any]] = []
     names = set(checkpoint.tensors)
     for name, tensor in checkpoint.tensors.items():

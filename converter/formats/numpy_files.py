@@ -410,7 +410,7 @@ def _end_records(count: int, start: int, size: int) -> bytes:
 
 def _check(target: Path, tensors: Sequence[LazyTensor], options: WriteOptions) -> None:
     if options.split_max_size is not None or options.split_max_tensors is not None:
-        raise UnsupportedFeature(f"{target}: splitting is for GGUF output only")
+        raise UnsupportedFeature(f"{target}: splitting is for GGUF, safetensors and PyTorch output")
     for tensor in tensors:
         if tensor.info.dtype.name not in WRITTEN:
             raise UnsupportedFeature(

@@ -89,7 +89,7 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
         UsageError: a name that external data cannot have.
     """
     if options.split_max_size is not None or options.split_max_tensors is not None:
-        raise UnsupportedFeature(f"{target}: splitting is for GGUF output only")
+        raise UnsupportedFeature(f"{target}: splitting is for GGUF, safetensors and PyTorch output")
     if isinstance(checkpoint.structure, Graph):
         return rewritten(checkpoint, checkpoint.structure, target, options.external_data)
     data = DataFile(target)
