@@ -22,7 +22,8 @@ import pytest
 
 import converter
 from converter import errors
-from converter.cli import EXAMPLES, SHELLS, human_bytes, main
+from converter.cli import EXAMPLES, SHELLS, main
+from converter.console import human_bytes
 from converter.dtypes import DTYPES
 from converter.mapped import MappedFile
 

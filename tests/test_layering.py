@@ -18,13 +18,15 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("errors", "report", "dtypes", "metadata", "expr", "crc"),
+    ("errors", "report", "dtypes", "metadata", "expr", "crc", "strict_json"),
     ("kernels", "tensor", "mapped", "checkpoint", "ops"),
     ("lazy", "encode"),
     ("formats", "architectures", "tokenizers", "quant", "general", "front_matter", "generators"),
     ("graph", "mapping", "model_folder", "planning", "fill", "memory"),
     ("inspection", "listing", "pipeline", "verify"),
-    ("completion", "cli"),
+    ("completion", "console"),
+    ("commands",),
+    ("cli",),
     ("__main__",),
 )
 RANK = {name: rank for rank, tier in enumerate(TIERS) for name in tier}
@@ -40,7 +42,7 @@ HEAVY = {
     "torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "onnx", "onnxruntime", "h5py", "keras",
     "tensorflow", "flax", "msgpack", "tflite", "gguf", "llama_cpp", "huggingface_hub", "distributed", "rich", "jinja2",
 }  # fmt: skip
-MAY_PRINT = {"cli", "__main__"}
+MAY_PRINT = {"cli", "console", "commands", "__main__"}
 FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load",
     "os.system", "marshal.loads", "shelve.open", "yaml.load",

@@ -1,0 +1,227 @@
+"""What a verification found: values that print, go to JSON and are judged by the gate.
+
+`Fidelity` is one tensor's numbers, `Finding` one fact that a person should know, `Behaviour` what two runtimes did with
+the same text, `Verification` all of them together. Nothing here computes; the reports only read these.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Version of the JSON report's schema (docs/verify.md); raised when a field changes its meaning or goes away.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where a tensor is worst: one block of the stored type, or 32 elements of a plain one."""
+
+    row: int
+    column: int
+    rmse: float
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far one tensor's stored values are from the reference's.
+
+    `noise` is the sum of squared errors, `energy` that of squared reference values; from them follow `rmse`, `nmse`
+    (noise over energy) and `sqnr_db` (-10 log10 of it; infinite when exact). These and `cosine` are over the elements
+    that are finite on both sides. `p999` is the 99.9th percentile of the absolute error, exact to 1 %.
+
+    `reproduced` says whether encoding the reference again gives the stored bytes (None: not tried, or it needs an
+    importance matrix that is not there); `differing` counts the blocks where it does not. `bound` is the nmse that a
+    correct encoder reaches on this very data.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    type: str
+    reference_type: str
+    elements: int
+    exact: bool
+    reproduced: bool | None
+    blocks: int
+    differing: int
+    max_abs: float
+    max_rel: float
+    noise: float
+    energy: float
+    cosine: float
+    p999: float
+    worst: Block | None
+    bound: float | None
+    nonfinite: int
+    reference_nonfinite: int
+    zero: bool
+    reference_zero: bool
+    bytes: int
+    #: counts of |error|: (upper edge, count) in ascending order, for plots
+    histogram: tuple[tuple[float, int], ...] = field(default=(), repr=False)
+
+    @property
+    def rmse(self) -> float:
+        return math.sqrt(self.noise / self.elements) if self.elements else 0.0
+
+    @property
+    def nmse(self) -> float:
+        return self.noise / self.energy if self.energy else 0.0 if not self.noise else math.inf
+
+    @property
+    def sqnr_db(self) -> float:
+        return sqnr_db(self.nmse)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON; infinities and NaN are null."""
+        own = {key: value for key, value in vars(self).items() if key not in ("histogram", "noise", "energy")}
+        own |= {"rmse": self.rmse, "nmse": self.nmse, "sqnr_db": self.sqnr_db}
+        own["worst"] = vars(self.worst) if self.worst else None
+        own["sources"], own["shape"] = list(self.sources), list(self.shape)
+        return {key: _finite(value) for key, value in own.items()}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or worth knowing.
+
+    `check` is a row of `CHECKS`; `subject` names the tensor, the metadata key or the metric; `failed` decides about the
+    exit code; `hint` says what it looks like and what to do.
+    """
+
+    check: str
+    subject: str
+    message: str
+    failed: bool = True
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.message}" + (f" ({self.hint})" if self.hint else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+#: Every check there is, and what it looks at. A finding's `check` is one of these names.
+CHECKS = {
+    "missing": "a tensor that the target should have and has not",
+    "extra": "a tensor that the target has and should not have",
+    "shape": "a tensor of another shape than the source gives it",
+    "type": "a tensor in another type than the file's recipe gives it",
+    "tied": "tied weights stored apart that differ, or an own output that was left out",
+    "values": "values further from the source than a correct encoder gets",
+    "blocks": "blocks that differ from what the encoder writes, in a file that it wrote",
+    "nonfinite": "NaN or infinity that the source does not have",
+    "zero": "a tensor that is all zero and is not so in the source",
+    "metadata": "a key whose value does not follow from the source",
+    "tokenizer": "a vocabulary, merges or special tokens that do not follow from the source",
+    "probe": "a text that the two tokenizers cut differently",
+    "template": "another chat template",
+    "behaviour": "what the models do with the same text",
+    "threshold": "a number beyond a threshold that was given",
+    "baseline": "a number worse than in the report of an earlier run",
+    "structure": "the file itself: sizes, offsets, alignment, scales",
+}
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What the reference's and the candidate's runtime made of the same text.
+
+    Logits are compared at every position that has a next token. `kl` is KL(reference || candidate) in nats, `top1` the
+    share of positions where both name the same next token. Perplexities are exp of the mean negative log-likelihood.
+    For embedding models only `cosine` (the smallest over the texts) is there.
+    """
+
+    reference_runtime: str
+    candidate_runtime: str
+    tokens: int
+    max_abs: float | None = None
+    mean_kl: float | None = None
+    max_kl: float | None = None
+    top1: float | None = None
+    reference_ppl: float | None = None
+    candidate_ppl: float | None = None
+    cosine: float | None = None
+    #: KL at each position, in order, for plots
+    kl_by_position: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def ppl_increase(self) -> float | None:
+        """The candidate's perplexity over the reference's, less one; None where there is none."""
+        if not self.reference_ppl or self.candidate_ppl is None:
+            return None
+        return self.candidate_ppl / self.reference_ppl - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        own = {**vars(self), "ppl_increase": self.ppl_increase, "kl_by_position": list(self.kl_by_position)}
+        return {key: _finite(value) for key, value in own.items()}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything one run of the verifier found about `target`, measured against `source`."""
+
+    source: str
+    target: str
+    tensors: tuple[Fidelity, ...]
+    findings: tuple[Finding, ...]
+    behaviour: Behaviour | None = None
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return not any(finding.failed for finding in self.findings)
+
+    @property
+    def worst_first(self) -> list[Fidelity]:
+        """Tensors, the largest nmse first."""
+        return sorted(self.tensors, key=lambda tensor: (-tensor.nmse, tensor.name))
+
+    def failed_tensors(self) -> set[str]:
+        names = {tensor.name for tensor in self.tensors}
+        return {finding.subject for finding in self.findings if finding.failed and finding.subject in names}
+
+    def summary(self) -> dict[str, Any]:
+        """Aggregates of the whole model: errors weighted by elements, counts of tensors."""
+        elements = sum(tensor.elements for tensor in self.tensors)
+        noise, energy = sum(t.noise for t in self.tensors), sum(t.energy for t in self.tensors)
+        nmse = noise / energy if energy else 0.0 if not noise else math.inf
+        return {
+            "tensors": len(self.tensors),
+            "exact": sum(t.exact for t in self.tensors),
+            "reproduced": sum(t.reproduced is True for t in self.tensors),
+            "failed": len(self.failed_tensors()),
+            "elements": elements,
+            "bytes": sum(t.bytes for t in self.tensors),
+            "bits_per_weight": 8 * sum(t.bytes for t in self.tensors) / elements if elements else 0.0,
+            "nmse": nmse,
+            "sqnr_db": sqnr_db(nmse),
+            "max_abs": max((t.max_abs for t in self.tensors), default=0.0),
+            "worst_tensor": self.worst_first[0].name if self.tensors else None,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON, schema `SCHEMA`."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "target": self.target,
+            "passed": self.passed,
+            "seconds": round(self.seconds, 3),
+            "summary": {key: _finite(value) for key, value in self.summary().items()},
+            "findings": [finding.as_dict() for finding in self.findings],
+            "behaviour": self.behaviour.as_dict() if self.behaviour else None,
+            "tensors": [tensor.as_dict() for tensor in self.tensors],
+        }
+
+
+def sqnr_db(nmse: float) -> float:
+    """Signal over quantization noise in decibels; infinite where there is no error."""
+    return -10 * math.log10(nmse) if nmse > 0 else math.inf
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
