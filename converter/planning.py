@@ -36,7 +36,7 @@ from converter.quant.recipes import (
     recipe,
     sort_key,
 )
-from converter.report import Decoded, Event, MetadataLost, NamesKept, Report, Requantized, TypeFallback
+from converter.report import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
 from converter.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
@@ -415,12 +415,15 @@ def _dense(
     if wanted is not None and (wanted.quantized or not wanted.floating):
         raise UsageError(f"--dtype {request.dtype}: give a plain floating type such as f32, f16 or bf16")
     fixed = checkpoint.structure.fixed if checkpoint.structure is not None and wanted is not None else {}
-    results, steps = {}, []
+    results, steps, n_kept = {}, [], 0
     for name, tensor in tensors.items():
         type_, rule = _plain_type(tensor, None if name in fixed else wanted, target, report)
         results[name] = encoded(tensor, type_, watch)
         kept = name in fixed and tensor.info.dtype.floating
         steps.append(_step(tensor, results[name], f"as in the source: {fixed[name]}" if kept else rule))
+        n_kept += kept and tensor.info.dtype is not wanted
+    if n_kept:
+        report.add(Note(f"{n_kept} tensors keep their type, which the graph relies on; `convert plan` says why"))
     result = checkpoint.replace(tensors=results, config=config, metadata=metadata, dialect=target.dialect)
     if target.folder:
         result, events = with_small_files(result, checkpoint, mapped, tokenizer=not request.no_tokenizer)

@@ -187,7 +187,7 @@ class Box:
 # ------------------------------------------------------------------------------------------------- reading
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stored:
     """A tensor's shape, its TensorProto.DataType, and where its bytes lie.
 
@@ -203,12 +203,15 @@ class Stored:
     @property
     def nbytes(self) -> int:
         """Bytes of what raw_data is or would be."""
-        n = math.prod(self.shape)
-        packed = PACKED.get(self.code)
-        return -(-n * packed.bits // 8) if packed else n * DTYPES[TYPES[self.code][0]].type_size
+        return _stored_nbytes(self.shape, self.code)
 
 
-@dataclass(frozen=True)
+def _stored_nbytes(shape: tuple[int, ...], code: int) -> int:
+    n = math.prod(shape)
+    return -(-n * PACKED[code].bits // 8) if code in PACKED else n * DTYPES[TYPES[code][0]].type_size
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """Where a tensor stands.
 
@@ -245,7 +248,7 @@ class _Graph:
     fixed: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Node:
     """A node: its operator, what its tensors are called after, where its first output's name stands."""
 
@@ -292,11 +295,8 @@ class Model:
             CorruptFile: a wrong wire type, or a field that stands twice where one is meant.
         """
         rules, found = schema.rules, _Message()
-        for field in fields(self._data, *span, self.path):
-            rule = rules.get(field.number)
-            if rule is None:
-                continue
-            name, wires, once = rule
+        for field in fields(self._data, *span, self.path, rules):
+            name, wires, once = rules[field.number]
             if field.wire not in wires:
                 raise CorruptFile(f"{self.path}: {name} of {schema.name} at offset {field.start} is of another type")
             before = found.setdefault(name, [])
@@ -474,43 +474,44 @@ class Model:
 
     def _tensor(self, tensor: _Message, name: str) -> Stored | None:
         """Where a TensorProto's bytes are, everything checked; None for texts, which no other format holds."""
-        what = f"{self.path}: tensor {short(name)}"
         code = tensor["data_type"][0].signed if tensor["data_type"] else 0
         given = [field for field in ("raw_data", "string_data", *_TYPED) if tensor[field]]
         external = bool(tensor["data_location"]) and tensor["data_location"][0].value == 1
         if code == 0:
-            raise CorruptFile(f"{what} says no type")
+            raise CorruptFile(f"{self._what(name)} says no type")
         if tensor["segment"]:
-            raise UnsupportedFeature(f"{what} is a part of a larger tensor")
+            raise UnsupportedFeature(f"{self._what(name)} is a part of a larger tensor")
         if external != bool(tensor["external_data"]) or len(given) + external > 1:
-            raise CorruptFile(f"{what} says twice, or not clearly, where its values are")
+            raise CorruptFile(f"{self._what(name)} says twice, or not clearly, where its values are")
         if code == STRING:
             if external or given not in ([], ["string_data"]):
-                raise CorruptFile(f"{what} is of texts and has bytes of another kind")
+                raise CorruptFile(f"{self._what(name)} is of texts and has bytes of another kind")
             self._lost.append(Dropped(name, "texts are no numbers"))
             return None
         if code not in TYPES and code not in PACKED:
-            raise UnsupportedFeature(f"{what} has type {code}, which is not one of plain numbers")
+            raise UnsupportedFeature(f"{self._what(name)} has type {code}, which is not one of plain numbers")
         shape = self._shape(tensor["dims"], name)
-        nbytes = Stored(shape, code, self.file, ()).nbytes
+        nbytes = _stored_nbytes(shape, code)
         if external:
             file, offset = self._external(tensor["external_data"], nbytes, name)
             return Stored(shape, code, file, ((offset, nbytes),))
         typed = "int32_data" if code in PACKED else TYPES[code][1]
         if given and given[0] not in ("raw_data", typed):
-            raise CorruptFile(f"{what} has {given[0]}, its type wants {typed} or raw_data")
+            raise CorruptFile(f"{self._what(name)} has {given[0]}, its type wants {typed} or raw_data")
         pieces = _offsets(tuple(map(_span, tensor[given[0]])) if given else ())
         coded = bool(given) and given[0] in ("int32_data", "int64_data", "uint64_data")
-        self._check_size(what, shape, code, sum(size for _, size in pieces), nbytes, coded)
+        self._check_size(name, shape, code, sum(size for _, size in pieces), nbytes, coded)
         return Stored(shape, code, self.file, pieces, coded)
 
-    @staticmethod
-    def _check_size(what: str, shape: tuple[int, ...], code: int, have: int, want: int, coded: bool) -> None:
+    def _what(self, name: str) -> str:
+        return f"{self.path}: tensor {short(name)}"
+
+    def _check_size(self, name: str, shape: tuple[int, ...], code: int, have: int, want: int, coded: bool) -> None:
         """Varints are counted when they are read; here it is enough that there can be as many as there must."""
         n = want if code in PACKED else math.prod(shape)
         if not (n <= have <= 10 * n if coded else have == want):
             type_ = PACKED[code].name if code in PACKED else TYPES[code][0]
-            raise CorruptFile(f"{what} is {type_}{list(shape[:8])} but has {have} bytes")
+            raise CorruptFile(f"{self._what(name)} is {type_}{list(shape[:8])} but has {have} bytes")
 
     def _shape(self, dims: Sequence[Field], name: str) -> tuple[int, ...]:
         sizes: list[int] = []

@@ -8,7 +8,7 @@ Groups (deprecated before any model format existed) are refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,8 +57,10 @@ def varint(data: memoryview, position: int, stop: int, path: Path) -> tuple[int,
     raise CorruptFile(f"{path}: a number at offset {position} does not end")
 
 
-def fields(data: memoryview, start: int, stop: int, path: Path) -> Iterator[Field]:
-    """The fields of the message in data[start:stop], in the order they stand.
+def fields(
+    data: memoryview, start: int, stop: int, path: Path, wanted: Container[int] | None = None
+) -> Iterator[Field]:
+    """The fields of the message in data[start:stop], in the order they stand; of `wanted` numbers, or all.
 
     Raises:
         CorruptFile: a field leaves the message, has number 0 or a wire type that is not one of the four.
@@ -90,7 +92,8 @@ def fields(data: memoryview, start: int, stop: int, path: Path) -> Iterator[Fiel
                 f"{path}: field {number} at offset {at} needs {position - begin} bytes, {stop - begin} are left\n"
                 "the file is truncated or damaged; download it again"
             )
-        yield Field(number, wire, value, begin, position)
+        if wanted is None or number in wanted:
+            yield Field(number, wire, value, begin, position)
 
 
 def text(data: memoryview, field: Field, path: Path, limit: int = 1 << 16) -> str:

@@ -381,6 +381,7 @@ FORMATS = (
         sniff=sniff_keras,
         open=open_keras,
         layout=_keras_archive.layout,
+        texts=None,
         branch=branch_keras,
     ),
 )
