@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,6 +180,18 @@ def test_the_graph_is_kept(tmp_path: Path, external_data: str, dtype: str | None
             "w.stored", "outer.stored", "yes.w.stored", "no.w.stored",
         }  # fmt: skip
     assert stored["scale"] == stored["small"] == stored["optional"] == FLOAT
+
+
+def test_kept_types_are_told(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(source), str(tmp_path / "out.onnx"), "--dtype", "f16"]) == 0
+    assert "4 tensors keep their type, which the graph relies on" in capsys.readouterr().err
+    assert main(["plan", str(source), str(tmp_path / "out.onnx"), "--dtype", "f16", "--json"]) == 0
+    rules = {each["name"]: each["rule"] for each in json.loads(capsys.readouterr().out)["tensors"]}
+    assert rules["w"] == "--dtype f16"
+    assert rules["optional"] == "as in the source: an input of the graph, too"
+    assert rules["scale"] == "as in the source: what DequantizeLinear works with"
+    assert rules["small"] == "as in the source: no more than 1024 bytes"
+    assert rules["t"] == "as in the source: part of a function"
 
 
 def test_there_and_back(source: Path, tmp_path: Path) -> None:
