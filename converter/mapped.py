@@ -6,6 +6,8 @@ import mmap
 import os
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +67,27 @@ class MappedFile:
         self._account(nbytes)
         return self._bytes[offset : offset + nbytes]
 
+    @contextmanager
+    def scattered(self) -> Iterator[None]:
+        """While what is read lies between tensors: the system reads the pages that are asked for, and none ahead."""
+        self._advise("MADV_RANDOM")
+        try:
+            yield
+        finally:
+            self._advise("MADV_NORMAL")
+
+    def _advise(self, advice: str) -> None:
+        if self._map is not None and hasattr(mmap, advice):
+            self._map.madvise(getattr(mmap, advice))
+
     def _account(self, nbytes: int) -> None:
         with self._lock:
             self._read += nbytes
             full = self._read >= RELEASE_AFTER
             if full:
                 self._read = 0
-        if full and self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if full:
+            self._advise("MADV_DONTNEED")
 
     def close(self) -> None:
         """Unmap. Arrays that are still held keep the map alive until they are gone."""

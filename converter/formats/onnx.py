@@ -50,7 +50,8 @@ def open_onnx(path: Path) -> Checkpoint:
     """
     model = Model(path)
     try:
-        model.walk()
+        with model.file.scattered():
+            model.walk()
         sites = model.name_tensors()
     except BaseException:
         model.close()
