@@ -28,12 +28,12 @@ from converter.console import (
     positive,
     print_events,
     print_table,
-    printable,
     quant_arguments,
     request_of,
     size,
 )
 from converter.errors import ConverterError, Interrupted, OutputError
+from converter.text import printable
 
 if TYPE_CHECKING:
     from converter.inspection import Description

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from converter import __version__
 from converter.errors import UsageError
+from converter.text import printable, table
 
 if TYPE_CHECKING:
     from converter.fill import Progress
@@ -135,13 +136,6 @@ def request_of(args: argparse.Namespace) -> Request:
 # ------------------------------------------------------------------------------------------------ printing
 
 
-def printable(text: str) -> str:
-    """Text that may hold names out of a file: nothing in it reaches the terminal as a control sequence."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def cell(value: Any) -> str:
     """A value as it stands in a table."""
     if isinstance(value, bool):
@@ -152,12 +146,8 @@ def cell(value: Any) -> str:
 
 
 def print_table(head: list[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Columns as wide as they need; plain text, so that it can be piped."""
-    table = [head, *(list(row) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    for row in table:
-        cells = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        print(printable("  ".join(cells).rstrip()))
+    """Columns as wide as they need, on stdout."""
+    print("\n".join(table(head, rows, right)))
 
 
 class ProgressBar:

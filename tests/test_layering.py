@@ -18,7 +18,7 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("errors", "report", "dtypes", "metadata", "expr", "crc", "strict_json"),
+    ("errors", "report", "dtypes", "metadata", "expr", "crc", "strict_json", "text"),
     ("kernels", "tensor", "mapped", "checkpoint", "ops"),
     ("lazy", "encode"),
     ("formats", "architectures", "tokenizers", "quant", "general", "front_matter", "generators"),
@@ -41,6 +41,7 @@ ARCHITECTURES_MAY_USE = {"architectures", "ops", "errors", "expr"}
 HEAVY = {
     "torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "onnx", "onnxruntime", "h5py", "keras",
     "tensorflow", "flax", "msgpack", "tflite", "gguf", "llama_cpp", "huggingface_hub", "distributed", "rich", "jinja2",
+    "plotly", "selenium",
 }  # fmt: skip
 MAY_PRINT = {"cli", "console", "commands", "__main__"}
 FORBIDDEN_CALLS = {

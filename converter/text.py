@@ -1,0 +1,27 @@
+"""Text for people: what may go to a terminal, and tables of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def printable(text: str) -> str:
+    """Text that may hold names out of a file: nothing in it reaches the terminal as a control sequence."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Lines of columns as wide as they need, those in `right` flush right; plain, so that it can be piped."""
+    cells = [[printable(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    flush = frozenset(right)
+    return ["  ".join(_aligned(row, widths, flush)).rstrip() for row in cells]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int], right: frozenset[int]) -> Iterable[str]:
+    return (
+        cell.rjust(width) if at in right else cell.ljust(width)
+        for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
