@@ -130,6 +130,80 @@ def sample(format: Format, folder: Path) -> Path:
     return write(format, tensors_for(format), folder / f"sample{format.extensions[0]}", METADATA)
 
 
+# ---------------------------------------------------------------------------------------------------- large files
+
+
+def large(format: Format, tensor: LazyTensor, folder: Path) -> Path:
+    """A file of `format` with `tensor`, which is (rows, 2**20) F32, or with as many bytes as it has."""
+    if format.name in LARGE:
+        return LARGE[format.name](tensor, folder)
+    return write(format, {"w": tensor}, folder / f"large{format.extensions[0]}", {})
+
+
+def _bytes(tensor: LazyTensor) -> bytes:
+    return tensor.rows(0, tensor.info.n_rows).tobytes()
+
+
+def _large_hf(tensor: LazyTensor, folder: Path) -> Path:
+    from converter.graph import formats
+
+    (folder / "large").mkdir()
+    (folder / "large" / "config.json").write_text("{}")
+    write(formats()["safetensors"], {"w": tensor}, folder / "large" / "model.safetensors", {"format": "pt"})
+    return folder / "large"
+
+
+def _large_keras(tensor: LazyTensor, folder: Path) -> Path:
+    from converter.graph import formats
+
+    weights = write(formats()["hdf5"], {"w": tensor}, folder / "weights.h5", {})
+    members = {"metadata.json": b"{}", "config.json": b"{}", "model.weights.h5": weights.read_bytes()}
+    weights.unlink()
+    return archive(folder / "large.keras", members)
+
+
+def _large_tensorflow(tensor: LazyTensor, folder: Path) -> Path:
+    return test_tensorflow.bundle(folder, {"w": np.frombuffer(_bytes(tensor), "<f4").reshape(tensor.info.shape)})
+
+
+def _large_graph(tensor: LazyTensor, folder: Path) -> Path:
+    t = test_tensorflow
+    shape = t.sub(2, t.shape(*tensor.info.shape))
+    return t.graph(folder, t.const("w", t.num(1, 1), shape, t.sub(4, _bytes(tensor))))
+
+
+def _large_tflite(tensor: LazyTensor, folder: Path) -> Path:
+    t = test_tflite
+    return t.write(folder, t.model([t.tensor("w", tensor.info.shape, 0, 1)], [t.data(_bytes(tensor))]))
+
+
+def _large_ggml(tensor: LazyTensor, folder: Path) -> Path:
+    t, rows = test_ggml_legacy, 22528
+    kinds = {name: kind for name, (_, kind) in t.whisper_shapes(t.F16).items()}
+    sizes = {kind: rows * 32 // t.SIZES[kind][0] * t.SIZES[kind][1] for kind in kinds.values()}
+    records = (t.tensor(0, name, (rows, 32), kind, data=bytes(sizes[kind])) for name, kind in kinds.items())
+    return _written(folder, "large.bin", b"".join((t.whisper_head(), *records)))
+
+
+def _large_llama2c(tensor: LazyTensor, folder: Path) -> Path:
+    width, layers, hidden, vocab = 512, 8, 1536, 512
+    matrices = layers * (4 * width * width + 3 * width * hidden) + vocab * width
+    norms = (2 * layers + 1) * width
+    head = test_llama2c.header(1, True, sizes=(width, hidden, layers, 8, 8, vocab, 64))
+    return _written(folder, "large.bin", head + bytes(4 * (matrices + norms)))
+
+
+LARGE: dict[str, Callable[[LazyTensor, Path], Path]] = {
+    "ggml": _large_ggml,
+    "hf": _large_hf,
+    "keras": _large_keras,
+    "llama2c": _large_llama2c,
+    "tensorflow": _large_tensorflow,
+    "tf-graph": _large_graph,
+    "tflite": _large_tflite,
+}
+
+
 def every_kind(folder: Path) -> None:
     """All of them and their variants, each in its own folder: where a fuzzer starts."""
     from converter.graph import formats
