@@ -146,7 +146,7 @@ def test_header_length_that_cuts_the_json_or_reaches_into_the_data(tmp_path: Pat
         (b'{"__metadata__":{"a":"\\udfff\\ud800"}}', "surrogate"),
         (b'{"w":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', "NaN"),
         (b'{"w":{"dtype":"F32","shape":[Infinity],"data_offsets":[0,4]}}', "Infinity"),
-        (b'{"w":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}', "20 digits"),
+        (b'{"w":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}', "40 digits"),
         (b'{"a":' + b"[" * 200_000, "bad JSON"),
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "bad JSON|bad header entry"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "bad JSON"),

@@ -593,7 +593,7 @@ def nested(depth: int) -> str:
 
 BAD_JSON: dict[str, tuple[object, str]] = {
     "deep": ('{"a":' + "[" * 200_000 + "]" * 200_000 + "}", "nested too deeply"),
-    "twice": ('{"model": {}, "model": {}}', "key 'model' appears twice"),
+    "twice": ('{"model": {}, "model": {}}', "key 'model' stands twice"),
     "NaN": ('{"model": NaN}', "NaN is not JSON"),
     "huge number": ('{"model": ' + "9" * 10_000 + "}", "not valid JSON"),
     "list": ("[]", "a JSON object was expected, found list"),

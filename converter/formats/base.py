@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter import strict_json
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, OutputError, UsageError, short
 from converter.mapped import regular_size
@@ -166,7 +167,7 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
-    """A JSON object: no duplicate keys, no NaN, whole numbers of at most 20 digits, no broken surrogates.
+    """A JSON object: no duplicate keys, no NaN, whole numbers of at most 40 digits, no broken surrogates.
 
     The decoder bounds the depth.
 
@@ -174,14 +175,12 @@ def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
         CorruptFile: anything else.
     """
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_bounded_int
-        )
+        value = strict_json.parse(data.decode("utf-8"))
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise CorruptFile(f"{path}: bad JSON (half of a surrogate pair stands alone)") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CorruptFile(f"{path}: bad JSON ({error})") from None
     if not isinstance(value, dict):
         raise CorruptFile(f"{path}: the JSON is not an object")
@@ -189,25 +188,6 @@ def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {short(twice)} stands twice")
-    return result
-
-
-def _refuse(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _bounded_int(text: str) -> int:
-    if len(text) > 20:
-        raise ValueError("a number of more than 20 digits")
-    return int(text)
 
 
 def child(folder: Path, name: object, of: Path) -> Path:

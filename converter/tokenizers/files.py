@@ -6,10 +6,10 @@ repeat a key, nest beyond the parser's depth or hold NaN, and each failure is on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from converter import strict_json
 from converter.errors import TokenizerError
 
 Source = Path | Callable[[], bytes]
@@ -89,22 +89,8 @@ def _limit(name: str) -> int:
 
 def parse_object(text: str, name: str) -> dict[str, object]:
     """JSON text as an object; see `TokenizerFiles.json`. `name` is for messages."""
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise TokenizerError(f"{name}: key {_short(again)} appears twice in one object")
-        return found
-
-    def constant(word: str) -> object:
-        raise TokenizerError(f"{name}: {word} is not JSON")
-
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
-    except RecursionError:
-        raise TokenizerError(f"{name}: nested too deeply") from None
+        value = strict_json.parse(text)
     except ValueError as error:
         raise TokenizerError(f"{name}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
