@@ -219,8 +219,8 @@ class Verification:
 
 
 def sqnr_db(nmse: float) -> float:
-    """Signal over quantization noise in decibels; infinite where there is no error."""
-    return -10 * math.log10(nmse) if nmse > 0 else math.inf
+    """Signal over quantization noise in decibels; infinite where there is no error, NaN where that is NaN."""
+    return math.inf if nmse == 0 else -10 * math.log10(nmse)
 
 
 def _finite(value: Any) -> Any:
