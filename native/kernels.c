@@ -36,6 +36,7 @@
 #define READS_NAME(NAME, t, n, bytes, isa) extern decode_fn decode_##t##_##isa;
 
 #define TABLE(isa)                                                           \
+    extern compare_fn compare_##isa;                                         \
     TYPES(DENSE_NAME, BLOCK_NAME, READS_NAME, BLOCK_NAME, isa)              \
     static const kernel TABLE_##isa[] = {TYPES(DENSE_ROW, BLOCK_ROW, READS_ROW, NEEDS_ROW, isa)};
 
@@ -63,16 +64,17 @@ TABLE(neon)
 static const struct {
     const char *name;
     const kernel *table;
+    compare_fn *compare;
     bool (*runs)(void);
 } SETS[] = {
 #if defined(HAVE_X86)
-    {"avx512", TABLE_avx512, has_avx512},
-    {"avx2", TABLE_avx2, has_avx2},
-    {"sse2", TABLE_sse2, always},
+    {"avx512", TABLE_avx512, compare_avx512, has_avx512},
+    {"avx2", TABLE_avx2, compare_avx2, has_avx2},
+    {"sse2", TABLE_sse2, compare_sse2, always},
 #elif defined(HAVE_NEON)
-    {"neon", TABLE_neon, always},
+    {"neon", TABLE_neon, compare_neon, always},
 #endif
-    {"scalar", TABLE_scalar, always},
+    {"scalar", TABLE_scalar, compare_scalar, always},
 };
 #define SET_COUNT ((int)(sizeof SETS / sizeof *SETS))
 
@@ -86,6 +88,8 @@ const kernel *find_kernel(const char *name) {
         if (strcmp(k->name, name) == 0) return k;
     return NULL;
 }
+
+compare_fn *compare_in_use(void) { return SETS[in_use].compare; }
 
 const char *const *available_isas(void) {
     static const char *names[SET_COUNT + 1];

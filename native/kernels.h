@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "compare.h"
+
 /* Encodes `rows` rows of `row` floats to `out`. `weights` holds `row` importances, or is NULL. */
 typedef void encode_fn(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights);
 
@@ -30,6 +32,9 @@ const kernel *find_kernel(const char *name);
 
 /* The i-th kernel in a fixed order, NULL past the end. */
 const kernel *kernel_at(int i);
+
+/* Comparison of two arrays by the instruction set in use. */
+compare_fn *compare_in_use(void);
 
 /* Names of the instruction sets this machine can run, best first; ends with NULL. */
 const char *const *available_isas(void);

@@ -166,6 +166,45 @@ static PyObject *nonfinite(PyObject *self, PyObject *args) {
     return ok ? PyLong_FromLongLong(count) : NULL;
 }
 
+PyDoc_STRVAR(compare_doc,
+             "compare(a, b, at, histogram=None) -> tuple\n\n"
+             "Compares two float32 buffers of the same length, whose first element is number `at`; adds\n"
+             "|error| to the uint8 buffer `histogram`, which holds uint64 counts. Returns the fields of `comparison`.");
+
+static PyObject *compare(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *a_object, *b_object, *histogram_object = Py_None;
+    Py_ssize_t at;
+    if (!PyArg_ParseTuple(args, "OOn|O:compare", &a_object, &b_object, &at, &histogram_object)) return NULL;
+    Py_buffer a, b, histogram = {0};
+    comparison c = {.worst_at = -1};
+    bool ok = false;
+    if (!get_buffer(a_object, &a, false, true, "a")) return NULL;
+    if (!get_buffer(b_object, &b, false, true, "b")) goto release_a;
+    const bool counted = histogram_object != Py_None;
+    if (counted && !get_buffer(histogram_object, &histogram, true, false, "histogram")) goto release_b;
+    if (a.len != b.len) {
+        PyErr_SetString(PyExc_ValueError, "a and b differ in length");
+    } else if (counted && (histogram.len != ERROR_BUCKETS * 8 || (uintptr_t)histogram.buf % 8 ||
+                           overlap(&histogram, &a) || overlap(&histogram, &b))) {
+        PyErr_Format(PyExc_ValueError, "histogram must be %d aligned counts of 8 bytes, apart from a and b", ERROR_BUCKETS);
+    } else {
+        ok = true;
+        Py_BEGIN_ALLOW_THREADS
+        compare_in_use()(a.buf, b.buf, a.len / (Py_ssize_t)sizeof(float), at, counted ? histogram.buf : NULL, &c);
+        Py_END_ALLOW_THREADS
+    }
+    if (counted) PyBuffer_Release(&histogram);
+release_b:
+    PyBuffer_Release(&b);
+release_a:
+    PyBuffer_Release(&a);
+    if (!ok) return NULL;
+    return Py_BuildValue("(dddddddLLLLL)", c.noise, c.energy_a, c.energy_b, c.product, c.max_abs, c.max_rel, c.worst,
+                         (long long)c.worst_at, (long long)c.differing, (long long)c.nonfinite_a,
+                         (long long)c.nonfinite_b, (long long)c.mismatched);
+}
+
 PyDoc_STRVAR(skip_strings_doc,
              "skip_strings(data, start, count) -> int\n\n"
              "The position after `count` strings of a GGUF file, each a little-endian u64 of its bytes and these;\n"
@@ -244,6 +283,7 @@ static PyMethodDef METHODS[] = {
     {"encode", encode, METH_VARARGS, encode_doc},
     {"decode", decode, METH_VARARGS, decode_doc},
     {"nonfinite", nonfinite, METH_VARARGS, nonfinite_doc},
+    {"compare", compare, METH_VARARGS, compare_doc},
     {"skip_strings", skip_strings, METH_VARARGS, skip_strings_doc},
     {"types", types, METH_NOARGS, types_doc},
     {"isa", isa, METH_NOARGS, isa_doc},

@@ -522,6 +522,57 @@ def test_python_face_survives_anything() -> None:
     assert done > 100
 
 
+@pytest.mark.parametrize("isa", kernels.available_isas())
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e18])
+@pytest.mark.parametrize("n", [0, 1, 255, 256, 1000, 4096])
+def test_compare_measures_as_numpy(n: int, scale: float, isa: str) -> None:
+    rng = np.random.default_rng(n)
+    a = (rng.standard_normal(n) * scale).astype(np.float32)
+    b = (a * (1 + 0.01 * rng.standard_normal(n))).astype(np.float32)
+    b[::7] = a[::7]
+    odd = {3: (np.nan, np.nan), 8: (np.inf, np.inf), 90: (np.inf, -np.inf), 200: (1.0, np.nan), 260: (np.inf, 2.0)}
+    for at, (x, y) in odd.items():
+        if at < n:
+            a[at], b[at] = x, y
+    histogram = np.zeros(32768, np.uint64)
+    before = kernels.isa()
+    try:
+        _native.select_isa(isa)
+        found = _native.compare(a, b, 5000, histogram.view(np.uint8))
+    finally:
+        _native.select_isa(before)
+    good = np.isfinite(a) & np.isfinite(b)
+    x, y = np.where(good, a, 0).astype(np.float64), np.where(good, b, 0).astype(np.float64)
+    error = np.abs(np.where(good, a, 0) - np.where(good, b, 0)).astype(np.float64)
+    sums = [((x - y) ** 2).sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()]
+    np.testing.assert_allclose(found[:4], sums, rtol=1e-5)
+    assert found[4] == error.max(initial=0)
+    relative = np.divide(error, np.abs(x), out=np.zeros_like(x), where=x != 0)
+    assert found[5] == pytest.approx(relative.max(initial=0), rel=1e-6)
+    groups = [((x - y)[at : at + 256] ** 2).sum() for at in range(0, n, 256)]
+    if max(groups, default=0) > 0:
+        assert found[7] == 5000 + 256 * int(np.argmax(groups))
+        assert found[6] == pytest.approx(max(groups), rel=1e-5)
+    else:
+        assert found[7] == -1
+    mismatched = sum(1 for at in odd if at < n and at in (90, 200, 260))
+    assert found[8] == np.count_nonzero(x != y) + mismatched
+    assert found[9:] == (np.count_nonzero(~np.isfinite(a)), np.count_nonzero(~np.isfinite(b)), mismatched)
+    assert histogram.sum() % 256 == 0, "of whole groups that differ"
+    edges = (np.arange(32768, dtype=np.uint32) << 16).view(np.float32)
+    assert histogram[edges > found[4]].sum() == 0
+
+
+def test_compare_refuses_what_would_overrun() -> None:
+    a = np.zeros(8, np.float32)
+    for b, at, histogram, kind in (
+        (a[:4], 0, None, ValueError), (a.view(np.uint8), 0, None, TypeError),
+        (a, 0, np.zeros(8, np.uint8), ValueError), (a, 0, np.zeros(32768 * 8 + 8, np.uint8)[4:-4], ValueError),
+    ):  # fmt: skip
+        with pytest.raises(kind):
+            _native.compare(a, b, at, histogram)
+
+
 def test_skip_strings_stays_inside() -> None:
     texts = [b"", b"a", b"\xff" * 300]
     data = memoryview(b"".join(len(t).to_bytes(8, "little") + t for t in texts))
