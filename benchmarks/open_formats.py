@@ -4,9 +4,9 @@
 
 Makes a file of each format with that many MB of tensors of 256 KB each (a few large ones where the format's layout asks
 for it), in memory where the system has /dev/shm, so that no disk is measured; then opens each, and every FILE, in a
-process of its own. Columns: size of the file with those that belong to it; tensors found; milliseconds to open, the best
-of seven; bytes read by system calls; bytes of the file that were mapped on the way (the kernel maps 64 KB around each
-touch); resident memory of the whole process at its peak, Python and numpy included. Linux only.
+process of its own. Columns: size of the file with those that belong to it; tensors found; milliseconds to open, the
+best of seven; bytes read by system calls; bytes of the file that were mapped on the way (the kernel maps 64 KB around
+each touch); resident memory of the whole process at its peak, Python and numpy included. Linux only.
 """
 
 from __future__ import annotations
