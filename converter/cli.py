@@ -48,10 +48,12 @@ examples:
   convert model.gguf folder/                                a Hugging Face folder: weights, config, tokenizer
   convert pytorch-folder/ folder/ --shard-size 5GB          the same from PyTorch weights, in shards
   convert inspect model.gguf                                what is in a file
+  convert check model.gguf                                  is it sound? scales, metadata, tensors, tokenizer
 
 commands:
   plan IN OUT       the type of every tensor, sizes and memory; reads no weights, writes nothing
   inspect FILE      format, metadata, tensors, memory to run it
+  check FILE        one model by itself, before a deploy; exit code 41 when it is not sound
   formats           formats that can be read and written
   quants            quantization types, and what they cost
   architectures     model families that can be mapped to GGUF and back
@@ -309,7 +311,7 @@ def _module(command: str) -> ModuleType:
 
 
 # Commands with a module of their own, imported when asked for.
-_MODULES: tuple[str, ...] = ()
+_MODULES: tuple[str, ...] = ("check",)
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "inspect": _inspect,
