@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 import zlib
@@ -20,9 +21,9 @@ from converter.checkpoint import Checkpoint
 from converter.cli import main
 from converter.dtypes import DTYPES
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature, UsageError
-from converter.formats import hdf5
+from converter.formats import _hdf5_file, hdf5
 from converter.formats._hdf5_data import fletcher32
-from converter.formats._hdf5_reader import Hdf5File, lookup3
+from converter.formats._hdf5_file import Hdf5File, lookup3
 from converter.formats._hdf5_writer import WRITTEN
 from converter.formats.base import WriteOptions
 from converter.graph import open_checkpoint
@@ -31,6 +32,7 @@ from converter.tensor import LazyTensor, from_array
 
 FIXTURES = Path(__file__).parent / "data" / "hdf5"
 TREES = ("old", "v108")
+NEWER = ("v110", "v200")
 RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 REAL = (
     "keras-h5-face/tiny_XCEPTION_KDEF.hdf5",
@@ -92,6 +94,22 @@ def test_tree(name: str) -> None:
         assert checkpoint.events == (Dropped("b/words", "text, no tensor"),)
 
 
+@pytest.mark.parametrize("name", NEWER)
+def test_newer_structures(name: str) -> None:
+    """Links and attributes in fractal heaps, and every chunk index, with filters and without."""
+    with open_checkpoint(FIXTURES / f"{name}.h5") as checkpoint:
+        found = {name: tensor.array() for name, tensor in checkpoint.tensors.items()}
+        many = {f"many/{'long' * 20}{i}": i for i in range(12)}
+        assert {name: int(found.pop(name)) for name in many} == many
+        ways = ("fixed", "grows", "grows_down", "both", "single")
+        assert set(found) == {"implicit", *ways, *(f"{way}_packed" for way in ways)}
+        for each, values in found.items():
+            assert values.tolist() == np.arange(35).reshape(7, 5).tolist(), each
+        numbers = {f"attribute{i}": str(i) for i in range(12)}
+        assert checkpoint.metadata == {**numbers, "large": json.dumps(["x" * 100] * 50)}
+        assert not checkpoint.events
+
+
 def test_rows_of_chunks() -> None:
     """Any range of rows, within a band of chunks and across their edges."""
     with open_checkpoint(FIXTURES / "old.h5") as checkpoint:
@@ -148,6 +166,76 @@ def test_chunks_against_h5py(tmp_path: Path, version: str, shape: tuple[int, ...
             file.create_dataset(f"g{i // 8}/g{i % 8}/x", data=stored, chunks=chunks, **packing)
     found = read_all(tmp_path / "x.h5")
     assert len(found) == 16 and set(found.values()) == {values.tobytes()}
+
+
+AXES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5), st.sampled_from((0, 3, None))), min_size=1, max_size=3)
+
+
+@RELAXED
+@given(
+    axes=AXES,
+    version=st.sampled_from(("earliest", "v108", "v110", "v114", "v200")),
+    packing=st.fixed_dictionaries(
+        {"shuffle": st.booleans(), "fletcher32": st.booleans(), "compression": st.sampled_from((None, "gzip"))}
+    ),
+    dtype=st.sampled_from(("<i1", "<u2", ">i4", "<f8")),
+    holes=st.booleans(),
+)
+def test_any_chunks_against_h5py(
+    tmp_path: Path,
+    axes: list[tuple[int, int, int | None]],
+    version: str,
+    packing: dict[str, Any],
+    dtype: str,
+    holes: bool,
+) -> None:
+    """Every way a dataset may grow, every chunk shape, every filter; chunks that were never written are the fill."""
+    h5py = pytest.importorskip("h5py")
+    shape, chunks = tuple(n for n, _, _ in axes), tuple(min(n, step) for n, step, _ in axes)
+    most = tuple(None if more is None else n + more for n, _, more in axes)
+    values = np.random.default_rng(1).integers(0, 99, shape).astype(dtype)
+    with h5py.File(tmp_path / "x.h5", "w", libver=(version, version if version != "earliest" else "v200")) as file:
+        made = file.create_dataset("x", shape, dtype, chunks=chunks, maxshape=most, fillvalue=7, **packing)
+        if holes:
+            made[shape[0] // 2] = values[shape[0] // 2]
+        else:
+            made[...] = values
+        expected = made[()]
+    assert read_all(tmp_path / "x.h5") == {"x": expected.astype(np.dtype(dtype).newbyteorder("<")).tobytes()}
+
+
+@pytest.mark.parametrize("count", [9, 1000])
+def test_heaps_against_h5py(tmp_path: Path, count: int) -> None:
+    """Groups and attributes that need one block, blocks of blocks, trees of several levels; in order or not."""
+    h5py = pytest.importorskip("h5py")
+    texts = {f"{'key' * (i % 9)}{i}": f"{i}" * (i % 50) for i in range(count)}
+    texts["large"] = "x" * 70_000
+    for order in (False, True):
+        path = tmp_path / f"{order}.h5"
+        with h5py.File(path, "w", libver="latest", track_order=order) as file:
+            for i in range(count):
+                file[f"{'link' * (i % 60)}{i}"] = np.int32(i)
+            for key, value in texts.items():
+                file.attrs[key] = np.bytes_(value.encode()) if value else value
+            links = {name: int(file[name][()]) for name in file}
+        with open_checkpoint(path) as checkpoint:
+            assert checkpoint.metadata == texts
+            assert {name: int(tensor.array()) for name, tensor in checkpoint.tensors.items()} == links
+            assert not order or list(checkpoint.tensors) == list(links)
+
+
+def test_pages_of_chunks_against_h5py(tmp_path: Path) -> None:
+    """Indexes so long that they come in pages, some of which were never written."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
+        for name, size, most in (("fixed", 5_000, 5_000), ("grows", 170_000, None)):
+            made = file.create_dataset(name, (size,), "u1", chunks=(1,), maxshape=(most,), fillvalue=9)
+            for start in (0, 7, 2_040, 4_900, 131_050, 132_000, 139_000, 166_000, 169_950):
+                made[start : start + 50] = np.arange(50)[: max(size - start, 0)]
+        expected = {name: file[name][()].tobytes() for name in file}
+    raw = (tmp_path / "x.h5").read_bytes()
+    assert b"FADB" in raw and b"EASB" in raw
+    assert read_all(tmp_path / "x.h5") == expected
 
 
 def test_many_links_against_h5py(tmp_path: Path) -> None:
@@ -312,6 +400,53 @@ def test_a_chunk_that_lies(tmp_path: Path) -> None:
         read_all(tmp_path / "x.h5")
 
 
+def resealed(raw: bytes, start: int, nbytes: int) -> bytes:
+    """The file with the checksum of the structure of `nbytes` at `start` made right again."""
+    end = start + nbytes - 4
+    return raw[:end] + lookup3(raw[start:end]).to_bytes(4, "little") + raw[end + 4 :]
+
+
+def test_trees_and_heaps_that_lie(tmp_path: Path) -> None:
+    """With right checksums: a node that is its own child, counts and sizes beyond the file, objects beyond blocks."""
+    raw = (FIXTURES / "v200.h5").read_bytes()
+    tree, heap = raw.index(b"BTHD"), raw.index(b"FRHP")
+    array, extensible = raw.index(b"FAHD"), raw.index(b"EAHD")
+    lies: tuple[tuple[int, int, int, bytes], ...] = (
+        (tree, 38, 12, b"\xff\x7f"),  # depth
+        (tree, 38, 6, b"\x0b\0\0\0"),  # node size
+        (tree, 38, 24, b"\xff\xff"),  # records of the root
+        (tree, 38, 26, b"\xff" * 8),  # of all nodes
+        (tree, 38, 16, tree.to_bytes(8, "little")),  # the root
+        (heap, 146, 5, b"\1\0"),  # bytes of an identifier
+        (heap, 146, 110, b"\xff\xff"),  # blocks in a row
+        (heap, 146, 112, (1 << 62).to_bytes(8, "little")),  # size of the first blocks
+        (heap, 146, 120, (1 << 62).to_bytes(8, "little")),  # size of the largest
+        (heap, 146, 140, b"\xff\xff"),  # rows of the root
+        (heap, 146, 132, heap.to_bytes(8, "little")),  # the root
+        (array, 28, 6, b"\0"),  # bytes of an element
+        (array, 28, 8, b"\xff" * 7 + b"\x7f"),  # elements
+        (array, 28, 16, array.to_bytes(8, "little")),  # the block
+        (extensible, 72, 7, b"\xff"),  # bits of a number
+        (extensible, 72, 9, b"\x80"),  # elements of the smallest block
+        (extensible, 72, 10, b"\x80"),  # addresses in the index
+        (extensible, 72, 60, extensible.to_bytes(8, "little")),  # the index
+    )
+    for start, nbytes, at, piece in lies:
+        assert resealed(raw, start, nbytes) == raw, "the structure has not this size"
+        lie = raw[: start + at] + piece + raw[start + at + len(piece) :]
+        with pytest.raises(ConverterError):
+            opened(tmp_path / "x.h5", resealed(lie, start, nbytes)).close()
+
+
+def test_chunks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hdf5_file, "MAX_CHUNKS", 30)
+    with pytest.raises(UnsupportedFeature, match="more than 30 chunks"):
+        open_checkpoint(FIXTURES / "v200.h5")
+    monkeypatch.setattr(_hdf5_file, "MAX_SUMMED", 3000)
+    with pytest.raises(UnsupportedFeature, match="more than 3000 bytes"):
+        open_checkpoint(FIXTURES / "v200.h5")
+
+
 def test_nested_enumerations_do_not_recurse(tmp_path: Path) -> None:
     target = saved(tmp_path / "x.h5", {"x": from_array("x", np.ones(2), DTYPES["BOOL"], "test")})
     raw = target.read_bytes()
@@ -325,7 +460,7 @@ def test_nested_enumerations_do_not_recurse(tmp_path: Path) -> None:
         opened(target, bytes(body))
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", (*TREES, *NEWER))
 def test_truncated_anywhere(tmp_path: Path, name: str) -> None:
     raw = (FIXTURES / f"{name}.h5").read_bytes()
     for length in (*range(0, len(raw), 997), len(raw) - 1):
@@ -337,7 +472,7 @@ def test_truncated_anywhere(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("checked", [True, False], ids=["checksums", "no-checksums"])
 @RELAXED
-@given(name=st.sampled_from((*TREES, "legacy")), where=st.data())
+@given(name=st.sampled_from((*TREES, *NEWER, "legacy")), where=st.data())
 def test_mutations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: bool, name: str, where: st.DataObject
 ) -> None:

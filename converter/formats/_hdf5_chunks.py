@@ -61,14 +61,16 @@ class _Array:
             raise self.corrupt()
         return fields
 
-    def pages(self, start: int, first: int, count: int, written: bytes) -> Iterator[tuple[int, Place]]:
-        """The elements of a block in pages, which begin at `start`; a bit of `written` tells which pages are there."""
+    def pages(self, start: int, first: int, count: int, written: bytes, bit: int) -> Iterator[tuple[int, Place]]:
+        """The elements of a block in pages, which begin at `start`; the bits of `written`, from `bit`, tell of each
+        whether it is there."""
         full, pages = self.page * self.width + 4, -(-count // self.page)
         if start + count * self.width + 4 * pages > self.file.size:
             raise self.file.corrupt(f"{self.what} at {self.address} leaves the file")
         for page in range(pages):
+            flag = bit + page
             elements = min(self.page, count - page * self.page)
-            if written[page // 8] & (0x80 >> page % 8):
+            if written[flag // 8] & (0x80 >> flag % 8):
                 raw = self.file.at(start + page * full, elements * self.width + 4, "a page of " + self.what)
                 fields = Cursor(self.file, self.file.checked(raw, "a page of " + self.what), self.what)
                 yield from _places(fields, first + page * self.page, elements, self.width)
@@ -99,7 +101,7 @@ def fixed_array(file: Hdf5File, address: int, filtered: bool) -> Iterator[tuple[
         return
     bitmap = -(-count // (8 * array.page))
     written = array.block(start, b"FADB", bitmap).take(bitmap)
-    yield from array.pages(start + 10 + file.offset_width + bitmap, 0, count, written)
+    yield from array.pages(start + 10 + file.offset_width + bitmap, 0, count, written, 0)
 
 
 def extensible_array(file: Hdf5File, address: int, filtered: bool) -> Iterator[tuple[int, Place]]:
@@ -129,7 +131,7 @@ def extensible_array(file: Hdf5File, address: int, filtered: bool) -> Iterator[t
     yield from _places(body, 0, inside, width)
     number = inside
     for size in here:
-        yield from _data_block(array, body.address(), number, size, bits, None)
+        yield from _data_block(array, body.address(), number, size, bits, b"", 0)
         number += size
     for count, size in groups[direct:]:
         yield from _group(array, body.address(), number, count, size, bits)
@@ -143,16 +145,17 @@ def _group(
     if address is None:
         return
     file, position = array.file, -(-bits // 8)
-    bitmap = -(-(size // array.page) // 8) if size > array.page else 0
-    fields = array.block(address, b"EASB", position + count * (bitmap + file.offset_width))
+    pages = -(-size // array.page) if size > array.page else 0
+    bitmap = count * -(-pages // 8)  # all bits stand first, without gaps
+    fields = array.block(address, b"EASB", position + bitmap + count * file.offset_width)
     fields.take(position)
-    written = [fields.take(bitmap) for _ in range(count)]
+    written = fields.take(bitmap)
     for i in range(count):
-        yield from _data_block(array, fields.address(), first + i * size, size, bits, written[i])
+        yield from _data_block(array, fields.address(), first + i * size, size, bits, written, i * pages)
 
 
 def _data_block(
-    array: _Array, address: int | None, first: int, size: int, bits: int, written: bytes | None
+    array: _Array, address: int | None, first: int, size: int, bits: int, written: bytes, bit: int
 ) -> Iterator[tuple[int, Place]]:
     if address is None:
         return
@@ -161,12 +164,12 @@ def _data_block(
         fields = array.block(address, b"EADB", position + size * array.width)
         fields.take(position)
         yield from _places(fields, first, size, array.width)
-    elif written is None:
+    elif not written:
         raise array.file.unsupported(f"{array.what} has pages in its index")
     else:
         array.block(address, b"EADB", position)
         end = address + 10 + array.file.offset_width + position
-        yield from array.pages(end, first, size, written)
+        yield from array.pages(end, first, size, written, bit)
 
 
 def tree(file: Hdf5File, address: int, filtered: bool, rank: int) -> Iterator[tuple[tuple[int, ...], Place]]:

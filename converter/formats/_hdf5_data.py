@@ -10,6 +10,7 @@ import math
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,6 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import short
+from converter.formats._hdf5_chunks import (
+    EXTENSIBLE_ARRAY,
+    FIXED_ARRAY,
+    IMPLICIT,
+    SINGLE_CHUNK,
+    TREE,
+    Place,
+    coordinates,
+    extensible_array,
+    fixed_array,
+    tree,
+)
+from converter.formats._hdf5_file import Cursor, Hdf5File
 from converter.formats._hdf5_reader import (
     EXTERNAL,
     FILL,
@@ -25,12 +39,10 @@ from converter.formats._hdf5_reader import (
     OLD_FILL,
     SPACE,
     TYPE,
-    Cursor,
-    Hdf5File,
     Messages,
     Type,
-    dataspace,
     datatype,
+    extents,
     tree_nodes,
 )
 from converter.formats.base import check_elements
@@ -38,13 +50,15 @@ from converter.tensor import Rows
 
 COMPACT, CONTIGUOUS, CHUNKED, VIRTUAL = range(4)
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
-SINGLE_CHUNK, IMPLICIT = 1, 2  # chunk indices of version 4 that need no tree
+PARTIAL_UNFILTERED, SINGLE_FILTERED = 1, 2  # flags of chunked layouts
+INDEX_FIELDS = {FIXED_ARRAY: 1, EXTENSIBLE_ARRAY: 5, TREE: 6}  # bytes about an index that its own header repeats
 MAX_CHUNK = 256 << 20  # bytes
 _BANDS = 4  # decoded bands of chunks that are kept, for all datasets of a file
 _FLETCHER_BLOCK = 1 << 20
+Limits = tuple[int | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Where a chunk is stored, and which filters were not applied to it."""
 
@@ -120,10 +134,10 @@ def dataset(file: Hdf5File, path: str, messages: Messages) -> Dataset:
     if any(len(found) != 1 for found in bodies.values()):
         raise file.corrupt(f"{what} lacks its type, its shape or its layout, or has two")
     kind = datatype(file, Cursor(file, bodies[TYPE][0], what))
-    shape = dataspace(file, Cursor(file, bodies[SPACE][0], what))
+    shape, limits = extents(file, Cursor(file, bodies[SPACE][0], what))
     check_elements(file.path, path, shape or ())
     result = Dataset(file, path, shape, kind, _fill(file, messages, kind, what))
-    return _placed(result, Cursor(file, bodies[LAYOUT][0], what), _filters(file, messages, what))
+    return _placed(result, Cursor(file, bodies[LAYOUT][0], what), _filters(file, messages, what), limits)
 
 
 def _fill(file: Hdf5File, messages: Messages, kind: Type, what: str) -> bytes:
@@ -171,12 +185,12 @@ def _filters(file: Hdf5File, messages: Messages, what: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _placed(result: Dataset, fields: Cursor, filters: tuple[int, ...]) -> Dataset:
+def _placed(result: Dataset, fields: Cursor, filters: tuple[int, ...], limits: Limits) -> Dataset:
     """With where its bytes are."""
     file, what = result.file, result.what
     version, kind = fields.uint(1), fields.uint(1)
-    if version not in (3, 4):
-        raise file.unsupported(f"{what} has a layout of version {version}; 3 and 4 can be read")
+    if version not in (3, 4, 5):
+        raise file.unsupported(f"{what} has a layout of version {version}; 3 to 5 can be read")
     if kind == VIRTUAL:
         raise file.unsupported(f"{what} is made of parts of other files; that is not followed")
     if kind == COMPACT:
@@ -193,8 +207,9 @@ def _placed(result: Dataset, fields: Cursor, filters: tuple[int, ...]) -> Datase
         return replace(result, address=address)
     if kind != CHUNKED or not result.shape:
         raise file.corrupt(f"{what} has a layout of class {kind} and shape {result.shape}")
-    chunks = _chunks_3(result, fields, filters) if version == 3 else _chunks_4(result, fields, filters)
-    return replace(result, chunks=chunks)
+    if version == 3:
+        return replace(result, chunks=_chunks_3(result, fields, filters))
+    return replace(result, chunks=_chunks_4(result, fields, filters, limits))
 
 
 def _grid(result: Dataset, sizes: list[int]) -> tuple[int, ...]:
@@ -224,44 +239,97 @@ def _chunks_3(result: Dataset, fields: Cursor, filters: tuple[int, ...]) -> Chun
     return Chunks(shape, filters, stored)
 
 
-def _chunks_4(result: Dataset, fields: Cursor, filters: tuple[int, ...]) -> Chunks:
-    """The chunk indices of newer files that need no tree: one chunk, or all of them in a row."""
+def _chunks_4(result: Dataset, fields: Cursor, filters: tuple[int, ...], limits: Limits) -> Chunks:
+    """Chunks by the indexes of newer files; `limits` are the sizes that the dataset may grow to."""
     file, what = result.file, result.what
     flags, rank, width = fields.uint(1), fields.uint(1), fields.uint(1)
     shape = _grid(result, [fields.uint(width) for _ in range(rank)])
     kind = fields.uint(1)
-    nbytes, skipped = math.prod(shape) * result.type.size, 0
-    if kind == SINGLE_CHUNK and flags & 2:
-        nbytes, skipped = fields.length(), fields.uint(4)
-    if kind not in (SINGLE_CHUNK, IMPLICIT) or (kind == IMPLICIT and filters):
-        raise file.unsupported(f"{what} has a chunk index of kind {kind}; `h5repack --high=0` writes it as 1.6 did")
-    address, stored = fields.address(), {}
-    assert result.shape is not None  # `_placed` looked
-    counts = [-(-size // step) for size, step in zip(result.shape, shape, strict=True)]
-    count = math.prod(counts) if address is not None else 0
-    if count * nbytes > file.size or (kind == SINGLE_CHUNK and count > 1):
-        raise file.corrupt(f"{what} has {count} chunks of {nbytes} bytes, the file has {file.size}")
-    for number in range(count):
-        start = tuple(int(i) * step for i, step in zip(np.unravel_index(number, counts), shape, strict=True))
-        chunk = Chunk((address or 0) + number * nbytes, nbytes, skipped)
-        stored[start] = _chunk(result, shape, filters, start, chunk)
+    single: Place | None = None
+    if kind == SINGLE_CHUNK and flags & SINGLE_FILTERED:
+        single = (0, fields.length(), fields.uint(4))
+    fields.take(INDEX_FIELDS.get(kind, 0))
+    address = fields.address()
+    counts = [None if size is None else -(-size // step) for size, step in zip(limits, shape, strict=True)]
+    stored: dict[tuple[int, ...], Chunk] = {}
+    for at, place in _index(result, kind, address, filters, counts, single, shape):
+        start = tuple(i * step for i, step in zip(at, shape, strict=True))
+        if kind == IMPLICIT and any(i >= size for i, size in zip(start, result.shape or (), strict=True)):
+            continue  # room to grow
+        if start in stored:
+            raise file.corrupt(f"{what} has the chunk at {list(start)} twice")
+        where, nbytes, skipped = place
+        if flags & PARTIAL_UNFILTERED and any(
+            i + step > size for i, step, size in zip(start, shape, result.shape or (), strict=True)
+        ):
+            skipped = (1 << len(filters)) - 1
+        nbytes = math.prod(shape) * result.type.size if nbytes is None else nbytes
+        stored[start] = _chunk(result, shape, filters, start, Chunk(where, nbytes, skipped))
     return Chunks(shape, filters, stored)
+
+
+def _index(
+    result: Dataset,
+    kind: int,
+    address: int | None,
+    filters: tuple[int, ...],
+    counts: list[int | None],
+    single: Place | None,
+    shape: tuple[int, ...],
+) -> Iterator[tuple[tuple[int, ...], Place]]:
+    """Every chunk that an index of this kind has, by its coordinates."""
+    file, what = result.file, result.what
+    if address is None:
+        return
+    if kind == TREE:
+        yield from tree(file, address, bool(filters), len(counts))
+        return
+    if kind == SINGLE_CHUNK:
+        _, nbytes, skipped = single or (0, None, 0)
+        yield (0,) * len(counts), (address, nbytes, skipped)
+        return
+    numbered: Iterable[tuple[int, Place]]
+    if kind == FIXED_ARRAY:
+        numbered = fixed_array(file, address, bool(filters))
+    elif kind == EXTENSIBLE_ARRAY:
+        numbered = extensible_array(file, address, bool(filters))
+    elif kind == IMPLICIT and not filters:
+        numbered = _in_a_row(result, address, counts, math.prod(shape) * result.type.size)
+    else:
+        raise file.unsupported(f"{what} has a chunk index of kind {kind}; `h5repack --high=0` writes it as 1.6 did")
+    if counts.count(None) != (kind == EXTENSIBLE_ARRAY):
+        raise file.corrupt(f"{what} may grow in other ways than its chunk index")
+    for number, place in numbered:
+        yield coordinates(number, counts), place
+
+
+def _in_a_row(result: Dataset, address: int, counts: list[int | None], nbytes: int) -> Iterator[tuple[int, Place]]:
+    total = math.prod(count or 0 for count in counts)
+    if address + total * nbytes > result.file.size:
+        raise result.file.corrupt(f"{result.what} has {total} chunks of {nbytes} bytes, the file {result.file.size}")
+    for number in range(total):
+        yield number, (address + number * nbytes, None, 0)
 
 
 def _chunk(
     result: Dataset, shape: tuple[int, ...], filters: tuple[int, ...], start: tuple[int, ...], chunk: Chunk
 ) -> Chunk:
     """The chunk, if it stands on the grid and in the file and can have the size it must have."""
-    file, what = result.file, f"the chunk of {result.what} at {list(start)}"
-    assert result.shape is not None  # `_placed` looked
-    if any(at % step or at >= size for at, step, size in zip(start, shape, result.shape, strict=True)):
-        raise file.corrupt(f"{what} does not lie on its grid")
+    file, shape_of = result.file, result.shape
+    file.count_chunk()
+    assert shape_of is not None  # `_placed` looked
+    bad = ""
+    for at, step, size in zip(start, shape, shape_of, strict=True):
+        if at % step or at >= size:
+            bad = "does not lie on its grid"
     if not chunk.nbytes or chunk.address + chunk.nbytes > file.size:
-        raise file.corrupt(f"{what} has {chunk.nbytes} bytes at {chunk.address}, the file has {file.size}")
-    used = {number for i, number in enumerate(filters) if not chunk.skipped >> i & 1}
-    size = math.prod(shape) * result.type.size + (4 if FLETCHER32 in used else 0)
-    if DEFLATE not in used and chunk.nbytes != size:
-        raise file.corrupt(f"{what} has {chunk.nbytes} bytes, {size} are needed")
+        bad = f"has {chunk.nbytes} bytes at {chunk.address}, the file has {file.size}"
+    used = {number for i, number in enumerate(filters) if not chunk.skipped >> i & 1} if filters else ()
+    needed = math.prod(shape) * result.type.size + (4 if FLETCHER32 in used else 0)
+    if DEFLATE not in used and chunk.nbytes != needed:
+        bad = bad or f"has {chunk.nbytes} bytes, {needed} are needed"
+    if bad:
+        raise file.corrupt(f"the chunk of {result.what} at {list(start)} {bad}")
     return chunk
 
 

@@ -17,7 +17,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_TEXT = 64 << 20  # bytes of all attributes and links together
 MAX_SUMMED = 16 << 20  # bytes of all structures that have checksums
 MAX_ADDRESSES = 1 << 22
-MAX_CHUNKS = 1 << 20
+MAX_CHUNKS = 1 << 19
 WIDTHS = (2, 4, 8)
 
 

@@ -1,30 +1,23 @@
-"""The structure of HDF5 files: superblock, object headers, groups, types, attributes. No C library, nothing executed.
+"""The structure of HDF5 files: object headers, groups, types, attributes. No C library, nothing executed.
 
-Source: the HDF5 File Format Specification 3.0. Everything is read through `Hdf5File.at`, which compares each range
-with the file's size; nodes of trees are visited once; checksums are verified where the format has them. What reaches
-out of the file (external links, external storage, virtual datasets) is refused wherever it stands.
+Source: the HDF5 File Format Specification 3.0. What reaches out of the file (external links, external storage, virtual
+datasets) is refused wherever it stands.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from converter.dtypes import DTYPES, DType
-from converter.errors import CorruptFile, UnsupportedFeature, short
-from converter.formats._zip import Record
+from converter.errors import short
+from converter.formats._hdf5_file import Cursor, Hdf5File
+from converter.formats._hdf5_heap import FractalHeap, tree_records
 from converter.formats.base import MAX_AXES, check_elements, check_name
-
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
-MAX_TEXT = 64 << 20  # bytes of all attributes together
-MAX_ADDRESSES = 1 << 22
-WIDTHS = (2, 4, 8)
 
 # Messages of object headers that are read, by their numbers.
 SPACE, LINK_INFO, TYPE, OLD_FILL, FILL, LINK, EXTERNAL, LAYOUT, FILTERS, ATTRIBUTE = 1, 2, 3, 4, 5, 6, 7, 8, 11, 12
@@ -32,6 +25,7 @@ CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_INFO = 16, 17, 21
 KNOWN = frozenset(range(0x18))
 READ = frozenset((SPACE, LINK_INFO, TYPE, OLD_FILL, FILL, LINK, EXTERNAL, LAYOUT, FILTERS, ATTRIBUTE, SYMBOL_TABLE))
 SHARED, MUST_KNOW = 1 << 1, 1 << 7
+_SHARED = "it has committed types or shared messages; `h5repack` does not help, save it anew"
 
 # size, exponent location and size, mantissa location and size, exponent bias -> our type
 FLOATS = {
@@ -43,186 +37,7 @@ FLOATS = {
 INTEGERS = {(size, signed): f"{'UI'[signed]}{8 * size}" for size in (1, 2, 4, 8) for signed in (False, True)}
 BOOLEAN = (b"FALSE", b"TRUE")
 HARD_LINK, SOFT_LINK, EXTERNAL_LINK = 0, 1, 64
-
-
-class Cursor:
-    """Fields of one structure, in order; little-endian."""
-
-    def __init__(self, file: Hdf5File, data: bytes, what: str) -> None:
-        self.file, self.data, self.what, self.position = file, data, what, 0
-
-    @property
-    def left(self) -> int:
-        return len(self.data) - self.position
-
-    def take(self, nbytes: int) -> bytes:
-        if nbytes > self.left:
-            raise self.file.corrupt(f"{self.what} is cut off")
-        self.position += nbytes
-        return self.data[self.position - nbytes : self.position]
-
-    def uint(self, nbytes: int) -> int:
-        return int.from_bytes(self.take(nbytes), "little")
-
-    def length(self) -> int:
-        return self.uint(self.file.length_width)
-
-    def address(self) -> int | None:
-        """An offset in the file, None where it is undefined."""
-        value = self.uint(self.file.offset_width)
-        return None if value == (1 << 8 * self.file.offset_width) - 1 else value
-
-
-class Hdf5File:
-    """An open file: the widths of its numbers, its root, what has been visited.
-
-    Raises:
-        CorruptFile, UnsupportedFeature: see `_superblock`.
-    """
-
-    def __init__(self, path: Path, record: Record) -> None:
-        self.path, self.record, self.size = path, record, record.size
-        self.offset_width = self.length_width = 8
-        self.text = 0
-        self._visited: set[tuple[str, int]] = set()
-        self._heaps: dict[int, dict[int, bytes]] = {}
-        self.root = self._superblock()
-
-    def corrupt(self, text: str) -> CorruptFile:
-        return CorruptFile(f"{self.path}: {text}")
-
-    def unsupported(self, text: str) -> UnsupportedFeature:
-        return UnsupportedFeature(f"{self.path}: {text}")
-
-    def at(self, address: int | None, nbytes: int, what: str) -> bytes:
-        """Bytes of the file; raises CorruptFile where they are not in it."""
-        if address is None or address + nbytes > self.size:
-            where = "has no address" if address is None else f"at {address} leaves the file of {self.size} bytes"
-            raise self.corrupt(f"{what} {where}; it is damaged or truncated")
-        return self.record.read(address, nbytes).tobytes()
-
-    def cursor(self, address: int | None, nbytes: int, what: str) -> Cursor:
-        return Cursor(self, self.at(address, nbytes, what), what)
-
-    def once(self, kind: str, address: int) -> None:
-        """Refuse a structure that is reached a second time: a loop, or a tree that shares branches."""
-        if (kind, address) in self._visited or len(self._visited) >= MAX_ADDRESSES:
-            raise self.corrupt(f"{kind} at {address} is reached in more than one way")
-        self._visited.add((kind, address))
-
-    def checked(self, data: bytes, what: str) -> bytes:
-        """The data without the checksum that ends them."""
-        if len(data) < 4 or lookup3(data[:-4]) != int.from_bytes(data[-4:], "little"):
-            raise self.corrupt(f"{what} does not have its checksum; the file is damaged")
-        return data[:-4]
-
-    def _superblock(self) -> int:
-        """The address of the root group.
-
-        Raises:
-            CorruptFile: not HDF5, cut off, or with something appended.
-            UnsupportedFeature: an unknown version.
-        """
-        what = "the superblock"
-        fields = self.cursor(0, 16, what)
-        if fields.take(8) != SIGNATURE:
-            raise self.corrupt("not an HDF5 file")
-        version = fields.uint(1)
-        if version > 3:
-            raise self.unsupported(f"{what} has version {version}; 0 to 3 can be read")
-        fields.take(4 if version < 2 else 0)
-        self.offset_width, self.length_width = fields.uint(1), fields.uint(1)
-        if self.offset_width not in WIDTHS or self.length_width not in WIDTHS:
-            raise self.corrupt(f"{what} has numbers of {self.offset_width} and {self.length_width} bytes")
-        start = {0: 24, 1: 28}.get(version, 12)
-        nbytes = start + 4 * self.offset_width + (2 * self.offset_width if version < 2 else 4)
-        raw = self.at(0, nbytes, what)
-        fields = Cursor(self, raw if version < 2 else self.checked(raw, what), what)
-        fields.take(start)
-        base, _, end = fields.address(), fields.address(), fields.address()
-        if base != 0:
-            raise self.unsupported("its addresses do not start at the beginning of the file")
-        if end != self.size:
-            raise self.corrupt(
-                f"should have {end} bytes and has {self.size}\n"
-                "the file is truncated or has something appended; download it again"
-            )
-        if version < 2:
-            fields.take(2 * self.offset_width)  # driver information, offset of the root's name
-        root = fields.address()
-        if root is None:
-            raise self.corrupt("no root group")
-        return root
-
-    def heap_object(self, address: int, index: int) -> bytes:
-        """An object of a global heap, where strings of variable length are."""
-        if address not in self._heaps:
-            self._heaps[address] = dict(self._collection(address))
-        if index not in self._heaps[address]:
-            raise self.corrupt(f"the global heap at {address} has no object {index}")
-        return self._heaps[address][index]
-
-    def _collection(self, address: int) -> Iterator[tuple[int, bytes]]:
-        what = "a global heap"
-        fields = self.cursor(address, 8 + self.length_width, what)
-        if fields.take(8) != b"GCOL\1\0\0\0":
-            raise self.corrupt(f"{what} at {address} is damaged")
-        size = fields.length()
-        self.count_text(size)
-        fields = self.cursor(address, size, what)
-        fields.take(8 + self.length_width)
-        while fields.left >= 8 + self.length_width:
-            index = fields.uint(2)
-            fields.take(6)
-            length = fields.length()
-            if index == 0:  # free space up to the end
-                return
-            yield index, fields.take(length)
-            fields.take(min(-length % 8, fields.left))
-
-    def count_text(self, nbytes: int) -> None:
-        """Refuse more text than any model's configuration has."""
-        self.text += nbytes
-        if self.text > MAX_TEXT:
-            raise self.corrupt(f"more than {MAX_TEXT} bytes of attributes")
-
-
-def lookup3(data: bytes) -> int:
-    """Bob Jenkins' hash of that name (2006, public domain), the checksum of HDF5's newer structures."""
-    mask = 0xFFFFFFFF
-    a = b = c = (0xDEADBEEF + len(data)) & mask
-    if not data:
-        return c
-    padded = data + bytes(-len(data) % 12)
-    words = struct.unpack(f"<{len(padded) // 4}I", padded)
-
-    def turn(value: int, bits: int) -> int:
-        return ((value << bits) | (value >> (32 - bits))) & mask
-
-    for i in range(0, len(words), 3):
-        a, b, c = (a + words[i]) & mask, (b + words[i + 1]) & mask, (c + words[i + 2]) & mask
-        if i + 3 == len(words):
-            break
-        a = ((a - c) & mask) ^ turn(c, 4)
-        c = (c + b) & mask
-        b = ((b - a) & mask) ^ turn(a, 6)
-        a = (a + c) & mask
-        c = ((c - b) & mask) ^ turn(b, 8)
-        b = (b + a) & mask
-        a = ((a - c) & mask) ^ turn(c, 16)
-        c = (c + b) & mask
-        b = ((b - a) & mask) ^ turn(a, 19)
-        a = (a + c) & mask
-        c = ((c - b) & mask) ^ turn(b, 4)
-        b = (b + a) & mask
-    c = ((c ^ b) - turn(b, 14)) & mask
-    a = ((a ^ c) - turn(c, 11)) & mask
-    b = ((b ^ a) - turn(a, 25)) & mask
-    c = ((c ^ b) - turn(b, 16)) & mask
-    a = ((a ^ c) - turn(c, 4)) & mask
-    b = ((b ^ a) - turn(a, 14)) & mask
-    return ((c ^ b) - turn(b, 24)) & mask
-
+LINKS_BY_NAME, ATTRIBUTES_BY_NAME = 5, 8  # records of version 2 B-trees
 
 # ------------------------------------------------------------------------------------------------- object headers
 
@@ -283,7 +98,7 @@ def _block(file: Hdf5File, data: bytes, newer: bool, ordered: bool) -> Iterator[
         if kind not in KNOWN and flags & MUST_KNOW:
             raise file.unsupported(f"an object header has message {kind}, which is unknown")
         if flags & SHARED and kind in READ:
-            raise file.unsupported("it has committed types or shared messages; `h5repack` does not help, save it anew")
+            raise file.unsupported(_SHARED)
         yield kind, body
 
 
@@ -292,11 +107,12 @@ def _block(file: Hdf5File, data: bytes, newer: bool, ordered: bool) -> Iterator[
 
 @dataclass(frozen=True)
 class Link:
-    """A name in a group: an object's address, or the path a soft link has."""
+    """A name in a group: an object's address, or the path a soft link has; `order` counts where the file does."""
 
     name: str
     address: int | None
     soft: str | None = None
+    order: int = 0
 
 
 def links(file: Hdf5File, messages: Messages) -> list[Link]:
@@ -307,11 +123,8 @@ def links(file: Hdf5File, messages: Messages) -> list[Link]:
     """
     found = [_link(file, Cursor(file, body, "a link")) for body in messages.get(LINK, [])]
     for body in messages.get(LINK_INFO, []):
-        fields = Cursor(file, body, "link information")
-        version, flags = fields.uint(1), fields.uint(1)
-        fields.take(8 if flags & 1 else 0)
-        if version or fields.address() is not None:
-            raise file.unsupported("a group keeps its links in a fractal heap; `h5repack --high=0` writes it plainly")
+        bodies = (body for body, _ in _dense(file, body, "links", LINKS_BY_NAME, 8))
+        found += sorted((_link(file, Cursor(file, each, "a link")) for each in bodies), key=_in_order)
     for body in messages.get(SYMBOL_TABLE, []):
         fields = Cursor(file, body, "a symbol table")
         tree, heap = fields.address(), fields.address()
@@ -325,17 +138,41 @@ def links(file: Hdf5File, messages: Messages) -> list[Link]:
     return found
 
 
+def _in_order(link: Link) -> tuple[int, str]:
+    return link.order, link.name
+
+
+def _dense(file: Hdf5File, body: bytes, what: str, kind: int, width: int) -> Iterator[tuple[bytes, bytes]]:
+    """Messages that lie in a fractal heap, with their records in the tree of their names; none if there is no heap.
+
+    `body` is the information message, `kind` that of the records, `width` the bytes of a count of the objects.
+    """
+    fields = Cursor(file, body, f"information on {what}")
+    version, flags = fields.uint(1), fields.uint(1)
+    if version:
+        raise file.unsupported(f"information on {what} has version {version}; 0 can be read")
+    fields.take(width if flags & 1 else 0)
+    heap_address, tree = fields.address(), fields.address()
+    if heap_address is None:
+        return
+    heap = FractalHeap(file, heap_address)
+    start = 4 if kind == LINKS_BY_NAME else 0  # the hash of the name stands before
+    for record in tree_records(file, tree, kind, heap.id_width + (4 if kind == LINKS_BY_NAME else 9)):
+        yield heap.object(record[start : start + heap.id_width]), record
+
+
 def _link(file: Hdf5File, fields: Cursor) -> Link:
     version, flags = fields.uint(1), fields.uint(1)
     if version != 1:
         raise file.unsupported(f"a link has version {version}; 1 can be read")
     kind = fields.uint(1) if flags & 8 else HARD_LINK
-    fields.take((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
+    order = fields.uint(8) if flags & 4 else 0
+    fields.take(1 if flags & 16 else 0)
     name = text(file, fields.take(fields.uint(1 << (flags & 3))))
     if kind == HARD_LINK:
-        return Link(name, fields.address())
+        return Link(name, fields.address(), None, order)
     if kind == SOFT_LINK:
-        return Link(name, None, text(file, fields.take(fields.uint(2))))
+        return Link(name, None, text(file, fields.take(fields.uint(2))), order)
     what = "leads to another file" if kind == EXTERNAL_LINK else f"is of kind {kind}"
     raise file.unsupported(f"the link {short(name)} {what}; that is not followed")
 
@@ -484,6 +321,15 @@ def dataspace(file: Hdf5File, fields: Cursor) -> tuple[int, ...] | None:
     Raises:
         CorruptFile, UnsupportedFeature
     """
+    return extents(file, fields)[0]
+
+
+def extents(file: Hdf5File, fields: Cursor) -> tuple[tuple[int, ...] | None, tuple[int | None, ...]]:
+    """A shape, None for the null space, and the sizes it may grow to, None where there is no limit.
+
+    Raises:
+        CorruptFile, UnsupportedFeature
+    """
     version, rank, flags = fields.uint(1), fields.uint(1), fields.uint(1)
     if version not in (1, 2):
         raise file.unsupported(f"a dataspace has version {version}; 1 and 2 can be read")
@@ -492,9 +338,12 @@ def dataspace(file: Hdf5File, fields: Cursor) -> tuple[int, ...] | None:
     if rank > MAX_AXES or flags & 2:
         raise file.corrupt(f"a dataspace of {rank} axes")
     shape = tuple(fields.length() for _ in range(rank))
-    if version == 2 and kind == 2:
-        return None
-    return shape
+    unlimited = (1 << 8 * file.length_width) - 1
+    most = tuple(fields.length() for _ in range(rank)) if flags & 1 else shape
+    if any(size > limit for size, limit in zip(shape, most, strict=True)):
+        raise file.corrupt(f"a dataspace of {list(shape[:8])} that may have {list(most[:8])} at most")
+    limits = tuple(None if size == unlimited else size for size in most)
+    return (None if version == 2 and kind == 2 else shape), limits
 
 
 # ------------------------------------------------------------------------------------------------- attributes
@@ -526,8 +375,11 @@ def attributes(file: Hdf5File, messages: Messages) -> Attributes:
         CorruptFile, UnsupportedFeature
     """
     values: dict[str, Value] = {}
-    left = sum(_dense(file, body) for body in messages.get(ATTRIBUTE_INFO, []))
-    for body in messages.get(ATTRIBUTE, []):
+    left = 0
+    bodies = list(messages.get(ATTRIBUTE, []))
+    for information in messages.get(ATTRIBUTE_INFO, []):
+        bodies += _dense_attributes(file, information)
+    for body in bodies:
         file.count_text(len(body))
         name, value = _attribute(file, Cursor(file, body, "an attribute"))
         check_name(file.path, name)
@@ -540,12 +392,14 @@ def attributes(file: Hdf5File, messages: Messages) -> Attributes:
     return Attributes(values, left)
 
 
-def _dense(file: Hdf5File, body: bytes) -> bool:
-    """Whether attributes lie in a fractal heap, which is not read."""
-    fields = Cursor(file, body, "attribute information")
-    fields.take(1)
-    fields.take(2 if fields.uint(1) & 1 else 0)
-    return fields.address() is not None
+def _dense_attributes(file: Hdf5File, information: bytes) -> list[bytes]:
+    """Attributes in a fractal heap, in the order they were made where the file counts them."""
+    found = []
+    for body, record in _dense(file, information, "attributes", ATTRIBUTES_BY_NAME, 2):
+        if record[-9] & SHARED:
+            raise file.unsupported(_SHARED)
+        found.append((int.from_bytes(record[-8:-4], "little"), body))
+    return [body for _, body in sorted(found)]
 
 
 def _attribute(file: Hdf5File, fields: Cursor) -> tuple[str, Value | None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UnsupportedFeature, short
+from converter.formats._hdf5_file import SIGNATURE, lookup3
 from converter.formats._hdf5_names import LAYER_NAMES, WEIGHT_NAMES, keras_paths, layer_groups, listed_weights, names_in
 from converter.formats._hdf5_reader import (
     ATTRIBUTE,
@@ -19,10 +20,8 @@ from converter.formats._hdf5_reader import (
     LAYOUT,
     LINK,
     LINK_INFO,
-    SIGNATURE,
     SPACE,
     TYPE,
-    lookup3,
 )
 from converter.formats.base import FileLayout, Layout, Slot, WriteOptions
 from converter.tensor import LazyTensor

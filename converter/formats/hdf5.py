@@ -19,15 +19,14 @@ from converter.dtypes import DTYPES, DType
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, UsageError, short
 from converter.formats import _keras_archive
 from converter.formats._hdf5_data import Bands, Dataset, dataset, stored_bytes
+from converter.formats._hdf5_file import SIGNATURE, Hdf5File
 from converter.formats._hdf5_names import attribute_key, layer_groups, layered, listed_weights, titles_of, top_of
 from converter.formats._hdf5_reader import (
     LAYOUT,
     LINK,
     LINK_INFO,
-    SIGNATURE,
     SYMBOL_TABLE,
     Attributes,
-    Hdf5File,
     as_text,
     attributes,
     links,

@@ -62,10 +62,33 @@ def weights(file: h5py.File) -> None:
     file["optimizer/vars/0"] = np.int64(3)
 
 
+def newer(file: h5py.File) -> None:
+    """What libraries make when they need not be read by old ones: links and attributes in heaps, every chunk index."""
+    for i in range(12):
+        file.attrs[f"attribute{i}"] = i
+        file[f"many/{'long' * 20}{i}"] = np.int8(i)
+    file.attrs["large"] = np.array([b"x" * 100] * 50)  # more than a block of the heap takes
+    values = np.arange(35, dtype="<i2").reshape(7, 5)
+    packed = {"compression": "gzip", "shuffle": True}
+    for name, most in (("fixed", (7, 5)), ("grows", (7, None)), ("grows_down", (None, 9)), ("both", (None, None))):
+        file.create_dataset(name, data=values, chunks=(2, 1), maxshape=most)
+        file.create_dataset(f"{name}_packed", data=values, chunks=(2, 1), maxshape=most, **packed)
+    file.create_dataset("single", data=values, chunks=(7, 5))
+    file.create_dataset("single_packed", data=values, chunks=(7, 5), **packed)
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((2, 2))
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    space = h5py.h5s.create_simple((7, 5), (9, 11))
+    early = h5py.h5d.create(file.id, b"implicit", h5py.h5t.STD_I16LE, space, properties)
+    early.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+
+
 if __name__ == "__main__":
     for name, make, version in (
         ("old", tree, "earliest"),
         ("v108", tree, ("v108", "v108")),
+        ("v110", newer, ("v110", "v110")),
+        ("v200", newer, ("v200", "v200")),
         ("legacy", legacy, "earliest"),
         ("weights", weights, "earliest"),
     ):
