@@ -208,26 +208,46 @@ def _check_imatrix(request: Request) -> None:
 # ----------------------------------------------------------------------------------------- GGUF output
 
 
+@dataclass(frozen=True)
+class Unencoded:
+    """What a GGUF will hold, before its tensors get their types.
+
+    `read` are the tensors as they were read and mapped; `tensors` the same in the types of the implied intermediate.
+    """
+
+    read: dict[str, LazyTensor]
+    tensors: dict[str, LazyTensor]
+    metadata: Metadata
+
+
+def unencoded(checkpoint: Checkpoint, way: Route, request: Request, report: Report, watch: Watch) -> Unencoded:
+    """The tensors of a GGUF made of `checkpoint` under their GGUF names, and its key/values.
+
+    Raises:
+        ArchitectureError, TokenizerError: what makes the mapping impossible.
+    """
+    if not way.map:
+        same = dict(checkpoint.tensors)
+        return Unencoded(same, same, dict(checkpoint.config) if checkpoint.dialect == "gguf" else {})
+    mapped = to_gguf(checkpoint, request.arch)
+    report.extend(list(mapped.events))
+    metadata = _hf_metadata(checkpoint, mapped, request, report)
+    return Unencoded(mapped.tensors, _intermediate(mapped.tensors, request, watch), metadata)
+
+
 def _gguf(
     checkpoint: Checkpoint, way: Route, request: Request, report: Report, watch: Watch
 ) -> tuple[Checkpoint, list[Step]]:
     chosen = recipe(request.quant) if request.quant is not None else None
-    matrix = _open_imatrix(request)
-    if way.map:
-        mapped = to_gguf(checkpoint, request.arch)
-        report.extend(list(mapped.events))
-        sources = mapped.tensors
-        tensors = _intermediate(sources, request, watch)
-        metadata = _hf_metadata(checkpoint, mapped, request, report)
-    else:
-        sources = tensors = dict(checkpoint.tensors)
-        metadata = dict(checkpoint.config) if checkpoint.dialect == "gguf" else {}
-    choices = _choices(tensors, metadata, chosen, request)
+    matrix = open_imatrix(request)
+    raw = unencoded(checkpoint, way, request, report, watch)
+    tensors, metadata = raw.tensors, raw.metadata
+    choices = choose_types(tensors, metadata, chosen, request, matrix is not None)
     weights = _weights(matrix, chosen, tensors, choices, report)
     results, steps = {}, []
     for name in sorted(choices, key=sort_key):
         choice, importance = choices[name], weights.get(name)
-        watching = watch if tensors[name] is sources[name] else watch.again()
+        watching = watch if tensors[name] is raw.read[name] else watch.again()
         results[name] = _retyped(tensors[name], choice, importance, request, report, watching)
         steps.append(_step(tensors[name], results[name], _reason(choice), importance is not None))
     _set_type(metadata, chosen, tensors)
@@ -235,7 +255,8 @@ def _gguf(
     return (_with_imatrix(result, metadata, matrix) if matrix else result), steps
 
 
-def _open_imatrix(request: Request) -> ImportanceMatrix | None:
+def open_imatrix(request: Request) -> ImportanceMatrix | None:
+    """The importance matrix that the request names."""
     if request.imatrix is None:
         return None
     return imatrix.open_imatrix(Path(request.imatrix), request.include_weights, request.exclude_weights)
@@ -287,9 +308,10 @@ def _nearest_float(own: DType) -> DType:
     return BF16 if own.name.startswith("F8") else F32
 
 
-def _choices(
-    tensors: Mapping[str, LazyTensor], metadata: Metadata, chosen: Recipe | None, request: Request
+def choose_types(
+    tensors: Mapping[str, LazyTensor], metadata: Metadata, chosen: Recipe | None, request: Request, has_imatrix: bool
 ) -> dict[str, Choice]:
+    """The type of each tensor of a GGUF, and why; `chosen` None keeps them."""
     specs = [TensorSpec(name, tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()]
     facts = _facts(metadata)
     options = Options(
@@ -299,7 +321,7 @@ def _choices(
         embedding_type=request.embedding_type,
         leave_output=request.leave_output,
         no_fallback=request.no_fallback,
-        has_imatrix=request.imatrix is not None,
+        has_imatrix=has_imatrix,
     )
     choices = assign(chosen or recipe("COPY"), specs, facts, options)
     if chosen is None:
@@ -406,7 +428,7 @@ def _dense(
     checkpoint: Checkpoint, way: Route, target: Format, request: Request, report: Report, watch: Watch
 ) -> tuple[Checkpoint, list[Step], Route]:
     tensors, config, metadata = dict(checkpoint.tensors), checkpoint.config, dict(checkpoint.metadata)
-    mapped = _mapped_back(checkpoint, way, target, request, report)
+    mapped = mapped_back(checkpoint, way, target, request, report)
     if mapped is not None:
         tensors, config, metadata = mapped.tensors, mapped.config, {"format": "pt"}
     elif way.map:
@@ -431,7 +453,7 @@ def _dense(
     return result, steps, way
 
 
-def _mapped_back(
+def mapped_back(
     checkpoint: Checkpoint, way: Route, target: Format, request: Request, report: Report
 ) -> Mapped | None:
     """The checkpoint under Hugging Face names, which a model's folder must have.
