@@ -25,7 +25,7 @@ import numpy as np
 from converter import graph, mapped, planning
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
-from converter.formats import _hdf5_data, _hdf5_reader, _sstable, _zip, tensorflow
+from converter.formats import _hdf5_data, _hdf5_file, _sstable, _zip, tensorflow
 from converter.graph import BrokenPlugin, source_format
 from converter.planning import Request
 from converter.quant.imatrix import open_imatrix
@@ -154,7 +154,7 @@ class _Crc32c:
 def ignore_checksums() -> None:
     """Let every checksum pass, for the fuzzer's process alone: behind one, mutated bytes would reach no parser."""
     _zip.Archive.summed = _Unsummed()  # type: ignore[assignment]
-    _hdf5_reader.lookup3 = lambda data: _Equal()
+    _hdf5_file.lookup3 = lambda data: _Equal()
     _hdf5_data.fletcher32 = lambda data: (_Equal(), _Equal())
     _sstable.Crc32c = tensorflow.Crc32c = _Crc32c  # type: ignore[assignment,misc]
 
