@@ -39,10 +39,11 @@ RELATIONS = (
 
 
 def keys(architecture: Architecture, metadata: Metadata) -> Iterator[Finding]:
-    """Required keys that are missing, keys of another type than the runtime reads, of a GGUF."""
+    """Keys of a GGUF that are missing, of another type than runtimes read, or differ though they say the same."""
+    prefix = architecture.gguf + "."
     for hparam in architecture.hparams:
         for name in hparam.gguf:
-            key = f"{architecture.gguf}.{name}"
+            key = prefix + name
             entry = metadata.get(key)
             # The number of tokens is also that of the tokenizer's.
             needed = (hparam.required and hparam.name != "n_vocab") or name in LOADER_KEYS
@@ -53,6 +54,13 @@ def keys(architecture: Architecture, metadata: Metadata) -> Iterator[Finding]:
             elif isinstance(entry, Array):
                 message = f"has {len(entry)} values of its own: tensors are not compared with them"
                 yield Finding("metadata", key, message, failed=False)
+        said = {
+            name: entry.value for name in hparam.gguf if isinstance(entry := metadata.get(f"{prefix}{name}"), Value)
+        }
+        if len(set(said.values())) > 1:
+            first, *others = said
+            message = f"is {said[first]!r}, and {prefix}{others[0]}, which must be the same, {said[others[0]]!r}"
+            yield Finding("metadata", prefix + first, message)
 
 
 def relations(architecture: Architecture, hparams: HParams, side: Side) -> Iterator[Finding]:
@@ -63,7 +71,7 @@ def relations(architecture: Architecture, hparams: HParams, side: Side) -> Itera
         hparam = named[name]
         ggml = f"{architecture.gguf}.{hparam.gguf[0]}" if hparam.gguf else name
         subject = ggml if side == "gguf" or not hparam.config else f"config.json: {hparam.config[0]}"
-        return Finding("metadata", subject, f"{hparams[name]} {message}")
+        return Finding("metadata", subject, f"is {hparams[name]}: {message}")
 
     for condition, name, message in RELATIONS:
         try:

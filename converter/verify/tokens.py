@@ -149,7 +149,7 @@ def _syntax(template: str) -> str:
     try:
         environment.parse(template)
     except TemplateSyntaxError as error:
-        known = "unknown tag" in str(error.message)  # transformers has tags of its own, such as `generation`
+        known = "unknown tag 'generation'" in str(error.message)  # transformers' own
         return "" if known else f"does not parse: line {error.lineno}: {str(error.message)[:120]}"
     except (RecursionError, ValueError, OverflowError) as error:
         return f"does not parse: {type(error).__name__}"
