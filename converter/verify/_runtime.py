@@ -79,7 +79,7 @@ def package(name: str, path: Path) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingDependency(f"{path}: running it needs {name}: pip install 'model-converter[verify]'") from error
+        raise MissingDependency(f"{path}: running it needs {name}: pip install 'model-converter[runtimes]'") from error
 
 
 @contextmanager
