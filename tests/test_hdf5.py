@@ -176,7 +176,7 @@ AXES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5), st.sampled_from(
     axes=AXES,
     version=st.sampled_from(("earliest", "v108", "v110", "v114", "v200")),
     packing=st.fixed_dictionaries(
-        {"shuffle": st.booleans(), "fletcher32": st.booleans(), "compression": st.sampled_from((None, "gzip"))}
+        {"shuffle": st.booleans(), "fletcher32": st.booleans(), "compression": st.sampled_from((None, "gzip", "lzf"))}
     ),
     dtype=st.sampled_from(("<i1", "<u2", ">i4", "<f8")),
     holes=st.booleans(),
@@ -235,6 +235,22 @@ def test_pages_of_chunks_against_h5py(tmp_path: Path) -> None:
         expected = {name: file[name][()].tobytes() for name in file}
     raw = (tmp_path / "x.h5").read_bytes()
     assert b"FADB" in raw and b"EASB" in raw
+    assert read_all(tmp_path / "x.h5") == expected
+
+
+def test_lzf_against_h5py(tmp_path: Path) -> None:
+    """Runs, copies near and far, copies that overlap themselves, and what does not pack."""
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(2)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, values in {
+            "same": np.full(9000, 3, "<i4"),
+            "pattern": np.tile(rng.integers(0, 255, 700, "u1"), 50),
+            "few": rng.integers(0, 2, 30_000, "u1"),
+            "noise": rng.integers(0, 255, 5000, "u1"),
+        }.items():
+            file.create_dataset(name, data=values, chunks=values.shape, compression="lzf")
+        expected = {name: file[name][()].tobytes() for name in file}
     assert read_all(tmp_path / "x.h5") == expected
 
 
@@ -390,6 +406,12 @@ def test_a_chunk_that_lies(tmp_path: Path) -> None:
             made = file.create_dataset("x", (16,), "<f4", chunks=(16,), compression="gzip")
             made.id.write_direct_chunk((0,), raw)
         with pytest.raises(CorruptFile, match=r"inflate|deflated"):
+            read_all(tmp_path / "x.h5")
+    for raw in (b"\x04abc", b"\x20\0", b"\x00a\xe0", b"\x00a" + b"\xe0\xff\0" * 9, b"\x00a"):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            made = file.create_dataset("x", (16,), "<f4", chunks=(16,), compression="lzf")
+            made.id.write_direct_chunk((0,), raw)
+        with pytest.raises(CorruptFile, match="LZF"):
             read_all(tmp_path / "x.h5")
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("x", data=np.arange(64), chunks=(64,), fletcher32=True)

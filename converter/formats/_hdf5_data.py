@@ -1,4 +1,4 @@
-"""The values of HDF5 datasets: compact, contiguous and chunked storage, deflate, shuffle and Fletcher-32.
+"""The values of HDF5 datasets: compact, contiguous and chunked storage, deflate, LZF, shuffle and Fletcher-32.
 
 Source: the HDF5 File Format Specification 3.0. Chunks are inflated here, to no more than the size they must have;
 filters that would need a plugin are refused. What was never written is the fill value, as the format says.
@@ -49,7 +49,7 @@ from converter.formats.base import check_elements
 from converter.tensor import Rows
 
 COMPACT, CONTIGUOUS, CHUNKED, VIRTUAL = range(4)
-DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
+DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
 PARTIAL_UNFILTERED, SINGLE_FILTERED = 1, 2  # flags of chunked layouts
 INDEX_FIELDS = {FIXED_ARRAY: 1, EXTENSIBLE_ARRAY: 5, TREE: 6}  # bytes about an index that its own header repeats
 MAX_CHUNK = 256 << 20  # bytes
@@ -175,10 +175,10 @@ def _filters(file: Hdf5File, messages: Messages, what: str) -> tuple[int, ...]:
             fields.take(4 * (values + (values % 2 if version == 1 else 0)))
             found.append(number)
     for number in found:
-        if number not in (DEFLATE, SHUFFLE, FLETCHER32):
+        if number not in (DEFLATE, SHUFFLE, FLETCHER32, LZF):
             raise file.unsupported(
                 f"{what} is packed with filter {number}, which needs a plugin; "
-                "deflate, shuffle and Fletcher-32 can be read: `h5repack -f GZIP=4` packs it so"
+                "deflate, LZF, shuffle and Fletcher-32 can be read: `h5repack -f GZIP=4` packs it so"
             )
     if len(set(found)) != len(found):
         raise file.unsupported(f"{what} has a filter twice")
@@ -326,7 +326,7 @@ def _chunk(
         bad = f"has {chunk.nbytes} bytes at {chunk.address}, the file has {file.size}"
     used = {number for i, number in enumerate(filters) if not chunk.skipped >> i & 1} if filters else ()
     needed = math.prod(shape) * result.type.size + (4 if FLETCHER32 in used else 0)
-    if DEFLATE not in used and chunk.nbytes != needed:
+    if DEFLATE not in used and LZF not in used and chunk.nbytes != needed:
         bad = bad or f"has {chunk.nbytes} bytes, {needed} are needed"
     if bad:
         raise file.corrupt(f"the chunk of {result.what} at {list(start)} {bad}")
@@ -405,8 +405,9 @@ def _decoded(of: Dataset, chunks: Chunks, corner: tuple[int, ...]) -> NDArray[np
     for i in reversed(range(len(applied))):
         if applied[i] == FLETCHER32:
             data = _verified(of, data, what)
-        elif applied[i] == DEFLATE:
-            data = _inflated(of, data, size + (4 if FLETCHER32 in applied[:i] else 0), what)
+        elif applied[i] in (DEFLATE, LZF):
+            unpacked = _inflated if applied[i] == DEFLATE else _unlzf
+            data = unpacked(of, data, size + (4 if FLETCHER32 in applied[:i] else 0), what)
         else:
             data = _unshuffled(data, of.type.size)
     if len(data) != size:
@@ -423,6 +424,32 @@ def _inflated(of: Dataset, data: Rows, size: int, what: str) -> Rows:
     if len(result) != size or not engine.eof or engine.unused_data:
         raise of.file.corrupt(f"{what} does not inflate to the {size} bytes it must have")
     return np.frombuffer(result, np.uint8)
+
+
+def _unlzf(of: Dataset, data: Rows, size: int, what: str) -> Rows:
+    """h5py's packing: runs of at most 32 bytes, and copies of what came out already (LibLZF's format)."""
+    bad = of.file.corrupt(f"{what} is no LZF data of the {size} bytes it must have")
+    source, out, at = data.tobytes() + bytes(2), bytearray(), 0
+    end = len(source) - 2
+    while at < end and len(out) <= size:
+        length, low = source[at] >> 5, source[at] & 31
+        at += 1
+        if not length:
+            out += source[at : at + low + 1]
+            at += low + 1
+            continue
+        if length == 7:
+            length += source[at]
+            at += 1
+        start, length = len(out) - (low << 8 | source[at]) - 1, length + 2
+        at += 1
+        if start < 0:
+            raise bad
+        piece = out[start : start + length]
+        out += (piece * -(-length // len(piece)))[:length]
+    if at != end or len(out) != size:
+        raise bad
+    return np.frombuffer(bytes(out), np.uint8)
 
 
 def _unshuffled(data: Rows, size: int) -> Rows:
