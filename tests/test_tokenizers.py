@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
@@ -22,7 +23,7 @@ from converter.tokenizers import Tokenizer, pretokenizer, read_tokenizer, write_
 from converter.tokenizers.encoder import Encoder
 from converter.tokenizers.files import TokenizerFiles
 from converter.tokenizers.sentencepiece import read_sentencepiece
-from converter.tokenizers.splitting import byte_alphabet, make_normalizer, make_splitter
+from converter.tokenizers.splitting import Unsupported, byte_alphabet, compile_pattern, make_normalizer, make_splitter
 from converter.tokenizers.styles import ALL_READERS, READERS, STYLES
 from converter.tokenizers.vocabulary import read_vocabulary
 
@@ -640,6 +641,12 @@ BAD_JSON: dict[str, tuple[object, str]] = {
         changed("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "a" * 30_000}, "behavior": "Isolated"}),
         "30000 characters is refused",
     ),
+    "expression that unrolls": (
+        changed("pre_tokenizer", {
+            "type": "Split", "pattern": {"Regex": "((a{9999}){9999}){9999}"}, "behavior": "Isolated",
+        }),
+        "repeats too much",
+    ),
     "no pattern": (changed("pre_tokenizer", {"type": "Split", "behavior": "Isolated"}), "needs Regex or String"),
 }
 
@@ -660,6 +667,12 @@ def test_catastrophic_expression_ends_in_time() -> None:
         read_small(byte_level(pre=pre))
     assert time.monotonic() - start < 20
     assert value(read_small(byte_level(pre=pre), pre="gpt-2"), "pre") == "gpt-2"
+
+
+def test_repetitions_of_real_patterns_compile() -> None:
+    for pattern in (r"\p{N}{1,3}(?=(?:\d{3}){2,}\b)", r"\x{4E00}{2}|a{0,9999}", "(?:a{99}){99}"):
+        with contextlib.suppress(Unsupported):  # Oniguruma's escapes
+            compile_pattern(pattern, "tokenizer.json")
 
 
 def test_expression_that_does_not_compile_asks_for_a_name() -> None:

@@ -24,6 +24,9 @@ Spans = list[tuple[int, int, bool]]
 
 REGEX_SECONDS, ALL_REGEX_SECONDS = 2.0, 10.0
 MAX_PATTERN = 20_000
+# `(a{9999}){9999}` is unrolled when it is compiled. Patterns of real tokenizers come to some 1,000 items.
+MAX_UNROLLED = 50_000
+_ITEM = regex.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(\d+)[^}]*\}|.", regex.DOTALL)
 # The probe text has some 450 characters; a normalizer that makes more than this of it means harm.
 MAX_TEXT = 4096
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -70,16 +73,34 @@ def compile_pattern(pattern: str, where: str) -> regex.Pattern[str]:
     """A regular expression of tokenizer.json (Oniguruma's dialect: `$` ends a line).
 
     Raises:
-        TokenizerError: longer than any real pattern.
+        TokenizerError: longer than any real pattern, or with more repetitions.
         Unsupported: it does not compile.
     """
     if len(pattern) > MAX_PATTERN:
         raise TokenizerError(f"{where}: a regular expression of {len(pattern)} characters is refused")
+    if _unrolled(pattern) > MAX_UNROLLED:
+        raise TokenizerError(f"{where}: the regular expression {pattern[:60]!r} repeats too much and is refused")
     flags = regex.MULTILINE | (regex.V1 if "&&" in pattern else regex.V0)
     try:
         return regex.compile(pattern, flags)
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
         raise Unsupported(f"regular expression {pattern[:60]!r}") from error
+
+
+def _unrolled(pattern: str) -> int:
+    """How many items a pattern has when what must be there n times is written n times."""
+    sizes, last = [0], 0
+    for item in _ITEM.finditer(pattern):
+        if item[1] is not None:
+            more = last * max(int(item[1][:9]) - 1, 0)
+            last += more
+        elif item[0] == "(":
+            sizes.append(0)
+            continue
+        else:
+            last = more = max(sizes.pop(), 1) if item[0] == ")" and len(sizes) > 1 else 1
+        sizes[-1] += more
+    return sum(sizes)
 
 
 def find_spans(pattern: regex.Pattern[str], text: str) -> Spans:
