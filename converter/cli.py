@@ -311,7 +311,7 @@ def _module(command: str) -> ModuleType:
 
 
 # Commands with a module of their own, imported when asked for.
-_MODULES: tuple[str, ...] = ("check",)
+_MODULES: tuple[str, ...] = ("verify", "check",)
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "inspect": _inspect,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from converter import __version__
 from converter.errors import UsageError
+from converter.text import human_bytes as human_bytes
 from converter.text import printable, table
 
 if TYPE_CHECKING:
@@ -55,8 +56,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def quant_arguments(group: argparse._ArgumentGroup) -> None:
-    """What decides the types of the output."""
+PRECISIONS = ("source", "f16", "bf16", "f32")
+
+
+def quant_arguments(group: argparse._ArgumentGroup, via: bool = True) -> None:
+    """What decides the types of the output; `via` False leaves that argument to the command."""
     add = group.add_argument
     add("-q", "--quant", metavar="TYPE", help="q4_k_m, Q8_0, f16, ... (`convert quants` lists them)")
     add(
@@ -88,12 +92,13 @@ def quant_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="PART",
         help="do not use it for tensors with PART in their names; may be repeated",
     )
-    add(
-        "--via",
-        choices=("source", "f16", "bf16", "f32"),
-        default="source",
-        help="precision of the implied intermediate (default: the source's own, nothing is rounded twice)",
-    )
+    if via:
+        add(
+            "--via",
+            choices=PRECISIONS,
+            default="source",
+            help="precision of the implied intermediate (default: the source's own, nothing is rounded twice)",
+        )
     add("--dtype", metavar="TYPE", help="f16, bf16 or f32 for plain outputs; decodes quantized tensors")
 
 
@@ -192,15 +197,6 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def human_bytes(count: float) -> str:
-    """1234567 -> '1.23 MB' (decimal units, three digits)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 _SHOWN_PER_KIND = 5

@@ -97,7 +97,7 @@ def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance 
         bad = kernels.nonfinite(numbers.view(np.uint8), F32)
         if bad:
             watch.not_finite(info.name, bad)
-        data = _encode(numbers, dtype, weights, start, rows_per_matrix)
+        data = encode_rows(numbers, dtype, weights, start, rows_per_matrix)
         if bounded:
             lost = kernels.nonfinite(data, dtype) - bad
             if lost > 0:
@@ -111,9 +111,10 @@ def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance 
 _NARROW = frozenset(("F16", "BF16", "F8_E5M2"))
 
 
-def _encode(
+def encode_rows(
     numbers: NDArray[np.float32], dtype: DType, weights: Importance | None, start: int, rows_per_matrix: int
 ) -> Rows:
+    """Rows [start, start + len(numbers)) of a tensor, encoded; each of the matrices it stacks by its own importance."""
     if weights is None:
         return kernels.encode(numbers, dtype)
     pieces: list[Rows] = []

@@ -1,0 +1,129 @@
+"""What a wrong tensor looks like: hypotheses about how it came about, tried on its values.
+
+Each is tried on a signature of rows and columns (a random projection), so that a tensor is read once. One holds
+where it explains at least nine tenths of the energy, which quantization to two bits still leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import QuantizationError
+from converter.lazy import decoded, values
+from converter.tensor import LazyTensor
+from converter.verify.pairing import Pair
+
+Floats = NDArray[np.float64]
+#: Larger tensors are looked at by their first rows only.
+MOST_ELEMENTS = 1 << 24
+EXPLAINED = 0.9
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Both sides of a pair as (rows, columns), float64."""
+
+    reference: Floats
+    candidate: Floats
+    shape: tuple[int, ...]
+    whole: bool
+
+
+def hint(pair: Pair, others: Sequence[Pair], left_over: Mapping[str, LazyTensor]) -> str:
+    """One short text, or "" where nothing explains the difference."""
+    try:
+        sides = _read(pair)
+    except QuantizationError:
+        return ""
+    if not np.isfinite(sides.candidate).all() or not sides.candidate.any() or not sides.reference.any():
+        return ""
+    for text in _transforms(sides):
+        return text
+    for other in others:
+        if other.candidate.info.shape == pair.candidate.info.shape and _same(_rows(other.reference), sides.candidate):
+            return f"it holds what belongs into {other.name}"
+    return next((f"{name} holds what belongs here" for name, t in left_over.items() if _holds(t, sides)), "")
+
+
+def _read(pair: Pair) -> _Sides:
+    decoded(pair.reference)
+    info = pair.candidate.info
+    count = min(info.n_rows, max(1, MOST_ELEMENTS // max(1, info.row)))
+    if pair.reference.indivisible:
+        count = info.n_rows
+    reference = values(pair.reference, 0, count).astype(np.float64)
+    candidate = values(pair.candidate, 0, count).astype(np.float64)
+    return _Sides(reference, candidate, info.shape, count == info.n_rows)
+
+
+def _rows(tensor: LazyTensor) -> Floats:
+    return values(tensor, 0, min(tensor.info.n_rows, 64)).astype(np.float64)
+
+
+def _same(a: Floats, b: Floats) -> bool:
+    """Whether `a` explains `b`, on the rows that both have."""
+    n = min(len(a), len(b))
+    energy = float(np.square(b[:n]).sum())
+    return energy > 0 and float(np.square(a[:n] - b[:n]).sum()) <= (1 - EXPLAINED) * energy
+
+
+def _holds(tensor: LazyTensor, sides: _Sides) -> bool:
+    if tensor.info.shape != sides.shape or not tensor.info.dtype.floating:
+        return False
+    return _same(_rows(tensor), sides.reference)
+
+
+def _transforms(s: _Sides) -> Iterator[str]:
+    a, b = s.reference, s.candidate
+    if _same(-a, b):
+        yield "every sign is flipped"
+    for shift in (1.0, -1.0):
+        if np.abs(b - a - shift).max() < 0.01 + 0.01 * np.abs(a).max():
+            yield f"{shift:+g} is added to every value" + (" (a norm's offset)" if len(s.shape) == 1 else "")
+    if s.whole and a.shape[0] == a.shape[1] and len(s.shape) == 2 and _same(a.T, b):
+        yield "it is transposed"
+    scale = float((a * b).sum() / np.square(a).sum())
+    if abs(scale - 1) > 0.02 and abs(scale) > 1e-6 and _same(scale * a, b):
+        yield f"every value is multiplied by {scale:.4g}"
+    yield from _permutations(s)
+
+
+def _permutations(s: _Sides) -> Iterator[str]:
+    if not s.whole:
+        return
+    rng = np.random.default_rng(0)
+    if len(s.shape) >= 3:
+        experts = s.shape[-3]
+        q = rng.standard_normal(s.reference.size // experts)
+        if _permuted(s.reference.reshape(experts, -1) @ q, s.candidate.reshape(experts, -1) @ q):
+            yield "the experts are in another order"
+    a, b = s.reference @ (p := rng.standard_normal(s.reference.shape[1])), s.candidate @ p
+    rows = len(a)
+    for offset in (1, -1):
+        if rows > 2 and _close(np.roll(a, offset), b):
+            yield f"rows are shifted by {offset:+d}"
+    for heads in (h for h in range(1, rows // 2 + 1) if rows % (2 * h) == 0):
+        shape = (heads, 2, rows // heads // 2)
+        if rows // heads < 4:
+            continue
+        turned = a.reshape(shape).swapaxes(1, 2).reshape(-1)
+        back = a.reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+        if _close(turned, b) or _close(back, b):
+            yield f"its rows are in the other order of rotary embeddings ({heads} heads)"
+    if rows > 2 and _permuted(a, b):
+        yield "its rows are in another order"
+    q = np.random.default_rng(1).standard_normal(rows)
+    if _permuted(q @ s.reference, q @ s.candidate):
+        yield "its columns are in another order"
+
+
+def _close(a: Floats, b: Floats) -> bool:
+    return bool(np.square(a - b).sum() <= (1 - EXPLAINED) * np.square(b).sum())
+
+
+def _permuted(a: Floats, b: Floats) -> bool:
+    return len(a) > 1 and _close(np.sort(a), np.sort(b)) and not _close(a, b)

@@ -1,0 +1,274 @@
+"""Measures pairs of tensors: slab by slab, on all processors, in bounded memory.
+
+Of each slab the reference is read and encoded again; where that gives the stored bytes, the target is what a correct
+encoder makes and only the error itself is left to measure. Where it does not, the error of the encoder's own result on
+the same data is measured too: that is the bound.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter import _native, kernels
+from converter.encode import encode_rows
+from converter.errors import QuantizationError
+from converter.fill import ProgressCallback
+from converter.lazy import decoded, values
+from converter.tensor import Rows
+from converter.verify import slabs
+from converter.verify.pairing import Pair, holds
+from converter.verify.results import Block, Fidelity
+
+Floats = NDArray[np.float32]
+#: Buckets of |error|: the upper half of a binary32, so each is at most 1/128 wide.
+BUCKETS = 32768
+GROUP = 256
+
+
+@dataclass
+class Measured:
+    """What was summed up of one pair; the kernel's sums under its names."""
+
+    pair: Pair
+    noise: float = 0.0
+    energy: float = 0.0
+    energy_candidate: float = 0.0
+    product: float = 0.0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    worst: float = 0.0
+    worst_at: int = -1
+    differing_values: int = 0
+    nonfinite_reference: int = 0
+    nonfinite: int = 0
+    mismatched: int = 0
+    tried: bool = False
+    blocks: int = 0
+    differing: int = 0
+    first_differing: int = -1
+    encoder_noise: float = 0.0
+    #: the largest noise of a group over what the encoder's own result has there, and the group's first element
+    excess: float = 0.0
+    excess_at: int = -1
+    reference_zero: bool = True
+    zero: bool = True
+    histogram: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
+
+    def merge(self, other: Measured) -> None:
+        """Add what another slab gave."""
+        for name in ("noise", "energy", "energy_candidate", "product", "encoder_noise"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("differing_values", "nonfinite_reference", "nonfinite", "mismatched", "blocks", "differing"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.max_abs, self.max_rel = max(self.max_abs, other.max_abs), max(self.max_rel, other.max_rel)
+        if (other.worst, -other.worst_at) > (self.worst, -self.worst_at):
+            self.worst, self.worst_at = other.worst, other.worst_at
+        if (other.excess, -other.excess_at) > (self.excess, -self.excess_at):
+            self.excess, self.excess_at = other.excess, other.excess_at
+        if other.first_differing >= 0 and (self.first_differing < 0 or other.first_differing < self.first_differing):
+            self.first_differing = other.first_differing
+        self.tried = self.tried or other.tried
+        self.reference_zero, self.zero = self.reference_zero and other.reference_zero, self.zero and other.zero
+        if not self.histogram.size:
+            self.histogram = other.histogram
+        elif other.histogram.size:
+            self.histogram = self.histogram + other.histogram
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the target's type holds all values of the source, so that nothing may differ."""
+        return holds(self.pair.candidate.info.dtype, self.pair.reference.info.dtype) and self.pair.rounded is (
+            self.pair.reference
+        )
+
+    def fidelity(self) -> Fidelity:
+        """The numbers of the report."""
+        info = self.pair.candidate.info
+        norm = float(np.sqrt(self.energy) * np.sqrt(self.energy_candidate))
+        cosine = self.product / norm if norm else 1.0 if self.energy == self.energy_candidate else 0.0
+        row, column = divmod(self.worst_at, max(1, info.row))
+        group = min(GROUP, info.n_elements)
+        return Fidelity(
+            name=info.name,
+            sources=self.pair.reference.parts or (self.pair.reference.name,),
+            shape=info.shape,
+            type=info.dtype.name,
+            reference_type=self.pair.reference.info.dtype.name,
+            elements=info.n_elements,
+            exact=self.differing_values == 0,
+            reproduced=self.differing == 0 if self.tried else None,
+            blocks=self.blocks,
+            differing=self.differing,
+            max_abs=self.max_abs,
+            max_rel=self.max_rel,
+            noise=self.noise,
+            energy=self.energy,
+            cosine=min(1.0, max(-1.0, cosine)),
+            p999=self._percentile(0.999),
+            worst=Block(row, column, float(np.sqrt(self.worst / group))) if self.worst_at >= 0 else None,
+            bound=self.encoder_noise / self.energy if self.tried and self.energy else None,
+            nonfinite=self.nonfinite,
+            reference_nonfinite=self.nonfinite_reference,
+            zero=self.zero and info.n_elements > 0,
+            reference_zero=self.reference_zero and info.n_elements > 0,
+            bytes=info.nbytes,
+            histogram=self._edges(),
+        )
+
+    def _counts(self) -> NDArray[np.uint64]:
+        """Of all elements; what slabs without a difference have not counted is zero."""
+        counts = self.histogram.copy() if self.histogram.size else np.zeros(BUCKETS, np.uint64)
+        counts[0] += max(0, self.pair.candidate.info.n_elements - int(counts.sum()))
+        return counts
+
+    def _percentile(self, share: float) -> float:
+        if not self.differing_values:
+            return 0.0
+        sums = np.cumsum(self._counts())
+        bucket = int(np.searchsorted(sums, share * float(sums[-1])))
+        return min(self.max_abs, _edge(bucket)) if bucket else 0.0
+
+    def _edges(self) -> tuple[tuple[float, int], ...]:
+        """The histogram in at most a few hundred steps: an eighth of a power of two each."""
+        if not self.histogram.size:
+            return ()
+        coarse = self._counts().reshape(-1, 16).sum(axis=1)
+        return tuple((_edge(16 * int(k) + 15), int(coarse[k])) for k in np.nonzero(coarse)[0])
+
+
+def _edge(bucket: int) -> float:
+    return float(np.array([((bucket + 1) << 16) - 1], np.uint32).view(np.float32)[0])
+
+
+def measure(
+    pairs: Sequence[Pair], *, encode: bool = True, threads: int | None = None, progress: ProgressCallback | None = None
+) -> list[Measured]:
+    """Compare all pairs.
+
+    Args:
+        encode: encode the reference again, to know what a correct encoder makes of it.
+        progress: called after every slab; returning False cancels.
+
+    Raises:
+        ConverterError: what a source raised while it was read.
+        Interrupted: cancelled.
+    """
+    lock = threading.Lock()
+    results = [Measured(pair) for pair in pairs]
+    slabs.run([_job(result, encode, lock) for result in results], threads, progress)
+    return results
+
+
+def _job(result: Measured, encode: bool, lock: threading.Lock) -> slabs.Job:
+    pair = result.pair
+    tensors = (pair.candidate,) if pair.rounded is pair.reference else (pair.candidate, pair.rounded)
+
+    def work(start: int, stop: int) -> None:
+        part = _measure_rows(pair, start, stop, encode)
+        with lock:
+            result.merge(part)
+
+    # Read, as numbers, encoded again and those as numbers.
+    row_work = 16 * pair.candidate.info.row + pair.reference.row_work + pair.candidate.row_work
+    return slabs.Job((*tensors, pair.reference), work, row_work)
+
+
+def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> Measured:
+    info = pair.candidate.info
+    if not info.n_elements:
+        return Measured(pair, tried=True)
+    stored = np.ascontiguousarray(pair.candidate.rows(start, stop))
+    part = Measured(pair)
+    if not info.dtype.floating or not pair.reference.info.dtype.floating:
+        return _measure_plain(part, stored, start, stop)
+    reference = values(pair.reference, start, stop)
+    part.tried, made = _encoded(pair, start, stop, reference, encode)
+    same = made is not None and np.array_equal(made, stored)
+    candidate = kernels.decode(stored, info.dtype)
+    _add(part, reference, candidate, start * info.row)
+    part.reference_zero, part.zero = part.energy == 0, part.energy_candidate == 0
+    part.blocks = stored.size // info.dtype.type_size
+    part.encoder_noise = part.noise
+    if made is not None and not same:
+        _compare_bytes(part, made, stored, start * info.row)
+        own = kernels.decode(made, info.dtype)
+        part.encoder_noise = _native.compare(reference.reshape(-1), own.reshape(-1), 0)[0]
+        _find_excess(part, reference.reshape(-1), candidate.reshape(-1), own.reshape(-1), start * info.row)
+    return part
+
+
+def _encoded(pair: Pair, start: int, stop: int, reference: Floats, encode: bool) -> tuple[bool, Rows | None]:
+    """The bytes that a correct encoder makes of these rows, and whether they must be the stored ones."""
+    info, own = pair.candidate.info, pair.reference.info.dtype
+    if own is info.dtype and pair.rounded is pair.reference:
+        return True, np.ascontiguousarray(pair.reference.rows(start, stop))
+    if not encode or not kernels.encodable(info.dtype):
+        return False, None
+    numbers = reference if pair.rounded is pair.reference else values(pair.rounded, start, stop)
+    per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
+    weights = pair.weights
+    if weights is None and kernels.needs_importance(info.dtype):
+        weights = np.ones((1, info.row), np.float32)
+    return pair.explained, encode_rows(numbers, info.dtype, weights, start, per_matrix)
+
+
+def _measure_plain(part: Measured, stored: Rows, start: int, stop: int) -> Measured:
+    """Integers, bools and complex numbers: they are equal or they are not, unless both become real numbers."""
+    info, reference = part.pair.candidate.info, part.pair.reference
+    part.tried, part.blocks = True, stored.size // info.dtype.type_size
+    raw = np.ascontiguousarray(reference.rows(start, stop))
+    if reference.info.dtype is info.dtype:
+        different = (raw != stored).reshape(-1, info.dtype.type_size).any(axis=1)
+        part.differing_values = part.differing = int(np.count_nonzero(different))
+        part.reference_zero, part.zero = not raw.any(), not stored.any()
+        return part
+    try:
+        decoded(reference)
+        decoded(part.pair.candidate)
+    except QuantizationError:
+        part.differing_values = part.differing = part.blocks
+        return part
+    a, b = values(reference, start, stop), values(part.pair.candidate, start, stop)
+    _add(part, a, b, start * info.row)
+    part.reference_zero, part.zero = not a.any(), not b.any()
+    part.differing = part.differing_values
+    return part
+
+
+def _add(part: Measured, a: Floats, b: Floats, at: int) -> None:
+    histogram = np.zeros(BUCKETS, np.uint64)
+    (
+        part.noise, part.energy, part.energy_candidate, part.product, part.max_abs, part.max_rel, part.worst,
+        part.worst_at, part.differing_values, part.nonfinite_reference, part.nonfinite, part.mismatched,
+    ) = _native.compare(a.reshape(-1), b.reshape(-1), at, histogram.view(np.uint8))  # fmt: skip
+    if part.differing_values:
+        part.histogram = histogram
+
+
+def _compare_bytes(part: Measured, made: Rows, stored: Rows, at: int) -> None:
+    dtype = part.pair.candidate.info.dtype
+    different = (made.reshape(-1, dtype.type_size) != stored.reshape(-1, dtype.type_size)).any(axis=1)
+    part.differing = int(np.count_nonzero(different))
+    part.first_differing = at + dtype.block_size * int(np.argmax(different))
+
+
+def _find_excess(part: Measured, reference: Floats, candidate: Floats, own: Floats, at: int) -> None:
+    """How much worse than the encoder's own result the worst group is; a quarter of the mean noise is no matter."""
+    mine, theirs = _group_noise(reference, own), _group_noise(reference, candidate)
+    floor = max(float(mine.mean()) / 4, 1e-30)
+    ratio = theirs / np.maximum(mine, floor)
+    worst = int(np.argmax(ratio))
+    part.excess, part.excess_at = float(ratio[worst]), at + GROUP * worst
+
+
+def _group_noise(a: Floats, b: Floats) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore", over="ignore"):
+        squares = np.nan_to_num(np.square(a - b, dtype=np.float64), nan=0.0, posinf=0.0)
+    padded = np.pad(squares, (0, -len(squares) % GROUP))
+    sums: NDArray[np.float64] = padded.reshape(-1, GROUP).sum(axis=1)
+    return sums
