@@ -20,7 +20,7 @@ import test_tflite
 from test_hdf5 import FIXTURES as HDF5_FILES
 from test_hdf5 import archive
 
-from converter import fill
+from converter import fill, pipeline
 from converter.checkpoint import Checkpoint
 from converter.dtypes import DTYPES
 from converter.formats.base import Format, WriteOptions
@@ -219,6 +219,7 @@ def every_kind(folder: Path) -> None:
     (folder / "tf").mkdir()
     test_tensorflow.good(folder / "tf")
     _tiny_folders(folder / "hf-whole", folder / "hf-shards")
+    pipeline.convert(folder / "hf-whole", folder / "hf-whole" / "model.gguf", threads=1)
     (folder / "imatrix").mkdir()
     matrix = importance.build_matrix("m", {"blk.0.attn_q.weight": (2, 32), "blk.0.ffn_down.weight": (2, 64)})
     importance.write_matrix(folder / "imatrix" / "imatrix.gguf", matrix)

@@ -48,7 +48,7 @@ class Target:
         files: names of the files an input is cut into, those left out are empty; the first, or their folder, is opened.
         seeds: patterns of files that inputs are made of, one for each of `files`.
         pack: makes the bytes of the first file.
-        plan: name of the output that a conversion is planned to.
+        to: the format that a conversion is planned to.
         folder: whether the folder is opened.
     """
 
@@ -56,7 +56,7 @@ class Target:
     files: tuple[str, ...]
     seeds: tuple[str, ...]
     pack: Callable[[bytes], bytes] = bytes
-    plan: str = "out.safetensors"
+    to: str = "safetensors"
     folder: bool = False
 
 
@@ -96,6 +96,7 @@ _HF = (
 TARGETS: dict[str, Target] = {
     "safetensors": Target("safetensors", ("f.safetensors",), ("*.safetensors",)),
     "gguf": Target("gguf", ("f.gguf",), ("*.gguf",)),
+    "gguf-to-hf": Target("gguf", ("f.gguf",), ("model*.gguf",), to="hf"),
     "torch": Target("torch", ("f.pt",), ("*.pt|*.pth|*.bin",)),
     "pickle": Target("torch", ("f.pt",), ("*.pt|*.pth|*.bin",), pack=_archive),
     "onnx": Target("onnx", ("f.onnx", "w.data"), ("*.onnx", "*.data")),
@@ -109,7 +110,7 @@ TARGETS: dict[str, Target] = {
     "tflite": Target("tflite", ("f.tflite",), ("*.tflite",)),
     "llama2c": Target("llama2c", ("f.bin",), ("*.llama2c|stories*.bin",)),
     "ggml": Target("ggml", ("f.bin",), ("*.ggml|for-tests-ggml*.bin",)),
-    "hf": Target("hf", _HF, _HF, plan="out.gguf", folder=True),
+    "hf": Target("hf", _HF, _HF, to="gguf", folder=True),
     "imatrix": Target("imatrix", ("f.dat",), ("*imatrix*.dat|*imatrix*.gguf|stories260K.dat",)),
 }
 
@@ -230,8 +231,8 @@ def _open(target: Target, path: Path) -> None:
         _check_message(str(error))
     with graph.open_checkpoint(path, format=target.format) as checkpoint:
         _read(checkpoint, path)
-        source, output = graph.formats()[target.format], path.parent / target.plan
-        made = planning.build(checkpoint, source, output, graph.target_format(output), Request())
+        source, wanted = graph.formats()[target.format], graph.formats()[target.to]
+        made = planning.build(checkpoint, source, path.parent / "out", wanted, Request())
         _read_some(list(made.checkpoint.tensors.values()))
 
 
