@@ -18,6 +18,7 @@ import numpy as np
 
 from converter.errors import UnsupportedFeature
 from converter.graph import open_checkpoint
+from converter.metadata import Value
 from converter.verify._runtime import Floats, Runtime, Tokenizer, package
 
 NAME = "llama_cpp"
@@ -132,8 +133,9 @@ def _refused(path: Path, errors: list[str]) -> UnsupportedFeature:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
+    """The scalars of the header, and of the arrays their lengths."""
     with open_checkpoint(path) as checkpoint:
-        return dict(checkpoint.config)
+        return {key: each.value if isinstance(each, Value) else len(each) for key, each in checkpoint.config.items()}
 
 
 def _is_encoder(metadata: dict[str, Any]) -> bool:

@@ -135,7 +135,7 @@ def behaviour(
         tokenizer = first.tokenizer(reference) or second.tokenizer(candidate)
         if tokenizer is None:
             raise MissingPart(f"{reference}: no tokenizer, and {candidate.name} has none either; put one beside it")
-        limit = min(limit, *(runtime.context for runtime in (one, other) if runtime.context is not None))
+        limit = min([limit, *(runtime.context for runtime in (one, other) if runtime.context is not None)])
         compare = _logits if one.kind == "logits" else _embeddings
         return compare(one, other, tokenizer, probe() if text is None else text, tokens, limit, watch)
 
