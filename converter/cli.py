@@ -54,6 +54,7 @@ commands:
   plan IN OUT       the type of every tensor, sizes and memory; reads no weights, writes nothing
   inspect FILE      format, metadata, tensors, memory to run it
   check FILE        one model by itself, before a deploy; exit code 41 when it is not sound
+  diff A B          metadata, tensors and values that differ; exit code 1 when something does
   formats           formats that can be read and written
   quants            quantization types, and what they cost
   architectures     model families that can be mapped to GGUF and back
@@ -311,7 +312,7 @@ def _module(command: str) -> ModuleType:
 
 
 # Commands with a module of their own, imported when asked for.
-_MODULES: tuple[str, ...] = ("verify", "check",)
+_MODULES: tuple[str, ...] = ("verify", "check", "diff")
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "inspect": _inspect,
