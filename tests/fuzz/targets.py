@@ -232,12 +232,16 @@ def _open(target: Target, path: Path) -> None:
     with graph.open_checkpoint(path, format=target.format) as checkpoint:
         _read(checkpoint, path)
         source, wanted = graph.formats()[target.format], graph.formats()[target.to]
-        made = planning.build(checkpoint, source, path.parent / "out", wanted, Request())
+        made = planning.build(checkpoint, source, _folder(path) / "out", wanted, Request())
         _read_some(list(made.checkpoint.tensors.values()))
 
 
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
 def _read(checkpoint: Checkpoint, path: Path) -> None:
-    given = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+    given = sum(file.stat().st_size for file in _folder(path).rglob("*") if file.is_file())
     tensors = list(checkpoint.tensors.values())
     most = max((tensor.info.nbytes for tensor in tensors), default=0)
     assert most <= GROWTH * given + GROWTH_ROOM, f"{most} bytes out of {given}"
