@@ -268,6 +268,7 @@ class Model:
         self.path = path
         self.file = MappedFile(path)
         self.externals: dict[Path, MappedFile] = {}
+        self._located: dict[str | None, MappedFile] = {}
         self.metadata: dict[str, str] = {}
         self.events: list[Event] = []
         self.sites: list[Site] = []
@@ -571,12 +572,14 @@ class Model:
         return file, offset
 
     def _file(self, location: str | None) -> MappedFile:
-        path = child(self.path.parent, location.removeprefix("./") if location else location, self.path)
-        if path not in self.externals:
-            if not path.exists():
-                raise MissingPart(f"{path}: {self.path.name} has its tensors in this file; download it too")
-            self.externals[path] = MappedFile(path)
-        return self.externals[path]
+        if location not in self._located:  # asking the file system where links lead takes long, for each of many tensors
+            path = child(self.path.parent, location.removeprefix("./") if location else location, self.path)
+            if path not in self.externals:
+                if not path.exists():
+                    raise MissingPart(f"{path}: {self.path.name} has its tensors in this file; download it too")
+                self.externals[path] = MappedFile(path)
+            self._located[location] = self.externals[path]
+        return self._located[location]
 
     def checks(self) -> Iterator[Callable[[], None]]:
         """For files whose SHA-1 the model tells, what compares it."""
