@@ -572,7 +572,7 @@ class Model:
         return file, offset
 
     def _file(self, location: str | None) -> MappedFile:
-        if location not in self._located:  # asking the file system where links lead takes long, for each of many tensors
+        if location not in self._located:  # following links takes long where there are many tensors
             path = child(self.path.parent, location.removeprefix("./") if location else location, self.path)
             if path not in self.externals:
                 if not path.exists():
