@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from converter.formats import gguf
 from converter.formats.base import WriteOptions
 from converter.metadata import Array, Value, text, u32
 from converter.tensor import LazyTensor, TensorInfo, from_array
+from converter.verify import generation
 from converter.verify.checking import STEPS, Checked, check
 from converter.verify.results import CHECKS
 from converter.verify.scales import KINDS, SCALES
@@ -523,7 +525,48 @@ def test_text_json_and_junit(good: dict[str, Path], tmp_path: Path, capsys: pyte
     assert main(["check", "--json", str(bad)]) == 41
     report = json.loads(capsys.readouterr().out)
     assert [finding["failed"] for finding in report["findings"]] == [True, False]
-    assert report["steps"] == [step.name for step in STEPS if "gguf" in step.dialects and step.name != "runtime"]
+    assert report["steps"] == [step.name for step in STEPS if "gguf" in step.dialects]
+
+
+def test_a_sound_model_runs(good: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    assert "llama.cpp" in check(good["kjv-llama"], runtime=True).ran
+    converter.convert(good["kjv-llama"], tmp_path / "out.gguf", converter.Request(split_max_tensors=20))
+    result = check(tmp_path / "out-00003-of-00003.gguf", runtime=True)
+    assert "generated 8 tokens" in result.ran and result.findings == ()
+
+
+def test_a_folder_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    assert main(["check", "--runtime", str(STORIES)]) == 0
+    assert "generated 8 tokens" in capsys.readouterr().out
+
+
+def test_what_a_runtime_refuses_fails(good: dict[str, Path], tmp_path: Path) -> None:
+    """A pre-tokenizer that is not known here may be a new one: only a warning, until the runtime is asked."""
+    pytest.importorskip("llama_cpp")
+    path = rewritten(good["kjv-llama"], tmp_path / "bad.gguf", {T + "pre": text("never-heard-of")})
+    assert not check(path).failed()
+    assert named(check(path, runtime=True)) == {("behaviour", "bad.gguf")}
+
+
+def test_a_damaged_model_is_not_run(good: dict[str, Path], tmp_path: Path) -> None:
+    path = rewritten(good["kjv-llama"], tmp_path / "bad.gguf", {T + "eos_token_id": u32(9999)})
+    result = check(path, runtime=True)
+    assert result.ran == "" and result.findings[-1].message.startswith("not run")
+    np.savez(tmp_path / "plain.npz", t=np.ones(3))
+    (finding,) = check(tmp_path / "plain.npz", runtime=True).findings
+    assert not finding.failed and "npz" in finding.message
+
+
+def crash(*_: object) -> None:
+    os._exit(1)
+
+
+def test_a_runtime_that_crashes_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_run", crash)
+    ran = generation.try_out(KJV, "hf")
+    assert ran.finding is not None and ran.finding.failed and "crashed" in ran.finding.message
 
 
 def test_no_such_file_and_cancelling(good: dict[str, Path], tmp_path: Path) -> None:

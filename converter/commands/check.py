@@ -78,7 +78,7 @@ def _print(result: Checked, strict: bool, quiet: bool) -> None:
     counts = f"{failed} failed, {len(result.findings) - failed} warnings" if result.findings else "nothing found"
     what = "".join(f"{part}, " for part in (result.format, result.architecture) if part)
     size = f"{result.tensors} tensors, {human_bytes(result.bytes)}" if result.error is None else "not opened"
-    looked = f"{', '.join(result.steps)}; {result.seconds:.2f} s"
+    looked = "; ".join(filter(None, (", ".join(result.steps), result.ran, f"{result.seconds:.2f} s")))
     print(printable(f"{result.source}: {'FAILED' if failed else 'ok'}: {counts}"))
     print(f"({what}{size}; looked at {looked})")
 

@@ -31,6 +31,7 @@ from converter.mapping import HParams, detect, detect_gguf, flat_config, read_co
 from converter.metadata import Metadata, Value
 from converter.tensor import LazyTensor
 from converter.verify import expected, slabs
+from converter.verify.generation import Ran, try_out
 from converter.verify.results import Finding
 from converter.verify.scales import Values
 from converter.verify.tokens import TOKENS, Tokenizer, templates
@@ -44,7 +45,11 @@ EMBEDDING = {"gguf": "token_embd.weight", "hf": "model.embed_tokens.weight"}
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found. `error` is what kept the file from being opened, and `steps` are the names of those taken."""
+    """What a check found.
+
+    `steps` are the names of those taken, `ran` says what a runtime did with the model, `error` is what kept the file
+    from being opened.
+    """
 
     source: str
     format: str | None
@@ -54,6 +59,7 @@ class Checked:
     tensors: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    ran: str = ""
     error: ConverterError | None = None
 
     def failed(self, strict: bool = False) -> bool:
@@ -95,8 +101,10 @@ def check(
         return Checked(str(path), format, None, (STEPS[0].name,), (finding,), error=error)
     with checkpoint:
         model = Model(checkpoint, threads, progress)
-        steps = [step for step in STEPS if checkpoint.dialect in step.dialects and (runtime or step.name != "runtime")]
+        steps = [step for step in STEPS if checkpoint.dialect in step.dialects]
         findings = [finding for step in steps for finding in step.run(model)]
+        ran = _ran(model, findings) if runtime else Ran()
+        findings += [ran.finding] if ran.finding else []
         return Checked(
             source=str(path),
             format=checkpoint.format,
@@ -106,7 +114,17 @@ def check(
             tensors=len(checkpoint.tensors),
             bytes=sum(tensor.info.nbytes for tensor in checkpoint.tensors.values()),
             seconds=time.monotonic() - started,
+            ran=ran.words,
         )
+
+
+def _ran(model: Model, findings: list[Finding]) -> Ran:
+    path = model.checkpoint.path
+    if any(finding.failed for finding in findings) or not model.checkpoint.tensors:
+        return Ran(finding=Finding("behaviour", path.name, "not run: look at the rest first", failed=False))
+    # llama.cpp opens a split set by its first file.
+    first = model.checkpoint.files[0] if model.checkpoint.format == "gguf" else path
+    return try_out(first, model.checkpoint.format, model.threads)
 
 
 class Model:
