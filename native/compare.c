@@ -81,8 +81,8 @@ static double compare_wide(const float *restrict a, const float *restrict b, uin
         relative = ratio[i] > relative ? ratio[i] : relative;
         big = size > big ? size : big;
     }
-    if (histogram && differing)
-        for (int i = 0; i < WIDE; ++i) ++histogram[error[i] >> 16];
+    if (histogram)
+        for (int i = 0; i < WIDE; ++i) ++histogram[error[i] >> 18];
     const float error_size = bits_float((uint32_t)largest), size = bits_float((uint32_t)big);
     const int normal = (error_size == 0 || error_size > 1e-12f) && error_size < 1e15f && size > 1e-12f && size < 1e15f;
     const sums s = normal ? quick_sums(a, b) : careful_sums(a, b);
@@ -104,16 +104,17 @@ static int all_finite(const float *a, const float *b) {
 
 void FN(compare)(const float *a, const float *b, int64_t n, int64_t at, uint64_t *histogram, comparison *c) {
     for (int64_t i = 0; i < n; i += WIDE) {
+        uint64_t *counted = i / WIDE % COUNTED_GROUPS == 0 ? histogram : NULL;
         const int count = (int)(n - i < WIDE ? n - i : WIDE);
         double noise;
         if (count == WIDE && all_finite(a + i, b + i)) {
-            noise = compare_wide(a + i, b + i, histogram, c);
+            noise = compare_wide(a + i, b + i, counted, c);
         } else {
             float own_a[WIDE] = {0}, own_b[WIDE] = {0};
             memcpy(own_a, a + i, (size_t)count * sizeof *a);
             memcpy(own_b, b + i, (size_t)count * sizeof *b);
             drop_nonfinite(count, own_a, own_b, c);
-            noise = compare_wide(own_a, own_b, histogram, c);
+            noise = compare_wide(own_a, own_b, counted, c);
         }
         c->noise += noise;
         if (noise > c->worst) {

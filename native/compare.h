@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #define COMPARED_TOGETHER 256
-#define ERROR_BUCKETS 32768 /* of |error|: exponent and seven bits of mantissa, so each is at most 1/128 wide */
+#define ERROR_BUCKETS 8192 /* of |error|: exponent and five bits of mantissa, so each is at most 1/32 wide */
 
 /* Sums are over the elements that are finite on both sides. */
 typedef struct {
@@ -15,6 +15,8 @@ typedef struct {
     int64_t worst_at, differing;               /* their first element (-1: none differ); elements that differ */
     int64_t nonfinite_a, nonfinite_b, mismatched; /* mismatched: not finite on one side, or differently so */
 } comparison;
+
+#define COUNTED_GROUPS 4 /* the histogram takes one group in so many: counting costs as much as all sums */
 
 /* Adds the comparison of `n` elements to `*c`, and |error| to the `histogram` of ERROR_BUCKETS unless NULL. `at` is the
  * number of the first element. */

@@ -169,7 +169,7 @@ static PyObject *nonfinite(PyObject *self, PyObject *args) {
 PyDoc_STRVAR(compare_doc,
              "compare(a, b, at, histogram=None) -> tuple\n\n"
              "Compares two float32 buffers of the same length, whose first element is number `at`; adds\n"
-             "|error| to the uint8 buffer `histogram`, which holds uint64 counts. Returns the fields of `comparison`.");
+             "|error| of one group of 256 in four to the uint8 buffer `histogram`, which holds uint64 counts. Returns the fields of `comparison`.");
 
 static PyObject *compare(PyObject *self, PyObject *args) {
     (void)self;

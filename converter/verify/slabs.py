@@ -10,8 +10,8 @@ from converter.errors import Interrupted
 from converter.fill import Progress, ProgressCallback, default_threads
 from converter.tensor import LazyTensor
 
-# Memory that one thread may hold for the rows it looks at.
-SLAB_NBYTES = 4 << 20
+# Memory that one thread may hold for the rows it looks at; small enough to stay in a core's cache.
+SLAB_NBYTES = 2 << 20
 
 
 @dataclass(frozen=True)
