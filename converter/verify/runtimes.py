@@ -22,6 +22,7 @@ in slices of rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,7 +43,7 @@ from converter.verify.results import Behaviour
 
 Doubles = NDArray[np.float64]
 
-SLICE = 1 << 20  # logits that are widened to float64 at once
+SLICE = 1 << 18  # logits that are widened to float64 at once
 SHORTEST = 3  # tokens that leave one prediction to score
 RANDOM_INPUTS = 3  # of a graph that takes no text
 
@@ -203,16 +204,24 @@ class _Divergence:
             self._add(reference[part].astype(np.float64), candidate[part].astype(np.float64), targets[part])
 
     def _add(self, one: Doubles, other: Doubles, targets: Sequence[int]) -> None:
-        with np.errstate(invalid="ignore", over="ignore"):
+        """Both are overwritten."""
+        rows = np.arange(len(targets))
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             self.max_abs = max(self.max_abs, _largest_difference(one, other))
             top = one.argmax(axis=1) == other.argmax(axis=1)
-            p, q = _log_softmax(one), _log_softmax(other)
-            kl = _not_nan(np.where(np.isneginf(p), 0.0, np.exp(p) * (p - q)).sum(axis=1))
+            one -= one.max(axis=1, keepdims=True)
+            other -= other.max(axis=1, keepdims=True)
+            weights = np.exp(one)  # the reference's probabilities times their sum
+            total, other_total = weights.sum(axis=1), np.exp(other).sum(axis=1)
+            losses = np.log(total) - one[rows, targets], np.log(other_total) - other[rows, targets]
+            one -= other
+            one *= weights
+            one[weights == 0] = 0  # nothing is lost where the reference gives nothing, be the other -infinity too
+            kl = _not_nan(one.sum(axis=1) / total + np.log(other_total) - np.log(total))
         self.same += int((top & np.isfinite(kl)).sum())
         self.kl += np.maximum(kl, 0.0).tolist()  # rounding makes it a hair less than nothing
-        rows = np.arange(len(targets))
-        self.reference_loss += float(_not_nan(-p[rows, targets]).sum())
-        self.candidate_loss += float(_not_nan(-q[rows, targets]).sum())
+        self.reference_loss += float(_not_nan(losses[0]).sum())
+        self.candidate_loss += float(_not_nan(losses[1]).sum())
 
     def result(self, reference: str, candidate: str, tokens: int) -> Behaviour:
         scored = len(self.kl)
@@ -225,19 +234,17 @@ class _Divergence:
         )  # fmt: skip
 
 
-def _log_softmax(rows: Doubles) -> Doubles:
-    rows = rows - rows.max(axis=1, keepdims=True)
-    shifted: Doubles = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
-    return shifted
-
-
 def _not_nan(array: Doubles) -> Doubles:
     return np.where(np.isnan(array), np.inf, array)
 
 
 def _largest_difference(one: Doubles, other: Doubles) -> float:
     """Equal infinities are no difference; anything against a NaN is an infinite one."""
-    return float(np.max(_not_nan(np.where(one == other, 0.0, np.abs(one - other))), initial=0.0))
+    distance = np.abs(one - other)
+    largest = float(distance.max(initial=0.0))
+    if math.isfinite(largest):
+        return largest
+    return float(_not_nan(np.where(one == other, 0.0, distance)).max())
 
 
 # ------------------------------------------------------------------------------------- encoders, other graphs
