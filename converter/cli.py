@@ -32,12 +32,13 @@ from converter.console import (
     request_of,
     size,
 )
-from converter.errors import ConverterError, Interrupted, OutputError
+from converter.errors import ConverterError, FidelityError, Interrupted, OutputError
 from converter.text import printable
 
 if TYPE_CHECKING:
     from converter.inspection import Description
     from converter.planning import Plan
+    from converter.verify.results import Verification
 
 EXAMPLES = """\
 examples:
@@ -47,11 +48,16 @@ examples:
   convert model.gguf model.safetensors --dtype bf16         back to Hugging Face names
   convert model.gguf folder/                                a Hugging Face folder: weights, config, tokenizer
   convert pytorch-folder/ folder/ --shard-size 5GB          the same from PyTorch weights, in shards
+  convert folder/ model.gguf -q q4_k_m --verify             and prove the result
+  convert verify folder/ model.gguf --report report.html    the same for a model that is there
   convert inspect model.gguf                                what is in a file
+  convert compare llama-folder/ --quants q4_k_m,q6_k        size against error, from one read
   convert check model.gguf                                  is it sound? scales, metadata, tensors, tokenizer
 
 commands:
   plan IN OUT       the type of every tensor, sizes and memory; reads no weights, writes nothing
+  compare IN        size against error of several quants, so that you can choose; writes nothing
+  verify A B        what a conversion did to every tensor, and whether that is right
   inspect FILE      format, metadata, tensors, memory to run it
   check FILE        one model by itself, before a deploy; exit code 41 when it is not sound
   diff A B          metadata, tensors and values that differ; exit code 1 when something does
@@ -98,6 +104,7 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
         "--external-data", choices=("auto", "always", "never"), default="auto",
         help="tensors in a data file beside an ONNX model: as they are and where they must be, all large ones, none",
     )
+    add("--verify", action="store_true", help="then compare what was written with its source; exit code 41 if wrong")
     add("-j", "--threads", type=positive, metavar="N", help="workers (default: all processors)")
 
 
@@ -218,13 +225,37 @@ def _convert(args: argparse.Namespace) -> int:
             progress=progress,
         )
     seconds = time.monotonic() - started
+    result = _verified(args, plan) if args.verify else None
     if args.json:
-        print(json.dumps(plan.as_dict() | {"seconds": round(seconds, 3)}))
-        return 0
-    if not args.quiet:
+        proof = {} if result is None else {"verification": result.as_dict()}
+        print(json.dumps(plan.as_dict() | {"seconds": round(seconds, 3)} | proof))
+    elif not args.quiet:
         print_events(plan.report.events)
         _print_result(plan, seconds)
-    return 0
+    if result is not None and not args.json and not (args.quiet and result.passed):
+        _print_verdict(result)
+    return 0 if result is None or result.passed else FidelityError.exit_code
+
+
+def _verified(args: argparse.Namespace, plan: Plan) -> Verification:
+    from converter.verify.core import verify
+
+    written = plan.layout.folder or plan.layout.files[0].path
+    with ProgressBar(args.quiet or args.json) as progress:
+        return verify(
+            args.source, written, request_of(args), source_type=args.source_type, target_type=args.target_type,
+            config=args.config, threads=args.threads, progress=progress,
+        )  # fmt: skip
+
+
+def _print_verdict(result: Verification) -> None:
+    for finding in result.findings:
+        if finding.failed:
+            print(f"failed: {printable(str(finding))}", file=sys.stderr)
+    facts = result.summary()
+    error = f"{facts['sqnr_db']:.2f} dB SQNR" if facts["nmse"] else "no error"
+    same = f"{facts['reproduced']} of {facts['tensors']} tensors are byte for byte what the encoder makes"
+    print(f"{'verified' if result.passed else 'NOT what a correct conversion makes'}: {same}, {error}")
 
 
 def _plan(argv: Sequence[str]) -> int:
@@ -312,7 +343,7 @@ def _module(command: str) -> ModuleType:
 
 
 # Commands with a module of their own, imported when asked for.
-_MODULES: tuple[str, ...] = ("verify", "check", "diff")
+_MODULES: tuple[str, ...] = ("verify", "compare", "check", "diff")
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "inspect": _inspect,

@@ -45,8 +45,8 @@ def fidelity(name: str = "blk.0.attn_q.weight", **changes: Any) -> Fidelity:
 def exact(name: str) -> Fidelity:
     """An F32 norm that is what it was."""
     return fidelity(
-        name, type="F32", shape=(512,), elements=512, measured=512, exact=True, noise=0.0, energy=512.0, max_abs=0.0, max_rel=0.0,
-        cosine=1.0, p999=0.0, worst=None, bound=None, blocks=0, bytes=2048, histogram=(),
+        name, type="F32", shape=(512,), elements=512, measured=512, exact=True, noise=0.0, energy=512.0, max_abs=0.0,
+        max_rel=0.0, cosine=1.0, p999=0.0, worst=None, bound=None, blocks=0, bytes=2048, histogram=(),
     )  # fmt: skip
 
 
