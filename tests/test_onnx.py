@@ -212,6 +212,15 @@ def test_external_data_in_several_files(tmp_path: Path) -> None:
             checkpoint.check()
 
 
+def test_many_tensors_on_the_same_bytes_are_refused(tmp_path: Path) -> None:
+    """Two may share them; a thousand are a file of a megabyte that would fill a disk."""
+    (tmp_path / "w.bin").write_bytes(bytes(1 << 20))
+    shared = [tensor(f"w{i}", (1 << 18,), 1, external("w.bin", offset=0, length=1 << 20)) for i in range(200)]
+    assert len(values(saved(tmp_path, model(initializers(*shared[:2]))))) == 2
+    with pytest.raises(CorruptFile, match="its tensors declare 209715200 bytes"):
+        open_checkpoint(saved(tmp_path, model(initializers(*shared))))
+
+
 def test_opening_reads_no_weights(tmp_path: Path) -> None:
     """A model of 3 GiB, of which nearly all is a hole, opens at once, and its last values are where they are."""
     rows = 3 << 10

@@ -12,11 +12,12 @@ outside then. The data file is `<name>.onnx.data`, its tensors at offsets that c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from converter import __version__
 from converter.checkpoint import Checkpoint
-from converter.errors import UnsupportedFeature, short
+from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.formats._onnx_graph import Graph, rewritten
 from converter.formats._onnx_model import CODES, INLINE_NBYTES, Model, lazy
 from converter.formats._onnx_write import DataFile, Piece, assembled, entry, nbytes, values
@@ -29,6 +30,8 @@ from converter.tensor import LazyTensor
 # First byte of a ModelProto: the key of one of its fields with its wire type.
 _FIRST = frozenset((0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72))
 _OLDEST_IR, _NEWEST_IR = 3, 64
+# What a model of some size may hold, where tensors can share bytes.
+_GROWTH, _GROWTH_ROOM = 64, 64 << 20
 
 
 def sniff(path: Path, start: bytes) -> bool:
@@ -53,6 +56,8 @@ def open_onnx(path: Path) -> Checkpoint:
         with model.file.scattered():
             model.walk()
         sites = model.name_tensors()
+        tensors = {name: lazy(name, site.stored) for name, site in sites.items()}
+        _check_growth(model, tensors)
     except BaseException:
         model.close()
         raise
@@ -60,7 +65,7 @@ def open_onnx(path: Path) -> Checkpoint:
         format="onnx",
         path=path,
         dialect=None,
-        tensors={name: lazy(name, site.stored) for name, site in sites.items()},
+        tensors=tensors,
         metadata=model.metadata,
         events=tuple(model.events),
         files=(path, *(file.path for file in model.externals.values())),
@@ -68,6 +73,14 @@ def open_onnx(path: Path) -> Checkpoint:
         checks=tuple(model.checks()),
         structure=Graph(model, sites),
     )
+
+
+def _check_growth(model: Model, tensors: Mapping[str, LazyTensor]) -> None:
+    """Refuse many tensors that say they lie on the same bytes of a data file."""
+    declared = sum(tensor.info.nbytes for tensor in tensors.values())
+    given = model.file.size + sum(file.size for file in model.externals.values())
+    if declared > _GROWTH * given + _GROWTH_ROOM:
+        raise CorruptFile(f"{model.path}: its tensors declare {declared} bytes, with its data files it has {given}")
 
 
 # ------------------------------------------------------------------------------------------------- writing

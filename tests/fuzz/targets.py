@@ -243,8 +243,8 @@ def _folder(path: Path) -> Path:
 def _read(checkpoint: Checkpoint, path: Path) -> None:
     given = sum(file.stat().st_size for file in _folder(path).rglob("*") if file.is_file())
     tensors = list(checkpoint.tensors.values())
-    most = max((tensor.info.nbytes for tensor in tensors), default=0)
-    assert most <= GROWTH * given + GROWTH_ROOM, f"{most} bytes out of {given}"
+    declared = sum(tensor.info.nbytes for tensor in tensors)
+    assert declared <= GROWTH * given + GROWTH_ROOM, f"{declared} bytes out of {given}"
     _read_some(tensors)
     checkpoint.check()
 
