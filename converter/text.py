@@ -1,4 +1,4 @@
-"""Text for people: what may go to a terminal, and tables of it."""
+"""Text for people: what may go to a terminal, sizes, tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def human_bytes(count: float) -> str:
+    """1234567 -> '1.23 MB' (decimal units, three digits)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
