@@ -63,7 +63,11 @@ class LlamaCpp(Runtime):
         self._model: Any = _load(self._library, path)
         self.context = self._library.llama_model_n_ctx_train(self._model) or None
         self._vocabulary = self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(self._model))
-        self._start(context, threads)
+        try:
+            self._start(context, threads)
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, context: int, threads: int) -> None:
         library, options = self._library, self._library.llama_context_default_params()
