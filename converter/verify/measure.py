@@ -20,7 +20,7 @@ from converter.errors import QuantizationError
 from converter.fill import ProgressCallback
 from converter.lazy import decoded, values
 from converter.tensor import Rows
-from converter.verify import slabs
+from converter.verify import bounds, slabs
 from converter.verify.pairing import Pair, holds
 from converter.verify.results import Block, Fidelity
 
@@ -57,6 +57,9 @@ class Measured:
     differing: int = 0
     first_differing: int = -1
     encoder_noise: float = 0.0
+    #: of what was not encoded again: the most noise a correct encoder may leave, and what it leaves of weights
+    allowed: float = 0.0
+    expected: float = 0.0
     #: the largest noise of a group over what the encoder's own result has there, and the group's first element
     excess: float = 0.0
     excess_at: int = -1
@@ -66,9 +69,17 @@ class Measured:
 
     def merge(self, other: Measured) -> None:
         """Add what another slab gave."""
-        for name in ("noise", "energy", "energy_candidate", "product", "encoder_noise"):
+        for name in ("noise", "energy", "energy_candidate", "product", "encoder_noise", "allowed", "expected"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("elements", "differing_values", "nonfinite_reference", "nonfinite", "mismatched", "blocks", "differing"):
+        for name in (
+            "elements",
+            "differing_values",
+            "nonfinite_reference",
+            "nonfinite",
+            "mismatched",
+            "blocks",
+            "differing",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_abs, self.max_rel = max(self.max_abs, other.max_abs), max(self.max_rel, other.max_rel)
         if (other.worst, -other.worst_at) > (self.worst, -self.worst_at):
@@ -117,7 +128,7 @@ class Measured:
             cosine=min(1.0, max(-1.0, cosine)),
             p999=self._percentile(0.999),
             worst=Block(row, column, float(np.sqrt(self.worst / group))) if self.worst_at >= 0 else None,
-            bound=self.encoder_noise / self.energy if self.tried and self.energy else None,
+            bound=self._bound(),
             nonfinite=self.nonfinite,
             reference_nonfinite=self.nonfinite_reference,
             zero=self.zero and info.n_elements > 0,
@@ -125,6 +136,11 @@ class Measured:
             bytes=info.nbytes,
             histogram=self._edges(),
         )
+
+    def _bound(self) -> float | None:
+        most = self.encoder_noise if self.tried else self.allowed
+        known = self.energy and np.isfinite(most) and (self.tried or self.allowed)
+        return most / self.energy if known else None
 
     def _percentile(self, share: float) -> float:
         """Of |error|, in the groups that were counted."""
@@ -197,12 +213,27 @@ def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> Measured:
     _add(part, reference, candidate, start * info.row)
     part.reference_zero, part.zero = part.energy == 0, part.energy_candidate == 0
     part.encoder_noise = part.noise
-    if made is not None and not same:
+    if made is None:
+        part.allowed, part.expected = _derived(pair, reference)
+    elif not same:
         _compare_bytes(part, made, stored, start * info.row)
         own = kernels.decode(made, info.dtype)
         part.encoder_noise = _native.compare(reference.reshape(-1), own.reshape(-1), 0)[0]
         _find_excess(part, reference.reshape(-1), candidate.reshape(-1), own.reshape(-1), start * info.row)
     return part
+
+
+def _derived(pair: Pair, reference: Floats) -> tuple[float, float]:
+    """The most noise and the expected noise, by docs/bounds.md; with that of an intermediate file's rounding."""
+    dtype, between = pair.candidate.info.dtype, pair.rounded.info.dtype
+    if dtype.name not in bounds.TYPES:
+        return 0.0, 0.0
+    weighted = pair.weights is not None or not pair.explained
+    most, expected = bounds.noise_bound(reference, dtype, weighted=weighted), bounds.expected_noise(reference, dtype)
+    if pair.rounded is pair.reference or holds(between, pair.reference.info.dtype):
+        return most, expected
+    rounding = bounds.noise_bound(reference, between)
+    return float((np.sqrt(most) + np.sqrt(rounding)) ** 2), expected + rounding
 
 
 def _is_measured(at: int) -> bool:

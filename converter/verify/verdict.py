@@ -7,10 +7,13 @@ Three rules, from strict to lenient:
    same bytes), so that any block that differs was changed afterwards.
 3. Otherwise another encoder, or an importance matrix that is not at hand, made the bytes. Then the error may be at most
    `SLACK` times what a correct encoder without importance reaches on the same data, `EXCESS` times in any 256 elements.
+
+What was not encoded again is held against the bound of its type, which needs no encoder (docs/bounds.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from converter.tensor import LazyTensor
@@ -22,6 +25,8 @@ from converter.verify.results import Finding
 #: matter little for error in those that matter, so that the plain sum grows; 2.1 times is the most that was seen.
 SLACK = 4.0
 EXCESS = 64.0
+#: Of weights, how many times the expected error is worth a word; a correct encoder has at most 1.5 (docs/bounds.md).
+UNUSUAL = 2.0
 #: A cast to a plain type has one right result; truncating instead of rounding has four times its squared error.
 CAST_SLACK = 2.0
 
@@ -60,7 +65,7 @@ def _judge_one(m: Measured, strict: bool) -> Finding | None:
             return Finding("values", name, f"{m.differing_values:,} of {info.n_elements:,} values differ; none may")
         return None
     if not m.tried:
-        return _beyond_bound(m)
+        return _beyond_bound(m) or _beyond_derived(m)
     if not m.differing:
         return None
     worse = _beyond_bound(m)
@@ -90,4 +95,20 @@ def _beyond_bound(m: Measured) -> Finding | None:
         row, column = divmod(m.excess_at, max(1, m.pair.candidate.info.row))
         where = f"the {GROUP} values from row {row}, column {column} on"
         return Finding("values", name, f"{where} have {m.excess:,.0f} times the squared error of a correct encoder")
+    return None
+
+
+def _beyond_derived(m: Measured) -> Finding | None:
+    name, dtype = m.pair.name, m.pair.candidate.info.dtype
+    if not m.allowed:
+        return None
+    if m.noise > m.allowed:
+        ratio = m.noise / m.allowed
+        return Finding(
+            "values", name, f"squared error is {ratio:,.1f} times the most that {dtype} may have on this data"
+        )
+    if m.noise > UNUSUAL * m.expected:
+        ratio = m.noise / m.expected if m.expected else math.inf
+        message = f"squared error is {ratio:,.1f} times what {dtype} has on weights as a rule"
+        return Finding("values", name, message, failed=False, hint="leave out --no-encode to know")
     return None
