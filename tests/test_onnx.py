@@ -212,6 +212,12 @@ def test_external_data_in_several_files(tmp_path: Path) -> None:
             checkpoint.check()
 
 
+def test_a_data_file_whose_name_would_steer_a_terminal(tmp_path: Path) -> None:
+    path = saved(tmp_path, model(initializers(tensor("w", (2,), 1, external("w\x1b[2J.bin", offset=0, length=8)))))
+    with pytest.raises(CorruptFile, match=r"'w\\x1b\[2J\.bin' is not a file name"):
+        open_checkpoint(path)
+
+
 def test_many_tensors_on_the_same_bytes_are_refused(tmp_path: Path) -> None:
     """Two may share them; a thousand are a file of a megabyte that would fill a disk."""
     (tmp_path / "w.bin").write_bytes(bytes(1 << 20))

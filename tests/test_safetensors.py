@@ -288,7 +288,7 @@ def test_a_set_is_one_checkpoint(tmp_path: Path) -> None:
         None, [], "x", 1, {}, {"a": 1}, {"a": None}, {"a": [FIRST]}, {"a": ""}, {"a": "."}, {"a": ".."},
         {"a": "../" + FIRST}, {"a": "x/../../" + FIRST}, {"a": "./" + FIRST}, {"a": "/etc/passwd"},
         {"a": "..\\" + FIRST}, {"a": "C:" + FIRST}, {"a": "https://example.org/x"}, {"a": FIRST + "\0"},
-        {"a": "x" * 5000}, {"a": "model.safetensors.index.json"},
+        {"a": "x" * 5000}, {"a": "model.safetensors.index.json"}, {"a": "\x1b[2J" + FIRST}, {"a": "\u202e" + FIRST},
     ],
     ids=shown,
 )  # fmt: skip
@@ -297,8 +297,9 @@ def test_an_index_that_leads_elsewhere(tmp_path: Path, weight_map: Any) -> None:
     (tmp_path / FIRST).write_bytes((folder / FIRST).read_bytes())
     index = {"weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FormatError, match=r"index\.json"):
+    with pytest.raises(FormatError, match=r"index\.json") as caught:
         open_index(folder)
+    assert all(line.isprintable() for line in str(caught.value).splitlines())
 
 
 @pytest.mark.parametrize("name", [".", "sub"])

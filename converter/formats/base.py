@@ -196,7 +196,7 @@ def child(folder: Path, name: object, of: Path) -> Path:
     Raises:
         CorruptFile: the name is not a plain relative path, or leads out of the folder.
     """
-    if not isinstance(name, str) or not name or any(character in name for character in "\\:\0\r\n"):
+    if not isinstance(name, str) or not name or not name.isprintable() or "\\" in name or ":" in name:
         raise CorruptFile(f"{of}: {short(name)} is not a file name")
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", ".", "..") for part in parts):
