@@ -10,10 +10,10 @@ none, so that a difference between the tokenizers (`probe_ids` shows it) is not 
 
 The statistics are those of llama-perplexity, so that the figures can be compared. The ids are cut into windows of
 `context`, none overlapping, the rest left out; where the tokenizer puts a BOS in front of a text, it replaces the first
-id of every window. Each window is computed from nothing. Its first half is what the model reads; scored are the
-predictions of the second half, context - 1 - context // 2 a window, of which the last token's own is none. Perplexity
-is exp of the mean negative log-likelihood, KL is KL(reference || candidate) in nats, top-1 the share of positions whose
-most likely token is the same. A text shorter than one window is one window of its own.
+id of every window. Each window is computed from nothing. Its first half only gives context: scored are the predictions
+of the tokens behind position context // 2, which are context - 1 - context // 2 a window. Perplexity is exp of their
+mean negative log-likelihood, KL is KL(reference || candidate) in nats, top-1 the share of positions whose most likely
+token is the same. A text shorter than one window is one window of its own.
 
 That program writes the reference's log-probabilities, rounded to 16 bits, into a file; here both models are asked in
 turn, window by window, so that one window of logits of either side is all there ever is. They are compared in float64,
