@@ -291,6 +291,8 @@ DAMAGE: list[tuple[str, str, Keys | Callable[[Path], Keys], Tensors | None, set[
         "wrong hidden size", "stories260K", {"llama.feed_forward_length": u32(171)}, None,
         {("shape", f"blk.{i}.ffn_{t}.weight") for i in range(5) for t in ("up", "gate", "down")},
     ),
+    ("a billion layers", "stories260K", {"llama.block_count": u32(10**9)}, None, {("metadata", "llama")}),
+    ("a billion experts", "mixtral-96", {"llama.expert_count": u32(10**9)}, None, {("metadata", "llama")}),
     ("a layer more", "stories260K", {"llama.block_count": u32(6)}, None,
      {("missing", f"blk.5.{t}.weight") for t in (
          "attn_q", "attn_k", "attn_v", "attn_output", "attn_norm", "ffn_norm", "ffn_up", "ffn_gate", "ffn_down")}),
@@ -399,7 +401,11 @@ def test_a_built_folder_passes(tmp_path: Path) -> None:
 EMBED, HEAD = "model__embed_tokens__weight", "lm_head__weight"
 FOLDERS: list[tuple[str, dict[str, Any], dict[str, Any], set[tuple[str, str]]]] = [
     ("vocab_size", {"vocab_size": 510}, {}, {
-        ("shape", "model.embed_tokens.weight"), ("shape", "lm_head.weight"), ("tokenizer", "model")}),
+        ("shape", "model.embed_tokens.weight"), ("shape", "lm_head.weight")}),
+    ("an embedding smaller than the tokenizer", {"vocab_size": 500}, {
+        EMBED: np.ones((500, 32), np.float32), HEAD: np.ones((500, 32), np.float32)}, {("tokenizer", "model")}),
+    ("a billion layers", {"num_hidden_layers": 10**9}, {}, {("metadata", "config.json")}),
+    ("a billion experts", {"num_local_experts": 10**9}, {}, {("metadata", "config.json")}),
     ("hidden_size missing", {"hidden_size": None}, {}, {("metadata", "config.json")}),
     ("heads", {"num_key_value_heads": 3}, {}, {
         ("metadata", "config.json: num_key_value_heads"), ("shape", "model.layers.0.self_attn.k_proj.weight"),

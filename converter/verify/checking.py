@@ -170,15 +170,21 @@ class Model:
         if self.known is None or self.keys:
             return None
         architecture, hf = self.known
+        subject = "config.json" if hf else architecture.gguf
         try:
             if hf is not None:
-                return read_config(architecture, hf, self.checkpoint.config)[0]
-            # The number of tokens is compared with the embedding by the tokenizer's step, so it does not count here.
-            return read_metadata(architecture, {k: v for k, v in self.metadata.items() if k != TOKENS}, self.n_rows)
+                found = read_config(architecture, hf, self.checkpoint.config)[0]
+            else:  # the tokenizer's step compares the number of tokens with the embedding, so they do not count here
+                keys = {key: value for key, value in self.metadata.items() if key != TOKENS}
+                found = read_metadata(architecture, keys, self.n_rows)
         except ArchitectureError as error:
-            subject = "config.json" if hf else architecture.gguf
-            self.problems.append(Finding("metadata", subject, str(error).partition("\n")[0]))
+            message = str(error).partition("\n")[0].removeprefix(f"{subject}: ")
+            self.problems.append(Finding("metadata", subject, message))
             return None
+        if self.whole and (problem := expected.excess(found, len(self.checkpoint.tensors))):
+            self.problems.append(Finding("metadata", subject, problem))
+            return None
+        return found
 
     @cached_property
     def canonical(self) -> dict[str, LazyTensor]:
@@ -192,7 +198,9 @@ class Model:
     def n_rows(self) -> int | None:
         """Rows of the embedding; None where it is not there under its usual name."""
         name = EMBEDDING.get(self.checkpoint.dialect or "", "")
-        tensor = self.checkpoint.tensors.get(name) or (self.canonical.get(name) if name.startswith("model") else None)
+        tensor = self.checkpoint.tensors.get(name)
+        if tensor is None and self.checkpoint.dialect == "hf":
+            tensor = self.canonical.get(name)
         return tensor.info.shape[0] if tensor and tensor.info.shape else None
 
     @property
@@ -274,19 +282,18 @@ def _tokenizer(model: Model) -> Iterator[Finding]:
 def _tokenizer_files(model: Model) -> Iterator[Finding]:
     from converter.tokenizers import read_tokenizer
 
-    checkpoint, architecture, hparams = model.checkpoint, model.architecture, model.hparams
-    if architecture is None or hparams is None:
+    checkpoint, architecture, hparams, n_rows = model.checkpoint, model.architecture, model.hparams, model.n_rows
+    if architecture is None or hparams is None or n_rows is None:
         return
     yield from _config_ids(model, hparams["n_vocab"])
     try:
-        n_rows = hparams["n_vocab"]
         tokenizer = read_tokenizer(checkpoint.assets, checkpoint.config, n_rows=n_rows, arch=architecture.gguf)
     except (MissingPart, UnknownPreTokenizer) as error:
         yield Finding("tokenizer", checkpoint.path.name, str(error).partition("\n")[0], failed=False)
     except ConverterError as error:
         yield Finding("tokenizer", checkpoint.path.name, str(error))
     else:
-        yield from Tokenizer(tokenizer.metadata, hparams["n_vocab"]).findings()
+        yield from Tokenizer(tokenizer.metadata, n_rows).findings()
         yield from templates(tokenizer.metadata)
 
 
@@ -310,7 +317,7 @@ def _values(model: Model) -> Iterator[Finding]:
         yield from looked.findings()
         model.checkpoint.check()
     except FormatError as error:
-        yield Finding("structure", model.checkpoint.path.name, str(error))
+        yield Finding("structure", model.checkpoint.path.name, str(error).removeprefix(f"{model.checkpoint.path}: "))
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,20 @@ def keys(architecture: Architecture, metadata: Metadata) -> Iterator[Finding]:
             yield Finding("metadata", prefix + first, message)
 
 
+# More experts in all layers than any model has; their names are listed, so that a config must not say any number.
+MAX_EXPERTS = 1 << 18
+
+
+def excess(hparams: HParams, n_tensors: int) -> str:
+    """What is wrong with a model that claims more layers or experts than a file of so many tensors can have; or ""."""
+    n_layer, n_expert = hparams["n_layer"], hparams.get("n_expert", 0)
+    if n_layer > n_tensors:
+        return f"{n_layer} layers, and the file has {n_tensors} tensors"
+    if n_layer * n_expert > MAX_EXPERTS:
+        return f"{n_expert} experts in each of {n_layer} layers, which no model has"
+    return ""
+
+
 def relations(architecture: Architecture, hparams: HParams, side: Side) -> Iterator[Finding]:
     """Hyperparameters that contradict each other."""
     named = {hparam.name: hparam for hparam in architecture.hparams}
