@@ -436,9 +436,10 @@ def _exceeding(tensor: Fidelity) -> Plot:
     above, points = total, []
     for edge, count in tensor.histogram:
         above -= count
-        if edge > 0 and above > 0:
+        if above > 0:
             points.append((float(edge), above / total))
-    points = points[:: 1 + len(points) // 400]
+    least = points[-1][0] / 1000 if points else 0.0  # most buckets are too close to zero to be seen
+    points = [point for point in points if point[0] >= least]
     return {
         "type": "scatter", "mode": "lines", "showlegend": False, "line": {"width": 2},
         "x": [edge for edge, _ in points], "y": [share for _, share in points],
