@@ -28,7 +28,7 @@ from converter.dtypes import DTYPES
 from converter.mapped import MappedFile
 
 STORIES = models.FIXTURES / "stories260K"
-COMMANDS = ("plan", "inspect", "formats", "quants", "architectures", "completion")
+COMMANDS = ("plan", "inspect", "check", "diff", "formats", "quants", "architectures", "completion")
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ def _lines(found: Differences, stat: bool) -> Iterator[str]:
 def _statistics(changes: list[Change]) -> Iterator[str]:
     from converter.verify.differences import family, grouped
 
-    for name, members in grouped(tuple(changes), family).items():
-        kinds = grouped(tuple(members), lambda change: change.kind)
+    for name, members in grouped(changes, family).items():
+        kinds = grouped(members, lambda change: change.kind)
         counts = ", ".join(f"{len(each)} {kind}" for kind, each in kinds.items())
         worst = max((change.facts.get("max_abs", 0.0) for change in members), default=0.0)
         sign = SIGNS[next(iter(kinds))] if len(kinds) == 1 else "~"

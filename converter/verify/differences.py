@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -413,7 +413,7 @@ def _wide(tensor: LazyTensor, start: int, stop: int) -> NDArray[Any]:
 # -------------------------------------------------------------------------------------------------- groups
 
 
-def grouped(changes: Iterator[Change] | tuple[Change, ...], key: Callable[[Change], str]) -> dict[str, list[Change]]:
+def grouped(changes: Iterable[Change], key: Callable[[Change], str]) -> dict[str, list[Change]]:
     """Changes by a key, in order of first appearance."""
     found: dict[str, list[Change]] = {}
     for change in changes:
