@@ -243,3 +243,19 @@ def test_a_larger_file_is_worse(tmp_path: Path) -> None:
 def test_reports_that_are_none(tmp_path: Path, change: dict[str, Any], error: type[ConverterError]) -> None:
     with pytest.raises(error, match=r"report\.json"):
         baseline(tmp_path, {**verification(1).as_dict(), **change})
+
+
+# ------------------------------------------------------------------------------------------------ documentation
+
+
+def test_every_key_is_documented() -> None:
+    shown = (Path(__file__).parent.parent / "docs/verify.md").read_text("utf-8")
+    for metrics in (TENSOR_METRICS, MODEL_METRICS):
+        assert "\n".join(f"| `{m.name}` | `{m.path}` | {m.unit} | {m.help} |" for m in metrics) in shown
+
+
+def test_the_documented_gates_are_gates(tmp_path: Path) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    example = (docs / "verify.md").read_text("utf-8").partition("```toml\n")[2].partition("```")[0]
+    assert gate(tmp_path, example).model == {"max_bits_per_weight": 5.0, "max_ppl_increase": 0.01}
+    assert read_gate(docs / "ci/verify.toml").types["Q4_K"] == {"min_sqnr": 20.0}

@@ -14,7 +14,7 @@ import pytest
 from verifications import HOSTILE, behaviour, exact, fidelity, verification
 
 from converter.errors import OutputError, UsageError
-from converter.verify.reports import SHOWN, WORST, as_json, bounded, junit, markdown, text, write_report
+from converter.verify.reports import SHOWN, WORST, WRITERS, as_json, bounded, junit, markdown, text, write_report
 from converter.verify.results import CHECKS, SCHEMA, Behaviour, Fidelity, Finding, Verification
 
 BAD = "blk.2.attn_q.weight"
@@ -186,3 +186,29 @@ def test_reports_that_cannot_be(tmp_path: Path) -> None:
         write_report(tmp_path / "report.pdf", FAILED)
     with pytest.raises(OutputError, match="No such file"):
         write_report(tmp_path / "nowhere" / "report.md", FAILED)
+
+
+# ------------------------------------------------------------------------------------------------ documentation
+
+DOCUMENT = (Path(__file__).parent.parent / "docs/verify.md").read_text("utf-8")
+
+
+def test_every_check_is_documented() -> None:
+    assert "\n".join(f"| `{name}` | {about} |" for name, about in CHECKS.items()) in DOCUMENT
+
+
+def test_every_field_of_the_json_report_is_documented() -> None:
+    schema = DOCUMENT.partition(f"### JSON, schema {SCHEMA}")[2].partition("## ")[0]
+    documented = {
+        line.split("|")[1].strip(): set(re.findall(r"`(\w+)`", line)) for line in schema.splitlines() if "|" in line
+    }
+    report = json.loads(as_json(FAILED))
+    assert set(report) == {name for row in documented for name in re.findall(r"`(\w+)`", row)}
+    for part, rows in (("findings", report["findings"]), ("tensors", report["tensors"])):
+        assert {name for row in rows for name in row} <= documented[f"`{part}`"]
+    for part in ("summary", "behaviour"):
+        assert set(report[part]) <= documented[f"`{part}`"]
+
+
+def test_every_report_is_documented() -> None:
+    assert set(re.findall(r"^\| `(\.\w+)` \|", DOCUMENT, re.M)) == set(WRITERS)
