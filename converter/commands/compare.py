@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         description="Size against error of several quants of one model: one read of it, nothing is written.",
     )  # fmt: skip
     made.add_argument("source", metavar="IN", type=Path, help="file or folder to read")
-    _choice_arguments(made.add_argument_group("choice"))
+    choice = made.add_argument_group("choice")
     runtime = made.add_argument_group("behaviour").add_argument
     runtime("--runtime", action="store_true", help="convert each into a temporary folder and run it by llama.cpp")
     runtime("--text", type=Path, metavar="FILE", help="the text (default: a small built-in one)")
@@ -57,8 +57,7 @@ def parser() -> argparse.ArgumentParser:
     runtime("--context", type=positive, default=512, metavar="N", help="tokens of a window (512)")
     quant_arguments(made.add_argument_group("quantization, the same for all"))
     model_arguments(made.add_argument_group("model"))
-    # What a conversion has one of (-q) is here a list.
-    made.add_argument("-q", "--quant", "--quants", dest="quants", metavar="A,B,C", help="quants to compare")
+    _choice_arguments(choice)
     made.set_defaults(quant=None, strict=False, split_max_size=None, split_max_tensors=None, external_data="auto")
     common_arguments(made)
     return made
@@ -66,6 +65,15 @@ def parser() -> argparse.ArgumentParser:
 
 def _choice_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    # What a conversion has one of (-q) is here a list, and takes its place.
+    add(
+        "-q",
+        "--quant",
+        "--quants",
+        dest="quants",
+        metavar="A,B,C",
+        help="quants to compare (default: Q8_0 and the usual ones from Q6_K to Q2_K)",
+    )
     add("--fit", type=size, metavar="SIZE", help="name the best quant whose file has at most this (6G, 500MB)")
     add("--fit-memory", type=size, metavar="SIZE", help="name the best quant that runs in this, by estimate")
     add("--for-context", type=positive, metavar="N", help="tokens that memory is estimated for (4096)")
@@ -134,8 +142,8 @@ def advice(found: Comparison, fit: int | None, fit_memory: int | None) -> str:
     """One sentence that a person can act on."""
     if fit is None and fit_memory is None:
         best, least = found.best(), found.quants[-1]
-        if best is None or best is least:
-            return f"{least.name} is the only choice; --quants names others"
+        if best is None or best.bytes == least.bytes:
+            return f"the closest and the smallest: {_brief(least)}; --quants names others"
         return f"closest: {_brief(best)}; smallest: {_brief(least)}; --fit SIZE names the best that fits"
     limits = [f"a file of {human_bytes(fit)}"] if fit is not None else []
     limits += [f"{human_bytes(fit_memory)} of memory"] if fit_memory is not None else []
