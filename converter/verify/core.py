@@ -165,16 +165,30 @@ def round_trip(
         for number, name in enumerate(via):
             there = Path(scratch) / str(number) / name.rstrip("/")
             there.parent.mkdir()
-            first = {"source_type": source_type, "config": config} if number == 0 else {}
-            convert(here, f"{there}/" if name.endswith("/") else there, step, threads=threads, **first)  # type: ignore[arg-type]
+            target = f"{there}/" if name.endswith("/") else there
+            if number == 0:
+                convert(here, target, step, source_type=source_type, config=config, threads=threads)
+            else:
+                convert(here, target, step, config=_config(here, source, config), threads=threads)
             here, step = there, Request(arch=request.arch, pre=request.pre, tensors_only=request.tensors_only)
         back = Path(scratch) / "back" / Path(source).name
         back.parent.mkdir()
         back_type = _plain_dtype(Path(source), source_type)
-        convert(here, back, replace(step, dtype=back_type), target_type=reader.name, threads=threads)
+        known = _config(here, source, config)
+        convert(here, back, replace(step, dtype=back_type), target_type=reader.name, config=known, threads=threads)
         plain = replace(request, quant=None, imatrix=None)
         result = verify(source, back, plain, source_type=source_type, config=config, threads=threads, progress=progress)
     return replace(result, target=f"{source} by way of {', '.join(via)}")
+
+
+def _config(here: Path, source: PathLike, config: PathLike | None) -> PathLike | None:
+    """Where a file of tensors alone gets its config and tokenizer from: what the way there began with."""
+    with open_checkpoint(here) as checkpoint:
+        if checkpoint.dialect is not None:
+            return None
+    folder = Path(config or source)
+    folder = folder if folder.is_dir() else folder.parent
+    return folder if (folder / "config.json").is_file() else None
 
 
 def _plain_dtype(source: Path, source_type: str | None) -> str | None:

@@ -107,8 +107,15 @@ def compare_config(expected: Mapping[str, Any], found: Mapping[str, Any]) -> lis
     for key in dict.fromkeys((*expected, *found)):
         if key not in told | HOW_IT_WAS_SAVED | ROPE and expected.get(key) != found.get(key):
             text = f"is {_cut(found.get(key))}, the source gives {_cut(expected.get(key))}"
-            findings.append(Finding("metadata", f"config.json: {key}", text, failed=False))
+            failed = key.endswith("_token_id") and _disjoint(expected.get(key), found.get(key))
+            findings.append(Finding("metadata", f"config.json: {key}", text, failed))
     return findings
+
+
+def _disjoint(a: Any, b: Any) -> bool:
+    """Whether two token ids, or lists of them, have none in common; one that is not said has."""
+    one, other = (set(side if isinstance(side, list) else [side]) - {None} for side in (a, b))
+    return bool(one and other) and not one & other
 
 
 def tokenizer_of(checkpoint: Checkpoint, request: Request) -> Metadata | None:

@@ -1,7 +1,6 @@
 """What a wrong tensor looks like: hypotheses about how it came about, tried on its values.
 
-Each is tried on a signature of rows and columns (a random projection), so that a tensor is read once. One holds
-where it explains at least nine tenths of the energy, which quantization to two bits still leaves.
+A hypothesis holds where it explains at least nine tenths of the energy, which quantization to two bits still leaves.
 """
 
 from __future__ import annotations
@@ -18,9 +17,12 @@ from converter.tensor import LazyTensor
 from converter.verify.pairing import Pair
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 #: Larger tensors are looked at by their first rows only.
 MOST_ELEMENTS = 1 << 24
 EXPLAINED = 0.9
+#: Rows that are looked for among all rows of the other side.
+SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def hint(pair: Pair, others: Sequence[Pair], left_over: Mapping[str, LazyTensor]
     for other in others:
         if other.candidate.info.shape == pair.candidate.info.shape and _same(_rows(other.reference), sides.candidate):
             return f"it holds what belongs into {other.name}"
-    return next((f"{name} holds what belongs here" for name, t in left_over.items() if _holds(t, sides)), "")
+    elsewhere = (f"{name} holds what belongs here" for name, t in left_over.items() if _holds(t, sides))
+    return next(elsewhere, "") or next(_permutations(sides), "")
 
 
 def _read(pair: Pair) -> _Sides:
@@ -88,42 +91,44 @@ def _transforms(s: _Sides) -> Iterator[str]:
         yield "it is transposed"
     scale = float((a * b).sum() / np.square(a).sum())
     if abs(scale - 1) > 0.02 and abs(scale) > 1e-6 and _same(scale * a, b):
-        yield f"every value is multiplied by {scale:.4g}"
-    yield from _permutations(s)
+        yield f"every value is multiplied by {scale:.2g}"
 
 
 def _permutations(s: _Sides) -> Iterator[str]:
     if not s.whole:
         return
-    rng = np.random.default_rng(0)
     if len(s.shape) >= 3:
         experts = s.shape[-3]
-        q = rng.standard_normal(s.reference.size // experts)
-        if _permuted(s.reference.reshape(experts, -1) @ q, s.candidate.reshape(experts, -1) @ q):
+        if _matches(s.reference.reshape(experts, -1), s.candidate.reshape(experts, -1)) is not None:
             yield "the experts are in another order"
-    a, b = s.reference @ (p := rng.standard_normal(s.reference.shape[1])), s.candidate @ p
-    rows = len(a)
-    for offset in (1, -1):
-        if rows > 2 and _close(np.roll(a, offset), b):
-            yield f"rows are shifted by {offset:+d}"
-    for heads in (h for h in range(1, rows // 2 + 1) if rows % (2 * h) == 0):
-        shape = (heads, 2, rows // heads // 2)
-        if rows // heads < 4:
-            continue
-        turned = a.reshape(shape).swapaxes(1, 2).reshape(-1)
-        back = a.reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
-        if _close(turned, b) or _close(back, b):
-            yield f"its rows are in the other order of rotary embeddings ({heads} heads)"
-    if rows > 2 and _permuted(a, b):
-        yield "its rows are in another order"
-    q = np.random.default_rng(1).standard_normal(rows)
-    if _permuted(q @ s.reference, q @ s.candidate):
+    found = _matches(s.reference, s.candidate)
+    if found is not None:
+        yield _row_order(len(s.reference), *found)
+    if _matches(s.reference.T, s.candidate.T) is not None:
         yield "its columns are in another order"
 
 
-def _close(a: Floats, b: Floats) -> bool:
-    return bool(np.square(a - b).sum() <= (1 - EXPLAINED) * np.square(b).sum())
+def _matches(a: Floats, b: Floats) -> tuple[Rows, Rows] | None:
+    """Rows of `b`, evenly spread, and the other rows of `a` that they are; None where one is not to be found."""
+    n, width = a.shape
+    if n < 2 or width < 8:
+        return None
+    some = np.unique(np.linspace(0, n - 1, min(n, SAMPLED)).astype(np.int64))
+    lengths = np.linalg.norm(a, axis=1) + 1e-30
+    alike = (b[some] @ a.T) / lengths / (np.linalg.norm(b[some], axis=1, keepdims=True) + 1e-30)
+    best = alike.argmax(axis=1)
+    sure = alike.max(axis=1) ** 2 > EXPLAINED
+    return (some, best) if sure.all() and (best != some).any() and len(set(best.tolist())) == len(best) else None
 
 
-def _permuted(a: Floats, b: Floats) -> bool:
-    return len(a) > 1 and _close(np.sort(a), np.sort(b)) and not _close(a, b)
+def _row_order(n: int, some: Rows, best: Rows) -> str:
+    for offset in (1, -1):
+        if (best == (some - offset) % n).all():
+            return f"rows are shifted by {offset:+d}"
+    order = np.arange(n)
+    for heads in (h for h in range(1, n // 4 + 1) if n % (2 * h) == 0):
+        half = n // heads // 2
+        for turned in (order.reshape(heads, 2, half), order.reshape(heads, half, 2)):
+            if (best == turned.swapaxes(1, 2).reshape(-1)[some]).all():
+                return f"its rows are in the other order of rotary embeddings ({heads} heads)"
+    return "its rows are in another order"
