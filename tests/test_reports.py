@@ -58,6 +58,7 @@ def test_text_of_the_whole_model() -> None:
 def test_text_without_tensors_or_behaviour() -> None:
     shown = text(Verification("a", "b", (), ()))
     assert shown.endswith("PASSED: b against a") and "perplexity" not in shown
+    assert re.search(r"^worst tensor +none$", text(Verification("a", "b", (exact("norm"),), ())), re.M)
 
 
 def test_text_has_no_control_characters() -> None:

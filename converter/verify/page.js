@@ -12,7 +12,7 @@
     const result = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: ink, family: getComputedStyle(document.body).fontFamily, size: 13 },
-      margin: { l: 64, r: 18, t: 16, b: 52 }, hovermode: "closest",
+      margin: { l: 64, r: 18, t: 36, b: 52 }, hovermode: "closest",
       hoverlabel: { bgcolor: panel, bordercolor: grid, font: { color: ink } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },

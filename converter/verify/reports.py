@@ -99,7 +99,7 @@ def facts(verification: Verification) -> list[tuple[str, str]]:
         ("size", f"{human_bytes(of['bytes'])}, {of['bits_per_weight']:.2f} bits per weight"),
         ("SQNR", f"{decibels(of['sqnr_db'])}{'' if of['sqnr_db'] == math.inf else ' dB'}"),
         ("largest error", number(of["max_abs"])),
-        ("worst tensor", of["worst_tensor"] or "none"),
+        ("worst tensor", of["worst_tensor"] if of["exact"] < of["tensors"] else "none"),
     ]
     behaviour = behaviour_facts(verification.behaviour) if verification.behaviour else []
     return [*rows, *behaviour, ("time", f"{verification.seconds:.2f} s")]
