@@ -4,7 +4,8 @@
 
 DIR is a llama.cpp source tree (its convert_hf_to_gguf.py runs in this interpreter's environment); the quantizer is the
 library inside llama-cpp-python, which is what llama-quantize calls. Without --llama-cpp only ours runs. Wall seconds,
-peak resident memory of the largest process, and bytes of intermediate files; both sides in turn, in one run.
+peak resident memory of the largest process, and bytes of intermediate files; both sides in turn, in one run. `verify` is
+our check of the result against its source, every tensor encoded again.
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ def ours(model: Path, work: Path) -> Run:
     return timed([sys.executable, "-m", "converter", str(model), str(work / "ours.gguf"), *flags])
 
 
+def verified(model: Path, work: Path) -> Run:
+    return timed([sys.executable, "-m", "converter", "verify", str(model), str(work / "ours.gguf"), "--quiet"])
+
+
 def theirs(model: Path, work: Path, llama_cpp: Path) -> Run:
     middle, result = work / "middle.gguf", work / "theirs.gguf"
     convert = [sys.executable, str(llama_cpp / "convert_hf_to_gguf.py"), str(model), "--outtype", "bf16"]
@@ -93,9 +98,10 @@ def main() -> None:
             # In a process of its own: a child's peak starts at what its parent held.
             code = "import sys, pathlib, whole_job as w; w.make_model(pathlib.Path(sys.argv[1]), sys.argv[2])"
             subprocess.run([sys.executable, "-c", code, str(model), args.size], check=True, cwd=Path(__file__).parent)
-        runs: dict[str, list[Run]] = {"ours": [], "llama.cpp": []}
+        runs: dict[str, list[Run]] = {"ours": [], "verify": [], "llama.cpp": []}
         for _ in range(args.runs):
             runs["ours"].append(ours(model, work))
+            runs["verify"].append(verified(model, work))
             if args.llama_cpp:
                 runs["llama.cpp"].append(theirs(model, work, args.llama_cpp))
         report(runs, work)
