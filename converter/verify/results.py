@@ -34,7 +34,8 @@ class Fidelity:
 
     `reproduced` says whether encoding the reference again gives the stored bytes (None: not tried, or it needs an
     importance matrix that is not there); `differing` counts the blocks where it does not. `bound` is the nmse that a
-    correct encoder reaches on this very data.
+    correct encoder reaches on this very data; where it was not encoded again, the most that the type may have on it
+    (docs/bounds.md).
     """
 
     name: str
