@@ -4,8 +4,8 @@
 
 DIR is a llama.cpp source tree (its convert_hf_to_gguf.py runs in this interpreter's environment); the quantizer is the
 library inside llama-cpp-python, which is what llama-quantize calls. Without --llama-cpp only ours runs. Wall seconds,
-peak resident memory of the largest process, and bytes of intermediate files; both sides in turn, in one run. `verify` is
-our check of the result against its source, every tensor encoded again.
+peak resident memory of the largest process, and bytes of intermediate files; both sides in turn, in one run. "verify"
+is our check of the result against its source, every tensor encoded again.
 """
 
 from __future__ import annotations

@@ -188,6 +188,9 @@ class Hdf5File:
 def lookup3(data: bytes) -> int:
     """Bob Jenkins' hash of that name (2006, public domain), the checksum of HDF5's newer structures."""
     m = 0xFFFFFFFF
+    a: int
+    b: int
+    c: int
     a = b = c = (0xDEADBEEF + len(data)) & m
     if not data:
         return c

@@ -33,7 +33,7 @@ def tree_records(file: Hdf5File, address: int | None, kind: int, width: int | No
     if this != kind or width not in (None, record) or not record or depth > MAX_LEVELS:
         raise file.corrupt(f"{what} at {address} is damaged")
     most, pointers = _node_sizes(node, record, depth, file.offset_width)
-    stack = [(root, count, depth)] if root is not None else []
+    stack: list[tuple[int | None, int, int]] = [(root, count, depth)] if root is not None else []
     found = 0
     while stack:
         where, used, level = stack.pop()
