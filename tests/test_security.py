@@ -52,6 +52,12 @@ def test_every_promise_names_tests_that_exist(number: str, kept: str) -> None:
         assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{test}"
 
 
+def test_every_fuzz_target_is_in_the_table_of_runs() -> None:
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \|", PAGE, re.MULTILINE))
+    assert rows.keys() == targets.TARGETS.keys()
+    assert all(int(count.replace(",", "")) > 0 for count in rows.values())
+
+
 # ------------------------------------------------------------------------- nothing runs, nothing is opened elsewhere
 
 AUDITED = """
