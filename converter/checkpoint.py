@@ -36,7 +36,7 @@ class Checkpoint:
         tensors: name -> tensor, in file order.
         config: what the dialect says.
         metadata: free text that the container carries (safetensors `__metadata__`).
-        assets: small files beside the weights (tokenizer, README ...) by file name, with `/` where they are in a folder.
+        assets: small files beside the weights (tokenizer, README ...) by name, with `/` where they are in a folder.
         made: small files of the target whose content was made here, by file name; they replace assets of that name.
         events: what the reader has to say.
         files: the files the tensors come from, for `output equals input` and sizes.

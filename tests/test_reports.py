@@ -14,8 +14,9 @@ import pytest
 from verifications import HOSTILE, behaviour, exact, fidelity, verification
 
 from converter.errors import OutputError, UsageError
-from converter.verify.reports import SHOWN, WORST, WRITERS, as_json, bounded, junit, markdown, text, write_report
+from converter.verify.reports import SHOWN, WORST, as_json, bounded, junit, markdown, text
 from converter.verify.results import CHECKS, SCHEMA, Behaviour, Fidelity, Finding, Verification
+from converter.verify.writing import WRITERS, write_report
 
 BAD = "blk.2.attn_q.weight"
 FINDINGS = (

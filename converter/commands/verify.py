@@ -86,7 +86,8 @@ def _gate_arguments(group: argparse._ArgumentGroup, metrics: Sequence[object]) -
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code: 0, or 41 where something failed."""
     from converter.verify.distributions import worst_distributions
-    from converter.verify.reports import Histograms, as_json, check_report, text, write_report
+    from converter.verify.reports import Histograms, as_json, text
+    from converter.verify.writing import check_report, write_report
 
     args = parser().parse_args(argv)
     _check(args)

@@ -1,4 +1,6 @@
-"""Reports of a verification: text for a terminal, Markdown for a job summary, JUnit XML, JSON; HTML is in html.py.
+"""Reports of a verification: text for a terminal, Markdown for a job summary, JUnit XML, JSON.
+
+HTML is in html.py; writing.py makes files of them.
 
 All of them show names out of files that may be hostile: control characters are spelled out, and each writer escapes
 what its format gives a meaning to.
@@ -11,11 +13,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
 
-from converter.errors import OutputError, UsageError
 from converter.text import human_bytes, printable, table
 from converter.verify.results import CHECKS, Behaviour, Fidelity, Finding, Verification, sqnr_db
 
@@ -303,48 +303,3 @@ def _details(tensor: Fidelity) -> str:
 
 #: Value histograms of some tensors, for plots: name -> (edges, counts of the source, counts of the target).
 Histograms = Mapping[str, tuple[Sequence[float], Sequence[int], Sequence[int]]]
-
-
-def _page(verification: Verification, histograms: Histograms) -> str:
-    from converter.verify.html import page
-
-    return page(verification, histograms)
-
-
-WRITERS: dict[str, Callable[[Verification, Histograms], str]] = {
-    ".txt": lambda verification, _: text(verification) + "\n",
-    ".json": lambda verification, _: as_json(verification) + "\n",
-    ".md": lambda verification, _: markdown(verification),
-    ".xml": lambda verification, _: junit(verification),
-    ".html": _page,
-}
-
-
-def check_report(path: Path) -> None:
-    """Refuse a report of an unknown kind before the work begins.
-
-    Raises:
-        UsageError: no report has this extension.
-        MissingDependency: plotly is not there, and the report is a page.
-    """
-    if path.suffix.lower() not in WRITERS:
-        raise UsageError(f"{path}: no report ends in {path.suffix!r}; there are {', '.join(WRITERS)}")
-    if path.suffix.lower() == ".html":
-        from converter.verify.html import plotly_source
-
-        plotly_source()
-
-
-def write_report(path: Path, verification: Verification, histograms: Histograms | None = None) -> None:
-    """Write the report that the extension of `path` names; an existing file is replaced.
-
-    Raises:
-        UsageError, MissingDependency: as `check_report`.
-        OutputError: the file cannot be written.
-    """
-    check_report(path)
-    content = WRITERS[path.suffix.lower()](verification, histograms or {})
-    try:
-        path.write_text(content, "utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}") from error
