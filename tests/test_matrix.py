@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,8 +51,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def memory() -> Iterator[Path]:
     """A folder in memory, whose files are mapped by small pages: on a disk the kernel maps megabytes around a touch."""
     shared = Path("/dev/shm")
-    if not (shared.is_dir() and Path("/proc/self/smaps").exists()):
-        pytest.skip("needs Linux's /dev/shm and /proc")
+    if not (shared.is_dir() and Path("/proc/self/smaps").exists() and shutil.disk_usage(shared).free > 4 * LARGE):
+        pytest.skip("needs Linux's /proc, and room in /dev/shm")
     with tempfile.TemporaryDirectory(dir=shared) as folder:
         yield Path(folder)
 
