@@ -314,6 +314,15 @@ def test_no_false_alarm(name: str, quant: str, shop: Workshop) -> None:
     assert verify(shop.source(name), shop.good(name, quant), encode=False).passed
 
 
+def test_a_mixture_of_ones_own(shop: Workshop, tmp_path: Path) -> None:
+    source, target = shop.source("llama3-256"), tmp_path / "own.gguf"
+    request = Request(quant="q4_k_m", tensor_types=((r"ffn_up", "q5_k"),))
+    converter.convert(source, target, request)
+    assert {check for _, check in failed(verify(source, target))} == {"type"}
+    assert verify(source, target, any_types=True).passed
+    assert verify(source, target, request).passed
+
+
 def test_numbers_are_those_of_numpy(shop: Workshop) -> None:
     source, good = shop.source("llama3-256"), shop.good("llama3-256", "q4_k_m")
     result = {tensor.name: tensor for tensor in verify(source, good).tensors}

@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         help="file to go through (out.gguf; may be repeated), or precision of the implied intermediate (f16)",
     )
     add("--no-encode", action="store_true", help="do not encode the source again: faster, sees no single damaged block")
+    add("--any-types", action="store_true", help="types other than the recipe's are told, and do not fail")
     add("-j", "--threads", type=positive, metavar="N", help="workers (default: all processors)")
     _runtime_arguments(made.add_argument_group("behaviour"))
     _gate_arguments(made.add_argument_group("gate"), [*TENSOR_METRICS, *MODEL_METRICS])
@@ -130,7 +131,8 @@ def _verify(args: argparse.Namespace, progress: object, keep: object) -> Verific
 
     return verify(
         args.source, args.target, request_of(args), source_type=args.source_type, target_type=args.target_type,
-        config=args.config, encode=not args.no_encode, threads=args.threads, progress=progress, while_open=keep,  # type: ignore[arg-type]
+        config=args.config, encode=not args.no_encode, any_types=args.any_types,
+        threads=args.threads, progress=progress, while_open=keep,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

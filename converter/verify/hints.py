@@ -16,7 +16,7 @@ from converter.lazy import decoded, values
 from converter.tensor import LazyTensor
 from converter.verify.pairing import Pair
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 #: Larger tensors are looked at by their first rows only.
 MOST_ELEMENTS = 1 << 24
@@ -27,7 +27,7 @@ SAMPLED = 64
 
 @dataclass(frozen=True)
 class _Sides:
-    """Both sides of a pair as (rows, columns), float64."""
+    """Both sides of a pair as (rows, columns)."""
 
     reference: Floats
     candidate: Floats
@@ -58,13 +58,13 @@ def _read(pair: Pair) -> _Sides:
     count = min(info.n_rows, max(1, MOST_ELEMENTS // max(1, info.row)))
     if pair.reference.indivisible:
         count = info.n_rows
-    reference = values(pair.reference, 0, count).astype(np.float64)
-    candidate = values(pair.candidate, 0, count).astype(np.float64)
+    reference = values(pair.reference, 0, count)
+    candidate = values(pair.candidate, 0, count)
     return _Sides(reference, candidate, info.shape, count == info.n_rows)
 
 
 def _rows(tensor: LazyTensor) -> Floats:
-    return values(tensor, 0, min(tensor.info.n_rows, 64)).astype(np.float64)
+    return values(tensor, 0, min(tensor.info.n_rows, 64))
 
 
 def _same(a: Floats, b: Floats) -> bool:

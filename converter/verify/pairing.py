@@ -130,7 +130,7 @@ def _type_finding(name: str, type_: str, choice: Choice, chosen: Recipe | None) 
     recipe = chosen.name if chosen else "the source"
     return Finding(
         "type", name, f"is {type_}, {recipe} gives {choice.type} ({choice.rule})",
-        hint="pass the options it was made with (--tensor-type, --pure ...) if that is meant",
+        hint="if that is meant, pass the options it was made with (--tensor-type, --pure ...), or --any-types",
     )  # fmt: skip
 
 

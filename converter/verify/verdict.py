@@ -29,17 +29,21 @@ EXCESS = 64.0
 UNUSUAL = 2.0
 #: A cast to a plain type has one right result; truncating instead of rounding has four times its squared error.
 CAST_SLACK = 2.0
+#: Tensors that are looked at again for what they may be; where more are wrong, the first tell enough.
+MOST_HINTS = 20
 
 
 def judge(measured: Sequence[Measured], left_over: Mapping[str, LazyTensor]) -> list[Finding]:
     """Findings about values, with the tensor's name as subject; `left_over` are tensors without a partner."""
     strict = made_by_the_encoder(measured)
-    found = []
+    found: list[Finding] = []
     for each in measured:
         finding = _judge_one(each, strict)
-        if finding is not None:
+        if finding is not None and finding.failed and len(found) < MOST_HINTS:
             others = [other.pair for other in measured if other is not each]
-            found.append(_with_hint(finding, hint(each.pair, others, left_over)) if finding.failed else finding)
+            finding = _with_hint(finding, hint(each.pair, others, left_over))
+        if finding is not None:
+            found.append(finding)
     return found
 
 
