@@ -231,7 +231,7 @@ DECODE(iq2_xxs, SUPER, {
         const uint32_t rest = q[2] | (uint32_t)q[3] << 16;
         p.step[2 * g] = p.step[2 * g + 1] = d * (0.5f + (float)(rest >> 28)) * 0.25f;
         for (int k = 0; k < 4; ++k)
-            gather(&p, 32 * g + 8 * k, 8, VALUES_IQ2_XXS[q[k / 2] >> 8 * (k % 2) & 255], EVEN_NEGATIVE[rest >> 7 * k & 127]);
+            gather(&p, 32 * g + 8 * k, 8, VALUES_IQ2_XXS[q[k / 2] >> 8 * (k % 2) & 255], EVEN_NEGATED[rest >> 7 * k & 127]);
     }
     write_signed(&p, out);
 })
@@ -240,7 +240,7 @@ DECODE(iq2_xs, SUPER, {
     const float d = f16_to_f32(b->d);
     lattice_points p;
     for (int s = 0; s < 16; ++s) p.step[s] = d * (0.5f + (float)(b->scales[s / 2] >> 4 * (s % 2) & 15)) * 0.25f;
-    for (int k = 0; k < 32; ++k) gather(&p, 8 * k, 8, VALUES_IQ2_XS[b->qs[k] & 511], EVEN_NEGATIVE[b->qs[k] >> 9]);
+    for (int k = 0; k < 32; ++k) gather(&p, 8 * k, 8, VALUES_IQ2_XS[b->qs[k] & 511], EVEN_NEGATED[b->qs[k] >> 9]);
     write_signed(&p, out);
 })
 
@@ -249,7 +249,7 @@ DECODE(iq2_s, SUPER, {
     lattice_points p;
     for (int s = 0; s < 16; ++s) p.step[s] = d * (0.5f + (float)(b->scales[s / 2] >> 4 * (s % 2) & 15)) * 0.25f;
     for (int k = 0; k < 32; ++k)
-        gather(&p, 8 * k, 8, VALUES_IQ2_S[b->qs[k] | (b->qh[k / 4] >> 2 * (k % 4) & 3) << 8], NEGATIVE[b->signs[k]]);
+        gather(&p, 8 * k, 8, VALUES_IQ2_S[b->qs[k] | (b->qh[k / 4] >> 2 * (k % 4) & 3) << 8], NEGATED[b->signs[k]]);
     write_signed(&p, out);
 })
 
@@ -260,7 +260,7 @@ DECODE(iq3_xxs, SUPER, {
         const uint32_t rest = b->scales_and_signs[g];
         p.step[2 * g] = p.step[2 * g + 1] = d * (0.5f + (float)(rest >> 28)) * 0.5f;
         for (int k = 0; k < 8; ++k)
-            gather(&p, 32 * g + 4 * k, 4, VALUES_IQ3_XXS[b->qs[8 * g + k]], EVEN_NEGATIVE[rest >> 7 * (k / 2) & 127] + 4 * (k % 2));
+            gather(&p, 32 * g + 4 * k, 4, VALUES_IQ3_XXS[b->qs[8 * g + k]], EVEN_NEGATED[rest >> 7 * (k / 2) & 127] + 4 * (k % 2));
     }
     write_signed(&p, out);
 })
@@ -270,7 +270,7 @@ DECODE(iq3_s, SUPER, {
     lattice_points p;
     for (int s = 0; s < 16; ++s) p.step[s] = d * (float)(1 + 2 * (b->scales[s / 4] >> 4 * (s / 2 % 2) & 15));
     for (int k = 0; k < 64; ++k)
-        gather(&p, 4 * k, 4, VALUES_IQ3_S[b->qs[k] | (b->qh[k / 8] >> k % 8 & 1) << 8], NEGATIVE[b->signs[k / 2]] + 4 * (k % 2));
+        gather(&p, 4 * k, 4, VALUES_IQ3_S[b->qs[k] | (b->qh[k / 8] >> k % 8 & 1) << 8], NEGATED[b->signs[k / 2]] + 4 * (k % 2));
     write_signed(&p, out);
 })
 

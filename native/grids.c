@@ -19,7 +19,7 @@ grid GRIDS[GRID_COUNT] = {
 
 int8_t VALUES_IQ2_XXS[256][8], VALUES_IQ2_XS[512][8], VALUES_IQ2_S[1024][8], VALUES_IQ1[2048][8];
 int8_t VALUES_IQ3_XXS[256][4], VALUES_IQ3_S[512][4];
-int8_t NEGATIVE[256][8], EVEN_NEGATIVE[128][8];
+int8_t NEGATED[256][8], EVEN_NEGATED[128][8];
 
 static int code_at(const grid *g, int point, int i) { return point >> g->bits * i & ((1 << g->bits) - 1); }
 
@@ -39,8 +39,8 @@ void init_grids(void) {
     fill_values(&GRIDS[GRID_IQ3_XXS], THREE_BITS, VALUES_IQ3_XXS[0]);
     fill_values(&GRIDS[GRID_IQ3_S], ODD, VALUES_IQ3_S[0]);
     for (int signs = 0; signs < 256; ++signs)
-        for (int i = 0; i < 8; ++i) NEGATIVE[signs][i] = (int8_t)-(signs >> i & 1);
-    for (uint32_t signs = 0; signs < 128; ++signs) memcpy(EVEN_NEGATIVE[signs], NEGATIVE[even_signs(signs)], 8);
+        for (int i = 0; i < 8; ++i) NEGATED[signs][i] = (int8_t)-(signs >> i & 1);
+    for (uint32_t signs = 0; signs < 128; ++signs) memcpy(EVEN_NEGATED[signs], NEGATED[even_signs(signs)], 8);
 }
 
 /* Writes to `list` the points in the nearest `shells` distances, nearest first; returns their number. */

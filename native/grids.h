@@ -35,8 +35,8 @@ static inline const uint16_t *near_list(const grid *g, int32_t index, int *lengt
 /* What decoding reads: the value of each code of each point. */
 extern int8_t VALUES_IQ2_XXS[256][8], VALUES_IQ2_XS[512][8], VALUES_IQ2_S[1024][8], VALUES_IQ1[2048][8];
 extern int8_t VALUES_IQ3_XXS[256][4], VALUES_IQ3_S[512][4];
-/* -1 where a byte of signs has a bit, else 0; EVEN_NEGATIVE by the seven stored bits of even_signs. */
-extern int8_t NEGATIVE[256][8], EVEN_NEGATIVE[128][8];
+/* -1 where a byte of signs has a bit, else 0; EVEN_NEGATED by the seven stored bits of even_signs. */
+extern int8_t NEGATED[256][8], EVEN_NEGATED[128][8];
 
 /* Eight signs from seven stored bits: the eighth makes the number of minus signs even. */
 static inline uint8_t even_signs(uint32_t seven) {

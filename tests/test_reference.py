@@ -20,7 +20,7 @@ import converter
 from converter.errors import MissingImportance
 from converter.metadata import TYPES, Array, Value
 
-RECORDED = sorted(path.stem for path in models.EXPECTED.glob("*.json") if path.stem != "greedy")
+RECORDED = sorted(path.stem for path in models.EXPECTED.glob("*.json") if path.stem not in ("greedy", "perplexity"))
 GGUF_NAMES = {
     "u8": "UINT8", "i8": "INT8", "u16": "UINT16", "i16": "INT16", "u32": "UINT32", "i32": "INT32", "f32": "FLOAT32",
     "bool": "BOOL", "str": "STRING", "u64": "UINT64", "i64": "INT64", "f64": "FLOAT64",
