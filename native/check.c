@@ -261,6 +261,32 @@ static void check_decode(int type) {
     free(expected);
 }
 
+/* Two arrays of `n` elements against each other, in buffers of exactly that size. */
+static comparison compared_by(const float *a, const float *b, int n, uint64_t *histogram) {
+    float *x = exact(a, (size_t)n * sizeof *x), *y = exact(b, (size_t)n * sizeof *y);
+    comparison c = {.worst_at = -1};
+    memset(histogram, 0, ERROR_BUCKETS * sizeof *histogram);
+    compare_in_use()(x, y, n, 0, histogram, &c);
+    free(x);
+    free(y);
+    return c;
+}
+
+static void check_compare(const char *what, const float *a, const float *b) {
+    static uint64_t expected_counts[ERROR_BUCKETS], counts[ERROR_BUCKETS];
+    for (int n = COUNT; n >= COUNT - 3; n -= 3) {
+        select_isa("scalar");
+        const comparison expected = compared_by(a, b, n, expected_counts);
+        if (n == COUNT) report("comparison", what, "", &expected, sizeof expected, NULL);
+        for (const char *const *isa = available_isas(); *isa; ++isa) {
+            select_isa(*isa);
+            const comparison c = compared_by(a, b, n, counts);
+            if (memcmp(&c, &expected, sizeof c) != 0 || memcmp(counts, expected_counts, sizeof counts) != 0)
+                fail("comparison", what, *isa);
+        }
+    }
+}
+
 static char *read_text(const char *path) {
     FILE *file = fopen(path, "rb");
     char *text = calloc(1, 1 << 20);
@@ -291,6 +317,8 @@ int main(int argc, char **argv) {
                 check_encode(type, kind, x[kind], w == PLAIN ? NULL : weights[w], what, stored);
             }
     }
+    for (int kind = 0; kind < ALL_KINDS; ++kind)
+        check_compare(kind < KINDS ? KIND_NAMES[kind] : ODD_NAMES[kind - KINDS], x[kind], x[(kind + 1) % ALL_KINDS]);
     fprintf(stderr, "%d differences; %d stored digests compared\n", failures, compared);
     free(stored);
     return failures > 0;
