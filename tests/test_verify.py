@@ -320,6 +320,8 @@ def test_a_mixture_of_ones_own(shop: Workshop, tmp_path: Path) -> None:
     converter.convert(source, target, request)
     assert {check for _, check in failed(verify(source, target))} == {"type"}
     assert verify(source, target, any_types=True).passed
+    alias = Request(quant="q4_k", tensor_types=request.tensor_types)
+    assert verify(source, target, alias).passed, "q4_k is a name of q4_k_m"
     assert verify(source, target, request).passed
 
 
@@ -348,7 +350,7 @@ def test_numbers_are_those_of_numpy(shop: Workshop) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_result_does_not_depend_on_threads(threads: int, shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_threads(threads: int, shop: Workshop) -> None:
     source, good = shop.source("mixtral-96"), shop.good("mixtral-96", "q4_k_m")
     one = verify(source, good, threads=threads)
     assert [t.name for t in one.tensors] == [t.name for t in verify(source, good).tensors]

@@ -35,6 +35,8 @@ class Tokenizer:
 class Runtime(ABC):
     """A model that is loaded and can be asked. A context manager that lets go of it.
 
+    What it can be asked for depends on its `kind`; a runtime has the methods of the kinds that it loads.
+
     Attributes:
         name: of the runtime, with its version, for the report.
         kind: what it can be asked for: "logits" (causal language models), "embedding" (encoders) or "values" (any

@@ -47,8 +47,8 @@ def verify(
         source, target: files or folders of any formats; the source is the truth.
         request: what the conversion was asked for, where the files do not tell (an importance matrix, overrides).
         config: folder to take the source's config.json and tokenizer from.
-        encode: encode the source again and compare bytes; without it bounds are those of `encode=False` in
-            docs/verify.md, and single damaged blocks go unseen.
+        encode: encode the source again and compare bytes; without it bounds are those of docs/bounds.md, and single
+            damaged blocks go unseen.
         any_types: types other than those of the recipe that the target names are told, and do not fail.
         threads: workers; the result does not depend on it.
         progress: called after every slab; returning False cancels.
@@ -87,15 +87,18 @@ def _verify(
     progress: ProgressCallback | None,
 ) -> tuple[list[Measured], list[Finding]]:
     pairing = pair(left, reader, right, writer, request)
-    if not pairing.pairs:
-        raise UsageError(
-            f"{right.path}: has no tensor in common with {left.path}\n"
-            f"source: {_some(left)}; target: {_some(right)}"
-        )
-    measured = measure(pairing.pairs, encode=encode, threads=threads, progress=progress)
-    findings = [*_retied(pairing, measured), *judge(measured, pairing.left_over)]
-    findings += _facts(left, right, pairing, request)
-    return measured, findings
+    try:
+        if not pairing.pairs:
+            raise UsageError(
+                f"{right.path}: has no tensor in common with {left.path}\n"
+                f"source: {_some(left)}; target: {_some(right)}"
+            )
+        measured = measure(pairing.pairs, encode=encode, threads=threads, progress=progress)
+        findings = [*_retied(pairing, measured), *judge(measured, pairing.left_over)]
+        return measured, findings + _facts(left, right, pairing, request)
+    finally:
+        for close in pairing.closers:
+            close()
 
 
 def _some(checkpoint: Checkpoint) -> str:

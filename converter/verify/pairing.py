@@ -6,7 +6,7 @@ target must have. What differs already there (a tensor, a shape, a type) is a fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from converter.checkpoint import Checkpoint
@@ -15,10 +15,11 @@ from converter.encode import Importance, Watch
 from converter.errors import ArchitectureError, MissingImportance
 from converter.formats.base import Format
 from converter.graph import Route, route
-from converter.metadata import Metadata, Value
+from converter.metadata import Value
 from converter.planning import Request, choose_types, mapped_back, open_imatrix, unencoded
 from converter.quant import imatrix
-from converter.quant.recipes import RECIPES, Choice, Recipe
+from converter.quant.imatrix import ImportanceMatrix
+from converter.quant.recipes import RECIPES, Choice, Recipe, recipe
 from converter.report import Report
 from converter.tensor import LazyTensor
 from converter.verify.results import Finding
@@ -54,6 +55,8 @@ class Pairing:
     dialect: str | None = None
     #: tensors of the target without a partner, for what they may be
     left_over: Mapping[str, LazyTensor] = field(default_factory=dict)
+    #: what lets go of the importance matrix, when all is measured
+    closers: tuple[Callable[[], None], ...] = ()
 
 
 def pair(source: Checkpoint, reader: Format, target: Checkpoint, writer: Format, request: Request) -> Pairing:
@@ -74,25 +77,22 @@ def pair(source: Checkpoint, reader: Format, target: Checkpoint, writer: Format,
 def _with_gguf(source: Checkpoint, way: Route, target: Checkpoint, request: Request) -> Pairing:
     raw = unencoded(source, way, request, Report(), Watch())
     request = replace(request, quant=request.quant or _said_recipe(target, source))
-    chosen = RECIPES.get(request.quant.upper()) if request.quant else None
+    chosen = recipe(request.quant) if request.quant else None
     weighted = any(key in target.config for key in IMATRIX_KEYS)
     choices = choose_types(raw.tensors, raw.metadata, chosen, request, weighted or request.imatrix is not None)
     kept = choose_types(raw.tensors, raw.metadata, None, Request(), False)
-    weights = _weights(raw.tensors, chosen, target, choices, request)
+    matrix = open_imatrix(request)
+    weights = _weights(matrix, raw.tensors, chosen, target, choices) if matrix and chosen else {}
     pairs, findings = _match(raw.read, target)
-    made, known = [], set(weights)
+    made = []
     for found in pairs:
         name, type_ = found.name, found.candidate.info.dtype.name
-        unknown = weighted and request.imatrix is None and type_ in imatrix.WEIGHTED
-        made.append(
-            replace(
-                found, rounded=raw.tensors[name], weights=weights.get(name), explained=not unknown or name in known
-            )
-        )
+        unknown = weighted and matrix is None and type_ in imatrix.WEIGHTED
+        made.append(replace(found, rounded=raw.tensors[name], weights=weights.get(name), explained=not unknown))
         if type_ not in (choices[name].type, kept[name].type if not (chosen and chosen.quantized) else ""):
             findings.append(_type_finding(name, type_, choices[name], chosen))
-    metadata: Metadata = dict(raw.metadata)
-    return Pairing(tuple(made), tuple(findings), metadata, "gguf", _left_over(raw.read, target))
+    left_over, closers = _left_over(raw.read, target), (matrix.close,) if matrix else ()
+    return Pairing(tuple(made), tuple(findings), raw.metadata, "gguf", left_over, closers)
 
 
 def _said_recipe(target: Checkpoint, source: Checkpoint) -> str | None:
@@ -109,15 +109,12 @@ def _number(checkpoint: Checkpoint, key: str) -> int | None:
 
 
 def _weights(
+    matrix: ImportanceMatrix,
     tensors: Mapping[str, LazyTensor],
-    chosen: Recipe | None,
+    chosen: Recipe,
     target: Checkpoint,
     choices: Mapping[str, Choice],
-    request: Request,
 ) -> Mapping[str, Importance]:
-    if request.imatrix is None or chosen is None:
-        return {}
-    matrix = open_imatrix(request)
     own = {name: target.tensors[name].info.dtype.name for name in choices if name in target.tensors}
     types = {name: own.get(name, choice.type) for name, choice in choices.items()}
     try:
@@ -127,9 +124,9 @@ def _weights(
 
 
 def _type_finding(name: str, type_: str, choice: Choice, chosen: Recipe | None) -> Finding:
-    recipe = chosen.name if chosen else "the source"
+    said = chosen.name if chosen else "the source"
     return Finding(
-        "type", name, f"is {type_}, {recipe} gives {choice.type} ({choice.rule})",
+        "type", name, f"is {type_}, {said} gives {choice.type} ({choice.rule})",
         hint="if that is meant, pass the options it was made with (--tensor-type, --pure ...), or --any-types",
     )  # fmt: skip
 
