@@ -36,6 +36,7 @@ demo: $(VENV)/llama  ## convert a real model to Q4_K_M, check it, run it, show s
 
 test: $(VENV)/tests  ## lint, types, and every test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 

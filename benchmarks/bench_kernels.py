@@ -23,10 +23,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import ggml_oracle
+from support import ggml_oracle
 
-from converter import _native, kernels
-from converter.dtypes import DTYPES, DType
+from converter import _native
+from converter.tensors import kernels
+from converter.tensors.dtypes import DTYPES, DType
 
 ROW = 4096
 Speeds = dict[str, float]

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import converter
-from converter import kernels
-from converter.dtypes import DTYPES, DType
-from converter.lazy import values
+from converter.tensors import kernels
+from converter.tensors.dtypes import DTYPES, DType
+from converter.tensors.streams import values
 from converter.verify.bounds import TYPES, Cast, expected_noise, noise_bound
 
 Floats = NDArray[np.float32]

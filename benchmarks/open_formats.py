@@ -23,11 +23,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import samples
+from support import samples
 
-from converter.dtypes import F32
-from converter.graph import readers
-from converter.tensor import LazyTensor, TensorInfo
+from converter.formats.registry import readers
+from converter.tensors.dtypes import F32
+from converter.tensors.tensor import LazyTensor, TensorInfo
 
 MEMORY = Path("/dev/shm")
 OPENED = """

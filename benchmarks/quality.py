@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import converter
-from converter import kernels
-from converter.dtypes import DTYPES, DType
+from converter.tensors import kernels
+from converter.tensors.dtypes import DTYPES, DType
 
 MODEL = Path(__file__).resolve().parent.parent / "fixtures" / "kjv-llama"
 

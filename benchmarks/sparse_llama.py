@@ -1,6 +1,6 @@
 """Sparse Llama-shaped checkpoints: real headers, no data on disk. For memory measurements.
 
-    python benchmarks/sparse_llama.py 8b DIR      makes DIR/model.safetensors of 16 GB apparent size
+python benchmarks/sparse_llama.py 8b DIR      makes DIR/model.safetensors of 16 GB apparent size
 """
 
 from __future__ import annotations
@@ -40,10 +40,19 @@ def tensors(hidden: int, layers: int, heads: int, kv: int, ff: int, vocab: int) 
 def config(hidden: int, layers: int, heads: int, kv: int, ff: int, vocab: int) -> dict[str, object]:
     """config.json of a Llama of these sizes."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
-        "intermediate_size": ff, "vocab_size": vocab, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "intermediate_size": ff,
+        "vocab_size": vocab,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
     }
 
 

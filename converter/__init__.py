@@ -12,18 +12,18 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "convert": "pipeline",
-    "open_checkpoint": "graph",
+    "open_checkpoint": "formats.registry",
     "plan": "pipeline",
     "run": "pipeline",
     "Request": "planning",
     "Plan": "planning",
     "Checkpoint": "checkpoint",
-    "LazyTensor": "tensor",
-    "TensorInfo": "tensor",
-    "DType": "dtypes",
-    "Progress": "fill",
-    "quantize": "kernels",
-    "dequantize": "kernels",
+    "LazyTensor": "tensors.tensor",
+    "TensorInfo": "tensors.tensor",
+    "DType": "tensors.dtypes",
+    "Progress": "storage.output",
+    "quantize": "tensors.kernels",
+    "dequantize": "tensors.kernels",
     "ConverterError": "errors",
 }
 

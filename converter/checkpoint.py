@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from converter.report import Event
-from converter.tensor import LazyTensor
+from converter.events import Event
+from converter.tensors.tensor import LazyTensor
 
 
 class Structure(Protocol):

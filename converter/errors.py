@@ -1,29 +1,29 @@
 """Every way a conversion can fail, and the exit code it ends with.
 
-    ConverterError                     1
-    ├── UsageError                     2   a flag, a pattern or a combination that cannot be meant
-    ├── FormatError                   10
-    │   ├── UnknownFormat             10   no reader or writer answers to this file or name
-    │   ├── CorruptFile               11   truncated, contradictory or lying bytes
-    │   ├── UnsupportedFeature        12   valid, but nothing here can read or hold it
-    │   ├── MissingDependency         13   an extra is not installed; the message has the command
-    │   └── MissingPart               14   a shard, a config or a tokenizer file is not there
-    ├── ArchitectureError             20
-    │   ├── UnknownArchitecture       20   no architecture file answers to this model
-    │   ├── UnmatchedTensor           21   a tensor that no rule of the architecture names
-    │   ├── MissingTensor             22   a rule of the architecture finds no tensor
-    │   ├── ShapeMismatch             23   config and tensor disagree
-    │   ├── TokenizerError            24   tokenizer unreadable, or larger than the embedding
-    │   └── UnknownPreTokenizer       25   ask for --pre NAME
-    ├── QuantizationError             30   a type that does not fit, or may not be re-encoded
-    │   └── MissingImportance         31   a type needs an importance matrix that has no entry
-    ├── LossyError                    40   something was lost, under --strict
-    ├── FidelityError                 41   a result lies outside its bounds
-    ├── OutputError                   50   reading or writing failed
-    │   ├── SameFile                  51   output equal to input
-    │   ├── DiskFull                  52   not enough room, found before or while writing
-    │   └── OutputExists              53   ask for --force
-    └── Interrupted                  130   Ctrl-C or a cancelled callback
+ConverterError                     1
+├── UsageError                     2   a flag, a pattern or a combination that cannot be meant
+├── FormatError                   10
+│   ├── UnknownFormat             10   no reader or writer answers to this file or name
+│   ├── CorruptFile               11   truncated, contradictory or lying bytes
+│   ├── UnsupportedFeature        12   valid, but nothing here can read or hold it
+│   ├── MissingDependency         13   an extra is not installed; the message has the command
+│   └── MissingPart               14   a shard, a config or a tokenizer file is not there
+├── ArchitectureError             20
+│   ├── UnknownArchitecture       20   no architecture file answers to this model
+│   ├── UnmatchedTensor           21   a tensor that no rule of the architecture names
+│   ├── MissingTensor             22   a rule of the architecture finds no tensor
+│   ├── ShapeMismatch             23   config and tensor disagree
+│   ├── TokenizerError            24   tokenizer unreadable, or larger than the embedding
+│   └── UnknownPreTokenizer       25   ask for --pre NAME
+├── QuantizationError             30   a type that does not fit, or may not be re-encoded
+│   └── MissingImportance         31   a type needs an importance matrix that has no entry
+├── LossyError                    40   something was lost, under --strict
+├── FidelityError                 41   a result lies outside its bounds
+├── OutputError                   50   reading or writing failed
+│   ├── SameFile                  51   output equal to input
+│   ├── DiskFull                  52   not enough room, found before or while writing
+│   └── OutputExists              53   ask for --force
+└── Interrupted                  130   Ctrl-C or a cancelled callback
 """
 
 from __future__ import annotations

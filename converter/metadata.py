@@ -69,8 +69,10 @@ class Array:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Array):
             return NotImplemented
-        return self.type == other.type and len(self) == len(other) and all(
-            a == b for a, b in zip(self.values, other.values, strict=True)
+        return (
+            self.type == other.type
+            and len(self) == len(other)
+            and all(a == b for a, b in zip(self.values, other.values, strict=True))
         )
 
     __hash__ = None  # type: ignore[assignment]

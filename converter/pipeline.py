@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from converter import fill, planning
+from converter import planning
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, LossyError, MissingPart, OutputExists, SameFile, about
-from converter.fill import ProgressCallback
-from converter.formats.base import Format, Layout
-from converter.general import default_file_name
-from converter.graph import PathLike, open_checkpoint, source_format, target_format, writers
+from converter.formats.base import Format
+from converter.formats.registry import PathLike, open_checkpoint, source_format, target_format, writers
+from converter.mapping.general_keys import default_file_name
 from converter.planning import Plan, Request
+from converter.storage import output
+from converter.storage.layout import Layout
+from converter.storage.output import ProgressCallback
 
 
 def plan(
@@ -124,6 +126,7 @@ def run(
     on_plan: Callable[[Plan], None] | None = None,
 ) -> None:
     """Carry out a plan. Arguments and errors are those of `convert`."""
+
     def stop() -> ConverterError | None:
         if not plan.watch.tripped:
             return None
@@ -131,10 +134,10 @@ def run(
 
     with about(plan.source):
         _refuse_existing(plan.layout, force)
-        fill.check_room(plan.layout)
+        output.check_room(plan.layout)
         if on_plan is not None:
             on_plan(plan)
-        fill.write(plan.layout, threads=threads, progress=progress, stop=stop, check=plan.checkpoint.check)
+        output.write(plan.layout, threads=threads, progress=progress, stop=stop, check=plan.checkpoint.check)
     plan.report.extend(plan.watch.events())
 
 

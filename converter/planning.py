@@ -11,17 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from converter import fill
 from converter.checkpoint import Checkpoint
-from converter.dtypes import BF16, F16, F32, DType, dtype
-from converter.encode import Watch, encoded
 from converter.errors import ArchitectureError, QuantizationError, UsageError
-from converter.formats.base import Format, Layout, WriteOptions
-from converter.general import general_metadata
-from converter.graph import Route, route
-from converter.mapping import Mapped, to_gguf, to_hf
+from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
+from converter.formats.base import Format, WriteOptions
+from converter.formats.registry import Route, route
+from converter.mapping.folder import with_small_files
+from converter.mapping.general_keys import general_metadata
+from converter.mapping.tensors import Mapped, to_gguf, to_hf
 from converter.metadata import Array, Metadata, Value
-from converter.model_folder import with_small_files
 from converter.quant import imatrix
 from converter.quant.imatrix import ImportanceMatrix, Weights
 from converter.quant.recipes import (
@@ -36,8 +34,11 @@ from converter.quant.recipes import (
     recipe,
     sort_key,
 )
-from converter.report import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
-from converter.tensor import LazyTensor
+from converter.storage import output
+from converter.storage.layout import Layout
+from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
+from converter.tensors.encode import Watch, encoded
+from converter.tensors.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
 EXTERNAL_DATA = ("auto", "always", "never")
@@ -122,7 +123,7 @@ class Plan:
 
     def memory(self, threads: int | None = None) -> int:
         """Peak resident bytes that running the plan should need."""
-        working = fill.working_nbytes(self.layout, threads or fill.default_threads())
+        working = output.working_nbytes(self.layout, threads or output.default_threads())
         header = sum(len(file.header) for file in self.layout.files)
         return BASE_MEMORY + 4 * header + working + (64 << 20)
 
@@ -453,9 +454,7 @@ def _dense(
     return result, steps, way
 
 
-def mapped_back(
-    checkpoint: Checkpoint, way: Route, target: Format, request: Request, report: Report
-) -> Mapped | None:
+def mapped_back(checkpoint: Checkpoint, way: Route, target: Format, request: Request, report: Report) -> Mapped | None:
     """The checkpoint under Hugging Face names, which a model's folder must have.
 
     A single file of tensors is of use under any names: where no architecture answers, it keeps them.

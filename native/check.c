@@ -4,7 +4,7 @@
  *
  * Encodes seeded data of all kinds and decodes the result, from buffers of exactly the needed size. Prints a
  * digest of what scalar code makes of each; fails where another instruction set, single rows or blocks, or the
- * digests of ggml's output in the given file differ. The data are those of tests/test_kernels.py.
+ * digests of ggml's output in the given file differ. The data are those of tests/tensors/test_kernels.py.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -10,15 +10,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import models
 
 import converter
-from converter import Request, fill
-from converter.dtypes import DTYPES
+from converter import Request
 from converter.errors import (
     ConverterError,
     Interrupted,
@@ -29,6 +28,8 @@ from converter.errors import (
     SameFile,
     UnknownFormat,
 )
+from converter.storage import output
+from converter.tensors.dtypes import DTYPES
 
 STORIES = models.FIXTURES / "stories260K"
 
@@ -69,7 +70,7 @@ def test_signatures_are_typed_and_options_are_keywords(name: str) -> None:
 
 
 def test_request_has_the_options_of_the_command_line() -> None:
-    from converter.cli import _conversion_parser
+    from converter.cli.main import _conversion_parser
 
     parsed = vars(_conversion_parser("convert", "").parse_args(["in", "out"]))
     fields = {field.removesuffix("s") for field in Request.__dataclass_fields__}
@@ -106,12 +107,12 @@ def test_a_plan_can_be_looked_at_and_then_run(tmp_path: Path) -> None:
     assert (tmp_path / "out.gguf").stat().st_size == plan.total_bytes
 
 
-@pytest.mark.parametrize("slab", [4096, fill.SLAB_NBYTES])
+@pytest.mark.parametrize("slab", [4096, output.SLAB_NBYTES])
 def test_threads_and_slabs_do_not_change_a_byte(
     slab: int, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converter.convert(wide, tmp_path / "one.gguf", Request(quant="q4_k_m"), threads=1)
-    monkeypatch.setattr(fill, "SLAB_NBYTES", slab)
+    monkeypatch.setattr(output, "SLAB_NBYTES", slab)
     converter.convert(wide, tmp_path / "many.gguf", Request(quant="q4_k_m"), threads=7)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "many.gguf").read_bytes()
 

@@ -18,24 +18,25 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("errors", "report", "dtypes", "metadata", "expr", "crc", "strict_json", "text"),
-    ("kernels", "tensor", "mapped", "checkpoint", "ops"),
-    ("lazy", "encode"),
-    ("formats", "architectures", "tokenizers", "quant", "general", "front_matter", "generators"),
-    ("graph", "mapping", "model_folder", "planning", "fill", "memory"),
-    ("inspection", "listing", "pipeline", "verify"),
-    ("completion", "console"),
-    ("commands",),
+    ("errors", "events", "text", "metadata"),
+    ("tensors",),
+    ("storage", "checkpoint"),
+    ("formats", "architectures", "tokenizers", "quant"),
+    ("mapping", "inspection"),
+    ("planning", "pipeline"),
+    ("runtimes", "verify", "check", "reports", "diff", "compare"),
     ("cli",),
     ("__main__",),
 )
 RANK = {name: rank for rank, tier in enumerate(TIERS) for name in tier}
 # What a part of the house may use of its neighbours on the same floor; parts that are not listed may use any.
 NEIGHBOURS: dict[str, set[str]] = {
-    "formats": set(), "architectures": set(), "tokenizers": set(), "generators": set(), "front_matter": set(),
-    "general": {"front_matter"}, "quant": {"formats"},
-}  # fmt: skip
-ARCHITECTURES_MAY_USE = {"architectures", "ops", "errors", "expr"}
+    "formats": set(),
+    "architectures": set(),
+    "tokenizers": set(),
+    "quant": {"formats"},
+}
+ARCHITECTURES_MAY_USE = {"architectures", "tensors"}
 
 # Installed by extras or for tests only, or slow to import: never at module level.
 HEAVY = {
@@ -43,7 +44,7 @@ HEAVY = {
     "tensorflow", "flax", "msgpack", "tflite", "gguf", "llama_cpp", "huggingface_hub", "distributed", "rich", "jinja2",
     "plotly", "selenium",
 }  # fmt: skip
-MAY_PRINT = {"cli", "console", "commands", "__main__"}
+MAY_PRINT = {"cli", "__main__"}
 FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load",
     "os.system", "marshal.loads", "shelve.open", "yaml.load",
@@ -179,7 +180,7 @@ def test_help_and_import_load_nothing_big() -> None:
     code = (
         "import sys, converter\n"
         "assert 'numpy' not in sys.modules\n"
-        "from converter.cli import main\n"
+        "from converter.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print(sorted({name.split('.')[0] for name in sys.modules}))"
     )

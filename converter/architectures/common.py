@@ -1,7 +1,7 @@
 """Rows that most decoder-only models share."""
 
 from converter.architectures.spec import HParam, T, TensorRule, pair
-from converter.ops import Rope
+from converter.tensors.ops import Rope
 
 H, G = "model.layers.{block}.", "blk.{block}."
 Q, KV = "n_head * head_dim", "n_head_kv * head_dim"

@@ -15,7 +15,7 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
-from converter.ops import Split
+from converter.tensors.ops import Split
 
 MOE = H + "block_sparse_moe."
 EXPERT = MOE + "experts.{expert}."

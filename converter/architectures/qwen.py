@@ -15,7 +15,7 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
-from converter.ops import Split
+from converter.tensors.ops import Split
 
 EXPERT = H + "mlp.experts.{expert}."
 ALIASES = (("", "model."), ("model.language_model.", "model."), ("language_model.", ""))

@@ -1,4 +1,4 @@
-"""What an architecture file may say. Data only; `converter/mapping.py` reads it in both directions."""
+"""What an architecture file may say. Data only; `converter/mapping` reads it in both directions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from converter.ops import Chain, Op, Size
+from converter.tensors.ops import Chain, Op, Size
 
 Names = tuple[str, ...]
 

@@ -5,59 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from converter import strict_json
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, OutputError, UsageError, short
-from converter.mapped import regular_size
-from converter.report import Event
-from converter.tensor import LazyTensor
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a tensor's bytes go in a file."""
-
-    offset: int
-    tensor: LazyTensor
-
-
-# What a writer adds when the slots are full: from the CRC-32 of every slot, bytes and where they go.
-Finish = Callable[[Sequence[int]], Iterable[tuple[int, bytes]]]
-
-
-@dataclass(frozen=True)
-class FileLayout:
-    """One file to be: its header bytes at 0, its slots, its size. What lies between is zero, or `finish` writes it."""
-
-    path: Path
-    header: bytes
-    slots: tuple[Slot, ...]
-    size: int
-    finish: Finish | None = None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Everything a writer wants written, computed from names, shapes and types alone.
-
-    Attributes:
-        files: what to write.
-        folder: the folder that they make together, created where it is absent; None for files beside each other.
-        events: what the writer has to say.
-    """
-
-    files: tuple[FileLayout, ...]
-    folder: Path | None = None
-    events: tuple[Event, ...] = ()
-
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
+from converter.storage.files import regular_size
+from converter.storage.layout import FileLayout, Layout, whole_file
+from converter.tensors.tensor import LazyTensor
 
 
 @dataclass(frozen=True)
@@ -152,44 +108,6 @@ def check_name(path: Path, name: str) -> None:
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-MAX_JSON = 64 << 20
-
-
-def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CorruptFile: too long, not UTF-8, not JSON, not an object.
-    """
-    if regular_size(path) > limit:
-        raise CorruptFile(f"{path}: larger than {limit} bytes, that is no configuration")
-    return parse_json(path.read_bytes(), path)
-
-
-def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
-    """A JSON object: no duplicate keys, no NaN, whole numbers of at most 40 digits, no broken surrogates.
-
-    The decoder bounds the depth.
-
-    Raises:
-        CorruptFile: anything else.
-    """
-    try:
-        value = strict_json.parse(data.decode("utf-8"))
-        if _SURROGATE.search(data):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise CorruptFile(f"{path}: bad JSON (half of a surrogate pair stands alone)") from None
-    except ValueError as error:
-        raise CorruptFile(f"{path}: bad JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{path}: the JSON is not an object")
-    return value
-
-
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
 def child(folder: Path, name: object, of: Path) -> Path:
     """The path of a file that `of` names, inside `folder`.
 
@@ -273,8 +191,3 @@ def sharded(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     text = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
     return Layout((*files, whole_file(target.with_name(target.name + INDEX), text)))
-
-
-def whole_file(path: Path, content: bytes) -> FileLayout:
-    """A small file whose content is known."""
-    return FileLayout(path, content, (), len(content))

@@ -25,22 +25,14 @@ from typing import Any
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.dtypes import DTYPES, DType
 from converter.errors import CorruptFile, UnsupportedFeature, short
-from converter.formats.base import (
-    MAX_AXES,
-    FileLayout,
-    Format,
-    Layout,
-    Slot,
-    WriteOptions,
-    check_elements,
-    check_name,
-    parse_json,
-)
-from converter.mapped import MappedFile
-from converter.report import Event, Note
-from converter.tensor import LazyTensor, Rows, TensorInfo, from_array
+from converter.events import Event, Note
+from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name
+from converter.storage.files import MappedFile
+from converter.storage.json import parse_json
+from converter.storage.layout import FileLayout, Layout, Slot
+from converter.tensors.dtypes import DTYPES, DType
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo, from_array
 
 CHUNKED = "__msgpack_chunked_array__"
 CHUNK_NBYTES = 1 << 30
@@ -49,12 +41,26 @@ NDARRAY, COMPLEX, SCALAR = 1, 2, 3
 
 # numpy's name of an array's type -> ours. Nothing else is ever made of a name out of a file.
 TYPES = {
-    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "complex64": "C64",
-    "complex128": "C128", "bool": "BOOL",
-    "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
-    "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float64": "F64",
+    "complex64": "C64",
+    "complex128": "C128",
+    "bool": "BOOL",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }
 NAMES = {ours: theirs for theirs, ours in TYPES.items()}
 

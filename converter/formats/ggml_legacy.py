@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
-from converter.dtypes import BY_GGUF, F32, DType
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
+from converter.events import Event, Note
 from converter.formats.base import Format, check_elements, check_name
 from converter.formats.gguf import Cursor
-from converter.mapped import MappedFile
-from converter.report import Event, Note
-from converter.tensor import LazyTensor, Rows, TensorInfo
+from converter.storage.files import MappedFile
+from converter.tensors.dtypes import BY_GGUF, F32, DType
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 MAGICS = {b"lmgg": "ggml", b"fmgg": "ggmf", b"tjgg": "ggjt"}  # as little-endian integers stand in a file
 ALIGNMENT = 32

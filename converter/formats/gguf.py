@@ -18,23 +18,14 @@ import numpy as np
 
 from converter import _native
 from converter.checkpoint import Checkpoint
-from converter.dtypes import BY_GGUF, DType
 from converter.errors import CorruptFile, MissingPart, QuantizationError, UnsupportedFeature, short
-from converter.formats.base import (
-    FileLayout,
-    Format,
-    Layout,
-    Slot,
-    WriteOptions,
-    check_elements,
-    check_name,
-    child,
-    split_evenly,
-)
-from converter.mapped import MappedFile
+from converter.formats.base import Format, WriteOptions, check_elements, check_name, child, split_evenly
 from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Value
 from converter.metadata import BY_GGUF as VALUE_TYPES
-from converter.tensor import LazyTensor, Rows, TensorInfo
+from converter.storage.files import MappedFile
+from converter.storage.layout import FileLayout, Layout, Slot
+from converter.tensors.dtypes import BY_GGUF, DType
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 MAGIC = b"GGUF"
 VERSION = 3

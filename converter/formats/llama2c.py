@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.dtypes import F32
 from converter.errors import CorruptFile, UnsupportedFeature
+from converter.events import Event, Ignored, Note
 from converter.formats.base import Format
 from converter.formats.safetensors import folder_assets
-from converter.lazy import compose
-from converter.mapped import MappedFile
-from converter.ops import Rope
-from converter.report import Event, Ignored, Note
-from converter.tensor import LazyTensor, Rows, TensorInfo
+from converter.storage.files import MappedFile
+from converter.tensors.dtypes import F32
+from converter.tensors.ops import Rope
+from converter.tensors.streams import compose
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 MAGIC = struct.pack("<I", 0x616B3432)
 HEADER_NBYTES = 256

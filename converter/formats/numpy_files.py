@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.crc import combine
-from converter.dtypes import DTYPES, DType
 from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
-from converter.formats._zip import (
+from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name
+from converter.storage.checksums import combine
+from converter.storage.files import MappedFile
+from converter.storage.layout import FileLayout, Layout, Slot
+from converter.storage.zip import (
     CENTRAL,
     CENTRAL_HEADER,
     DEFLATED,
@@ -43,18 +45,8 @@ from converter.formats._zip import (
     Record,
     open_archive,
 )
-from converter.formats.base import (
-    MAX_AXES,
-    FileLayout,
-    Format,
-    Layout,
-    Slot,
-    WriteOptions,
-    check_elements,
-    check_name,
-)
-from converter.mapped import MappedFile
-from converter.tensor import LazyTensor, Rows, TensorInfo
+from converter.tensors.dtypes import DTYPES, DType
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 MAGIC = b"\x93NUMPY"
 SUFFIX = ".npy"

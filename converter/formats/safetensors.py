@@ -13,34 +13,42 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
-from converter.dtypes import BY_SAFETENSORS
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
-from converter.formats.base import (
-    MAX_AXES,
-    FileLayout,
-    Format,
-    Layout,
-    Slot,
-    WriteOptions,
-    check_elements,
-    check_name,
-    child,
-    parse_json,
-    read_json,
-    sharded,
-)
-from converter.mapped import MappedFile
-from converter.tensor import LazyTensor, Rows, TensorInfo
+from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name, child, sharded
+from converter.storage.files import MappedFile
+from converter.storage.json import parse_json, read_json
+from converter.storage.layout import FileLayout, Layout, Slot
+from converter.tensors.dtypes import BY_SAFETENSORS
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 MAX_HEADER = 100_000_000
 INDEX_SUFFIX = ".safetensors.index.json"
 # The small files of a model's folder that travel with the weights. Nothing else is ever opened.
-ASSETS = frozenset((
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
-    "chat_template.json", "README.md", "LICENSE", "preprocessor_config.json", "processor_config.json",
-    "tekken.json", "params.json", "modules.json", "spiece.model", "sentencepiece.bpe.model",
-))
+ASSETS = frozenset(
+    (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "chat_template.jinja",
+        "chat_template.json",
+        "README.md",
+        "LICENSE",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tekken.json",
+        "params.json",
+        "modules.json",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+    )
+)
 TEMPLATES = "additional_chat_templates"
 
 
@@ -240,7 +248,9 @@ def _file(path: Path, tensors: Sequence[LazyTensor], metadata: Mapping[str, str]
     for tensor in ordered:
         end = offset + tensor.info.nbytes
         header[tensor.name] = {
-            "dtype": tensor.info.dtype.safetensors, "shape": list(tensor.info.shape), "data_offsets": [offset, end],
+            "dtype": tensor.info.dtype.safetensors,
+            "shape": list(tensor.info.shape),
+            "data_offsets": [offset, end],
         }
         offsets.append(offset)
         offset = end

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
-from converter.dtypes import DTYPES, DType
 from converter.errors import CorruptFile, UnsupportedFeature, short
+from converter.events import Dropped, Event, Note
 from converter.formats.base import MAX_AXES, Format, check_elements, check_name
-from converter.mapped import MappedFile
-from converter.report import Dropped, Event, Note
-from converter.tensor import LazyTensor, Rows, TensorInfo
+from converter.storage.files import MappedFile
+from converter.tensors.dtypes import DTYPES, DType
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 IDENTIFIER = b"TFL3"
 VERSION = 3
@@ -33,43 +33,86 @@ VERSION = 3
 _Kind = int | str | tuple[str, int | str] | None
 SCHEMA: dict[str, tuple[tuple[str, _Kind], ...]] = {
     "Model": (
-        ("version", 4), ("operator_codes", ("vector", "OperatorCode")), ("subgraphs", ("vector", "SubGraph")),
-        ("description", "string"), ("buffers", ("vector", "Buffer")), ("metadata_buffer", ("vector", 4)),
-        ("metadata", ("vector", "Metadata")), ("signature_defs", ("vector", "SignatureDef")),
+        ("version", 4),
+        ("operator_codes", ("vector", "OperatorCode")),
+        ("subgraphs", ("vector", "SubGraph")),
+        ("description", "string"),
+        ("buffers", ("vector", "Buffer")),
+        ("metadata_buffer", ("vector", 4)),
+        ("metadata", ("vector", "Metadata")),
+        ("signature_defs", ("vector", "SignatureDef")),
     ),
     "OperatorCode": (("deprecated_builtin_code", 1), ("custom_code", "string"), ("version", 4), ("builtin_code", 4)),
     "SubGraph": (
-        ("tensors", ("vector", "Tensor")), ("inputs", ("vector", 4)), ("outputs", ("vector", 4)),
-        ("operators", ("vector", "Operator")), ("name", "string"),
+        ("tensors", ("vector", "Tensor")),
+        ("inputs", ("vector", 4)),
+        ("outputs", ("vector", 4)),
+        ("operators", ("vector", "Operator")),
+        ("name", "string"),
     ),
     "Tensor": (
-        ("shape", ("vector", 4)), ("type", 1), ("buffer", 4), ("name", "string"), ("quantization", "Quantization"),
-        ("is_variable", 1), ("sparsity", None), ("shape_signature", ("vector", 4)), ("has_rank", 1),
+        ("shape", ("vector", 4)),
+        ("type", 1),
+        ("buffer", 4),
+        ("name", "string"),
+        ("quantization", "Quantization"),
+        ("is_variable", 1),
+        ("sparsity", None),
+        ("shape_signature", ("vector", 4)),
+        ("has_rank", 1),
         ("variant_tensors", None),
     ),
     "Quantization": (
-        ("min", ("vector", 4)), ("max", ("vector", 4)), ("scale", ("vector", 4)), ("zero_point", ("vector", 8)),
-        ("details_type", 1), ("details", None), ("quantized_dimension", 4),
+        ("min", ("vector", 4)),
+        ("max", ("vector", 4)),
+        ("scale", ("vector", 4)),
+        ("zero_point", ("vector", 8)),
+        ("details_type", 1),
+        ("details", None),
+        ("quantized_dimension", 4),
     ),
     "Operator": (
-        ("opcode_index", 4), ("inputs", ("vector", 4)), ("outputs", ("vector", 4)), ("builtin_options_type", 1),
-        ("builtin_options", None), ("custom_options", ("vector", 1)), ("custom_options_format", 1),
-        ("mutating_variable_inputs", ("vector", 1)), ("intermediates", ("vector", 4)),
-        ("large_custom_options_offset", 8), ("large_custom_options_size", 8),
+        ("opcode_index", 4),
+        ("inputs", ("vector", 4)),
+        ("outputs", ("vector", 4)),
+        ("builtin_options_type", 1),
+        ("builtin_options", None),
+        ("custom_options", ("vector", 1)),
+        ("custom_options_format", 1),
+        ("mutating_variable_inputs", ("vector", 1)),
+        ("intermediates", ("vector", 4)),
+        ("large_custom_options_offset", 8),
+        ("large_custom_options_size", 8),
     ),
     "Buffer": (("data", ("vector", 1)), ("offset", 8), ("size", 8)),
     "Metadata": (("name", "string"), ("buffer", 4)),
     "SignatureDef": (
-        ("inputs", ("vector", "TensorMap")), ("outputs", ("vector", "TensorMap")), ("signature_key", "string"),
-        ("deprecated_tag", "string"), ("subgraph_index", 4),
+        ("inputs", ("vector", "TensorMap")),
+        ("outputs", ("vector", "TensorMap")),
+        ("signature_key", "string"),
+        ("deprecated_tag", "string"),
+        ("subgraph_index", 4),
     ),
     "TensorMap": (("name", "string"), ("tensor_index", 4)),
 }
 TYPES: dict[int, DType] = {
     code: DTYPES[name]
     for code, name in (
-        (0, "F32"), (1, "F16"), (2, "I32"), (3, "U8"), (4, "I64"), (6, "BOOL"), (7, "I16"), (8, "C64"), (9, "I8"),
-        (10, "F64"), (11, "C128"), (12, "U64"), (15, "U32"), (16, "U16"), (18, "BF16"),
+        (0, "F32"),
+        (1, "F16"),
+        (2, "I32"),
+        (3, "U8"),
+        (4, "I64"),
+        (6, "BOOL"),
+        (7, "I16"),
+        (8, "C64"),
+        (9, "I8"),
+        (10, "F64"),
+        (11, "C128"),
+        (12, "U64"),
+        (15, "U32"),
+        (16, "U16"),
+        (18, "BF16"),
     )
 }
 INT4 = 17  # two to a byte, the lower one first; comes out as I8
@@ -322,9 +365,7 @@ def _unique(name: str, subgraph: int, taken: dict[str, LazyTensor]) -> str:
     return name
 
 
-def _tensor(
-    mapped: MappedFile, reader: Reader, fields: dict[str, int], name: str, data: Vector
-) -> LazyTensor | None:
+def _tensor(mapped: MappedFile, reader: Reader, fields: dict[str, int], name: str, data: Vector) -> LazyTensor | None:
     what = f"{mapped.path}: tensor {short(name)}"
     sizes = reader.array(fields["shape"], "<i4").tolist() if "shape" in fields else []
     if len(sizes) > MAX_AXES or any(size < 0 for size in sizes):
@@ -340,8 +381,10 @@ def _tensor(
     info = TensorInfo(name, tuple(sizes), TYPES.get(code, DTYPES["I8"]))
     needed = -(-info.n_elements // 2) if code == INT4 else info.nbytes
     if needed != data.count:
-        raise CorruptFile(f"{what} of {sizes} {'INT4' if code == INT4 else info.dtype} needs {needed} bytes, "
-                          f"its buffer has {data.count}")
+        raise CorruptFile(
+            f"{what} of {sizes} {'INT4' if code == INT4 else info.dtype} needs {needed} bytes, "
+            f"its buffer has {data.count}"
+        )
     return (_nibbles if code == INT4 else _stored)(mapped, info, data.start)
 
 

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingImportance, QuantizationError, UsageError, short
+from converter.events import Event, NoImportance, Note
 from converter.formats.gguf import MAGIC, Cursor, open_gguf
-from converter.mapped import MappedFile
 from converter.metadata import Array, Metadata, Value, u32
 from converter.quant.recipes import TOKEN_EMBEDDINGS, Recipe, needs_imatrix
-from converter.report import Event, NoImportance, Note
-from converter.tensor import LazyTensor, TensorInfo
+from converter.storage.files import MappedFile
+from converter.tensors.tensor import LazyTensor, TensorInfo
 
 Floats = NDArray[np.float32]
 

@@ -25,9 +25,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from converter.dtypes import DTYPES, dtype
 from converter.errors import QuantizationError, UsageError
 from converter.quant.patterns import Pattern
+from converter.tensors.dtypes import DTYPES, dtype
 
 # --------------------------------------------------------------------------------------------------
 # Facts that go in, choices that come out
@@ -212,12 +212,12 @@ CONDITIONS: dict[str, Condition] = {
     "more": Condition("in the first eighth, the last eighth and every third layer", lambda p: p.more_bits),
     "first_eighth": Condition("in the first eighth of the layers", lambda p: p.layer < p.count // 8),
     "first_sixteenth": Condition("in the first sixteenth of the layers", lambda p: p.layer < p.count // 16),
-    "middle": Condition("between the first and the last eighth",
-                        lambda p: p.count // 8 <= p.layer < 7 * p.count // 8),
+    "middle": Condition("between the first and the last eighth", lambda p: p.count // 8 <= p.layer < 7 * p.count // 8),
     "first_2": Condition("in the first 2 layers", lambda p: p.layer < 2),
     "first_4": Condition("in the first 4 layers", lambda p: p.layer < 4),
-    "seen_eighth": Condition("among the first of its kind (an eighth of the block count)",
-                             lambda p: p.seen < p.count // 8),
+    "seen_eighth": Condition(
+        "among the first of its kind (an eighth of the block count)", lambda p: p.seen < p.count // 8
+    ),
     "gqa>=4": Condition("where 4 or more heads share a key", lambda p: p.heads_per_key >= 4),
     "experts=8": Condition("in a model of 8 experts", lambda p: p.facts.n_expert == 8),
     "experts!=8": Condition("unless the model has 8 experts", lambda p: p.facts.n_expert != 8),
@@ -226,14 +226,16 @@ CONDITIONS: dict[str, Condition] = {
     "falcon": Condition("in a Falcon model", lambda p: p.facts.arch == "falcon"),
     "not_falcon": Condition("unless the model is a Falcon", lambda p: p.facts.arch != "falcon"),
     "not_bailingmoe3": Condition("unless the model is a Ling 3", lambda p: p.facts.arch != "bailingmoe3"),
-    "glm5": Condition("that a GLM-5 model is sensitive to",
-                      lambda p: p.facts.arch == "glm5-next" and any(part in p.spec.name for part in _GLM5_PROTECTED)),
+    "glm5": Condition(
+        "that a GLM-5 model is sensitive to",
+        lambda p: p.facts.arch == "glm5-next" and any(part in p.spec.name for part in _GLM5_PROTECTED),
+    ),
     "imatrix": Condition("with an importance matrix", lambda p: p.has_imatrix),
     "no_imatrix": Condition("without an importance matrix", lambda p: not p.has_imatrix),
-    "ragged": Condition("whose rows do not divide into the base type's blocks",
-                        lambda p: not DTYPES[p.base].fits(p.spec.shape[-1])),
-    "stacked": Condition("that stacks matrices (experts)",
-                         lambda p: len(p.spec.shape) > 2 and p.spec.shape[-3] > 1),
+    "ragged": Condition(
+        "whose rows do not divide into the base type's blocks", lambda p: not DTYPES[p.base].fits(p.spec.shape[-1])
+    ),
+    "stacked": Condition("that stacks matrices (experts)", lambda p: len(p.spec.shape) > 2 and p.spec.shape[-3] > 1),
 }
 
 
@@ -340,56 +342,87 @@ _RECIPES = (
     Recipe("Q4_1", 3, "Q4_1", _PLAIN),
     Recipe("Q5_0", 8, "Q5_0", (*_PLAIN, _row("ffn_down", "Q5_1", "imatrix", "first_eighth"))),
     Recipe("Q5_1", 9, "Q5_1", _PLAIN),
-    Recipe("Q2_K", 10, "Q2_K", (
-        *_PLAIN,
-        _70B,
-        _row("attn_v", "Q4_K", "gqa>=4"),
-        _row("attn_v", "Q3_K"),
-        _row("ffn_down", "Q3_K"),
-        _E8_OUTPUT,
-        _row("attn_output", "Q3_K", "not_falcon"),
-    )),
-    Recipe("Q2_K_S", 21, "Q2_K", (
-        *_PLAIN,
-        *_GQA,
-        _row("ffn_down", "Q4_K", "first_eighth"),
-    ), _NEEDS_IMATRIX | {"Q2_K"}),
+    Recipe(
+        "Q2_K",
+        10,
+        "Q2_K",
+        (
+            *_PLAIN,
+            _70B,
+            _row("attn_v", "Q4_K", "gqa>=4"),
+            _row("attn_v", "Q3_K"),
+            _row("ffn_down", "Q3_K"),
+            _E8_OUTPUT,
+            _row("attn_output", "Q3_K", "not_falcon"),
+        ),
+    ),
+    Recipe(
+        "Q2_K_S",
+        21,
+        "Q2_K",
+        (
+            *_PLAIN,
+            *_GQA,
+            _row("ffn_down", "Q4_K", "first_eighth"),
+        ),
+        _NEEDS_IMATRIX | {"Q2_K"},
+    ),
     Recipe("Q3_K_S", 11, "Q3_K", (*_PLAIN, _70B, _E8_OUTPUT)),
-    Recipe("Q3_K_M", 12, "Q3_K", (
-        *_PLAIN,
-        _row("attn_v", "Q5_K", "first_2"),
-        _70B,
-        _row("attn_v", "Q4_K"),
-        _row("ffn_down", "Q5_K", "first_sixteenth"),
-        _row("ffn_down", "Q4_K", "not_falcon"),
-        _row("ffn_down", "Q4_K", "more"),
-        _E8_OUTPUT,
-        _row("attn_output", "Q4_K", "not_falcon"),
-    )),
-    Recipe("Q3_K_L", 13, "Q3_K", (
-        *_PLAIN,
-        _row("attn_v", "Q5_K"),
-        _row("ffn_down", "Q4_K", "falcon"),
-        _row("ffn_down", "Q5_K"),
-        _row("attn_output", "Q4_K", "falcon"),
-        _row("attn_output", "Q5_K", "experts!=8"),
-    )),
-    Recipe("Q4_K_S", 14, "Q4_K", (
-        *_PLAIN,
-        _row("attn_v", "Q5_K", "first_4"),
-        _70B,
-        _row("ffn_down", "Q5_K", "not_falcon", "first_eighth"),
-        _E8_OUTPUT,
-    )),
-    Recipe("Q4_K_M", 15, "Q4_K", (
-        *_PLAIN,
-        _row("attn_v", "Q6_K", "more"),
-        _70B,
-        _row("ffn_down", "Q6_K", "not_falcon", "more"),
-        _row("ffn_down", "Q6_K", "falcon", "first_sixteenth"),
-        _row("ffn_down", "Q5_K", "falcon", "more"),
-        _E8_OUTPUT,
-    )),
+    Recipe(
+        "Q3_K_M",
+        12,
+        "Q3_K",
+        (
+            *_PLAIN,
+            _row("attn_v", "Q5_K", "first_2"),
+            _70B,
+            _row("attn_v", "Q4_K"),
+            _row("ffn_down", "Q5_K", "first_sixteenth"),
+            _row("ffn_down", "Q4_K", "not_falcon"),
+            _row("ffn_down", "Q4_K", "more"),
+            _E8_OUTPUT,
+            _row("attn_output", "Q4_K", "not_falcon"),
+        ),
+    ),
+    Recipe(
+        "Q3_K_L",
+        13,
+        "Q3_K",
+        (
+            *_PLAIN,
+            _row("attn_v", "Q5_K"),
+            _row("ffn_down", "Q4_K", "falcon"),
+            _row("ffn_down", "Q5_K"),
+            _row("attn_output", "Q4_K", "falcon"),
+            _row("attn_output", "Q5_K", "experts!=8"),
+        ),
+    ),
+    Recipe(
+        "Q4_K_S",
+        14,
+        "Q4_K",
+        (
+            *_PLAIN,
+            _row("attn_v", "Q5_K", "first_4"),
+            _70B,
+            _row("ffn_down", "Q5_K", "not_falcon", "first_eighth"),
+            _E8_OUTPUT,
+        ),
+    ),
+    Recipe(
+        "Q4_K_M",
+        15,
+        "Q4_K",
+        (
+            *_PLAIN,
+            _row("attn_v", "Q6_K", "more"),
+            _70B,
+            _row("ffn_down", "Q6_K", "not_falcon", "more"),
+            _row("ffn_down", "Q6_K", "falcon", "first_sixteenth"),
+            _row("ffn_down", "Q5_K", "falcon", "more"),
+            _E8_OUTPUT,
+        ),
+    ),
     Recipe("Q5_K_S", 16, "Q5_K", _PLAIN),
     Recipe("Q5_K_M", 17, "Q5_K", (*_PLAIN, _row("attn_v", "Q6_K", "more"), _row("ffn_down", "Q6_K", "more"))),
     Recipe("Q6_K", 18, "Q6_K", _PLAIN),
@@ -399,52 +432,72 @@ _RECIPES = (
     Recipe("IQ2_XS", 20, "IQ2_XS", _tiny("Q2_K", None)),
     Recipe("IQ2_S", 28, "IQ2_XS", _tiny("IQ3_S", "IQ3_S")),
     Recipe("IQ2_M", 29, "IQ2_S", _tiny("IQ3_S", "IQ3_S")),
-    Recipe("IQ3_XXS", 23, "IQ3_XXS", (
-        _PROTECTED,
-        *_head("Q5_K"),
-        *_E8,
-        _row("token_embd", "IQ3_S"),
-        *_GQA,
-        _row("attn_v", "IQ3_S", "no_imatrix"),
-        _row("attn_k", "IQ2_S"),
-        _row("attn_q", "IQ2_S"),
-        _row("ffn_down", "Q4_K", "no_imatrix", "first_eighth"),
-        _row("ffn_down", "Q3_K", "no_imatrix"),
-        _E8_OUTPUT,
-        _row("attn_output", "IQ3_S", "not_falcon"),
-    )),
-    Recipe("IQ3_XS", 22, "IQ3_S", (
-        *_PLAIN,
-        *_GQA,
-        _row("attn_k", "IQ3_XXS"),
-        _row("attn_q", "IQ3_XXS"),
-        _row("ffn_gate", "IQ3_XXS", "middle"),
-        _row("ffn_up", "IQ3_XXS", "middle"),
-        _E8_OUTPUT,
-    )),
+    Recipe(
+        "IQ3_XXS",
+        23,
+        "IQ3_XXS",
+        (
+            _PROTECTED,
+            *_head("Q5_K"),
+            *_E8,
+            _row("token_embd", "IQ3_S"),
+            *_GQA,
+            _row("attn_v", "IQ3_S", "no_imatrix"),
+            _row("attn_k", "IQ2_S"),
+            _row("attn_q", "IQ2_S"),
+            _row("ffn_down", "Q4_K", "no_imatrix", "first_eighth"),
+            _row("ffn_down", "Q3_K", "no_imatrix"),
+            _E8_OUTPUT,
+            _row("attn_output", "IQ3_S", "not_falcon"),
+        ),
+    ),
+    Recipe(
+        "IQ3_XS",
+        22,
+        "IQ3_S",
+        (
+            *_PLAIN,
+            *_GQA,
+            _row("attn_k", "IQ3_XXS"),
+            _row("attn_q", "IQ3_XXS"),
+            _row("ffn_gate", "IQ3_XXS", "middle"),
+            _row("ffn_up", "IQ3_XXS", "middle"),
+            _E8_OUTPUT,
+        ),
+    ),
     Recipe("IQ3_S", 26, "IQ3_S", (*_PLAIN, *_GQA, _E8_OUTPUT)),
-    Recipe("IQ3_M", 27, "IQ3_S", (
-        *_PLAIN,
-        _70B,
-        _row("attn_v", "Q4_K"),
-        _row("ffn_down", "Q4_K", "first_eighth"),
-        _row("ffn_down", "Q4_K", "experts=8", "more"),
-        _E8_OUTPUT,
-        _row("attn_output", "Q4_K", "not_falcon"),
-    )),
+    Recipe(
+        "IQ3_M",
+        27,
+        "IQ3_S",
+        (
+            *_PLAIN,
+            _70B,
+            _row("attn_v", "Q4_K"),
+            _row("ffn_down", "Q4_K", "first_eighth"),
+            _row("ffn_down", "Q4_K", "experts=8", "more"),
+            _E8_OUTPUT,
+            _row("attn_output", "Q4_K", "not_falcon"),
+        ),
+    ),
     Recipe("IQ4_NL", 25, "IQ4_NL", _IQ4),
     Recipe("IQ4_XS", 30, "IQ4_XS", _IQ4),
     Recipe("TQ1_0", 36, "TQ1_0", _TERNARY),
     Recipe("TQ2_0", 37, "TQ2_0", _TERNARY),
-    Recipe("MXFP4_MOE", 38, "MXFP4", (
-        _PROTECTED,
-        _row("head", "Q8_0"),
-        _row("any", "MXFP4", "stacked", "not_bailingmoe3"),
-        _row("ffn_up", "MXFP4", "stacked"),
-        _row("ffn_gate", "MXFP4", "stacked"),
-        _row("ffn_down", "MXFP4", "stacked"),
-        _row("any", "Q8_0"),
-    )),
+    Recipe(
+        "MXFP4_MOE",
+        38,
+        "MXFP4",
+        (
+            _PROTECTED,
+            _row("head", "Q8_0"),
+            _row("any", "MXFP4", "stacked", "not_bailingmoe3"),
+            _row("ffn_up", "MXFP4", "stacked"),
+            _row("ffn_gate", "MXFP4", "stacked"),
+            _row("ffn_down", "MXFP4", "stacked"),
+            _row("any", "Q8_0"),
+        ),
+    ),
     Recipe("Q1_0", 40, "Q1_0", _PLAIN),
     Recipe("Q2_0", 41, "Q2_0", _TERNARY),
 )
@@ -486,13 +539,33 @@ _KEPT_PARTS: Mapping[str, tuple[str, ...]] = {
     "norm": ("_norm.weight",),
     "router": ("ffn_gate_inp.weight", "ffn_gate_tid2eid.weight"),
     "small": (
-        "altup", "laurel", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight",
+        "altup",
+        "laurel",
+        "ssm_conv1d",
+        "shortconv.conv.weight",
+        "indexer.k_proj.weight",
+        "indexer.q_proj.weight",
     ),
     "per-layer projection": ("per_layer_model_proj",),
     "RWKV mixing": tuple(
         f"time_mix_{part}.weight"
-        for part in ("first", "w0", "w1", "w2", "v0", "v1", "v2", "a0", "a1", "a2", "g1", "g2",
-                     "decay_w1", "decay_w2", "lerp_fused")
+        for part in (
+            "first",
+            "w0",
+            "w1",
+            "w2",
+            "v0",
+            "v1",
+            "v2",
+            "a0",
+            "a1",
+            "a2",
+            "g1",
+            "g2",
+            "decay_w1",
+            "decay_w2",
+            "lerp_fused",
+        )
     ),
     "relative position": ("attn_rel_b.weight", ".rel_pos"),
     "vision": (".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".patch_embd", ".patch_merger"),
@@ -502,9 +575,20 @@ _KEPT_WHY = {part: why for why, parts in _KEPT_PARTS.items() for part in parts}
 _KEPT_PART = re.compile("|".join(map(re.escape, _KEPT_WHY)))
 _KEPT_NAMES = {"position_embd.weight": "positions", "token_types.weight": "token types"}
 _KEPT_GLM5 = (
-    "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate", "indexer_compressor_ape",
-    "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight", "ssm_beta.weight",
-    "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
+    "hc_",
+    "indexer.attn_q_b",
+    "indexer.attn_k",
+    "indexer.proj",
+    "indexer_compressor_gate",
+    "indexer_compressor_ape",
+    "ssm_f_a.weight",
+    "ssm_f_b.weight",
+    "ssm_g_a.weight",
+    "ssm_g_b.weight",
+    "ssm_beta.weight",
+    "attn_kv_a_mqa.weight",
+    "attn_k_b.weight",
+    "attn_v_b.weight",
 )
 
 
@@ -594,8 +678,9 @@ def assign(
         if kept is not None or recipe.base is None:
             choices[spec.name] = Choice(spec.source, f"kept: {kept}")
         else:
-            choices[spec.name] = _choose(recipe, recipe.base, spec, role(spec.name, tied), facts, options,
-                                         overrides, counter)
+            choices[spec.name] = _choose(
+                recipe, recipe.base, spec, role(spec.name, tied), facts, options, overrides, counter
+            )
     return choices
 
 
@@ -658,8 +743,14 @@ def _stems(names: Iterable[str]) -> list[str]:
 
 
 def _choose(
-    recipe: Recipe, base: str, spec: TensorSpec, its_role: str, facts: ModelFacts, options: Options,
-    overrides: tuple[_Override, ...], counter: _Counter,
+    recipe: Recipe,
+    base: str,
+    spec: TensorSpec,
+    its_role: str,
+    facts: ModelFacts,
+    options: Options,
+    overrides: tuple[_Override, ...],
+    counter: _Counter,
 ) -> Choice:
     """Type of one tensor that may be quantized. The order of precedence is that of llama-quantize."""
     override = next((o for o in overrides if o.pattern.search(spec.name)), None)
@@ -726,9 +817,7 @@ _FLOAT32_NAMES = re.compile(
       |posnet\.[0-9]+\.norm[12]|position_embd|token_types|[va]\.position_embd)\.weight""",
     re.VERBOSE,
 )
-_NOT_TERNARY_NAMES = re.compile(
-    r"((per_layer_)?token_embd|output|blk\.[0-9]+\.(altup_router|laurel_[lr]))\.weight"
-)
+_NOT_TERNARY_NAMES = re.compile(r"((per_layer_)?token_embd|output|blk\.[0-9]+\.(altup_router|laurel_[lr]))\.weight")
 _WEIGHT_SUFFIXES = (".weight", ".lora_a", ".lora_b")
 _TERNARY_TYPES = ("TQ1_0", "TQ2_0")
 

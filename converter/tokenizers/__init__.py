@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from converter.errors import MissingPart, TokenizerError, UnknownPreTokenizer, UsageError
+from converter.events import Event, Note, VocabularyPadded
 from converter.metadata import Array, Metadata, boolean, text, u32
-from converter.report import Event, Note, VocabularyPadded
 from converter.tokenizers.build import (
     Built,
     build_bpe,
@@ -39,9 +39,18 @@ __all__ = ["FILES", "Tokenizer", "read_tokenizer", "write_tokenizer", "written_k
 
 # What a caller should look for in a model's folder; additional_chat_templates/*.jinja belong to them.
 FILES = (
-    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
-    "chat_template.jinja", "chat_template.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+    "chat_template.json",
 )
 _SPM_FILES = {"spm": ("tokenizer.model",), "unigram": ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")}
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from converter.errors import TokenizerError
+from converter.events import Dropped, Event, Note
 from converter.metadata import Array, Metadata, boolean, text, u32
-from converter.report import Dropped, Event, Note
 from converter.tokenizers.encoder import Decoder
 from converter.tokenizers.files import TokenizerFiles, as_dict, as_id, as_list, as_text
 from converter.tokenizers.sentencepiece import (
@@ -202,8 +202,9 @@ def _merge_scores(vocabulary: Vocabulary) -> dict[str, float]:
     return scores
 
 
-_GEMMA4_SHOWN = frozenset(("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
-                           "<tool_response|>", '<|"|>'))
+_GEMMA4_SHOWN = frozenset(
+    ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
+)
 
 
 def build_gemma4(vocabulary: Vocabulary, rows: int | None) -> Built:
@@ -306,7 +307,10 @@ def build_unigram_json(vocabulary: Vocabulary, token_types: int | None, rows: in
         table.set(i, token, kind, vocabulary.scores[i] if i < len(vocabulary.scores) else ADDED_SCORE)
     words = str(vocabulary.tokenizer.get("pre_tokenizer"))
     head = _unigram_head(
-        table, "Metaspace" in words, "WhitespaceSplit" in words, _charsmap(vocabulary.tokenizer.get("normalizer")),
+        table,
+        "Metaspace" in words,
+        "WhitespaceSplit" in words,
+        _charsmap(vocabulary.tokenizer.get("normalizer")),
         token_types,
     )
     return Built("unigram", table, head)

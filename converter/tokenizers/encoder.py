@@ -142,7 +142,8 @@ class _Bpe:
     def _merge(self, symbols: list[str]) -> list[str]:
         while len(symbols) > 1:
             ranked = [
-                (rank, at) for at, pair in enumerate(itertools.pairwise(symbols))
+                (rank, at)
+                for at, pair in enumerate(itertools.pairwise(symbols))
                 if (rank := self._ranks.get(f"{pair[0]} {pair[1]}")) is not None
             ]
             if not ranked:

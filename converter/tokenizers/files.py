@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from converter import strict_json
 from converter.errors import TokenizerError
+from converter.storage import json as strict_json
 
 Source = Path | Callable[[], bytes]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from converter.errors import TokenizerError, UnknownPreTokenizer, UsageError
-from converter.report import Event, Note
+from converter.events import Event, Note
 from converter.tokenizers.encoder import Encoder
 from converter.tokenizers.files import as_dict, as_list
 from converter.tokenizers.splitting import GPT2_PATTERN, Unsupported, pattern_of
@@ -24,7 +24,10 @@ from converter.tokenizers.vocabulary import Vocabulary
 
 MAX_PARTS = 64
 _BYTE_LEVEL: dict[str, object] = {
-    "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True,
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
 }
 
 

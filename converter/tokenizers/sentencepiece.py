@@ -68,7 +68,10 @@ def read_sentencepiece(data: bytes, name: str = "tokenizer.model") -> SentencePi
         raise TokenizerError(f"{name}: model type {model_type} is not unigram or BPE, no GGUF tokenizer holds it")
     charsmap = normalizer.get(2, b"")
     return SentencePieceModel(
-        pieces, scores, types, model_type,
+        pieces,
+        scores,
+        types,
+        model_type,
         add_dummy_prefix=bool(_integer(normalizer.get(3, 1), name)),
         remove_extra_whitespaces=bool(_integer(normalizer.get(4, 1), name)),
         precompiled_charsmap=bytes(_message(charsmap, name)),

@@ -10,8 +10,8 @@ import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from converter.events import Event, Note
 from converter.metadata import Array, Metadata, boolean, text, u32
-from converter.report import Event, Note
 from converter.tokenizers.files import TokenizerFiles, as_dict, as_list, as_text
 
 TYPES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -105,7 +105,10 @@ def _read_normalizer(spec: object, special: SpecialTokens) -> None:
 
 
 def _read_settings(
-    settings: dict[str, object], tokenizer: dict[str, object], names: list[str], special: SpecialTokens,
+    settings: dict[str, object],
+    tokenizer: dict[str, object],
+    names: list[str],
+    special: SpecialTokens,
     n_tokens: int | None,
 ) -> None:
     where = "tokenizer.json added_tokens"
@@ -123,9 +126,7 @@ def _read_settings(
             special.set_id(name, ids.get(content), n_tokens)
 
 
-def _read_config(
-    config: Mapping[str, object], names: list[str], special: SpecialTokens, n_tokens: int | None
-) -> None:
+def _read_config(config: Mapping[str, object], names: list[str], special: SpecialTokens, n_tokens: int | None) -> None:
     inner = config.get("text_config")
     for name in names:
         value = config.get(f"{name}_token_id")

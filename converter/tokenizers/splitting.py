@@ -139,8 +139,10 @@ def split_by(spans: Spans, text: str, behavior: str) -> list[str]:
     elif behavior == "MergedWithPrevious":
         kept = _merge(spans, lambda previous, matched: matched and previous is False)
     elif behavior == "MergedWithNext":
-        backwards = _merge([(-b, -a, matched) for a, b, matched in reversed(spans)],
-                           lambda previous, matched: matched and previous is False)
+        backwards = _merge(
+            [(-b, -a, matched) for a, b, matched in reversed(spans)],
+            lambda previous, matched: matched and previous is False,
+        )
         kept = [(-b, -a) for a, b in reversed(backwards)]
     else:
         raise Unsupported(f"split behavior {behavior}")
@@ -291,8 +293,16 @@ def _replacer(fields: dict[str, object], where: str) -> Normalizer:
     return run
 
 
-_CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
-        (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
+_CJK = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B920, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
 
 
 def _bert_normalizer(fields: dict[str, object]) -> Normalizer:

@@ -51,7 +51,8 @@ _SPM = Style(("spm", "hf-spm", "bpe"))
 _BPE = Style(("bpe",))
 _SPM_OR_BPE = Style(("spm", "bpe"))
 _LLAMA = Style(
-    ("spm", "hf-spm", "bpe"), space_prefix="first",
+    ("spm", "hf-spm", "bpe"),
+    space_prefix="first",
     by_rows={32016: ((EOT, u32(32010)),), 49152: _NO_BOS},
 )
 _NO_PREFIX: Keys = ((SPACE_PREFIX, boolean(False)),)
@@ -70,16 +71,21 @@ _GLM4 = Style(
 _UNIGRAM = Style(("unigram", "spm"))
 
 _GROUPS: tuple[tuple[Style, str], ...] = (
-    (_LLAMA, "afmoe apertus arcee cogvlm granite granite_swa granitemoe graniteswitch llama llama-embed mistral3 "
-             "nanbeige smollm3"),
-    (_SPM_OR_BPE, "arwkv7 deepseek dream grok openelm qwen2 qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe "
-                  "rwkv6qwen2"),
+    (
+        _LLAMA,
+        "afmoe apertus arcee cogvlm granite granite_swa granitemoe graniteswitch llama llama-embed mistral3 "
+        "nanbeige smollm3",
+    ),
+    (_SPM_OR_BPE, "arwkv7 deepseek dream grok openelm qwen2 qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rwkv6qwen2"),
     (_SPM, "arctic baichuan bitnet minicpm minicpm3 orion plamo xverse"),
-    (_BPE, "bailingmoe bailingmoe2 bailingmoe3 bloom chameleon codeshell cohere2 cohere2moe command-r dbrx deci "
-           "deepseek2 deepseek32 deepseek4 dots1 exaone exaone-moe exaone4 falcon falcon-h1 gpt-oss gpt2 gptneox "
-           "grovemoe hrm_text hunyuan-dense hunyuan-moe hy_v3 jais jais2 lfm2 lfm2moe llama4 maincoder mellum mimo2 "
-           "minimax-m2 minimax-m3 mpt olmo olmo2 olmoe plm qwen qwen2moe qwen35 qwen35moe qwen3next refact rnd1 "
-           "seed_oss smallthinker stablelm starcoder starcoder2 step35"),
+    (
+        _BPE,
+        "bailingmoe bailingmoe2 bailingmoe3 bloom chameleon codeshell cohere2 cohere2moe command-r dbrx deci "
+        "deepseek2 deepseek32 deepseek4 dots1 exaone exaone-moe exaone4 falcon falcon-h1 gpt-oss gpt2 gptneox "
+        "grovemoe hrm_text hunyuan-dense hunyuan-moe hy_v3 jais jais2 lfm2 lfm2moe llama4 maincoder mellum mimo2 "
+        "minimax-m2 minimax-m3 mpt olmo olmo2 olmoe plm qwen qwen2moe qwen35 qwen35moe qwen3next refact rnd1 "
+        "seed_oss smallthinker stablelm starcoder starcoder2 step35",
+    ),
     (_GEMMA3, "gemma3 gemma3n gemma-embedding"),
     (_PREFIX_LAST, "ernie4_5 ernie4_5-moe paddleocr pangu-embedded"),
     (_PHI3, "phi3 phimoe"),
@@ -91,7 +97,9 @@ _GROUPS: tuple[tuple[Style, str], ...] = (
 
 STYLES: dict[str, Style] = {arch: style for style, names in _GROUPS for arch in names.split()} | {
     "chatglm": Style(
-        ("bpe",), first=_NO_BOS, ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
+        ("bpe",),
+        first=_NO_BOS,
+        ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
     ),
     "eurobert": Style(("bpe",), first=_NO_BOS),
     "gemma": Style(("spm", "hf-spm"), last=((EOT, u32(107)), *_NO_PREFIX)),

@@ -23,13 +23,29 @@ CLASS_DEFAULTS: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": {"unk": _ENDOFTEXT, "bos": _ENDOFTEXT, "eos": _ENDOFTEXT},
     "Qwen2Tokenizer": {"unk": _ENDOFTEXT, "eos": _ENDOFTEXT, "pad": _ENDOFTEXT},
     "BertTokenizer": {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"},
-    "RobertaTokenizer": {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>",
-                         "mask": "<mask>"},
+    "RobertaTokenizer": {
+        "bos": "<s>",
+        "eos": "</s>",
+        "sep": "</s>",
+        "cls": "<s>",
+        "unk": "<unk>",
+        "pad": "<pad>",
+        "mask": "<mask>",
+    },
 }
 _CLASS_OF_MODEL = {
-    "llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "mixtral": "LlamaTokenizer", "gpt2": "GPT2Tokenizer",
-    "starcoder2": "GPT2Tokenizer", "phi": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen2_moe": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer", "qwen3_moe": "Qwen2Tokenizer", "bert": "BertTokenizer", "roberta": "RobertaTokenizer",
+    "llama": "LlamaTokenizer",
+    "mistral": "LlamaTokenizer",
+    "mixtral": "LlamaTokenizer",
+    "gpt2": "GPT2Tokenizer",
+    "starcoder2": "GPT2Tokenizer",
+    "phi": "GPT2Tokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen2_moe": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "qwen3_moe": "Qwen2Tokenizer",
+    "bert": "BertTokenizer",
+    "roberta": "RobertaTokenizer",
 }
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -224,7 +240,10 @@ def _added_tokens(entries: list[object], base: dict[str, int], source: str) -> d
 def _added(i: int, fields: Mapping[str, object], where: str) -> AddedToken:
     special = bool(fields.get("special"))
     return AddedToken(
-        i, as_text(fields.get("content"), where), special, bool(fields.get("normalized", not special)),
+        i,
+        as_text(fields.get("content"), where),
+        special,
+        bool(fields.get("normalized", not special)),
         *(bool(fields.get(flag)) for flag in ("lstrip", "rstrip", "single_word")),
     )
 
@@ -277,7 +296,9 @@ def _from_older_files(
     ]
     byte_level: dict[str, object] = {"type": "ByteLevel", "add_prefix_space": bool(settings.get("add_prefix_space"))}
     tokenizer: dict[str, object] = {
-        "added_tokens": added, "decoder": {"type": "ByteLevel"}, "pre_tokenizer": byte_level,
+        "added_tokens": added,
+        "decoder": {"type": "ByteLevel"},
+        "pre_tokenizer": byte_level,
         "model": {"type": "BPE", "vocab": files.json("vocab.json"), "merges": merges},
     }
     if tokenizer_class(settings, config) == "Qwen2Tokenizer":
@@ -304,7 +325,8 @@ def _from_vocab_txt(text: str, settings: dict[str, object]) -> dict[str, object]
     around = {} if cls is None or sep is None else {"type": "BertProcessing", "cls": ["", cls], "sep": ["", sep]}
     return {
         "normalizer": {
-            "type": "BertNormalizer", "lowercase": bool(settings.get("do_lower_case", True)),
+            "type": "BertNormalizer",
+            "lowercase": bool(settings.get("do_lower_case", True)),
             "strip_accents": settings.get("strip_accents"),
             "handle_chinese_chars": bool(settings.get("tokenize_chinese_chars", True)),
         },
@@ -314,6 +336,7 @@ def _from_vocab_txt(text: str, settings: dict[str, object]) -> dict[str, object]
         "model": {"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]", "continuing_subword_prefix": "##"},
         "added_tokens": [
             {"id": vocab[token], "content": token, "special": True, "normalized": False}
-            for token in defaults.values() if token in vocab
+            for token in defaults.values()
+            if token in vocab
         ],
     }

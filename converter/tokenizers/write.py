@@ -149,7 +149,9 @@ def _template(vocab: _Vocab, metadata: Metadata, *, bos: bool) -> dict[str, obje
 
     ids = {token: _scalar(metadata, ID_KEYS[name]) for name, token in special.items()}
     return {
-        "type": "TemplateProcessing", "single": around("A", 0), "pair": around("A", 0) + around("B", 1),
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": around("A", 0) + around("B", 1),
         "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]} for token, i in ids.items()},
     }
 
@@ -162,8 +164,11 @@ def _roberta(vocab: _Vocab, metadata: Metadata) -> dict[str, object] | None:
         return None
     ids = vocab.ids()
     return {
-        "type": "RobertaProcessing", "sep": [last, ids[last]], "cls": [first, ids[first]],
-        "trim_offsets": False, "add_prefix_space": False,
+        "type": "RobertaProcessing",
+        "sep": [last, ids[last]],
+        "cls": [first, ids[first]],
+        "trim_offsets": False,
+        "add_prefix_space": False,
     }
 
 
@@ -177,7 +182,10 @@ def _byte_level(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
     if expression is None:
         raise TokenizerError(f"pre-tokenizer {pre!r}: its expressions are not known, no tokenizer.json can be written")
     byte_level: dict[str, object] = {
-        "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True,
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": False,
+        "use_regex": True,
     }
     post = _roberta(vocab, metadata) or _template(vocab, metadata, bos=False)
     if post is None and (ADD_BOS in metadata or ADD_EOS in metadata):
@@ -197,9 +205,17 @@ def _byte_level(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
 
 def _bpe(ids: dict[str, int], merges: list[list[str]], **more: object) -> dict[str, object]:
     return {
-        "type": "BPE", "dropout": None, "unk_token": None,
-        "continuing_subword_prefix": None, "end_of_word_suffix": None,
-        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, **more, "vocab": ids, "merges": merges,
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        **more,
+        "vocab": ids,
+        "merges": merges,
     }
 
 
@@ -207,7 +223,9 @@ def _sentencepiece_json(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
     prefix = _scalar(metadata, SPACE_PREFIX) is not False
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": MARK}
     decoders: list[dict[str, object]] = [
-        {"type": "Replace", "pattern": {"String": MARK}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Replace", "pattern": {"String": MARK}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
     ]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
@@ -220,8 +238,11 @@ def _sentencepiece_json(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
         post_processor=_template(vocab, metadata, bos=True),
         decoder={"type": "Sequence", "decoders": decoders},
         model=_bpe(
-            vocab.ids(), _merges_by_score(vocab), unk_token=None if unknown is None else vocab.texts[unknown],
-            fuse_unk=True, byte_fallback=bool(vocab.of_type(BYTE)),
+            vocab.ids(),
+            _merges_by_score(vocab),
+            unk_token=None if unknown is None else vocab.texts[unknown],
+            fuse_unk=True,
+            byte_fallback=bool(vocab.of_type(BYTE)),
         ),
     )
 
@@ -269,8 +290,11 @@ def _settings(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
 
 def _chat_template(metadata: Metadata) -> object:
     default = _scalar(metadata, CHAT_TEMPLATE)
-    named = [(key.removeprefix(f"{CHAT_TEMPLATE}."), _scalar(metadata, key))
-             for key in metadata if key.startswith(f"{CHAT_TEMPLATE}.")]
+    named = [
+        (key.removeprefix(f"{CHAT_TEMPLATE}."), _scalar(metadata, key))
+        for key in metadata
+        if key.startswith(f"{CHAT_TEMPLATE}.")
+    ]
     if not named:
         return default
     whole = [*([("default", default)] if default is not None else []), *named]

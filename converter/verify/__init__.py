@@ -17,5 +17,5 @@ __all__ = ["round_trip", "verify"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("converter.verify.core"), name)
+        return getattr(importlib.import_module("converter.verify.verifier"), name)
     raise AttributeError(f"module 'converter.verify' has no attribute {name!r}")

@@ -33,8 +33,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.dtypes import DType
 from converter.quant.imatrix import WEIGHTED
+from converter.tensors.dtypes import DType
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -113,8 +113,8 @@ TYPES: dict[str, Blocks | Cast] = {
     "IQ4_XS": Blocks(
         32, 12 / 127, 127 * 32, coarse=1 / 32, reach=113 / 127, zero=False, searched=True, mean=5.08 / 127
     ),
-    # Covering radius and second moment of the points, as tests/test_bounds.py finds them; with the price of an even
-    # number of minus signs where only seven of eight are stored (IQ2_XXS, IQ2_XS, IQ3_XXS).
+    # Covering radius and second moment of the points, as tests/verify/test_bounds.py finds them; with the price of an
+    # even number of minus signs where only seven of eight are stored (IQ2_XXS, IQ2_XS, IQ3_XXS).
     "IQ3_XXS": _points(32, 0.414, 0.095, 62, 31), "IQ3_S": _points(32, 0.320, 0.076, 15, 31),
     "IQ2_XXS": _points(32, 0.555, 0.200, 43, 31), "IQ2_XS": _points(16, 0.436, 0.185, 43, 31),
     "IQ2_S": _points(16, 0.305, 0.146, 43, 31), "IQ1_S": _points(32, 0.54, 0.274, 9, 15),

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from converter.dtypes import DTYPES
 from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
-from converter.formats.base import read_json
-from converter.mapped import regular_size
 from converter.quant.patterns import Pattern
+from converter.storage.files import regular_size
+from converter.storage.json import read_json
+from converter.tensors.dtypes import DTYPES
 from converter.verify.results import SCHEMA, Fidelity, Finding, Verification
 
 MAX_TOML = 1 << 20

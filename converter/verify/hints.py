@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import QuantizationError
-from converter.lazy import decoded, values
-from converter.tensor import LazyTensor
+from converter.tensors.streams import decoded, values
+from converter.tensors.tensor import LazyTensor
 from converter.verify.pairing import Pair
 
 Floats = NDArray[np.float32]

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from converter import _native, kernels
-from converter.encode import encode_rows
+from converter import _native
 from converter.errors import QuantizationError
-from converter.fill import ProgressCallback
-from converter.lazy import decoded, values
-from converter.tensor import Rows
-from converter.verify import bounds, slabs
+from converter.storage import slabs
+from converter.storage.output import ProgressCallback
+from converter.tensors import kernels
+from converter.tensors.encode import encode_rows
+from converter.tensors.streams import decoded, values
+from converter.tensors.tensor import Rows
+from converter.verify import bounds
 from converter.verify.pairing import Pair, holds
 from converter.verify.results import Block, Fidelity
 

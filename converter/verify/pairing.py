@@ -10,18 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from converter.checkpoint import Checkpoint
-from converter.dtypes import DType
-from converter.encode import Importance, Watch
 from converter.errors import ArchitectureError, MissingImportance
+from converter.events import Report
 from converter.formats.base import Format
-from converter.graph import Route, route
+from converter.formats.registry import Route, route
 from converter.metadata import Value
 from converter.planning import Request, choose_types, mapped_back, open_imatrix, unencoded
 from converter.quant import imatrix
 from converter.quant.imatrix import ImportanceMatrix
 from converter.quant.recipes import RECIPES, Choice, Recipe, recipe
-from converter.report import Report
-from converter.tensor import LazyTensor
+from converter.tensors.dtypes import DType
+from converter.tensors.encode import Importance, Watch
+from converter.tensors.tensor import LazyTensor
 from converter.verify.results import Finding
 
 #: Metadata that says that an importance matrix was used.
@@ -222,5 +222,3 @@ def holds(candidate: DType, reference: DType) -> bool:
         narrow = wider[reference.name]
         return wider[candidate.name] > narrow and not (candidate.name == "BF16" and reference.name == "F16")
     return reference.floating or (reference.numpy is not None and reference.numpy.itemsize <= 2)
-
-

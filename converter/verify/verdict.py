@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from converter.tensor import LazyTensor
+from converter.tensors.tensor import LazyTensor
 from converter.verify.hints import hint
 from converter.verify.measure import GROUP, Measured
 from converter.verify.results import Finding

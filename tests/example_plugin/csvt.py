@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.dtypes import F32
 from converter.formats.base import Format
-from converter.tensor import LazyTensor, from_array
+from converter.tensors.dtypes import F32
+from converter.tensors.tensor import LazyTensor, from_array
 
 
 def tensor(line: str, path: Path) -> LazyTensor:

@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import samples
 import targets
+from support import samples
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LARGEST = 64 << 10

@@ -22,14 +22,20 @@ from typing import Any
 
 import numpy as np
 
-from converter import graph, mapped, planning
+from converter import planning
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
-from converter.formats import _hdf5_data, _hdf5_file, _sstable, _zip, tensorflow
-from converter.graph import BrokenPlugin, source_format
+from converter.formats import registry
+from converter.formats.hdf5 import data as hdf5_data
+from converter.formats.hdf5 import file as hdf5_file
+from converter.formats.registry import BrokenPlugin, source_format
+from converter.formats.tensorflow import checkpoint as tensorflow
+from converter.formats.tensorflow import sstable
 from converter.planning import Request
 from converter.quant.imatrix import open_imatrix
-from converter.tensor import LazyTensor
+from converter.storage import files as mapped
+from converter.storage import zip as zip_file
+from converter.tensors.tensor import LazyTensor
 
 # Between the files of an input that is several.
 SEPARATOR = b"\0<next file>\0"
@@ -65,7 +71,7 @@ def pickle_of(data: bytes) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             sizes = {member.filename.partition("/")[2]: member.file_size for member in archive.infolist()}
-            program = next((archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")), b"")
+            program = next((archive.read(name) for name in archive.namelist() if name.endswith("/hdf5_data.pkl")), b"")
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, OSError):
         return b""
     return program + b"".join((sizes.get(f"data/{key}", 0) & 0xFFFF).to_bytes(2) for key in range(_STORAGES))
@@ -79,7 +85,7 @@ def _archive(data: bytes) -> bytes:
     program, sizes = data[: -2 * _STORAGES], data[-2 * _STORAGES :]
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("a/data.pkl", program)
+        archive.writestr("a/hdf5_data.pkl", program)
         archive.writestr("a/byteorder", b"little")
         for key in range(len(sizes) // 2):
             archive.writestr(f"a/data/{key}", bytes(int.from_bytes(sizes[2 * key : 2 * key + 2])))
@@ -154,10 +160,10 @@ class _Crc32c:
 
 def ignore_checksums() -> None:
     """Let every checksum pass, for the fuzzer's process alone: behind one, mutated bytes would reach no parser."""
-    _zip.Archive.summed = _Unsummed()  # type: ignore[assignment]
-    _hdf5_file.lookup3 = lambda data: _Equal()
-    _hdf5_data.fletcher32 = lambda data: (_Equal(), _Equal())
-    _sstable.Crc32c = tensorflow.Crc32c = _Crc32c  # type: ignore[assignment,misc]
+    zip_file.Archive.summed = _Unsummed()  # type: ignore[assignment]
+    hdf5_file.lookup3 = lambda data: _Equal()
+    hdf5_data.fletcher32 = lambda data: (_Equal(), _Equal())
+    sstable.Crc32c = tensorflow.Crc32c = _Crc32c  # type: ignore[assignment,misc]
 
 
 # ---------------------------------------------------------------------------------------------------------- one input
@@ -190,7 +196,7 @@ def attempt(target: Target, path: Path) -> ConverterError | None:
 
 
 def _lay_out(target: Target, data: bytes, folder: Path) -> Path:
-    parts = data.split(SEPARATOR)
+    parts = hdf5_data.split(SEPARATOR)
     for name, part in zip(target.files, [target.pack(parts[0]), *parts[1:]], strict=False):
         if part or name == target.files[0]:
             (folder / name).write_bytes(part)
@@ -229,9 +235,9 @@ def _open(target: Target, path: Path) -> None:
         source_format(path)  # asks every format whether it is one of its files
     except ConverterError as error:
         _check_message(str(error))
-    with graph.open_checkpoint(path, format=target.format) as checkpoint:
+    with registry.open_checkpoint(path, format=target.format) as checkpoint:
         _read(checkpoint, path)
-        source, wanted = graph.formats()[target.format], graph.formats()[target.to]
+        source, wanted = registry.formats()[target.format], registry.formats()[target.to]
         made = planning.build(checkpoint, source, _folder(path) / "out", wanted, Request())
         _read_some(list(made.checkpoint.tensors.values()))
 

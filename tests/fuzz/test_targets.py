@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import builders
 import pytest
-import samples
 import seeds
 import targets
+from support import builders, samples
 
-from converter import mapped
 from converter.errors import CorruptFile
-from converter.graph import formats
+from converter.formats.registry import formats
+from converter.storage import files
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +37,10 @@ def test_samples_pass_and_their_first_halves_do_not(made: Path, name: str) -> No
 
 
 def leaks(target: targets.Target, path: Path) -> None:
-    kept.append(mapped.MappedFile(path))
+    kept.append(files.MappedFile(path))
 
 
-kept: list[mapped.MappedFile] = []
+kept: list[files.MappedFile] = []
 
 
 def crashes(target: targets.Target, path: Path) -> None:

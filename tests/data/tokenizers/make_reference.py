@@ -42,8 +42,14 @@ def read_keys(llama: Path, path: Path) -> dict[str, list[str]]:
     sys.path.insert(0, str(llama / "gguf-py"))
     from gguf import GGUFReader, GGUFValueType
 
-    names = {GGUFValueType.UINT8: "u8", GGUFValueType.INT32: "i32", GGUFValueType.UINT32: "u32",
-             GGUFValueType.FLOAT32: "f32", GGUFValueType.BOOL: "bool", GGUFValueType.STRING: "str"}
+    names = {
+        GGUFValueType.UINT8: "u8",
+        GGUFValueType.INT32: "i32",
+        GGUFValueType.UINT32: "u32",
+        GGUFValueType.FLOAT32: "f32",
+        GGUFValueType.BOOL: "bool",
+        GGUFValueType.STRING: "str",
+    }
     keys: dict[str, list[str]] = {}
     for field in GGUFReader(path).fields.values():
         if not field.name.startswith("tokenizer."):

@@ -1,0 +1,1 @@
+"""One model by itself, before a deploy: sound or not."""

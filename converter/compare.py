@@ -1,0 +1,438 @@
+"""Quants of one model side by side: size against error, from one read of the source and without an output file.
+
+    found = compare("llama-folder/", ["q4_k_m", "q6_k", "q8_0"])
+    found.best(fit=5 * 10**9).name
+
+Each quant is planned as a conversion would plan it, from the same source mapped once. Then every slab of rows is read
+and decoded once, and encoded once for each different type that any of the quants gives the tensor: most quants share
+most of their types. What is measured is what `convert verify` measures of the file that `convert` would have written.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter import _native, pipeline, planning
+from converter.checkpoint import Checkpoint
+from converter.errors import Interrupted, UsageError, about
+from converter.events import Event, Report, TypeFallback
+from converter.formats.base import Format
+from converter.formats.registry import PathLike, open_checkpoint, route, source_format, target_format
+from converter.inspection import running_memory
+from converter.metadata import Metadata, Value
+from converter.planning import Plan, Request, Unencoded
+from converter.quant.imatrix import ImportanceMatrix, assign_weights
+from converter.quant.recipes import recipe
+from converter.runtimes.base import package
+from converter.runtimes.behaviour import behaviour
+from converter.storage import slabs
+from converter.storage.output import Progress, ProgressCallback
+from converter.tensors import kernels
+from converter.tensors.dtypes import DType, dtype
+from converter.tensors.encode import Importance, Watch, encode_rows
+from converter.tensors.streams import values
+from converter.tensors.tensor import LazyTensor
+from converter.verify.results import Behaviour, sqnr_db
+
+#: Version of the JSON report's schema; raised when a field changes its meaning or goes away.
+SCHEMA = 1
+#: What is compared where nobody says: the usual steps from nearly exact to very small.
+QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+CONTEXT = 4096  # tokens that the memory estimate is for
+_TARGET = Path("quant.gguf")  # never written; a layout wants a name
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Quant:
+    """One quant of the source, as the GGUF file that it would be.
+
+    `bytes` is the size of that file and `bits_per_weight` that of its tensors; `noise` and `energy` are the sums of
+    squared errors and of squared values of the source, over the elements that are finite on both sides. `memory` is
+    the estimate of what it takes to run it in bytes, None where the source is no language model. `nonfinite` counts
+    values that became NaN or infinite, `types` the tensors of each type; `events` is what the plan has to say.
+    """
+
+    name: str
+    bytes: int
+    bits_per_weight: float
+    noise: float
+    energy: float
+    max_abs: float
+    worst_tensor: str | None
+    worst_sqnr_db: float
+    nonfinite: int
+    types: Mapping[str, int]
+    memory: int | None = None
+    events: tuple[Event, ...] = ()
+    behaviour: Behaviour | None = None
+
+    @property
+    def nmse(self) -> float:
+        return _nmse(self.noise, self.energy)
+
+    @property
+    def sqnr_db(self) -> float:
+        return sqnr_db(self.nmse)
+
+    @property
+    def fallbacks(self) -> list[TypeFallback]:
+        """Tensors whose rows did not fit the type that they should have had."""
+        return [event for event in self.events if isinstance(event, TypeFallback)]
+
+    def beats(self, other: Quant) -> bool:
+        """Whether nothing speaks for `other`: this is no larger and no worse, and one of them better."""
+        mine, theirs = (self.bytes, self.nmse), (other.bytes, other.nmse)
+        return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON; an infinite SQNR (an exact copy) is null."""
+        numbers = {"nmse": self.nmse, "sqnr_db": self.sqnr_db, "max_abs": self.max_abs}
+        return {
+            "name": self.name,
+            "bytes": self.bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            **{key: _finite(value) for key, value in numbers.items()},
+            "worst_tensor": self.worst_tensor,
+            "worst_sqnr_db": _finite(self.worst_sqnr_db),
+            "nonfinite": self.nonfinite,
+            "memory_bytes": self.memory,
+            "types": dict(self.types),
+            "behaviour": self.behaviour.as_dict() if self.behaviour else None,
+            "events": [event.as_dict() for event in self.events],
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All quants of one source, the largest first. `context` is what their memory was estimated for, in tokens."""
+
+    source: str
+    quants: tuple[Quant, ...]
+    context: int
+    events: tuple[Event, ...] = ()
+    seconds: float = 0.0
+
+    def beaten_by(self, quant: Quant) -> Quant | None:
+        """The best of the quants that are no larger and no worse than `quant`, if there is any."""
+        better = [other for other in self.quants if other.beats(quant)]
+        return min(better, key=lambda other: (other.nmse, other.bytes)) if better else None
+
+    def best(self, fit: int | None = None, fit_memory: int | None = None) -> Quant | None:
+        """The quant with the least error, of equals the smaller one; None where none fits.
+
+        Args:
+            fit: bytes that the file may have.
+            fit_memory: bytes that running it may take; where nothing is estimated, the file counts.
+        """
+        fitting = [
+            quant
+            for quant in self.quants
+            if (fit is None or quant.bytes <= fit) and (fit_memory is None or _needed(quant) <= fit_memory)
+        ]
+        return min(fitting, key=lambda quant: (quant.nmse, quant.bytes)) if fitting else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON, schema `SCHEMA`."""
+        beaten = {quant.name: self.beaten_by(quant) for quant in self.quants}
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "context": self.context,
+            "seconds": round(self.seconds, 3),
+            "quants": [
+                {**quant.as_dict(), "beaten_by": better.name if (better := beaten[quant.name]) else None}
+                for quant in self.quants
+            ],
+            "events": [event.as_dict() for event in self.events],
+        }
+
+
+def _needed(quant: Quant) -> int:
+    return quant.bytes if quant.memory is None else quant.memory
+
+
+def _nmse(noise: float, energy: float) -> float:
+    return noise / energy if energy else 0.0 if not noise else math.inf
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def compare(
+    source: PathLike,
+    quants: Sequence[str] = QUANTS,
+    request: Request | None = None,
+    *,
+    source_type: str | None = None,
+    config: PathLike | None = None,
+    context: int = CONTEXT,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Comparison:
+    """Measure what each of `quants` would make of `source`. Writes nothing.
+
+    Args:
+        source: file or folder of any format that becomes a GGUF.
+        quants: names of recipes in any case; one that is named twice is compared once.
+        request: whatever else decides the result, the same for all (importance matrix, types of single tensors).
+        source_type: the source's format, where its content does not tell.
+        config: folder to take config.json and tokenizer from.
+        context: tokens that memory is estimated for; at most those of the model.
+        threads: workers; the result does not depend on it.
+        progress: called after every slab; returning False cancels.
+
+    Raises:
+        UsageError: no quants, or one that is unknown.
+        ConverterError: the source cannot be read, or one of the quants cannot be made of it.
+    """
+    started = time.monotonic()
+    names = list(dict.fromkeys(recipe(name).name for name in quants))
+    if not names:
+        raise UsageError("no quants to compare; --quants q4_k_m,q6_k names them")
+    with about(Path(source)):
+        reader = source_format(Path(source), source_type)
+        opened = open_checkpoint(source, format=source_type, config=config, key=(request or Request()).key)
+    with opened, about(Path(source)):
+        matrix = planning.open_imatrix(request or Request())
+        try:
+            found = _measured(opened, reader, names, request or Request(), matrix, context, threads, progress)
+        finally:
+            if matrix is not None:
+                matrix.close()
+        opened.check()
+    return replace(found, source=str(source), seconds=time.monotonic() - started)
+
+
+def _measured(
+    opened: Checkpoint,
+    reader: Format,
+    names: Sequence[str],
+    request: Request,
+    matrix: ImportanceMatrix | None,
+    context: int,
+    threads: int | None,
+    progress: ProgressCallback | None,
+) -> Comparison:
+    raw, plans, events = _plans(opened, reader, names, request)
+    context = _limited(context, raw.metadata)
+    errors = _wanted(raw, plans, matrix)
+    slabs.run([_job(raw.read[name], raw.tensors[name], own) for name, own in errors.items()], threads, progress)
+    made = [_quant(name, plan, errors, context) for name, plan in plans.items()]
+    made.sort(key=lambda quant: (-quant.bytes, quant.name))
+    return Comparison("", tuple(made), context, events)
+
+
+# ------------------------------------------------------------------------------------------------ planning
+
+
+def _plans(
+    opened: Checkpoint, reader: Format, names: Sequence[str], request: Request
+) -> tuple[Unencoded, dict[str, Plan], tuple[Event, ...]]:
+    """The source as a GGUF that nothing was encoded for yet, and the plan of each quant, made from that."""
+    writer = target_format(_TARGET, "gguf")
+    report = Report()
+    report.extend(list(opened.events))
+    way = route(reader, None if request.tensors_only else opened.dialect, writer)
+    raw = planning.unencoded(opened, way, request, report, Watch())
+    mapped = opened.replace(
+        tensors=raw.tensors, config=raw.metadata, dialect="gguf" if way.map else opened.dialect, events=(), closers=()
+    )
+    plans = {}
+    for name in names:
+        plans[name] = planning.build(mapped, reader, _TARGET, writer, replace(request, quant=name))
+        plans[name].checkpoint.close()  # of the importance matrix alone: the source's own closers are not among them
+    return raw, plans, tuple(report.events)
+
+
+def _limited(context: int, metadata: Metadata) -> int:
+    """`context`, or the model's own where that is less."""
+    arch = metadata.get("general.architecture")
+    own = metadata.get(f"{arch.value!s}.context_length") if isinstance(arch, Value) else None
+    limit = own.value if isinstance(own, Value) else None
+    return min(context, limit) if type(limit) is int and limit > 0 else context
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+@dataclass
+class _Error:
+    """What one type does to one tensor, summed up over its slabs.
+
+    Slabs end in any order, so their sums are kept and added exactly at the end: the result is the same for any threads.
+    """
+
+    weights: Importance | None = None
+    noise: float = 0.0
+    energy: float = 0.0
+    max_abs: float = 0.0
+    nonfinite: int = 0
+    _slabs: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, noise: float, energy: float, max_abs: float, nonfinite: int) -> None:
+        self._slabs.append((noise, energy))
+        self.max_abs = max(self.max_abs, max_abs)
+        self.nonfinite += nonfinite
+
+    def settle(self) -> None:
+        """All slabs are there."""
+        self.noise, self.energy = (math.fsum(sums) for sums in zip(*self._slabs, strict=True))
+        self._slabs.clear()
+
+
+_Errors = dict[str, dict[str, _Error]]  # tensor -> type -> what it costs
+
+
+def _wanted(raw: Unencoded, plans: Mapping[str, Plan], matrix: ImportanceMatrix | None) -> _Errors:
+    """What there is to measure: each tensor with values, in every type that a quant gives it."""
+    infos = [tensor.info for tensor in raw.tensors.values()]
+    errors: _Errors = {}
+    for name, plan in plans.items():
+        types = {step.name: step.type for step in plan.steps}
+        weights = assign_weights(matrix, recipe(name), infos, types)[0] if matrix is not None else {}
+        for tensor, type_ in types.items():
+            own = raw.read[tensor].info
+            kept_whole = not own.dtype.floating and own.dtype.name == type_  # integers and the like, which stay exact
+            if own.n_elements and not kept_whole:
+                errors.setdefault(tensor, {}).setdefault(type_, _Error(weights.get(tensor)))
+    return errors
+
+
+def _job(tensor: LazyTensor, intermediate: LazyTensor, wanted: Mapping[str, _Error]) -> slabs.Job:
+    """Reads `tensor` once and measures it in every type of `wanted`."""
+    info, between = tensor.info, intermediate.info.dtype
+    types = {dtype(name): error for name, error in wanted.items()}
+    per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
+    lock, left = threading.Lock(), [info.n_rows]
+
+    def work(start: int, stop: int) -> None:
+        reference = values(tensor, start, stop)
+        numbers = reference if between is info.dtype else _through(reference, between)
+        found = []
+        for type_, error in types.items():
+            same = type_ is between
+            candidate = numbers if same else _through(numbers, type_, error.weights, start, per_matrix)
+            found.append(_difference(reference, candidate))
+        with lock:
+            left[0] -= stop - start
+            for error, sums in zip(types.values(), found, strict=True):
+                error.add(*sums)
+                if not left[0]:
+                    error.settle()
+
+    # Read, as numbers, as those of the intermediate, and one type at a time encoded and as numbers again.
+    widest = max(type_.row_nbytes(info.row) for type_ in types)
+    return slabs.Job((tensor,), work, tensor.row_work + 12 * info.row + widest)
+
+
+def _through(
+    numbers: Floats, type_: DType, weights: Importance | None = None, start: int = 0, per_matrix: int = 1
+) -> Floats:
+    """What comes back of `numbers` when they are stored as `type_`."""
+    return kernels.decode(encode_rows(numbers, type_, weights, start, per_matrix), type_)
+
+
+def _difference(reference: Floats, candidate: Floats) -> tuple[float, float, float, int]:
+    """Noise, energy, the largest error, and the values that are not finite on one side alone."""
+    noise, energy, _, _, largest, *_, mismatched = _native.compare(reference.reshape(-1), candidate.reshape(-1), 0)
+    return noise, energy, largest, mismatched
+
+
+def _quant(name: str, plan: Plan, errors: _Errors, context: int) -> Quant:
+    own = {step.name: errors[step.name][step.type] for step in plan.steps if step.name in errors}
+    nmse = {tensor: _nmse(error.noise, error.energy) for tensor, error in own.items()}
+    worst = min(nmse, key=lambda tensor: (-nmse[tensor], tensor), default=None)
+    worst = worst if worst is not None and nmse[worst] else None
+    return Quant(
+        name=name,
+        bytes=plan.total_bytes,
+        bits_per_weight=plan.bits_per_weight,
+        noise=math.fsum(error.noise for error in own.values()),
+        energy=math.fsum(error.energy for error in own.values()),
+        max_abs=max((error.max_abs for error in own.values()), default=0.0),
+        worst_tensor=worst,
+        worst_sqnr_db=sqnr_db(nmse[worst] if worst is not None else 0.0),
+        nonfinite=sum(error.nonfinite for error in own.values()),
+        types=dict(Counter(step.type for step in plan.steps).most_common()),
+        memory=_memory(plan, context),
+        events=tuple(plan.report.events),
+    )
+
+
+def _memory(plan: Plan, context: int) -> int | None:
+    """What running the file takes, in bytes; None where that is not known."""
+    tensors = {step.name: (step.shape, step.type) for step in plan.steps}
+    needs = running_memory.estimate(plan.checkpoint.config, tensors, (context,)).needs
+    return next((need.total for need in needs if need.type == running_memory.STORED), None)
+
+
+# ------------------------------------------------------------------------------------------------ behaviour
+
+
+def with_behaviour(
+    comparison: Comparison,
+    request: Request | None = None,
+    *,
+    text: str | None = None,
+    tokens: int = 512,
+    window: int = 512,
+    source_type: str | None = None,
+    config: PathLike | None = None,
+    folder: PathLike | None = None,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Comparison:
+    """The comparison with what llama.cpp makes of the same text with each quant: perplexity, and KL to the source.
+
+    One quant at a time is converted into a temporary folder (in `folder`, if given), run and deleted. They are compared
+    with the source itself where that is a GGUF; another one is converted first, in its own precision, so that nothing
+    differs but the quantization, and stays there meanwhile.
+
+    Args:
+        request: as for `compare`, as are `source_type`, `config` and `threads`.
+        text: what is read, of which `tokens` at most, in windows of `window`; None takes the built-in text.
+        progress: called after every quant; returning False cancels.
+
+    Raises:
+        Interrupted: cancelled.
+        MissingDependency: llama-cpp-python is not installed.
+        ConverterError: as `convert` and `runtimes.behaviour`.
+    """
+    started = time.monotonic()
+    source, request = Path(comparison.source), request or Request()
+    package("llama_cpp", source)  # or say so before anything is converted
+
+    def made(path: Path, wanted: Request) -> Path:
+        pipeline.convert(source, path, wanted, source_type=source_type, config=config, threads=threads)
+        return path
+
+    with tempfile.TemporaryDirectory(prefix="model-converter-", dir=folder) as scratch:
+        reference = source
+        if source_format(source, source_type).name != "gguf":
+            plain = Request(arch=request.arch, pre=request.pre, key=request.key)
+            reference = made(Path(scratch) / "source.gguf", plain)
+        quants: list[Quant] = []
+        done, total = 0, sum(quant.bytes for quant in comparison.quants)
+        for quant in comparison.quants:
+            path = made(Path(scratch) / f"{quant.name}.gguf", replace(request, quant=quant.name))
+            found = behaviour(reference, path, text, tokens=tokens, context=window, threads=threads)
+            quants.append(replace(quant, behaviour=found))
+            path.unlink()
+            done += quant.bytes
+            if progress is not None and progress(Progress(done, total, quant.name)) is False:
+                raise Interrupted("cancelled")
+    return replace(comparison, quants=tuple(quants), seconds=comparison.seconds + time.monotonic() - started)

@@ -1,0 +1,169 @@
+"""A Hugging Face folder: config.json, weights (safetensors or PyTorch, also sharded), tokenizer and small files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.errors import CorruptFile, MissingPart, OutputExists
+from converter.events import Note
+from converter.formats.base import Format, WriteOptions, child
+from converter.formats.safetensors import INDEX_SUFFIX, TEMPLATES, open_safetensors
+from converter.formats.safetensors import layout as safetensors_layout
+from converter.formats.torch.checkpoint import open_torch
+from converter.storage.files import regular_size
+from converter.storage.layout import FileLayout, Layout, Slot, whole_file
+from converter.tensors.dtypes import BY_SAFETENSORS, DTYPES
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
+
+WEIGHTS = ("model.safetensors", f"model{INDEX_SUFFIX}")
+# Only where there is no safetensors file, and no other name: such folders hold pickles of other things, too.
+TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+# What `save_pretrained` of transformers 5 takes (4 had 5 GB): most models are then one file that any tool can map.
+SHARD_SIZE = 50 * 1000**3
+# Weights, indexes of weights and pickles: everything else in a model's folder is a small file that belongs to it.
+NOT_SMALL = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".ggml", ".h5", ".hdf5", ".keras",
+    ".msgpack", ".ot", ".onnx", ".onnx_data", ".onnx.data", ".pb", ".tflite", ".npy", ".npz", ".index", ".index.json",
+    ".data", ".part",
+)  # fmt: skip
+MAX_SMALL = 128 << 20  # bytes; the largest published tokenizer.json has 35 MB
+
+
+def sniff(path: Path, start: bytes) -> bool:
+    """A folder with a config.json or with safetensors weights."""
+    return path.is_dir() and ((path / "config.json").is_file() or any(path.glob("*.safetensors")))
+
+
+def open_folder(path: Path) -> Checkpoint:
+    """The folder's weights with its config and assets. Only weights, config and tokenizer files are opened.
+
+    Raises:
+        MissingPart: no config.json, or no weights that can be told apart.
+        CorruptFile, UnsupportedFeature: what the weights' reader raises.
+    """
+    if not (path / "config.json").is_file():
+        raise MissingPart(f"{path}: no config.json; give the weights file itself to convert its tensors as they are")
+    indexes = sorted(path.glob(f"*{INDEX_SUFFIX}"))
+    files = sorted(path.glob("*.safetensors"))
+    chosen = [path / name for name in WEIGHTS if (path / name).is_file()][:1] or indexes or files
+    if not chosen and (torch := [path / name for name in TORCH_WEIGHTS if (path / name).is_file()][:1]):
+        return _whole(path, open_torch(child(path, torch[0].name, path)))
+    if len(chosen) == 1:
+        return _whole(path, open_safetensors(child(path, chosen[0].name, path)))
+    found = ", ".join(file.name for file in (indexes or files)[:4]) or "none"
+    raise MissingPart(f"{path}: no model.safetensors and no model{INDEX_SUFFIX} (found: {found})\ngive the file itself")
+
+
+def _whole(folder: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint of a file as that of its folder, with every small file there; none of them is opened."""
+    small = {name: path for name, path in _listed(folder).items() if _is_small(path) and _is_inside(folder, name)}
+    return checkpoint.replace(format="hf", path=folder, assets={**small, **checkpoint.assets})
+
+
+def _listed(folder: Path) -> dict[str, Path]:
+    """The folder's files, less hidden ones, and those of its folders that hold no weights (one with weights is
+    another model, such as a training checkpoint). Links to folders are not followed."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            found[path.name] = path
+        elif path.is_dir() and not path.is_symlink():
+            inner = [each for each in sorted(path.iterdir()) if each.is_file() and not each.name.startswith(".")]
+            if all(_is_small(each) for each in inner) or path.name == TEMPLATES:
+                found.update((f"{path.name}/{each.name}", each) for each in inner)
+    return found
+
+
+def _is_small(path: Path) -> bool:
+    return not path.name.lower().endswith(NOT_SMALL) and path.stat().st_size <= MAX_SMALL
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    try:
+        child(folder, name, folder)
+    except CorruptFile:
+        return False
+    return True
+
+
+def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
+    """A folder that transformers loads: weights as safetensors, what was made for it, and the source's small files.
+
+    Raises:
+        MissingPart: there is no config.json, which makes a folder a model.
+        OutputExists: the target holds weights under other names, which readers would take for these or mix with them.
+        UnsupportedFeature, UsageError: as for safetensors files.
+    """
+    if "config.json" not in {*checkpoint.made, *checkpoint.assets}:
+        raise MissingPart(f"{target}: a Hugging Face folder needs a config.json; --config DIR takes one from a folder")
+    if options.split_max_size is None:
+        options = replace(options, split_max_size=SHARD_SIZE)
+    # transformers refuses files that do not say whose tensors they hold.
+    labelled = checkpoint.replace(metadata={"format": "pt", **checkpoint.metadata})
+    weights = safetensors_layout(labelled, target / WEIGHTS[0], options).files
+    made = [whole_file(target / name, content) for name, content in checkpoint.made.items()]
+    carried = [_copy(p, target / name) for name, p in checkpoint.assets.items() if name not in checkpoint.made]
+    files = (*weights, *made, *carried)
+    _refuse_rivals(target, {file.path.name for file in weights})
+    return Layout(files, target, tuple(_left(checkpoint)))
+
+
+def _refuse_rivals(target: Path, ours: set[str]) -> None:
+    found = sorted(path.name for path in target.glob("*.safetensors*")) if target.is_dir() else []
+    if rivals := [name for name in found if name not in ours and not name.startswith(".")]:
+        more = f" and {len(rivals) - 1} more" if len(rivals) > 1 else ""
+        raise OutputExists(
+            f"{target}: holds other weights ({rivals[0]}{more}), which readers would mix with the new ones\n"
+            "remove them or choose another folder"
+        )
+
+
+def _left(checkpoint: Checkpoint) -> list[Note]:
+    """What of a source folder stays behind, but for the weights themselves and their index."""
+    if checkpoint.format != "hf" or not checkpoint.path.is_dir():
+        return []
+    read = {path.name for path in checkpoint.files}
+    left = [
+        name for name in _listed(checkpoint.path)
+        if name not in checkpoint.assets and name not in read and not name.endswith(".index.json")
+    ]  # fmt: skip
+    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+    return [Note(f"not carried over: {', '.join(left[:5])}{more}")] if left else []
+
+
+def _copy(source: Path, target: Path) -> FileLayout:
+    """A file with the bytes of `source`, read when they are written."""
+    info = TensorInfo(target.name, (regular_size(source), 1), DTYPES["U8"])
+
+    def read(start: int, stop: int) -> Rows:
+        with open(source, "rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        if len(data) != stop - start:
+            raise CorruptFile(f"{source}: became shorter while it was read")
+        return np.frombuffer(data, np.uint8).reshape(stop - start, 1)
+
+    return FileLayout(target, b"", (Slot(0, LazyTensor(info, read, str(source))),), info.nbytes)
+
+
+FORMATS = (
+    Format(
+        name="hf",
+        extensions=(),
+        dialect="hf",
+        description="Hugging Face folder (config.json, safetensors or PyTorch weights, tokenizer)",
+        dtypes=frozenset(dtype.name for dtype in BY_SAFETENSORS.values()),
+        sniff=sniff,
+        open=open_folder,
+        layout=layout,
+        texts=None,
+        folder=True,
+    ),
+)

@@ -1,0 +1,197 @@
+"""The conversion graph: formats are nodes, and a route between two of them has at most two stages.
+
+N readers and M writers around one hub type give every route: Map where the dialects differ (Hugging Face
+names <-> GGUF names, through the architecture), Encode where types change. Third parties add a format through
+the entry-point group `converter.formats`, whose value is a Format or a tuple of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converter import formats as builtin
+from converter.checkpoint import Checkpoint
+from converter.errors import MissingPart, UnknownFormat, UsageError, about
+from converter.formats.base import Format, head
+from converter.formats.safetensors import folder_assets
+from converter.storage.json import read_json
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+ENTRY_POINTS = "converter.formats"
+
+PathLike = str | os.PathLike[str]
+
+
+class BrokenPlugin(RuntimeWarning):
+    """A third-party format that could not be loaded."""
+
+
+@cache
+def formats() -> dict[str, Format]:
+    """Every format by name: our own first, then plugins in order of their names. A plugin cannot replace ours."""
+    from importlib import metadata  # slow to import, and opening a file by its extension does not need it
+
+    found: dict[str, Format] = {}
+    for module in sorted(_modules()):
+        found.update({each.name: each for each in _own(module)})
+    for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        for each in _load(point):
+            found.setdefault(each.name, each)
+    return found
+
+
+def _modules() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(builtin.__path__)}
+
+
+def _own(module: str) -> tuple[Format, ...]:
+    formats: tuple[Format, ...] = getattr(importlib.import_module(f"{builtin.__name__}.{module}"), "FORMATS", ())
+    return formats
+
+
+def _load(point: EntryPoint) -> tuple[Format, ...]:
+    """A plugin's formats; a broken plugin is a warning, never a failure of ours."""
+    try:
+        value = point.load()
+        loaded = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(each, Format) for each in loaded):
+            raise TypeError(f"{point.value} is not a Format or a tuple of them")
+    except (Exception, SystemExit) as error:
+        warnings.warn(f"format plugin {point.name!r} is broken and left out: {error!r}", BrokenPlugin, stacklevel=2)
+        return ()
+    return loaded
+
+
+def source_format(path: Path, name: str | None = None) -> Format:
+    """The format of an input: by `name`, else by its content; the extension only breaks a tie.
+
+    Raises:
+        UnknownFormat: nothing reads it; the message lists what can be read.
+        OutputError: no such file.
+    """
+    if name is not None:
+        return _named(name, readers())
+    start = head(path)
+    # A module named like the extension is asked first, so that opening a GGUF loads no other format's code.
+    extension = path.suffix.lower().removeprefix(".")
+    for each in _own(extension) if extension in _modules() else ():
+        if each.open is not None and _sniffs(each, path, start):
+            return each
+    matches = [each for each in readers() if _sniffs(each, path, start)]
+    matches.sort(key=lambda each: path.suffix.lower() not in each.extensions)
+    if not matches:
+        known = ", ".join(each.name for each in readers())
+        raise UnknownFormat(f"{path}: not a format that can be read (known: {known})\n`convert formats` lists them")
+    return matches[0]
+
+
+def _sniffs(each: Format, path: Path, start: bytes) -> bool:
+    try:
+        return each.sniff(path, start)
+    except Exception as error:
+        warnings.warn(f"format {each.name!r} failed to look at {path.name}: {error!r}", BrokenPlugin, stacklevel=2)
+        return False
+
+
+def target_format(path: Path, name: str | None = None) -> Format:
+    """The format of an output: by `name`, else by its extension.
+
+    Raises:
+        UnknownFormat: nothing writes it; the message lists what can be written.
+        MissingPart: its folder does not exist.
+    """
+    if not path.absolute().parent.is_dir():
+        raise MissingPart(f"{path}: the folder {path.parent} does not exist; make it first")
+    if name is not None:
+        return _named(name, writers())
+    for each in writers():
+        if path.suffix.lower() in each.extensions:
+            return each
+    known = ", ".join(extension for each in writers() for extension in each.extensions)
+    raise UnknownFormat(
+        f"{path}: no writer for this extension (known: {known}); --to NAME chooses one\n"
+        "a Hugging Face folder ends in a slash, or is called so by --to hf"
+    )
+
+
+def open_checkpoint(
+    path: PathLike, *, format: str | None = None, config: PathLike | None = None, key: str | None = None
+) -> Checkpoint:
+    """Open a model without reading its tensors.
+
+    Args:
+        path: a file or folder of any format that `convert formats` lists as readable.
+        format: its name, where content and extension do not tell.
+        config: a Hugging Face folder to take config.json and tokenizer from.
+        key: the part of a file that holds several (`optimizer.state`), "." for all; by default the model.
+
+    Returns:
+        A Checkpoint, to be closed (it is a context manager).
+
+    Raises:
+        FormatError, OutputError: unknown, damaged or missing.
+    """
+    path = Path(path)
+    with about(path):
+        reader = source_format(path, format)
+        assert reader.open is not None  # `source_format` returns readers
+        if key is not None and reader.branch is None:
+            raise UsageError(f"--key {key}: a {reader.name} file holds one model")
+        checkpoint = reader.open(path) if key is None or reader.branch is None else reader.branch(path, key)
+    if config is None:
+        return checkpoint
+    try:
+        assets = folder_assets(Path(config))
+        if "config.json" not in assets:
+            raise UsageError(f"--config {config}: no config.json in it")
+        return checkpoint.replace(assets=assets, config=read_json(assets["config.json"]), dialect="hf")
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def readers() -> list[Format]:
+    return [each for each in formats().values() if each.open is not None]
+
+
+def writers() -> list[Format]:
+    return [each for each in formats().values() if each.layout is not None]
+
+
+def _named(name: str, candidates: Iterable[Format]) -> Format:
+    table = {each.name: each for each in candidates}
+    if name not in table:
+        raise UnknownFormat(f"no such format: {name} (known: {', '.join(table)})")
+    return table[name]
+
+
+@dataclass(frozen=True)
+class Route:
+    """The stages between a checkpoint and a target format.
+
+    `map` is the direction of renaming, "hf->gguf" or "gguf->hf", or None where the dialects agree.
+    """
+
+    source: str
+    target: str
+    map: str | None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("open", *(("map " + self.map,) if self.map else ()), "encode", "save")
+
+
+def route(source: Format, dialect: str | None, target: Format) -> Route:
+    """The one route from a checkpoint of `dialect` to `target`."""
+    renames = dialect is not None and target.dialect is not None and dialect != target.dialect
+    return Route(source.name, target.name, f"{dialect}->{target.dialect}" if renames else None)

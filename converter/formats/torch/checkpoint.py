@@ -1,0 +1,137 @@
+"""PyTorch files, `.pt .pth .bin .ckpt`: zip archives, streams of before 1.6, TorchScript, sharded sets; without torch.
+
+A pickle in them is read as data by a machine of our own with a table of names (`_pickle`, `_torch_values`); nothing in
+a file is imported, looked up or called. Tensors stay in the file until they are asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from converter.errors import CorruptFile, UsageError, short
+from converter.events import Event, Note
+from converter.formats.base import INDEX
+from converter.formats.safetensors import check_index, folder_assets, indexed
+from converter.formats.torch.files import open_file
+from converter.formats.torch.tree import grow, listed, select
+from converter.storage.files import MappedFile
+from converter.storage.json import read_json
+from converter.storage.zip import LOCAL, LOCAL_HEADER
+from converter.tensors.tensor import LazyTensor
+
+EXTENSIONS = (".pt", ".pth", ".bin", ".ckpt")
+# pytorch_model.bin.index.json, and what our writer names after any of the extensions.
+INDEX_SUFFIXES = tuple(extension + INDEX for extension in EXTENSIONS)
+# Protocol, then an opcode; a number in a binary header (640 is 80 02 00 00) has a zero there.
+_PICKLE = re.compile(rb"\x80[\x01-\x05][^\x00]", re.DOTALL)
+_TAR_MAGIC = 257
+HEAD = "lm_head.weight"
+
+
+def sniff(path: Path, start: bytes) -> bool:
+    """A pickle, a zip archive of one folder, a tar file of the oldest kind, or an index of shards."""
+    if path.name.endswith(INDEX_SUFFIXES):
+        return start.lstrip()[:1] == b"{"
+    if start[:4] == LOCAL:
+        return b"/" in _first_member(path) and not _first_member(path).endswith(b".npy")
+    if path.suffix.lower() in EXTENSIONS and not path.is_dir():
+        with open(path, "rb") as file:
+            file.seek(_TAR_MAGIC)
+            if file.read(5) == b"ustar":
+                return True
+    return _PICKLE.match(start) is not None
+
+
+def _first_member(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        header = file.read(LOCAL_HEADER.size)
+        return file.read(LOCAL_HEADER.unpack(header)[9]) if len(header) == LOCAL_HEADER.size else b""
+
+
+def open_torch(path: Path) -> Checkpoint:
+    """A file, or a sharded set by its index: the model's tensors, by their path in what was saved.
+
+    Of a checkpoint with several parts the model is taken (`MODEL_KEYS` of `_torch_tree`); events tell what is left.
+    Config and tokenizer come from the file's own folder; with a config.json the names are Hugging Face's.
+
+    Raises:
+        CorruptFile, MissingPart, UnsupportedFeature, OutputError
+    """
+    if path.name.endswith(INDEX_SUFFIXES):
+        files, expected = indexed(path)
+        return _open(path, files, expected, None)
+    return _open(path, [path], None, None)
+
+
+def open_branch(path: Path, key: str) -> Checkpoint:
+    """The tensors below `key`, with what follows it as their names; "." takes all.
+
+    Raises:
+        UsageError: there are none.
+        CorruptFile, MissingPart, UnsupportedFeature, OutputError
+    """
+    if path.name.endswith(INDEX_SUFFIXES):
+        raise UsageError(f"--key {key}: {path.name} is the index of a set that holds one model")
+    return _open(path, [path], None, key)
+
+
+def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None, key: str | None) -> Checkpoint:
+    maps: list[MappedFile] = []
+    tensors: dict[str, LazyTensor] = {}
+    owner: dict[str, Path] = {}
+    metadata: dict[str, str] = {}
+    tied: dict[str, str] = {}
+    events: list[Event] = []
+    checks = []
+    try:
+        assets = folder_assets(path.parent)
+        for name in files:
+            maps.append(MappedFile(name))
+            file = open_file(maps[-1])
+            found = select(file, grow(file), key)
+            for twice in found.tensors.keys() & tensors.keys():
+                raise CorruptFile(f"{name}: tensor {short(twice)} is also in {owner[twice].name}")
+            tensors.update(found.tensors)
+            tied.update(found.tied)
+            owner.update(dict.fromkeys(found.tensors, name))
+            metadata.update(found.metadata)
+            events.extend(found.events)
+            checks.append(file.check)
+        if expected is not None:
+            check_index(path, expected, owner)
+        config = read_json(assets["config.json"]) if "config.json" in assets else {}
+        events.extend(_untie(tensors, tied, config))
+    except BaseException:
+        for mapped in maps:
+            mapped.close()
+        raise
+    return Checkpoint(
+        format="torch",
+        path=path,
+        dialect="hf" if config else None,
+        tensors=tensors,
+        config=config,
+        metadata=metadata,
+        assets=assets,
+        events=tuple(events),
+        files=tuple(mapped.path for mapped in maps),
+        closers=tuple(mapped.close for mapped in maps),
+        checks=tuple(checks),
+    )
+
+
+def _untie(tensors: dict[str, LazyTensor], tied: dict[str, str], config: Mapping[str, Any]) -> Iterator[Event]:
+    """Tied tensors are written under each of their names, but for a head that config.json says is the embedding.
+
+    That is also what transformers leaves out when it writes safetensors.
+    """
+    if HEAD in tied and config.get("tie_word_embeddings") is True:
+        yield Note(f"{HEAD}: left out, it is {tied.pop(HEAD)} (tie_word_embeddings)")
+        del tensors[HEAD]
+    if tied:
+        pairs = [f"{name} = {first}" for name, first in tied.items()]
+        yield Note(f"tied tensors, written under each of their names: {listed(pairs)}")

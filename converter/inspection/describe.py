@@ -1,0 +1,192 @@
+"""What is in a model file, without reading its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.checkpoint import Checkpoint
+from converter.errors import ConverterError
+from converter.formats.registry import PathLike, open_checkpoint
+from converter.metadata import Array, Metadata, Value
+from converter.tensors.tensor import LazyTensor, TensorInfo
+
+if TYPE_CHECKING:
+    from converter.inspection.running_memory import Estimate
+
+_SHOWN_ITEMS = 4
+_SHOWN_CHARS = 80
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of the table."""
+
+    info: TensorInfo
+    source: str
+
+    def row(self) -> list[str]:
+        """Cells for people."""
+        shape = "x".join(map(str, self.info.shape)) or "scalar"
+        return [self.info.name, shape, self.info.dtype.name, f"{self.info.nbytes:,}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.info.name,
+            "shape": list(self.info.shape),
+            "type": self.info.dtype.name,
+            "bytes": self.info.nbytes,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True)
+class Description:
+    """A file's format, metadata, tensors, and what it takes to run it."""
+
+    path: Path
+    format: str
+    architecture: str | None
+    metadata: dict[str, Value | Array]
+    tensors: tuple[TensorRow, ...]
+    files: tuple[Path, ...]
+    memory: Estimate | None
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(tensor.info.n_elements for tensor in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(tensor.info.nbytes for tensor in self.tensors)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """The first lines for people."""
+        types: dict[str, int] = {}
+        for tensor in self.tensors:
+            types[tensor.info.dtype.name] = types.get(tensor.info.dtype.name, 0) + 1
+        bits = 8 * self.tensor_bytes / self.n_parameters if self.n_parameters else 0.0
+        named = ", ".join(f"{count} {name}" for name, count in sorted(types.items(), key=lambda item: -item[1]))
+        return [
+            ("file", str(self.path)),
+            ("format", self.format + (f", {len(self.files)} files" if len(self.files) > 1 else "")),
+            ("architecture", self.architecture or "unknown"),
+            ("parameters", f"{self.n_parameters:,}"),
+            ("size", f"{self.tensor_bytes:,} bytes of tensors, {bits:.2f} bits per weight"),
+            ("tensors", f"{len(self.tensors)} ({named})" if self.tensors else "none"),
+        ]
+
+    def metadata_rows(self, full: bool) -> Iterator[list[str]]:
+        """Key, type, value; long values cut unless `full`."""
+        for key, value in self.metadata.items():
+            kind = f"{value.type}[{len(value)}]" if isinstance(value, Array) else value.type
+            yield [key, kind, _printed(value, full)]
+
+    def memory_table(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of the memory estimate in GB: types down, context lengths across; empty where unknown."""
+        needs = self.memory.needs if self.memory else ()
+        contexts = sorted({need.context for need in needs})
+        totals = {(need.type, need.context): need.total for need in needs}
+        bits = {need.type: need.bits_per_weight for need in needs}
+        rows = [
+            [kind, f"{bits[kind]:.2f}", *(f"{totals[kind, context] / 1e9:.2f} GB" for context in contexts)]
+            for kind in bits
+        ]
+        return ["type", "bits", *(f"context {context:,}" for context in contexts)], rows
+
+    def as_dict(self, full: bool = False) -> dict[str, Any]:
+        """The description as JSON; arrays are cut to a few items unless `full`."""
+        return {
+            "file": str(self.path),
+            "format": self.format,
+            "files": [str(path) for path in self.files],
+            "architecture": self.architecture,
+            "parameters": self.n_parameters,
+            "tensor_bytes": self.tensor_bytes,
+            "metadata": {key: _plain(value, full) for key, value in self.metadata.items()},
+            "tensors": [tensor.as_dict() for tensor in self.tensors],
+            "memory": self.memory.as_dict() if self.memory else None,
+        }
+
+
+def inspect(path: PathLike, *, format: str | None = None) -> Description:
+    """Describe a model file or folder.
+
+    Raises:
+        FormatError, OutputError: unknown, damaged or missing.
+    """
+    with open_checkpoint(path, format=format) as checkpoint:
+        architecture, hparams, tensors = _ggml_view(checkpoint)
+        return Description(
+            path=checkpoint.path,
+            format=checkpoint.format,
+            architecture=architecture,
+            metadata=_metadata(checkpoint),
+            tensors=tuple(TensorRow(tensor.info, tensor.source) for tensor in checkpoint.tensors.values()),
+            files=checkpoint.files,
+            memory=_memory(hparams, tensors),
+        )
+
+
+def _ggml_view(checkpoint: Checkpoint) -> tuple[str | None, Metadata, dict[str, LazyTensor]]:
+    """Architecture name, keys and tensors as a runtime would see them; nothing where the names are unknown."""
+    if checkpoint.dialect == "gguf":
+        name = checkpoint.config.get("general.architecture")
+        known = str(name.value) if isinstance(name, Value) else None
+        return known, dict(checkpoint.config), dict(checkpoint.tensors)
+    if checkpoint.dialect == "hf":
+        from converter.mapping.tensors import to_gguf
+
+        try:
+            mapped = to_gguf(checkpoint)
+        except ConverterError:
+            listed = checkpoint.config.get("architectures")
+            return (str(listed[0]) if isinstance(listed, list) and listed else None), {}, {}
+        keys = {"general.architecture": Value("str", mapped.architecture.gguf), **mapped.config}
+        return mapped.architecture.gguf, keys, mapped.tensors
+    return None, {}, {}
+
+
+def _memory(hparams: Metadata, tensors: dict[str, LazyTensor]) -> Estimate | None:
+    if not tensors:
+        return None
+    from converter.inspection.running_memory import estimate  # the recipes' tables take a while to build
+
+    described = {name: (tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()}
+    try:
+        return estimate(hparams, described)
+    except ConverterError:
+        return None
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, Value | Array]:
+    if checkpoint.dialect == "gguf":
+        return dict(checkpoint.config)
+    found: dict[str, Value | Array] = {key: Value("str", text) for key, text in checkpoint.metadata.items()}
+    found.update((f"config.{key}", Value("json", str(value))) for key, value in checkpoint.config.items())
+    return found
+
+
+def _printed(value: Value | Array, full: bool) -> str:
+    if isinstance(value, Array):
+        items = value.values[:] if full else value.values[:_SHOWN_ITEMS]
+        texts = [str(item) for item in items]
+        return "[" + ", ".join(texts) + (", ...]" if len(value) > len(texts) else "]")
+    text = repr(value.value) if value.type == "str" else str(value.value)
+    return text if full or len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+
+
+def _plain(value: Value | Array, full: bool) -> Any:
+    if isinstance(value, Array):
+        items = value.values if full else value.values[:_SHOWN_ITEMS]
+        cut = [_plain(item, full) if isinstance(item, Array) else _json(item) for item in items]
+        return cut if full or len(value) <= len(cut) else {"type": value.type, "length": len(value), "first": cut}
+    return _json(value.value)
+
+
+def _json(item: Any) -> Any:
+    if isinstance(item, bytes):
+        return item.decode("utf-8", "backslashreplace")
+    return item.item() if hasattr(item, "item") else item

@@ -1,0 +1,69 @@
+"""Tensors that are computed from the config, and the config's facts read back from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import ArchitectureError, short
+
+# What transformers assumes where a llama3 rope scaling leaves a value out.
+LLAMA3_DEFAULTS = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def llama3_rope_freqs(rope: Mapping[str, Any], hparams: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Divisors of the rotary frequencies under Llama 3.1's scaling, float32 (head_dim / 2,).
+
+    Long wavelengths are stretched by `factor`, short ones kept, and those between blended. Every step is in
+    float32, as the reference computes it. Source: `_compute_llama3_parameters` of transformers.
+    """
+    dim = int(hparams["head_dim"])
+    base = _number(rope, "rope_theta", 10000.0)
+    factor, low, high, context = (_number(rope, key, value) for key, value in LLAMA3_DEFAULTS.items())
+    if low == high:
+        raise ArchitectureError("rope scaling: low_freq_factor and high_freq_factor must differ")
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    wavelengths = np.float32(2 * np.pi) / (np.float32(1) / np.power(base, exponents))
+    blend = (context / wavelengths - low) / (high - low)
+    blended = np.float32(1) / ((np.float32(1) - blend) / factor + blend)
+    kept, stretched = wavelengths < context / high, wavelengths > context / low
+    return np.where(kept, np.float32(1), np.where(stretched, factor, blended)).astype(np.float32)
+
+
+def _number(rope: Mapping[str, Any], key: str, default: float) -> np.float32:
+    value = rope.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 < value < 1e30:
+        raise ArchitectureError(f"rope scaling: {key} is {short(value)}, not a positive number")
+    return np.float32(value)
+
+
+GENERATORS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], NDArray[np.float32]]] = {
+    "llama3_rope_freqs": llama3_rope_freqs,
+}
+
+
+def llama3_rope_config(
+    freqs: NDArray[np.float32], rope: Mapping[str, Any], hparams: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The rope scaling whose `llama3_rope_freqs` are `freqs`, or nothing where none of the usual ones is.
+
+    GGUF stores the divisors only. The factor is the largest of them, the low and high factors are those of every
+    published model, and the context is the power of two that gives these divisors: 8192 if it does, else the
+    nearest.
+    """
+    if not 1e-30 < freqs.max() < 1e30:
+        return {}
+    for context in sorted((1 << n for n in range(5, 21)), key=lambda n: abs(math.log2(n / 8192))):
+        scaling = {**LLAMA3_DEFAULTS, "factor": float(freqs.max()), "original_max_position_embeddings": context}
+        if np.allclose(llama3_rope_freqs({**rope, **scaling}, hparams), freqs, rtol=1e-5):
+            return {"rope_type": "llama3", **scaling}
+    return {}

@@ -1,0 +1,1 @@
+"""Models run by llama.cpp, transformers and ONNX Runtime: texts scored, tokens generated."""

@@ -1,0 +1,165 @@
+"""GGUF models by llama.cpp, through the C interface that llama-cpp-python binds.
+
+The classes of that package compile a model's chat template and copy all logits; neither is wanted here. Attention's
+cache is in float32 and flash attention off, so that a comparison sees the weights and not the cache; everything runs on
+the processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.errors import UnsupportedFeature
+from converter.formats.registry import open_checkpoint
+from converter.metadata import Value
+from converter.runtimes.base import Floats, Runtime, Tokenizer, package
+
+NAME = "llama_cpp"
+ERROR = 4  # GGML_LOG_LEVEL_ERROR
+BATCH = 128  # positions computed at once; what they need is allocated for as many rows of logits
+
+
+def tokenizer(path: Path) -> Tokenizer | None:
+    """The vocabulary in the file, as llama.cpp cuts text with it; None where there is none ("no_vocab")."""
+    library = package(NAME, path)
+    if not _metadata(path).get("tokenizer.ggml.tokens"):
+        return None
+    model = _load(library, path, vocab_only=True)
+    vocabulary = library.llama_model_get_vocab(model)
+
+    def encode(text: str) -> list[int]:
+        data = text.encode()
+        count = -library.llama_tokenize(vocabulary, data, len(data), None, 0, True, True)
+        ids = (library.llama_token * max(count, 1))()
+        library.llama_tokenize(vocabulary, data, len(data), ids, count, True, True)
+        return list(ids)[:count]
+
+    weakref.finalize(encode, library.llama_model_free, model)
+    bos = library.llama_vocab_bos(vocabulary) if library.llama_vocab_get_add_bos(vocabulary) else None
+    return Tokenizer(encode, bos)
+
+
+class LlamaCpp(Runtime):
+    """A model of llama.cpp. Its metadata decide between logits and embeddings.
+
+    Raises:
+        MissingDependency: llama-cpp-python is not installed.
+        FormatError: our own reader, which looks at the file first, refuses it.
+        UnsupportedFeature: llama.cpp refuses it.
+    """
+
+    def __init__(self, path: Path, context: int, threads: int) -> None:
+        self._path, self._library = path, package(NAME, path)
+        self.name = f"llama.cpp ({NAME} {self._library.__version__})"
+        self.kind = "embedding" if _is_encoder(_metadata(path)) else "logits"
+        self._context: Any = None
+        self._model: Any = _load(self._library, path)
+        self.context = self._library.llama_model_n_ctx_train(self._model) or None
+        self._vocabulary = self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(self._model))
+        try:
+            self._start(context, threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, context: int, threads: int) -> None:
+        library, options = self._library, self._library.llama_context_default_params()
+        options.n_ctx = options.n_batch = context
+        options.n_ubatch = context if self.kind == "embedding" else min(context, BATCH)
+        options.n_threads = options.n_threads_batch = threads
+        options.type_k = options.type_v = library.GGML_TYPE_F32
+        options.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if self.kind == "embedding":
+            options.embeddings, options.pooling_type = True, library.LLAMA_POOLING_TYPE_MEAN
+        with _messages(library) as errors:
+            self._context = library.llama_init_from_model(self._model, options)
+        if not self._context:
+            raise _refused(self._path, errors)
+
+    def logits(self, ids: Sequence[int], first: int) -> Floats:
+        self._decode(ids, range(first, len(ids) - 1))
+        shape = (len(ids) - 1 - first, self._vocabulary)
+        return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), shape=shape)
+
+    def embedding(self, ids: Sequence[int]) -> Floats:
+        self._decode(ids, range(len(ids)))
+        found = self._library.llama_get_embeddings_seq(self._context, 0)
+        return np.ctypeslib.as_array(found, shape=(self._library.llama_model_n_embd(self._model),)).copy()
+
+    def _decode(self, ids: Sequence[int], wanted: range) -> None:
+        """Compute all positions from nothing, and keep the outputs of those that are wanted."""
+        library = self._library
+        memory = library.llama_get_memory(self._context)
+        if memory:
+            library.llama_memory_clear(memory, True)
+        batch = library.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for position, token in enumerate(ids):
+            batch.token[position], batch.pos[position] = token, position
+            batch.n_seq_id[position], batch.seq_id[position][0] = 1, 0
+            batch.logits[position] = position in wanted
+        with _messages(library) as errors:
+            status = library.llama_decode(self._context, batch)
+        library.llama_batch_free(batch)
+        if status != 0:
+            raise _refused(self._path, errors)
+
+    def close(self) -> None:
+        with _messages(self._library):
+            if self._context:
+                self._library.llama_free(self._context)
+            if self._model:
+                self._library.llama_model_free(self._model)
+        self._context = self._model = None
+
+
+def _load(library: Any, path: Path, vocab_only: bool = False) -> Any:
+    options = library.llama_model_default_params()
+    options.n_gpu_layers, options.vocab_only = 0, vocab_only
+    with _messages(library) as errors:
+        library.llama_backend_init()
+        model = library.llama_model_load_from_file(str(path).encode(), options)
+    if not model:
+        raise _refused(path, errors)
+    return model
+
+
+def _refused(path: Path, errors: list[str]) -> UnsupportedFeature:
+    said = errors[0].strip().splitlines()[0][:300] if errors else "it does not say why"
+    return UnsupportedFeature(f"{path}: llama.cpp does not run it: {said}")
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """The scalars of the header, and of the arrays their lengths."""
+    with open_checkpoint(path) as checkpoint:
+        return {key: each.value if isinstance(each, Value) else len(each) for key, each in checkpoint.config.items()}
+
+
+def _is_encoder(metadata: dict[str, Any]) -> bool:
+    name = metadata.get("general.architecture")
+    return f"{name}.pooling_type" in metadata or metadata.get(f"{name}.attention.causal") is False
+
+
+@contextmanager
+def _messages(library: Any) -> Iterator[list[str]]:
+    """The errors that llama.cpp logs meanwhile; nothing is printed."""
+    errors: list[str] = []
+
+    def keep(level: int, text: bytes, _: object) -> None:
+        if level == ERROR:
+            errors.append(text.decode("utf-8", "replace"))
+
+    callback, before, data = library.llama_log_callback(keep), library.llama_log_callback(), ctypes.c_void_p()
+    library.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+    library.llama_log_set(callback, None)
+    try:
+        yield errors
+    finally:
+        library.llama_log_set(before, data)

@@ -1,0 +1,132 @@
+"""PyTorch models by transformers: Hugging Face folders, and weights in a file with config.json beside it.
+
+Everything is computed in float32 on the processor, whatever the weights are stored in. No code of a model's folder is
+run, and no pickle: a folder's safetensors are loaded by transformers itself, all other weights by our own reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from converter.errors import MissingPart, MissingTensor, short
+from converter.formats.registry import open_checkpoint
+from converter.runtimes.base import Floats, Runtime, Tokenizer, failures, package
+from converter.tensors.streams import values
+from converter.tokenizers import FILES
+
+NAME = "transformers"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+VOCABULARIES = tuple(name for name in FILES if name.endswith((".model", "tokenizer.json", "vocab.json", "vocab.txt")))
+# Parameters that transformers makes up where a checkpoint has none, and the mean over the tokens does not use.
+UNUSED = "pooler."
+
+
+def tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer of the model's folder, as transformers loads it; None where the folder has none."""
+    folder = _folder(path)
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return None
+    transformers = package(NAME, path)
+    with failures(folder, NAME), _quiet(transformers):
+        loaded = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
+        start = loaded("a").input_ids[:1]
+
+    def encode(text: str) -> list[int]:
+        with failures(folder, NAME), _quiet(transformers):
+            return [int(token) for token in loaded(text).input_ids]
+
+    return Tokenizer(encode, start[0] if start == [loaded.bos_token_id] else None)
+
+
+class Transformers(Runtime):
+    """A model of transformers. What its architecture is called decides between logits and embeddings.
+
+    Raises:
+        MissingDependency: torch or transformers is not installed.
+        MissingPart: no config.json.
+        MissingTensor: weights that the model needs and the checkpoint has not.
+        UnsupportedFeature: transformers refuses it.
+    """
+
+    def __init__(self, path: Path, context: int, threads: int) -> None:
+        self._path, self._torch, self._transformers = path, package("torch", path), package(NAME, path)
+        self.name = f"{NAME} {self._transformers.__version__}"
+        self._torch.set_num_threads(threads)
+        folder = _folder(path)
+        if not (folder / "config.json").is_file():
+            raise MissingPart(f"{path}: transformers needs the config.json of the model's folder beside it")
+        with failures(path, NAME), _quiet(self._transformers):
+            config = self._transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+            self.kind = "logits" if _is_causal(config) else "embedding"
+            self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
+            self._model: Any = self._load(path, config)
+
+    def _load(self, path: Path, config: Any) -> Any:
+        kind = self._transformers.AutoModelForCausalLM if self.kind == "logits" else self._transformers.AutoModel
+        options = {"config": config, "dtype": self._torch.float32, "output_loading_info": True, **LOCAL}
+        if path.is_dir() and any((path / name).is_file() for name in WEIGHTS):
+            model, found = kind.from_pretrained(path, use_safetensors=True, **options)
+        else:
+            with self._torch.device("meta"):  # for its class alone: the automatic ones want a folder
+                empty = kind.from_config(config, trust_remote_code=False)
+            model, found = type(empty).from_pretrained(None, state_dict=self._state(path), **options)
+        missing = sorted(name for name in found["missing_keys"] if self.kind == "logits" or UNUSED not in name)
+        if missing:
+            raise MissingTensor(
+                f"{path}: transformers finds no weights for {short(missing[0])}"
+                + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            )
+        return model.eval()
+
+    def _state(self, path: Path) -> dict[str, Any]:
+        with open_checkpoint(path) as checkpoint:
+            found = {
+                name: values(tensor, 0, tensor.info.n_rows).reshape(tensor.info.shape)
+                for name, tensor in checkpoint.tensors.items()
+            }
+            checkpoint.check()
+        return {name: self._torch.tensor(array) for name, array in found.items()}
+
+    def logits(self, ids: Sequence[int], first: int) -> Floats:
+        with failures(self._path, NAME), self._torch.inference_mode():
+            found = self._model(input_ids=self._torch.tensor([list(ids)]), use_cache=False).logits
+        rows: Floats = found[0, first:-1].numpy()
+        return rows
+
+    def embedding(self, ids: Sequence[int]) -> Floats:
+        tokens = self._torch.tensor([list(ids)])
+        with failures(self._path, NAME), self._torch.inference_mode():
+            states = self._model(input_ids=tokens, attention_mask=self._torch.ones_like(tokens)).last_hidden_state
+        mean: Floats = states[0].mean(0).numpy()
+        return mean
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _is_causal(config: Any) -> bool:
+    return any(str(name).endswith(CAUSAL) for name in config.architectures or ())
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars and no warnings: what is wrong with a model is raised."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

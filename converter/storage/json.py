@@ -1,0 +1,80 @@
+"""JSON of strangers, without the surprises of `json.loads`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from converter.errors import CorruptFile, short
+from converter.storage.files import regular_size
+
+MAX_JSON = 64 << 20
+MAX_DIGITS = 40  # of a whole number; tokenizer_config.json has a length of 10**30 for "no limit"
+
+
+def parse(text: str) -> Any:
+    """A JSON value: no duplicate keys, no NaN or infinity, whole numbers of at most MAX_DIGITS digits.
+
+    Raises:
+        ValueError: anything else, or nested deeper than the decoder goes.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_bounded)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {short(twice)} stands twice in one object")
+    return result
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _bounded(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of more than {MAX_DIGITS} digits")
+    return int(text)
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CorruptFile: too long, not UTF-8, not JSON, not an object.
+    """
+    if regular_size(path) > limit:
+        raise CorruptFile(f"{path}: larger than {limit} bytes, that is no configuration")
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
+    """A JSON object: no duplicate keys, no NaN, whole numbers of at most 40 digits, no broken surrogates.
+
+    The decoder bounds the depth.
+
+    Raises:
+        CorruptFile: anything else.
+    """
+    try:
+        value = parse(data.decode("utf-8"))
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise CorruptFile(f"{path}: bad JSON (half of a surrogate pair stands alone)") from None
+    except ValueError as error:
+        raise CorruptFile(f"{path}: bad JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{path}: the JSON is not an object")
+    return value
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -1,0 +1,1 @@
+"""What a tensor is: types, names and shapes, rows on demand, invertible operations, encoding."""

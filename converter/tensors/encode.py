@@ -1,0 +1,143 @@
+"""The Encode stage: each tensor in the type that was chosen for it, still unread."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from copy import copy
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import MissingImportance, QuantizationError
+from converter.events import Event, NotFinite, Overflow
+from converter.tensors import kernels
+from converter.tensors.dtypes import F32, DType
+from converter.tensors.streams import decoded, values
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
+
+
+class Importance(Protocol):
+    """How much each column matters: float32 (row,) for each of the matrices that a tensor stacks (its experts)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, matrix: int, /) -> NDArray[np.float32]: ...
+
+
+class Watch:
+    """Counts, from all workers, of values that are not finite or that a cast pushed out of range.
+
+    Under `strict` the first such value ends the run.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self._first = True
+        self._lock = threading.Lock()
+        self._not_finite: Counter[str] = Counter()
+        self._overflow: Counter[tuple[str, str]] = Counter()
+
+    def again(self) -> Watch:
+        """The same watch for a second encoding of the same numbers: what the source held is counted already."""
+        second = copy(self)
+        second._first = False
+        return second
+
+    def not_finite(self, tensor: str, count: int) -> None:
+        with self._lock:
+            if self._first:
+                self._not_finite[tensor] += count
+
+    def overflow(self, tensor: str, target: str, count: int) -> None:
+        with self._lock:
+            self._overflow[tensor, target] += count
+
+    @property
+    def tripped(self) -> bool:
+        """Whether a strict run must stop."""
+        return self.strict and bool(self._not_finite or self._overflow)
+
+    def events(self) -> list[Event]:
+        """What was seen, by tensor."""
+        return [
+            *(NotFinite(name, count) for name, count in sorted(self._not_finite.items())),
+            *(Overflow(name, target, count) for (name, target), count in sorted(self._overflow.items())),
+        ]
+
+
+def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance | None = None) -> LazyTensor:
+    """`tensor` in encoding `dtype`.
+
+    Rows already in `dtype` pass untouched, bit for bit. Others are decoded to F32 and encoded by the kernels.
+    `weights` is the importance of the columns of each stacked matrix: `tensor.info.shape[-3]`, or 1 for a 2-D tensor.
+
+    Raises:
+        QuantizationError: rows do not divide into blocks, or the tensor does not hold real numbers.
+        MissingImportance: nothing can be encoded as `dtype` without weights.
+    """
+    info = tensor.info
+    result = TensorInfo(info.name, info.shape, dtype)
+    row_nbytes = result.row_nbytes  # raises where the row does not fit
+    if info.dtype is dtype:
+        return _watched(tensor, watch)
+    if not dtype.floating:
+        raise QuantizationError(f"{info.name}: {info.dtype} cannot be stored as {dtype}")
+    decoded(tensor)  # raises where there are no numbers
+    if weights is None and kernels.needs_importance(dtype):
+        raise MissingImportance(
+            f"{info.name}: {dtype} cannot be encoded without importance, and no matrix has an entry for this tensor\n"
+            "pass --imatrix FILE, or choose another type"
+        )
+    rows_per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
+    bounded = dtype.name in _NARROW
+
+    def read(start: int, stop: int) -> Rows:
+        numbers = values(tensor, start, stop)
+        bad = kernels.nonfinite(numbers.view(np.uint8), F32)
+        if bad:
+            watch.not_finite(info.name, bad)
+        data = encode_rows(numbers, dtype, weights, start, rows_per_matrix)
+        if bounded:
+            lost = kernels.nonfinite(data, dtype) - bad
+            if lost > 0:
+                watch.overflow(info.name, dtype.name, lost)
+        return data
+
+    work = tensor.row_work + 4 * info.row + row_nbytes
+    return LazyTensor(result, read, tensor.source, tensor.parts, work, tensor.indivisible)
+
+
+_NARROW = frozenset(("F16", "BF16", "F8_E5M2"))
+
+
+def encode_rows(
+    numbers: NDArray[np.float32], dtype: DType, weights: Importance | None, start: int, rows_per_matrix: int
+) -> Rows:
+    """Rows [start, start + len(numbers)) of a tensor, encoded; each of the matrices it stacks by its own importance."""
+    if weights is None:
+        return kernels.encode(numbers, dtype)
+    pieces: list[Rows] = []
+    row, stop = start, start + len(numbers)
+    while not pieces or row < stop:
+        matrix = row // rows_per_matrix
+        end = min(stop, (matrix + 1) * rows_per_matrix)
+        own = weights[matrix % len(weights)]
+        pieces.append(kernels.encode(numbers[row - start : end - start], dtype, weights=own))
+        row = end
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _watched(tensor: LazyTensor, watch: Watch) -> LazyTensor:
+    info = tensor.info
+    if info.dtype.quantized or info.dtype.name not in ("F32", "F16", "BF16", "F64"):
+        return tensor
+
+    def read(start: int, stop: int) -> Rows:
+        data = tensor.rows(start, stop)
+        bad = kernels.nonfinite(data, info.dtype)
+        if bad:
+            watch.not_finite(info.name, bad)
+        return data
+
+    return LazyTensor(info, read, tensor.source, tensor.parts, tensor.row_work, tensor.indivisible)

@@ -1,0 +1,236 @@
+"""Encoding and decoding of every ggml type: the Python face of the C kernels.
+
+Bytes equal those of `ggml_quantize_chunk` and values those of ggml's `to_float`, on every CPU and
+for any number of threads. Casts to dense types round to nearest, ties to even:
+
+- F16: overflow to infinity, every NaN to sign | 0x7E00 (as ggml).
+- BF16: overflow to infinity, a NaN keeps its upper bits and becomes quiet (as ggml and gguf-py).
+- F8_E4M3 (fn): beyond 464 to NaN, there is no infinity (as torch and ml_dtypes).
+- F8_E5M2: overflow to infinity (as torch and ml_dtypes).
+
+The instruction set is the best this machine has; the environment variable `CONVERTER_ISA` names
+another (one of `available_isas()`). It changes speed, never bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter import _native
+from converter.errors import MissingImportance, QuantizationError, UsageError
+from converter.tensors import dtypes as _dtypes
+from converter.tensors.dtypes import DType
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+#: name -> (elements of a block, bytes of a block, can be encoded, needs importance weights)
+TYPES: dict[str, tuple[int, int, bool, bool]] = _native.types()
+
+# Rows that one thread takes at a time in quantize() and dequantize(), in elements.
+_SLAB = 1 << 18
+
+
+def isa() -> str:
+    """The instruction set that the kernels use: "scalar", "sse2", "avx2", "avx512" or "neon"."""
+    return _native.isa()
+
+
+def available_isas() -> tuple[str, ...]:
+    """Instruction sets that this machine can run, best first."""
+    return _native.available_isas()
+
+
+def _apply_environment() -> None:
+    wanted = os.environ.get("CONVERTER_ISA")
+    if not wanted:
+        return
+    if wanted not in available_isas():
+        raise UsageError(f"CONVERTER_ISA={wanted} cannot run here; choose one of {', '.join(available_isas())}")
+    _native.select_isa(wanted)
+
+
+_apply_environment()
+
+
+def encodable(dtype: DType) -> bool:
+    """Whether `encode` writes this type."""
+    return (dtype.name in TYPES and TYPES[dtype.name][2]) or _by_numpy(dtype)
+
+
+def needs_importance(dtype: DType) -> bool:
+    """Whether ggml refuses to encode this type without importance weights (IQ2_XXS, IQ2_XS, IQ1_S)."""
+    return dtype.name in TYPES and TYPES[dtype.name][3]
+
+
+def encode(rows: Floats, dtype: DType, *, weights: Floats | None = None, out: Bytes | None = None) -> Bytes:
+    """Encode float32 rows; on the calling thread, with the GIL released.
+
+    Args:
+        rows: (n, row), C-contiguous or not.
+        dtype: target encoding.
+        weights: (row,), the importance of each column; ignored by types that do not use it.
+        out: (n, row_nbytes) uint8, C-contiguous, to write to; allocated when None.
+
+    Returns:
+        (n, row_nbytes) uint8; `out` if given.
+
+    Raises:
+        QuantizationError: the row does not divide into blocks, or the type cannot be encoded.
+        MissingImportance: the type needs weights.
+        ValueError, TypeError: an array has the wrong shape or type.
+    """
+    if rows.ndim != 2:
+        raise ValueError(f"rows must be (n, row), not {rows.ndim}-dimensional")
+    n, row = rows.shape
+    out = _output(out, (n, dtype.row_nbytes(row)), np.uint8)
+    if weights is not None and weights.shape != (row,):
+        raise ValueError(f"weights must be ({row},), not {weights.shape}")
+    if not encodable(dtype):
+        raise QuantizationError(f"{dtype.name} cannot be encoded; choose another type")
+    if needs_importance(dtype) and weights is None:
+        raise MissingImportance(f"{dtype.name} cannot be encoded without an importance matrix; pass --imatrix FILE")
+    if out.size == 0:
+        return out
+    if _by_numpy(dtype):
+        out[...] = np.asarray(rows).astype(dtype.numpy).view(np.uint8).reshape(out.shape)
+        return out
+    given = None if weights is None else _aligned(weights, np.float32)
+    _native.encode(dtype.name, _aligned(rows, np.float32), out, row, given)
+    return out
+
+
+def decode(data: Bytes, dtype: DType, *, out: Floats | None = None) -> Floats:
+    """Decode rows to float32; on the calling thread, with the GIL released.
+
+    Args:
+        data: (n, row_nbytes) uint8.
+        dtype: any floating encoding.
+        out: (n, row) float32, C-contiguous, to write to; allocated when None.
+
+    Returns:
+        (n, row) float32; `out` if given.
+
+    Raises:
+        QuantizationError: the bytes are not whole blocks, or the type is not a floating one.
+    """
+    if data.ndim != 2:
+        raise ValueError(f"data must be (n, row_nbytes), not {data.ndim}-dimensional")
+    n, nbytes = data.shape
+    if nbytes % dtype.type_size:
+        raise QuantizationError(f"rows of {nbytes} bytes are not whole {dtype.name} blocks of {dtype.type_size}")
+    if not dtype.floating:
+        raise QuantizationError(f"{dtype.name} does not hold real numbers")
+    out = _output(out, (n, nbytes // dtype.type_size * dtype.block_size), np.float32)
+    if out.size == 0:
+        return out
+    if _by_numpy(dtype):
+        out[...] = _values(data, dtype)
+        return out
+    _native.decode(dtype.name, np.ascontiguousarray(data), out)
+    return out
+
+
+def nonfinite(data: Bytes, dtype: DType) -> int:
+    """How many values of (n, row_nbytes) uint8 `data` are NaN or infinite; dense floating types only.
+
+    Raises:
+        QuantizationError: the type is blocked or not a floating one.
+    """
+    if dtype.name in TYPES and dtype.block_size == 1:
+        return _native.nonfinite(dtype.name, np.ascontiguousarray(data))
+    if not _by_numpy(dtype):
+        raise QuantizationError(f"{dtype.name} is not a dense floating type")
+    values = _values(data, dtype).astype(np.float32)
+    return int(values.size - np.count_nonzero(np.isfinite(values)))
+
+
+def quantize(x: Floats, dtype: str, *, weights: Floats | None = None, threads: int | None = None) -> Bytes:
+    """Encode an array along its last axis.
+
+    Args:
+        x: float32, any shape of at least one axis.
+        dtype: name of the encoding, for instance "Q4_K"; any case.
+        weights: (x.shape[-1],), the importance of each column.
+        threads: number of threads; all cores when None. The result does not depend on it.
+
+    Returns:
+        uint8 of shape x.shape[:-1] + (bytes of a row,).
+
+    Raises:
+        QuantizationError: unknown type, rows that do not divide into blocks.
+        MissingImportance: the type needs weights.
+    """
+    target = _dtypes.dtype(dtype)
+    x = np.asarray(x)
+    if x.dtype != np.float32 or x.ndim == 0:
+        raise TypeError(f"x must be a float32 array with at least one axis, not {x.dtype} of shape {x.shape}")
+    rows = x.reshape(-1, x.shape[-1]) if x.size else np.empty((0, x.shape[-1]), np.float32)
+    out = np.empty((len(rows), target.row_nbytes(x.shape[-1])), np.uint8)
+    encode(rows[:0], target, weights=weights, out=out[:0])  # the checks, before any thread starts
+    _by_slabs(len(rows), rows.shape[1], threads, lambda a, b: encode(rows[a:b], target, weights=weights, out=out[a:b]))
+    return out.reshape(*x.shape[:-1], out.shape[1])
+
+
+def dequantize(data: Bytes, dtype: str, shape: tuple[int, ...], *, threads: int | None = None) -> Floats:
+    """Decode to a float32 array of `shape`, whose last axis holds the rows that were encoded.
+
+    Raises:
+        QuantizationError: unknown type, or `data` is not as long as `shape` needs.
+    """
+    source = _dtypes.dtype(dtype)
+    flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    if not shape or flat.nbytes != source.nbytes(shape):
+        raise QuantizationError(f"{flat.nbytes} bytes of {source.name} do not hold shape {tuple(shape)}")
+    out = np.empty(shape, np.float32)
+    if out.size == 0:
+        return out
+    rows = flat.reshape(-1, source.row_nbytes(shape[-1]))
+    target = out.reshape(-1, shape[-1])
+    _by_slabs(len(rows), shape[-1], threads, lambda a, b: decode(rows[a:b], source, out=target[a:b]))
+    return out
+
+
+def _by_slabs(n: int, row: int, threads: int | None, work: Callable[[int, int], object]) -> None:
+    """Call `work(start, stop)` over row ranges that cover [0, n)."""
+    step = max(1, _SLAB // max(1, row))
+    starts = range(0, n, step)
+    workers = min(threads or os.cpu_count() or 1, len(starts))
+    if workers <= 1:
+        for start in starts:
+            work(start, min(n, start + step))
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda start: work(start, min(n, start + step)), starts))
+
+
+def _by_numpy(dtype: DType) -> bool:
+    """Floating dense types that C has no kernel for."""
+    return dtype.name not in TYPES and dtype.numpy is not None and dtype.floating
+
+
+def _values(data: Bytes, dtype: DType) -> NDArray[Any]:
+    """The bytes of a dense type as numbers."""
+    return np.ascontiguousarray(data).view(dtype.numpy or np.uint8)
+
+
+def _aligned(array: NDArray[Any], dtype: type[_Scalar]) -> NDArray[_Scalar]:
+    """The array as C-contiguous, aligned, native `dtype`; itself where it is."""
+    if array.dtype != dtype:
+        raise TypeError(f"expected {np.dtype(dtype).name}, got {array.dtype}")
+    return np.require(array, dtype, ("C", "A"))
+
+
+def _output(out: NDArray[_Scalar] | None, shape: tuple[int, int], dtype: type[_Scalar]) -> NDArray[_Scalar]:
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"out must be a writable, C-contiguous {np.dtype(dtype).name} array of shape {shape}")
+    return out

@@ -1,0 +1,430 @@
+"""The closed set of invertible tensor operations that architectures are written in.
+
+An op takes the list of tensors in flight to another list. What it may touch decides what it costs:
+
+    reach     on packed bytes        streams        ops
+    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Reshape, Split,
+                                                    Concat, Transpose while they leave the last axis alone
+    values    after decoding         by rows        Add, NegExp, LogNeg
+    whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
+
+Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
+bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says
+where each row comes from: applied to arrays of row numbers of shape (..., 1) the same code gives that map.
+Sizes are hyperparameter expressions until `bind` makes them integers; the size "row" is the last axis,
+whatever its unit (elements or packed bytes).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import ShapeMismatch
+from converter.tensors.expressions import Sizes, evaluate
+
+Size = int | str
+Shape = tuple[int, ...]
+Array = NDArray[Any]
+
+ROW = "row"
+REACHES = ("rows", "values", "whole")
+
+
+@dataclass(frozen=True)
+class Op(ABC):
+    """One operation. Frozen and hashable, so equal work is done once."""
+
+    exact: ClassVar[bool] = True
+
+    def reach(self, ndim: int) -> str:
+        """What the op touches on a tensor of `ndim` axes: "rows", "values" or "whole"."""
+        return "rows"
+
+    def bind(self, sizes: Sizes) -> Self:
+        """The op with every size expression evaluated."""
+        return replace(self, **{f.name: _bound(getattr(self, f.name), sizes) for f in fields(self)})
+
+    @abstractmethod
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Shapes of the result; what does not fit is a ShapeMismatch."""
+
+    @abstractmethod
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        """The result on real arrays, elements or rows alike."""
+
+    @abstractmethod
+    def inverse(self) -> Op:
+        """The op that undoes this one."""
+
+
+def _bound(value: Any, sizes: Sizes) -> Any:
+    if isinstance(value, str):
+        return value if value == ROW else evaluate(value, sizes)
+    if isinstance(value, tuple):
+        return tuple(_bound(item, sizes) for item in value)
+    if isinstance(value, Op):
+        return value.bind(sizes)
+    return value
+
+
+def _each(arrays: Sequence[Any], change: Any) -> list[Any]:
+    return [change(array) for array in arrays]
+
+
+def _resolved(shape: tuple[Size, ...], row: int) -> Shape:
+    return tuple(row if size == ROW else int(size) for size in shape)
+
+
+def _check(ok: bool, op: Op, shapes: Sequence[Shape]) -> None:
+    if not ok:
+        raise ShapeMismatch(f"{op} does not fit {', '.join(map(str, shapes))}")
+
+
+@dataclass(frozen=True)
+class Rope(Op):
+    """Rows of each head from two halves (HF) to interleaved pairs (ggml's rope of type NORM).
+
+    Per head the rows 0..d-1 become 0, d/2, 1, d/2 + 1, ...; `undo` goes the other way.
+    Source: rotary embedding of the original Llama weights against the Hugging Face layout.
+    """
+
+    heads: Size
+    undo: bool = False
+
+    def reach(self, ndim: int) -> str:
+        return "rows" if ndim > 1 else "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        heads = int(self.heads)
+        _check(heads > 0 and all(shape and shape[0] % (2 * heads) == 0 for shape in shapes), self, shapes)
+        return list(shapes)
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        pairs = (-1, 2) if self.undo else (2, -1)
+        return _each(arrays, lambda a: a.reshape(int(self.heads), *pairs, *a.shape[1:]).swapaxes(1, 2).reshape(a.shape))
+
+    def inverse(self) -> Rope:
+        return replace(self, undo=not self.undo)
+
+
+@dataclass(frozen=True)
+class PermuteRows(Op):
+    """The first axis seen as `shape`, its axes reordered by `order`."""
+
+    shape: tuple[Size, ...]
+    order: tuple[int, ...]
+
+    def reach(self, ndim: int) -> str:
+        return "rows" if ndim > 1 else "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        rows = math.prod(map(int, self.shape))
+        _check(all(shape and shape[0] == rows for shape in shapes), self, shapes)
+        return list(shapes)
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        shape = tuple(map(int, self.shape))
+        return _each(
+            arrays,
+            lambda a: (
+                a.reshape(*shape, *a.shape[1:])
+                .transpose(*self.order, *range(len(shape), len(shape) + a.ndim - 1))
+                .reshape(a.shape)
+            ),
+        )
+
+    def inverse(self) -> PermuteRows:
+        order = tuple(int(i) for i in np.argsort(self.order))
+        return PermuteRows(tuple(self.shape[i] for i in self.order), order)
+
+
+@dataclass(frozen=True)
+class PermuteColumns(Op):
+    """The last axis seen as `shape`, its axes reordered by `order`."""
+
+    shape: tuple[Size, ...]
+    order: tuple[int, ...]
+
+    def reach(self, ndim: int) -> str:
+        return "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        columns = math.prod(map(int, self.shape))
+        _check(all(shape and shape[-1] == columns for shape in shapes), self, shapes)
+        return list(shapes)
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        shape = tuple(map(int, self.shape))
+        return _each(
+            arrays,
+            lambda a: (
+                a.reshape(*a.shape[:-1], *shape)
+                .transpose(*range(a.ndim - 1), *(a.ndim - 1 + i for i in self.order))
+                .reshape(a.shape)
+            ),
+        )
+
+    def inverse(self) -> PermuteColumns:
+        order = tuple(int(i) for i in np.argsort(self.order))
+        return PermuteColumns(tuple(self.shape[i] for i in self.order), order)
+
+
+@dataclass(frozen=True)
+class Transpose(Op):
+    """Axes reordered."""
+
+    axes: tuple[int, ...] = (1, 0)
+
+    def reach(self, ndim: int) -> str:
+        return "rows" if self.axes[-1] == len(self.axes) - 1 else "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(all(len(shape) == len(self.axes) for shape in shapes), self, shapes)
+        return [tuple(shape[i] for i in self.axes) for shape in shapes]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, lambda a: a.transpose(self.axes))
+
+    def inverse(self) -> Transpose:
+        return Transpose(tuple(int(i) for i in np.argsort(self.axes)))
+
+
+@dataclass(frozen=True)
+class Reshape(Op):
+    """The same elements in another shape; both shapes are named so that it can be undone."""
+
+    old: tuple[Size, ...]
+    new: tuple[Size, ...]
+
+    def reach(self, ndim: int) -> str:
+        return "rows" if self.old[-1] == ROW and self.new[-1] == ROW else "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        result = []
+        for shape in shapes:
+            row = shape[-1] if shape else 1
+            _check(shape == _resolved(self.old, row), self, shapes)
+            new = _resolved(self.new, row)
+            _check(math.prod(new) == math.prod(shape), self, shapes)
+            result.append(new)
+        return result
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, lambda a: a.reshape(_resolved(self.new, a.shape[-1])))
+
+    def inverse(self) -> Reshape:
+        return Reshape(self.new, self.old)
+
+
+@dataclass(frozen=True)
+class Split(Op):
+    """One tensor into several along an axis; the sizes are shares of the axis, in any common unit."""
+
+    axis: int
+    sizes: tuple[Size, ...]
+
+    def reach(self, ndim: int) -> str:
+        return "whole" if self.axis in (-1, ndim - 1) else "rows"
+
+    def _cuts(self, length: int) -> list[int]:
+        sizes = [int(size) for size in self.sizes]
+        unit = length // sum(sizes)
+        return [int(end) * unit for end in np.cumsum(sizes)]
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(len(shapes) == 1, self, shapes)
+        (shape,) = shapes
+        _check(-len(shape) <= self.axis < len(shape), self, shapes)
+        axis = self.axis % len(shape)
+        total = sum(int(size) for size in self.sizes)
+        _check(total > 0 and shape[axis] % total == 0, self, shapes)
+        ends = self._cuts(shape[axis])
+        return [(*shape[:axis], end - start, *shape[axis + 1 :]) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        (array,) = arrays
+        return list(np.split(array, self._cuts(array.shape[self.axis])[:-1], axis=self.axis))
+
+    def inverse(self) -> Concat:
+        return Concat(self.axis, self.sizes)
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """Several tensors into one along an axis; the sizes say how to split them again."""
+
+    axis: int
+    sizes: tuple[Size, ...]
+
+    def reach(self, ndim: int) -> str:
+        return "whole" if self.axis in (-1, ndim - 1) else "rows"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        first = shapes[0]
+        _check(-len(first) <= self.axis < len(first), self, shapes)
+        axis = self.axis % len(first)
+        rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+        _check(len(rest) == 1 and len(shapes) == len(self.sizes), self, shapes)
+        joined = (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
+        _check(self.inverse().infer([joined]) == list(shapes), self, shapes)
+        return [joined]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return [np.concatenate(list(arrays), axis=self.axis)]
+
+    def inverse(self) -> Split:
+        return Split(self.axis, self.sizes)
+
+
+@dataclass(frozen=True)
+class Stack(Op):
+    """`count` tensors of one shape into one with a new first axis (experts)."""
+
+    count: Size
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(len(shapes) == int(self.count) and len(set(shapes)) == 1, self, shapes[:4])
+        return [(len(shapes), *shapes[0])]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return [np.stack(list(arrays))]
+
+    def inverse(self) -> Unstack:
+        return Unstack(self.count)
+
+
+@dataclass(frozen=True)
+class Unstack(Op):
+    """One tensor into `count` along its first axis."""
+
+    count: Size
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(len(shapes) == 1, self, shapes)
+        (shape,) = shapes
+        _check(len(shape) > 1 and shape[0] == int(self.count), self, shapes)
+        return [shape[1:]] * shape[0]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return list(arrays[0])
+
+    def inverse(self) -> Stack:
+        return Stack(self.count)
+
+
+@dataclass(frozen=True)
+class _Values(Op):
+    """Base of the ops that change numbers, one by one, in F32."""
+
+    def reach(self, ndim: int) -> str:
+        return "values"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return list(shapes)
+
+
+@dataclass(frozen=True)
+class Add(_Values):
+    """Add a constant (Gemma's norms are stored minus one). Exact only where the sum is representable."""
+
+    value: float
+    exact: ClassVar[bool] = False
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, lambda a: a + np.float32(self.value))
+
+    def inverse(self) -> Add:
+        return Add(-self.value)
+
+
+@dataclass(frozen=True)
+class NegExp(_Values):
+    """-exp(x), as Mamba's A is stored. Its inverse is within 1 to 2 units in the last place."""
+
+    exact: ClassVar[bool] = False
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, lambda a: -np.exp(a))
+
+    def inverse(self) -> LogNeg:
+        return LogNeg()
+
+
+@dataclass(frozen=True)
+class LogNeg(_Values):
+    """log(-x), the inverse of NegExp."""
+
+    exact: ClassVar[bool] = False
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, lambda a: np.log(-a))
+
+    def inverse(self) -> NegExp:
+        return NegExp()
+
+
+@dataclass(frozen=True)
+class At(Op):
+    """Apply `op` to the i-th tensor in flight only."""
+
+    index: int
+    op: Op
+
+    def reach(self, ndim: int) -> str:
+        return self.op.reach(ndim)
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(self.index < len(shapes), self, shapes)
+        (shape,) = self.op.infer([shapes[self.index]])
+        return [*shapes[: self.index], shape, *shapes[self.index + 1 :]]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        (array,) = self.op.apply([arrays[self.index]])
+        return [*arrays[: self.index], array, *arrays[self.index + 1 :]]
+
+    def inverse(self) -> At:
+        return At(self.index, self.op.inverse())
+
+
+Chain = tuple[Op, ...]
+
+
+def inverse(chain: Chain) -> Chain:
+    """The chain that undoes `chain`: the inverses in reverse order."""
+    return tuple(op.inverse() for op in reversed(chain))
+
+
+def infer(chain: Chain, shapes: Sequence[Shape]) -> list[Shape]:
+    """Shapes after the chain.
+
+    Raises:
+        ShapeMismatch: an op does not fit.
+    """
+    result = list(shapes)
+    for op in chain:
+        result = op.infer(result)
+    return result
+
+
+def apply(chain: Chain, arrays: Sequence[Array]) -> list[Array]:
+    """Arrays after the chain."""
+    result = list(arrays)
+    for op in chain:
+        result = op.apply(result)
+    return result
+
+
+def reach(chain: Chain, shapes: Sequence[Shape]) -> str:
+    """The widest reach of the chain's ops on tensors of `shapes`."""
+    widest = "rows"
+    for op in chain:
+        widest = max(widest, op.reach(min(map(len, shapes))), key=REACHES.index)
+        shapes = op.infer(shapes)
+    return widest

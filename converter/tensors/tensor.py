@@ -1,0 +1,109 @@
+"""A tensor that has not been read yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.tensors.dtypes import DType
+
+Rows = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor without reading it.
+
+    `shape` is row-major (numpy order) everywhere; the last axis is the row, and blocks never
+    span two rows. A scalar is one row of one element.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def row(self) -> int:
+        """Elements per row."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def n_rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_nbytes(self) -> int:
+        return self.dtype.row_nbytes(self.row)
+
+    @property
+    def nbytes(self) -> int:
+        return self.n_rows * self.row_nbytes
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """Stored rows on demand.
+
+    `read(start, stop)` returns rows [start, stop) as uint8 of shape (stop - start, row_nbytes), a view
+    of the map where it can be. It is repeatable and thread-safe; making the tensor reads nothing.
+    `source` says where the bytes come from (file@offset, or what computed them), for messages.
+    `parts` are the names of the tensors it was made of. `work_nbytes` is the memory one row needs on its
+    way, so that the engine can size its slabs: a row that is decoded costs more than what comes out.
+    An `indivisible` tensor is computed whole, whatever part of it is asked for.
+    """
+
+    info: TensorInfo
+    read: Callable[[int, int], Rows]
+    source: str
+    parts: tuple[str, ...] = ()
+    work_nbytes: int | None = None
+    indivisible: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def row_work(self) -> int:
+        """Bytes of memory that one row needs on its way through."""
+        return self.work_nbytes if self.work_nbytes is not None else self.info.row_nbytes
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop) as stored bytes, uint8 (stop - start, row_nbytes)."""
+        if not 0 <= start <= stop <= self.info.n_rows:
+            raise IndexError(f"{self.name}: rows {start}:{stop} of {self.info.n_rows}")
+        return self.read(start, stop)
+
+    def take(self, index: NDArray[np.int64]) -> Rows:
+        """The rows at `index`, in that order. What lies between the first and the last is mapped, not copied."""
+        low, high = int(index.min()), int(index.max()) + 1
+        block = self.rows(low, high)
+        if high - low == len(index) and bool((np.diff(index) == 1).all()):
+            return block
+        return block[index - low]
+
+    def array(self) -> NDArray[np.generic]:
+        """The whole tensor: in its numpy type and shape when dense, as uint8 rows when blocked."""
+        data = np.ascontiguousarray(self.rows(0, self.info.n_rows))
+        if self.info.dtype.numpy is None:
+            return data
+        return data.view(self.info.dtype.numpy).reshape(self.info.shape)
+
+    def renamed(self, name: str) -> LazyTensor:
+        """The same rows under another name."""
+        return replace(self, info=replace(self.info, name=name), parts=self.parts or (self.name,))
+
+
+def from_array(name: str, array: NDArray[np.generic], dtype: DType, source: str) -> LazyTensor:
+    """A tensor whose dense values are already in memory (generated tensors, plugins, tests)."""
+    info = TensorInfo(name, array.shape, dtype)
+    data = np.ascontiguousarray(array, dtype=dtype.numpy).view(np.uint8).reshape(info.n_rows, info.row_nbytes)
+    return LazyTensor(info, lambda start, stop: data[start:stop], source)

@@ -1,0 +1,207 @@
+"""Verify a conversion: open both sides, pair, measure, judge.
+
+result = verify("llama-folder/", "llama-q4_k_m.gguf")
+result.passed, result.worst_first[0].sqnr_db, [str(f) for f in result.findings if f.failed]
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint
+from converter.errors import UsageError, about
+from converter.formats.base import Format
+from converter.formats.registry import PathLike, open_checkpoint, source_format
+from converter.pipeline import convert
+from converter.planning import Request
+from converter.storage.output import ProgressCallback
+from converter.tensors.tensor import LazyTensor
+from converter.verify.measure import Measured, measure
+from converter.verify.metadata import compare_config, compare_gguf, tokenizer_of
+from converter.verify.pairing import HEADS, Pair, Pairing, pair
+from converter.verify.results import Finding, Verification
+from converter.verify.verdict import judge
+
+
+def verify(
+    source: PathLike,
+    target: PathLike,
+    request: Request | None = None,
+    *,
+    source_type: str | None = None,
+    target_type: str | None = None,
+    config: PathLike | None = None,
+    encode: bool = True,
+    any_types: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    while_open: Callable[[list[Measured]], None] | None = None,
+) -> Verification:
+    """Everything that can be said about `target` as a conversion of `source`. Writes nothing.
+
+    Args:
+        source, target: files or folders of any formats; the source is the truth.
+        request: what the conversion was asked for, where the files do not tell (an importance matrix, overrides).
+        config: folder to take the source's config.json and tokenizer from.
+        encode: encode the source again and compare bytes; without it bounds are those of docs/bounds.md, and single
+            damaged blocks go unseen.
+        any_types: types other than those of the recipe that the target names are told, and do not fail.
+        threads: workers; the result does not depend on it.
+        progress: called after every slab; returning False cancels.
+        while_open: called with what was measured, before both sides are closed.
+
+    Raises:
+        ConverterError: a side cannot be read, or the source cannot be mapped to the target's dialect.
+    """
+    started = time.monotonic()
+    request = replace(request or Request(), allow_requantize=True)
+    with about(Path(source)):
+        left = open_checkpoint(source, format=source_type, config=config, key=request.key)
+    with left, about(Path(target)), open_checkpoint(target, format=target_type) as right:
+        reader, writer = source_format(Path(source), source_type), source_format(Path(target), target_type)
+        measured, findings = _verify(left, reader, right, writer, request, encode, threads, progress)
+        left.check()
+        right.check()
+        if while_open is not None:
+            while_open(measured)
+    tensors = tuple(each.fidelity() for each in measured)
+    # Failures first, in the order of the file; what is only worth knowing after them.
+    if any_types:
+        findings = [replace(each, failed=each.failed and each.check != "type") for each in findings]
+    findings.sort(key=lambda finding: not finding.failed)
+    return Verification(str(source), str(target), tensors, tuple(findings), None, time.monotonic() - started)
+
+
+def _verify(
+    left: Checkpoint,
+    reader: Format,
+    right: Checkpoint,
+    writer: Format,
+    request: Request,
+    encode: bool,
+    threads: int | None,
+    progress: ProgressCallback | None,
+) -> tuple[list[Measured], list[Finding]]:
+    pairing = pair(left, reader, right, writer, request)
+    try:
+        if not pairing.pairs:
+            raise UsageError(
+                f"{right.path}: has no tensor in common with {left.path}\nsource: {_some(left)}; target: {_some(right)}"
+            )
+        measured = measure(pairing.pairs, encode=encode, threads=threads, progress=progress)
+        findings = [*_retied(pairing, measured), *judge(measured, pairing.left_over)]
+        return measured, findings + _facts(left, right, pairing, request)
+    finally:
+        for close in pairing.closers:
+            close()
+
+
+def _some(checkpoint: Checkpoint) -> str:
+    return ", ".join(list(checkpoint.tensors)[:2]) or "none"
+
+
+def _retied(pairing: Pairing, measured: Sequence[Measured]) -> list[Finding]:
+    """Findings of the pairing; a second copy of a tied output is a fault only where it differs from the embedding."""
+    by_name = {each.pair.name: each.pair for each in measured}
+    found = []
+    for finding in pairing.findings:
+        extra, twin = pairing.left_over.get(finding.subject), by_name.get(HEADS.get(finding.subject, ""))
+        if finding.check == "tied" and extra is not None and twin is not None and not _is_copy(extra, twin):
+            finding = replace(finding, message="is there and differs from the embedding it is tied to", failed=True)
+        found.append(finding)
+    return found
+
+
+def _is_copy(extra: LazyTensor, twin: Pair) -> bool:
+    if extra.info.shape != twin.reference.info.shape:
+        return False
+    measured = measure([replace(twin, candidate=extra)], encode=False)[0]
+    return measured.noise <= 0.05 * measured.energy
+
+
+def _facts(left: Checkpoint, right: Checkpoint, pairing: Pairing, request: Request) -> list[Finding]:
+    """Metadata and tokenizer; nothing where the target is a file of tensors alone."""
+    if pairing.dialect == "gguf":
+        return compare_gguf(pairing.expected, right.config)  # type: ignore[arg-type]
+    found: list[Finding] = []
+    if right.dialect != "hf":
+        return found
+    if pairing.dialect == "hf":
+        found += compare_config(pairing.expected, right.config)
+    wanted, got = tokenizer_of(left, request), tokenizer_of(right, request)
+    if wanted is not None and got is not None:
+        found += compare_gguf(wanted, got)
+    elif wanted is not None and right.path.is_dir():
+        found.append(Finding("tokenizer", "tokenizer", "is not there, or cannot be read; the source has one"))
+    return found
+
+
+def round_trip(
+    source: PathLike,
+    via: Sequence[str],
+    request: Request | None = None,
+    *,
+    source_type: str | None = None,
+    config: PathLike | None = None,
+    folder: PathLike | None = None,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Verification:
+    """There and back: `source` through files named as in `via`, back to its own format, and compared with itself.
+
+    Only the first step quantizes, as `request` says. The files are made in a temporary folder (in `folder`, if given)
+    and go away; names may have no folder of their own.
+
+    Raises:
+        ConverterError: a step is impossible.
+        UsageError: nothing to go through, or a name with a folder in it.
+    """
+    if not via or any(Path(name).name != name.rstrip("/") for name in via):
+        raise UsageError("--via takes plain file names such as out.gguf, at least one")
+    request = request or Request()
+    reader = source_format(Path(source), source_type)
+    if reader.layout is None:
+        raise UsageError(f"{source}: nothing writes {reader.name} files, so there is no way back")
+    with tempfile.TemporaryDirectory(prefix="model-converter-", dir=folder) as scratch:
+        here, step = Path(source), request
+        for number, name in enumerate(via):
+            there = Path(scratch) / str(number) / name.rstrip("/")
+            there.parent.mkdir()
+            target = f"{there}/" if name.endswith("/") else there
+            if number == 0:
+                convert(here, target, step, source_type=source_type, config=config, threads=threads)
+            else:
+                convert(here, target, step, config=_config(here, source, config), threads=threads)
+            here, step = there, Request(arch=request.arch, pre=request.pre, tensors_only=request.tensors_only)
+        back = Path(scratch) / "back" / Path(source).name
+        back.parent.mkdir()
+        back_type = _plain_dtype(Path(source), source_type)
+        known = _config(here, source, config)
+        convert(here, back, replace(step, dtype=back_type), target_type=reader.name, config=known, threads=threads)
+        plain = replace(request, quant=None, imatrix=None)
+        result = verify(source, back, plain, source_type=source_type, config=config, threads=threads, progress=progress)
+    return replace(result, target=f"{source} by way of {', '.join(via)}")
+
+
+def _config(here: Path, source: PathLike, config: PathLike | None) -> PathLike | None:
+    """Where a file of tensors alone gets its config and tokenizer from: what the way there began with."""
+    with open_checkpoint(here) as checkpoint:
+        if checkpoint.dialect is not None:
+            return None
+    folder = Path(config or source)
+    folder = folder if folder.is_dir() else folder.parent
+    return folder if (folder / "config.json").is_file() else None
+
+
+def _plain_dtype(source: Path, source_type: str | None) -> str | None:
+    """The one floating type that all of a plain file's tensors have, to go back to."""
+    with open_checkpoint(source, format=source_type) as checkpoint:
+        if checkpoint.dialect == "gguf":
+            return None
+        types = {tensor.info.dtype for tensor in checkpoint.tensors.values() if tensor.info.dtype.floating}
+        only = types.pop() if len(types) == 1 else None
+        return only.name if only is not None and not only.quantized else None

@@ -1,0 +1,246 @@
+"""Hugging Face folders: which weights are taken, and that nothing else is opened or run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.builders import CONFIG, llama_folder, llama_weights, safetensors_of, sharded
+
+from converter.checkpoint import Checkpoint
+from converter.errors import ConverterError, CorruptFile, MissingPart
+from converter.formats.base import head
+from converter.formats.hf_folder import open_folder, sniff
+from converter.formats.registry import source_format
+
+WEIGHTS = llama_weights()
+NAMES = list(WEIGHTS)
+HALVES = [{name: WEIGHTS[name] for name in NAMES[:5]}, {name: WEIGHTS[name] for name in NAMES[5:]}]
+
+
+def names(checkpoint: Checkpoint) -> list[str]:
+    with checkpoint:
+        return sorted(checkpoint.tensors)
+
+
+def test_a_single_file(tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path / "m")
+    with open_folder(folder) as checkpoint:
+        assert checkpoint.format == "hf" and checkpoint.dialect == "hf" and checkpoint.path == folder
+        assert checkpoint.config["hidden_size"] == 32
+        assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(checkpoint.assets)
+        assert np.array_equal(checkpoint.tensors[NAMES[0]].array(), WEIGHTS[NAMES[0]])
+
+
+def test_shards_with_an_index(tmp_path: Path) -> None:
+    assert names(open_folder(sharded(tmp_path, HALVES))) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "consolidated.safetensors"])
+def test_a_single_file_of_any_name(tmp_path: Path, name: str) -> None:
+    folder = llama_folder(tmp_path)
+    (folder / "model.safetensors").rename(folder / name)
+    assert names(open_folder(folder)) == sorted(NAMES)
+
+
+def test_an_index_of_any_name(tmp_path: Path) -> None:
+    folder = sharded(tmp_path, HALVES)
+    (folder / "model.safetensors.index.json").rename(folder / "other.safetensors.index.json")
+    assert names(open_folder(folder)) == sorted(NAMES)
+
+
+def test_model_safetensors_goes_before_everything_else(tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path)
+    (folder / "adapter.safetensors").write_bytes(safetensors_of({"other": np.zeros(1, "<f4")}))
+    assert names(open_folder(folder)) == sorted(NAMES)
+
+
+def test_several_files_without_an_index_are_a_question(tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path)
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
+    with pytest.raises(MissingPart, match=r"found: a\.safetensors, b\.safetensors"):
+        open_folder(folder)
+
+
+def test_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(MissingPart, match="found: none"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["absent", "folder", "dangling", "fifo"])
+def test_no_config(tmp_path: Path, kind: str) -> None:
+    folder = llama_folder(tmp_path)
+    config = folder / "config.json"
+    config.unlink()
+    {
+        "absent": lambda: None, "folder": config.mkdir, "dangling": lambda: config.symlink_to("nowhere"),
+        "fifo": lambda: os.mkfifo(config),
+    }[kind]()  # fmt: skip
+    with pytest.raises(MissingPart, match=r"no config\.json"):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"null", b"{", b"\xff{}", b'{"a":1,"a":2}', b'{"a":NaN}', b'{"a":-Infinity}', b'{"a":"\\ud800"}',
+        b'{"a":' + b"9" * 4000 + b"}", b'{"a":' * 100_000, b"\0" * 64,
+    ],
+    ids=lambda content: ascii(content[:20]),
+)  # fmt: skip
+def test_config_that_is_no_strict_json_object(tmp_path: Path, content: bytes) -> None:
+    folder = llama_folder(tmp_path)
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"config\.json: "):
+        open_folder(folder)
+
+
+def test_config_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path)
+    with open(folder / "config.json", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CorruptFile, match="larger than"):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "README.md"])
+def test_a_link_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    """What a stranger's archive can hold; a file the user names may be a link, what lies in a folder may not."""
+    folder = llama_folder(tmp_path / "model")
+    secret = tmp_path / "secret"
+    if (folder / name).exists():
+        (folder / name).rename(secret)
+    else:
+        secret.write_text("secret")
+    (folder / name).symlink_to(secret)
+    with pytest.raises(CorruptFile, match="leads out of the folder"):
+        open_folder(folder)
+
+
+def test_a_template_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path / "model")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "a.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(CorruptFile, match="leads out of the folder"):
+        open_folder(folder)
+
+
+def test_a_folder_of_weights_that_is_a_link_out(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    folder = sharded(tmp_path / "model", HALVES, {name: "sub/x.safetensors" for name in NAMES})
+    (tmp_path / "out" / "x.safetensors").write_bytes(safetensors_of(WEIGHTS))
+    (folder / "sub").symlink_to(tmp_path / "out")
+    with pytest.raises(CorruptFile, match="leads out of the folder"):
+        open_folder(folder)
+
+
+def test_links_inside_the_folder_are_fine(tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path)
+    (folder / "model.safetensors").rename(folder / "real")
+    (folder / "model.safetensors").symlink_to("real")
+    assert names(open_folder(folder)) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("kind", ["dangling", "loop", "folder", "fifo"])
+def test_weights_that_are_no_file(tmp_path: Path, kind: str) -> None:
+    folder = llama_folder(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.unlink()
+    {
+        "dangling": lambda: weights.symlink_to("nowhere"), "loop": lambda: weights.symlink_to(weights.name),
+        "folder": weights.mkdir, "fifo": lambda: os.mkfifo(weights),
+    }[kind]()  # fmt: skip
+    with pytest.raises(ConverterError, match=r"model\.safetensors"):
+        open_folder(folder)
+
+
+def test_the_hub_s_cache(tmp_path: Path) -> None:
+    """snapshots/<revision>/file -> ../../blobs/<hash>, the layout of huggingface_hub."""
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(llama_folder(tmp_path / "source").iterdir())):
+        shutil.copy(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    assert names(open_folder(snapshot)) == sorted(NAMES)
+    assert names(source_format(snapshot / "model.safetensors").open(snapshot / "model.safetensors")) == sorted(NAMES)
+    (tmp_path / "secret").write_bytes((blobs / "0").read_bytes())
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(CorruptFile, match="leads out"):
+        open_folder(snapshot)
+
+
+def test_content_decides_what_a_folder_is(tmp_path: Path) -> None:
+    assert not sniff(tmp_path, head(tmp_path))
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    assert sniff(tmp_path, head(tmp_path))
+    assert not sniff(tmp_path / "x.safetensors", b"")
+    assert source_format(llama_folder(tmp_path / "m")).name == "hf"
+
+
+TRAP = "import os\nopen(os.environ['MARKER'], 'w').close()\n"
+
+AUDITED = """
+import json, os, sys
+from pathlib import Path
+
+opened, called = [], []
+
+def hook(event, args):
+    if event == "open" and not isinstance(args[0], int):
+        opened.append(os.fsdecode(args[0]))
+    elif event.split(".")[0] in ("socket", "subprocess", "ctypes", "pty"):
+        called.append(event)
+    elif event in ("os.system", "os.exec", "os.posix_spawn", "os.fork"):
+        called.append(event)
+    elif event in ("exec", "compile", "import"):
+        called.append(f"{event} {str(args[0])[:200]}")
+
+from converter import cli
+import converter.pipeline, converter.kernels, converter.tokenizers  # noqa: what the run will need
+folder, out = Path(sys.argv[1]), sys.argv[2]
+arguments = [str(folder), out, "--quiet", "-j", "1"]
+assert cli.main([*arguments, "--force"]) == 0  # imports what it needs
+sys.addaudithook(hook)
+code = cli.main([*arguments, "--force"])
+inside = sorted({Path(path).name for path in opened if Path(path).is_relative_to(folder)})
+print(json.dumps({"code": code, "inside": inside, "called": called}))
+"""
+
+
+def test_only_weights_config_and_tokenizer_are_opened_and_nothing_is_run(tmp_path: Path) -> None:
+    """The interpreter's own audit hooks tell what a conversion opens, imports, compiles and starts."""
+    folder = llama_folder(tmp_path / "model", config={"auto_map": {"AutoConfig": "evil.Config"}})
+    marker = tmp_path / "marker"
+    for name in ("evil.py", "modeling_llama.py", "conftest.py", "sitecustomize.py", "__init__.py"):
+        (folder / name).write_text(TRAP)
+    for name in ("training_args.bin", "rng_state.pth", "pytorch_model.bin", "optimizer.pt", "model.pkl"):
+        (folder / name).write_bytes(b"cos\nsystem\n(S'touch \"$MARKER\"'\ntR.")
+    (folder / "chat_template.jinja").write_text("{{ cycler.__init__.__globals__.os.system('touch $MARKER') }}")
+    script = tmp_path / "audited.py"
+    script.write_text(AUDITED)
+    environment = os.environ | {"MARKER": str(marker)}
+    done = subprocess.run(
+        [sys.executable, script, folder, tmp_path / "out.gguf"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["code"] == 0 and not marker.exists()
+    allowed = {
+        "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "chat_template.jinja",
+        "generation_config.json", "README.md",
+    }  # fmt: skip
+    assert "model.safetensors" in result["inside"] and set(result["inside"]) <= allowed
+    assert result["called"] == []
+    assert b"cycler" in (tmp_path / "out.gguf").read_bytes()  # carried as it is, never rendered
+    assert json.loads((folder / "config.json").read_text())["model_type"] == CONFIG["model_type"]

@@ -1,0 +1,251 @@
+"""Contracts that every architecture keeps by being registered."""
+
+from __future__ import annotations
+
+import ast
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import converter.architectures as package
+from converter.architectures import architectures
+from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, amended, pair, without
+from converter.errors import ArchitectureError
+from converter.mapping.generators import GENERATORS
+from converter.mapping.tensors import detect, hparam_metadata, read_config, read_metadata, write_config
+from converter.metadata import TYPES, Value
+from converter.tensors.expressions import evaluate
+from converter.tensors.ops import Stack, apply, infer, inverse
+
+FOLDER = Path(package.__file__).parent
+DATA_FILES = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("__init__.py", "spec.py"))
+EVERY = list(architectures().values())
+RULES = [(architecture, rule) for architecture in EVERY for rule in architecture.tensors]
+FIELDS = {"block", "expert"}
+
+
+def rule_id(value: object) -> str:
+    if isinstance(value, Architecture):
+        return value.gguf
+    return ",".join((*value.hf, *value.gguf)) if isinstance(value, TensorRule) else str(value)
+
+
+def fields_of(template: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+
+
+def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
+    """Small numbers for every hparam, so that the expressions of the rows have values."""
+    numbers = {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_head_kv": 2, "head_dim": 8, "n_vocab": 32}
+    numbers["n_expert"] = n_expert
+    kinds: dict[str, Any] = {"u32": 12, "f32": 0.5, "str": "default", "bool": True}
+    return {hparam.name: numbers.get(hparam.name, kinds[hparam.type]) for hparam in architecture.hparams}
+
+
+def sized(architecture: Architecture, rule: TensorRule) -> dict[str, Any] | None:
+    """Hyperparameters under which the rule applies."""
+    for n_expert in (4, 0):
+        hparams = small_hparams(architecture, n_expert)
+        for rope in ("default", "llama3"):
+            hparams["rope_type"] = rope
+            if rule.when is None or evaluate(rule.when, hparams):
+                return hparams
+    return None
+
+
+@pytest.mark.parametrize("path", DATA_FILES, ids=lambda path: path.name)
+def test_architecture_files_are_data(path: Path) -> None:
+    control = (
+        ast.FunctionDef,
+        ast.AsyncFunctionDef,
+        ast.ClassDef,
+        ast.Lambda,
+        ast.If,
+        ast.IfExp,
+        ast.While,
+        ast.For,
+        ast.Try,
+        ast.With,
+        ast.Match,
+    )
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, control)]
+    assert [(node.lineno, type(node).__name__) for node in nodes] == []
+
+
+def test_every_file_registers_what_it_says() -> None:
+    assert {"llama", "qwen2", "qwen3", "qwen3moe"} <= architectures().keys()
+    assert all(name == architecture.gguf for name, architecture in architectures().items())
+    classes = [hf.name for architecture in EVERY for hf in architecture.hf]
+    assert len(set(classes)) == len(classes)
+
+
+@pytest.mark.parametrize(("architecture", "rule"), RULES, ids=rule_id)
+def test_templates_parse_and_format(architecture: Architecture, rule: TensorRule) -> None:
+    for template in (*rule.hf, *rule.gguf):
+        assert fields_of(template) <= FIELDS
+        for part in template.split("."):
+            assert "{" not in part or part in ("{block}", "{expert}"), "an index must be a component of its own"
+    inside = {("{block}" in name) for name in (*rule.hf, *rule.gguf)}
+    assert len(inside) == 1, "all names of a rule lie in blocks or none does"
+    assert rule.gguf
+    assert bool(rule.hf) != bool(rule.generator), "a tensor comes from the file or from a generator"
+    assert rule.generator is None or rule.generator in GENERATORS
+
+
+@pytest.mark.parametrize(("architecture", "rule"), [each for each in RULES if not each[1].generator], ids=rule_id)
+def test_rules_are_invertible_on_their_shapes(architecture: Architecture, rule: TensorRule) -> None:
+    """Shapes go through the chain, as many tensors come out as there are names, and the inverse leads back."""
+    hparams = sized(architecture, rule)
+    assert hparams is not None, f"no hyperparameters make {rule.when!r} true"
+    assert rule.shape, "every rule says what shape it expects"
+    shape = tuple(evaluate(size, hparams) for size in rule.shape)
+    experts = hparams["n_expert"] if rule.stacked else 1
+    chain = tuple(op.bind(hparams) for op in (*((Stack(experts),) if rule.stacked else ()), *rule.ops))
+    shapes = [shape] * (len(rule.hf) * experts)
+    results = infer(chain, shapes)
+    assert len(results) == len(rule.gguf)
+    assert infer(inverse(chain), results) == shapes
+    arrays = [np.arange(int(np.prod(shape))).reshape(shape) + 1000 * i for i in range(len(shapes))]
+    back = apply(inverse(chain), apply(chain, arrays))
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, back, strict=True))
+
+
+@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+def test_every_gguf_tensor_has_one_writer(architecture: Architecture) -> None:
+    """Alternative layouts are for reading only, and their tensors are those of a rule that writes."""
+    written = [name for rule in architecture.tensors if not rule.read_only for name in rule.gguf]
+    assert len(set(written)) == len(written)
+    read = {name for rule in architecture.tensors if rule.read_only for name in rule.gguf}
+    assert read <= set(written)
+    tied = {rule.tied_to for rule in architecture.tensors if rule.tied_to}
+    assert tied <= set(written)
+
+
+@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+def test_hparams(architecture: Architecture) -> None:
+    names = [hparam.name for hparam in architecture.hparams]
+    keys = [key for hparam in architecture.hparams for key in hparam.gguf]
+    assert len(set(names)) == len(names)
+    assert len(set(keys)) == len(keys)
+    assert all(hparam.type in TYPES for hparam in architecture.hparams)
+    assert {"n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_vocab"} <= set(names)
+    hparams = small_hparams(architecture, 4)
+    for index, hparam in enumerate(architecture.hparams):
+        known = {name: hparams[name] for name in names[:index]}
+        if isinstance(hparam.default, str) and hparam.type != "str":
+            assert evaluate(hparam.default, known) >= 0, "defaults may use earlier hparams only"
+        for condition in filter(None, (hparam.when,)):
+            assert evaluate(condition, hparams) in (0, 1)
+
+
+@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+def test_classes(architecture: Architecture) -> None:
+    """For any model, one class at least is written on the way back, and each is found by its name."""
+    for n_expert in (0, 4):
+        hparams = small_hparams(architecture, n_expert)
+        chosen = write_config(architecture, hparams, tied=False)
+        assert detect(chosen)[0] is architecture
+        assert detect({"model_type": chosen["model_type"]})[0] is architecture
+    for hf in architecture.hf:
+        assert detect({"architectures": [hf.name]}) == (architecture, hf)
+        known = {key for hparam in architecture.hparams for key in hparam.config}
+        assert all(key in known or f"rope.{key}" in known for key in hf.defaults), "a default nobody reads"
+
+
+@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+def test_config_and_metadata_are_each_others_inverse(architecture: Architecture) -> None:
+    """hparams -> config.json -> hparams, and hparams -> GGUF keys -> hparams."""
+    hparams = {**small_hparams(architecture, 4), "rms_eps": 1e-5, "rope_type": "yarn", "rope_factor": 4.0}
+    hparams.pop("n_rot", None)
+    config = write_config(architecture, hparams, tied=False)
+    again, given = read_config(architecture, detect(config)[1], config)
+    assert {name: again.get(name) for name in hparams} == hparams
+    metadata = {**hparam_metadata(architecture, again, given), "general.architecture": Value("str", architecture.gguf)}
+    from_gguf = read_metadata(architecture, metadata, n_rows=32)
+    assert {name: from_gguf.get(name) for name in hparams} == {name: again.get(name) for name in hparams}
+
+
+@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+def test_a_config_without_a_required_key_says_which(architecture: Architecture) -> None:
+    config = write_config(architecture, small_hparams(architecture, 4), tied=False)
+    required = [hparam for hparam in architecture.hparams if hparam.required and hparam.config]
+    for hparam in required:
+        broken = {key: value for key, value in config.items() if key not in hparam.config}
+        hf = HFClass("Bare", "bare")
+        with pytest.raises(ArchitectureError, match=hparam.config[0]):
+            read_config(architecture, hf, broken)
+
+
+# ---------------------------------------------------------------------------------- gguf-py as the oracle
+
+
+def weights_of(rule: TensorRule) -> Iterator[tuple[str, str]]:
+    """(Hugging Face stem, GGUF stem) of block 3 for rules between one name and one name."""
+    if len(rule.hf) == len(rule.gguf) == 1:
+        hf = rule.hf[0].replace(".{expert}", "").format(block=3)
+        gguf = rule.gguf[0].format(block=3)
+        yield hf, gguf
+
+
+@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
+    gguf = pytest.importorskip("gguf")
+    arch = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf), None)
+    assert arch is not None, f"gguf-py knows no architecture {architecture.gguf}"
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
+    for rule in architecture.tensors:
+        for name in rule.gguf:
+            stem = name.removesuffix(".weight").removesuffix(".bias")
+            assert stem.replace("{block}", "{bid}") in known, f"{name} is no tensor of {architecture.gguf}"
+
+
+@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
+    """Its name map, written by others, sends each Hugging Face name to the same GGUF name."""
+    gguf = pytest.importorskip("gguf")
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf)
+    names = gguf.get_tensor_name_map(arch, 8)
+    checked = 0
+    for rule in architecture.tensors:
+        for hf, ours in weights_of(rule):
+            theirs = names.get_name(hf, try_suffixes=(".weight", ".bias"))
+            if theirs is None and rule.read_only:
+                continue
+            assert theirs == (ours if hf.endswith((".weight", ".bias")) else ours.removesuffix(".weight")), hf
+            checked += 1
+    assert checked > 5
+
+
+@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+def test_keys_are_those_of_gguf_py(architecture: Architecture) -> None:
+    gguf = pytest.importorskip("gguf")
+    groups = (gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, gguf.Keys.SSM)
+    known = {value for group in groups for value in vars(group).values() if isinstance(value, str)}
+    for hparam in architecture.hparams:
+        for key in hparam.gguf:
+            assert "{arch}." + key in known
+
+
+# ------------------------------------------------------------------------------------------------ the spec
+
+
+def test_the_spec_refuses_a_name_in_two_rules() -> None:
+    rules = (T("a.weight", "x.weight", shape=(1,)), T("b.weight", "x.weight", shape=(1,)))
+    with pytest.raises(ValueError, match="gguf name stands in two rules"):
+        Architecture("toy", (HFClass("Toy", "toy"),), (), rules)
+    with pytest.raises(ValueError, match="listed twice"):
+        Architecture("toy", (HFClass("Toy", "toy"),), (HParam("n", ("n",)), HParam("n", ("m",))), ())
+
+
+def test_helpers_of_the_spec() -> None:
+    weight, bias = pair("a.{block}.q", "b.{block}.q", shape=("n", "m"))
+    assert (weight.hf, weight.shape, weight.optional) == (("a.{block}.q.weight",), ("n", "m"), False)
+    assert (bias.gguf, bias.shape, bias.optional) == (("b.{block}.q.bias",), ("n",), True)
+    assert without((weight, bias), "b.{block}.q.bias") == (weight,)
+    (changed, same) = amended((HParam("n", ("a",)), HParam("m", ("b",))), n={"config": ("c",)})
+    assert (changed.config, same.config) == (("c",), ("b",))
+    assert weight.per_block and not weight.stacked

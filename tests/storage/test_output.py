@@ -1,0 +1,369 @@
+"""The engine: the result does not depend on how it is made, and is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.builders import assembled
+
+from converter.errors import CorruptFile, DiskFull, Interrupted, LossyError, OutputError
+from converter.storage import output
+from converter.storage.layout import FileLayout, Layout, Slot
+from converter.storage.output import Progress, write
+from converter.tensors.dtypes import DTYPES
+from converter.tensors.encode import Watch, encoded
+from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
+
+F32, Q8_0 = DTYPES["F32"], DTYPES["Q8_0"]
+HEADER = b"header" + bytes(26)
+
+
+def layout_of(*tensors: LazyTensor, path: Path, alignment: int = 32) -> Layout:
+    """One file: a header and the tensors, aligned."""
+    offset, slots = len(HEADER), []
+    for tensor in tensors:
+        slots.append(Slot(offset, tensor))
+        offset += -(-tensor.info.nbytes // alignment) * alignment
+    return Layout((FileLayout(path, HEADER, tuple(slots), offset),))
+
+
+def numbers(name: str, *shape: int) -> LazyTensor:
+    values = np.random.default_rng(len(name)).standard_normal(shape).astype("<f4")
+    return from_array(name, values, F32, "test")
+
+
+def model() -> list[LazyTensor]:
+    """Dense, encoded, scalar, empty, one long row, many short rows, and one that is computed whole."""
+    whole = numbers("whole", 33, 64)
+    return [
+        numbers("matrix", 100, 96),
+        encoded(numbers("packed", 77, 256), Q8_0, Watch()),
+        numbers("scalar"),
+        numbers("empty", 0, 64),
+        numbers("hollow", 5, 0),
+        numbers("row", 1, 5000),
+        numbers("stack", 3, 7, 11, 2),
+        LazyTensor(whole.info, whole.read, "test", indivisible=True),
+    ]
+
+
+@pytest.mark.parametrize("slab", [1, 1000, 4096, 1 << 16, 1 << 30])
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_result_is_the_same_for_any_threads_and_slabs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab: int, threads: int
+) -> None:
+    monkeypatch.setattr(output, "SLAB_NBYTES", slab)
+    layout = layout_of(*model(), path=tmp_path / "out")
+    write(layout, threads=threads)
+    assert (tmp_path / "out").read_bytes() == assembled(layout.files[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_lies_between_slots_is_zero(tmp_path: Path) -> None:
+    layout = layout_of(numbers("a", 3), numbers("b", 3), path=tmp_path / "out", alignment=4096)
+    write(layout, threads=2)
+    content = (tmp_path / "out").read_bytes()
+    assert len(content) == layout.size == len(HEADER) + 2 * 4096
+    assert content[:32] == HEADER and not any(content[32 + 12 : 32 + 4096])
+
+
+def test_reads_that_are_not_contiguous(tmp_path: Path) -> None:
+    values = np.arange(600, dtype="<f4").reshape(20, 30)
+    packed = values.view(np.uint8).reshape(20, 120)
+    wide = np.concatenate([packed, packed], axis=1)
+    tensor = LazyTensor(TensorInfo("w", (20, 30), F32), lambda start, stop: wide[start:stop, :120], "test")
+    write(layout_of(tensor, path=tmp_path / "out"), threads=2)
+    assert (tmp_path / "out").read_bytes()[32:] == values.tobytes()
+
+
+def test_an_indivisible_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "SLAB_NBYTES", 64)
+    calls = []
+    data = np.zeros((50, 40), np.uint8)
+
+    def read(start: int, stop: int) -> Any:
+        calls.append((start, stop))
+        return data[start:stop]
+
+    info = TensorInfo("w", (50, 10), F32)
+    write(layout_of(LazyTensor(info, read, "test", indivisible=True), path=tmp_path / "out"), threads=3)
+    assert calls == [(0, 50)]
+    calls.clear()
+    write(layout_of(LazyTensor(info, read, "test"), path=tmp_path / "out"), threads=1)
+    assert calls == [(start, start + 1) for start in range(50)]
+
+
+def test_several_files(tmp_path: Path) -> None:
+    parts = [layout_of(tensor, path=tmp_path / f"{i}").files[0] for i, tensor in enumerate(model())]
+    write(Layout(tuple(parts)), threads=3)
+    assert [(tmp_path / f"{i}").read_bytes() for i in range(len(parts))] == [assembled(part) for part in parts]
+
+
+def test_a_file_without_tensors(tmp_path: Path) -> None:
+    write(layout_of(path=tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == HEADER
+
+
+# ------------------------------------------------------------------------------------- without pwrite
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_without_pwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """As on Windows, where a lock around seek and write takes its place."""
+    for name in ("pwrite", "posix_fallocate"):
+        monkeypatch.delattr(os, name)
+    monkeypatch.setattr(output, "SLAB_NBYTES", 3000)
+    layout = layout_of(*model(), path=tmp_path / "out")
+    write(layout, threads=threads)
+    assert (tmp_path / "out").read_bytes() == assembled(layout.files[0])
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: real(file, data[:7], offset))
+    layout = layout_of(numbers("a", 13, 3), path=tmp_path / "out")
+    write(layout, threads=2)
+    assert (tmp_path / "out").read_bytes() == assembled(layout.files[0])
+
+
+# ------------------------------------------------------------------------------------- whole or not at all
+
+OLD = b"an old output that must survive\n"
+
+
+def unharmed(folder: Path) -> bool:
+    """Only the old output is there, byte for byte."""
+    return [path.name for path in folder.iterdir()] == ["out"] and (folder / "out").read_bytes() == OLD
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").write_bytes(OLD)
+    return tmp_path / "out"
+
+
+def failing(error: Callable[[], BaseException], at: int = 60) -> LazyTensor:
+    good = numbers("bad", 100, 96)
+
+    def read(start: int, stop: int) -> Any:
+        if stop > at:
+            raise error()
+        return good.rows(start, stop)
+
+    return LazyTensor(good.info, read, "test")
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(
+    "error", [lambda: CorruptFile("x: truncated"), lambda: MemoryError(), lambda: RuntimeError("a bug")],
+    ids=["corrupt", "memory", "bug"],
+)  # fmt: skip
+def test_a_tensor_that_cannot_be_read(
+    out: Path, monkeypatch: pytest.MonkeyPatch, threads: int, error: Callable[[], BaseException]
+) -> None:
+    monkeypatch.setattr(output, "SLAB_NBYTES", 1000)
+    with pytest.raises(type(error())):
+        write(layout_of(numbers("good", 50, 50), failing(error), numbers("late", 9, 9), path=out), threads=threads)
+    assert unharmed(out.parent)
+    assert threading.active_count() == 1
+
+
+def test_an_interrupt_while_a_worker_runs(out: Path) -> None:
+    started = threading.Event()
+
+    def read(start: int, stop: int) -> Any:
+        if not started.is_set():
+            started.set()
+            os.kill(os.getpid(), signal.SIGINT)
+        return np.zeros((stop - start, 400), np.uint8)
+
+    tensor = LazyTensor(TensorInfo("w", (100_000, 100), F32), read, "test")
+    with pytest.raises(Interrupted):
+        write(layout_of(tensor, path=out), threads=2)
+    assert unharmed(out.parent)
+    assert threading.active_count() == 1
+
+
+def test_an_interrupt_between_the_renames_of_a_set_does_not_cut_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.replace
+
+    def interrupted(source: Any, target: Any) -> None:
+        real(source, target)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    parts = [layout_of(numbers("a", 4), path=tmp_path / f"{i}").files[0] for i in range(3)]
+    write(Layout(tuple(parts)), threads=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_writing_from_a_thread(tmp_path: Path) -> None:
+    """Where signals cannot be had."""
+    layout = layout_of(*model(), path=tmp_path / "out")
+    thread = threading.Thread(target=write, args=(layout,))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "out").read_bytes() == assembled(layout.files[0])
+
+
+def test_the_old_output_is_there_until_the_new_one_is_whole(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "SLAB_NBYTES", 500)
+    layout = layout_of(*model(), path=out)
+    seen: set[bytes] = set()
+    replaced: list[bytes] = []
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        replaced.append(Path(source).read_bytes())
+        seen.add(out.read_bytes())
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write(layout, threads=2, progress=lambda _: seen.add(out.read_bytes()))
+    assert seen == {OLD}
+    assert replaced == [out.read_bytes()] == [assembled(layout.files[0])]
+
+
+def test_data_is_flushed_before_it_gets_its_name(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file))[1])
+    monkeypatch.setattr(os, "replace", lambda source, target: (calls.append("replace"), replace(source, target))[1])
+    write(layout_of(numbers("a", 4), path=out), threads=1)
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_a_rename_that_fails(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(target))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OutputError, match="Permission denied"):
+        write(layout_of(numbers("a", 4), path=out))
+    assert unharmed(out.parent)
+
+
+def test_names_at_the_limit_of_the_file_system(tmp_path: Path) -> None:
+    for name in ("x" * 255, "ü" * 127):
+        layout = layout_of(numbers("a", 4), path=tmp_path / name)
+        write(layout, threads=1)
+        assert (tmp_path / name).read_bytes() == assembled(layout.files[0])
+
+
+# ------------------------------------------------------------------------------------- room on the disk
+
+
+class _Usage:
+    free = 1000
+
+
+def test_no_room_is_noticed_before_a_byte_is_written(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda folder: _Usage)
+    monkeypatch.setattr(output, "_create", lambda *_: pytest.fail("something was written"))
+    with pytest.raises(DiskFull, match=r"needs [\d,]+ bytes, 1,000 are free"):
+        write(layout_of(numbers("a", 100, 100), path=out))
+    assert unharmed(out.parent)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("where", ["posix_fallocate", "pwrite", "fsync"])
+def test_no_room_while_writing(out: Path, monkeypatch: pytest.MonkeyPatch, where: str, code: int) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, where, full)
+    with pytest.raises(DiskFull, match="nothing was written"):
+        write(layout_of(numbers("a", 100, 100), path=out), threads=2)
+    assert unharmed(out.parent)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_systems_that_cannot_allocate_ahead(out: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def unable(*_: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", unable)
+    layout = layout_of(*model(), path=out)
+    write(layout, threads=2)
+    assert out.read_bytes() == assembled(layout.files[0])
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No such file"):
+        write(layout_of(numbers("a", 4), path=tmp_path / "absent" / "out"))
+
+
+# ------------------------------------------------------------------------------------- progress
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_progress_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr(output, "SLAB_NBYTES", 2000)
+    seen: list[Progress] = []
+    layout = layout_of(*model(), path=tmp_path / "out")
+    write(layout, threads=threads, progress=seen.append)
+    total = sum(slot.tensor.info.nbytes for slot in layout.files[0].slots)
+    assert {progress.total for progress in seen} == {total}
+    assert [progress.done for progress in seen] == sorted({progress.done for progress in seen})
+    assert seen[-1].done == total
+    assert {progress.tensor for progress in seen} == {"matrix", "packed", "scalar", "row", "stack", "whole"}
+    assert len(seen) > 20
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("after", [1, 10])
+def test_returning_false_cancels(out: Path, monkeypatch: pytest.MonkeyPatch, threads: int, after: int) -> None:
+    monkeypatch.setattr(output, "SLAB_NBYTES", 2000)
+    calls = []
+
+    def progress(_: Progress) -> bool:
+        calls.append(1)
+        return len(calls) < after
+
+    with pytest.raises(Interrupted, match="cancelled"):
+        write(layout_of(*model(), path=out), threads=threads, progress=progress)
+    assert unharmed(out.parent)
+    assert after <= len(calls) < after + threads
+
+
+def test_cancelling_at_the_last_slab_still_cancels(out: Path) -> None:
+    with pytest.raises(Interrupted):
+        write(layout_of(numbers("a", 4), path=out), threads=1, progress=lambda progress: progress.done < progress.total)
+    assert unharmed(out.parent)
+
+
+def test_an_error_in_the_callback_ends_the_run(out: Path) -> None:
+    def progress(_: Progress) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write(layout_of(*model(), path=out), threads=2, progress=progress)
+    assert unharmed(out.parent)
+
+
+def test_stop_ends_the_run(out: Path) -> None:
+    with pytest.raises(LossyError, match="strict"):
+        write(layout_of(*model(), path=out), threads=2, stop=lambda: LossyError("refused under --strict"))
+    assert unharmed(out.parent)
+
+
+def test_memory_in_flight_is_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "SLAB_NBYTES", 1 << 16)
+    big, small = numbers("big", 1000, 256), numbers("small", 3, 4)
+    layout = layout_of(big, small, path=tmp_path / "out")
+    assert output.working_nbytes(layout, 3) == 3 * (1 << 16)
+    whole = LazyTensor(big.info, big.read, "test", indivisible=True)
+    assert output.working_nbytes(layout_of(whole, path=tmp_path / "out"), 2) == 2 * big.info.nbytes
+    assert output.working_nbytes(layout_of(path=tmp_path / "out"), 2) == 0

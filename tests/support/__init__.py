@@ -1,0 +1,1 @@
+"""What tests share: models, files made by hand, oracles."""

@@ -1,0 +1,46 @@
+"""llama.cpp in a process of its own, so that nothing it does can reach the test run: JSON in, JSON out.
+
+{"model": PATH, "generate": [tokens], "count": 64}  ->  tokens, greedy, with an F32 cache
+{"model": PATH, "tokenize": [texts]}                ->  token ids of each text
+{"model": PATH, "perplexity": text}                 ->  perplexity
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def ask(model: Path, **question: Any) -> Any:
+    """Run this file on a question."""
+    text = json.dumps({"model": str(model), **question})
+    done = subprocess.run([sys.executable, __file__], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def answer(question: dict[str, Any]) -> Any:
+    from llama_cpp import GGML_TYPE_F32, Llama
+
+    path = question["model"]
+    if "perplexity" in question:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        from perplexity import perplexity
+
+        return perplexity(Path(path), question["perplexity"])
+    if "tokenize" in question:
+        model = Llama(path, vocab_only=True, verbose=False)
+        return [model.tokenize(text.encode(), add_bos=True, special=True) for text in question["tokenize"]]
+    model = Llama(path, n_ctx=256, verbose=False, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32)
+    tokens = model.generate(question["generate"], temp=0.0, repeat_penalty=1.0)
+    return [int(token) for token in islice(tokens, question["count"])]
+
+
+if __name__ == "__main__":
+    print(json.dumps(answer(json.load(sys.stdin))))

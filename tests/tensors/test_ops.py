@@ -1,0 +1,379 @@
+"""The ops contract: shapes, inverses and reach of every op, on numbers and on packed quantized bytes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converter.errors import ShapeMismatch
+from converter.tensors import kernels, ops
+from converter.tensors.dtypes import BF16, DTYPES, F16, F32, DType, dtype
+from converter.tensors.ops import (
+    Add,
+    At,
+    Chain,
+    Concat,
+    LogNeg,
+    NegExp,
+    Op,
+    PermuteColumns,
+    PermuteRows,
+    Reshape,
+    Rope,
+    Shape,
+    Split,
+    Stack,
+    Transpose,
+    Unstack,
+    inverse,
+)
+from converter.tensors.streams import compose
+from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
+
+PACKED = ("Q8_0", "Q4_0", "Q5_1", "Q4_K")
+SIZES = {"n_head": 6, "n_head_kv": 2, "head_dim": 4, "n_expert": 3}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op or chain with shapes it fits and one set that it must refuse; the reach that it should claim."""
+
+    chain: Chain
+    shapes: tuple[Shape, ...]
+    reach: str
+    results: tuple[Shape, ...]
+    misfit: tuple[Shape, ...] | None = None
+
+    @property
+    def bound(self) -> Chain:
+        return tuple(op.bind(SIZES) for op in self.chain)
+
+    def __str__(self) -> str:
+        return f"{'+'.join(type(op).__name__ for op in self.chain)} {' '.join(map(str, self.shapes))}"
+
+
+def case(
+    chain: Op | Chain,
+    *shapes: Shape,
+    reach: str,
+    gives: Sequence[Shape] | None = None,
+    misfit: Shape | Sequence[Shape] | None = None,
+) -> Case:
+    refused = None if misfit is None else (misfit,) if all(isinstance(n, int) for n in misfit) else tuple(misfit)
+    return Case(
+        chain if isinstance(chain, tuple) else (chain,),
+        shapes,
+        reach,
+        tuple(gives or shapes),
+        refused,  # type: ignore[arg-type]
+    )
+
+
+CASES = (
+    case(Rope("n_head"), (24, 256), reach="rows", misfit=(25, 256)),
+    case(Rope("n_head_kv"), (8, 256), reach="rows", misfit=(6, 256)),
+    case(Rope("n_head", undo=True), (24, 256), reach="rows", misfit=(6, 256)),
+    case(Rope("n_head"), (24,), reach="whole", misfit=()),
+    case(PermuteRows(("n_head_kv", 3, 2), (1, 2, 0)), (12, 256), reach="rows", misfit=(13, 256)),
+    case(PermuteRows((2, 3), (1, 0)), (6,), reach="whole", misfit=(7,)),
+    case(PermuteColumns((4, 64), (1, 0)), (3, 256), reach="whole", misfit=(3, 255)),
+    case(PermuteColumns((2, 3, 2), (2, 0, 1)), (12,), reach="whole", misfit=(3, 11)),
+    case(Transpose(), (5, 256), reach="whole", gives=[(256, 5)], misfit=(5,)),
+    case(Transpose((1, 0, 2)), (5, 3, 256), reach="rows", gives=[(3, 5, 256)], misfit=(5, 256)),
+    case(Transpose((2, 0, 1)), (5, 3, 4), reach="whole", gives=[(4, 5, 3)], misfit=(5, 3)),
+    case(
+        Reshape(("n_head * head_dim", "row"), ("n_head", "head_dim", "row")),
+        (24, 256),
+        reach="rows",
+        gives=[(6, 4, 256)],
+        misfit=(23, 256),
+    ),
+    case(Reshape((6, 4), (24,)), (6, 4), reach="whole", gives=[(24,)], misfit=(4, 6)),
+    case(Split(0, (2, 1, 1)), (8, 256), reach="rows", gives=[(4, 256), (2, 256), (2, 256)], misfit=(9, 256)),
+    case(Split(1, (1, 1)), (3, 4, 256), reach="rows", gives=[(3, 2, 256)] * 2, misfit=(3, 5, 256)),
+    case(Split(-2, (1, 3)), (3, 4, 256), reach="rows", gives=[(3, 1, 256), (3, 3, 256)], misfit=(7,)),
+    case(Split(-1, (1, 1)), (3, 8), reach="whole", gives=[(3, 4)] * 2, misfit=(3, 7)),
+    case(Split(0, ("n_head", 2)), (8,), reach="whole", gives=[(6,), (2,)], misfit=(9,)),
+    case(Split(0, (1, 1)), (4, 256), reach="rows", gives=[(2, 256)] * 2, misfit=[(4, 256), (4, 256)]),
+    case(Concat(0, (4, 2)), (4, 256), (2, 256), reach="rows", gives=[(6, 256)], misfit=[(2, 256), (4, 256)]),
+    case(Concat(0, (1, 1)), (4, 256), (4, 256), reach="rows", gives=[(8, 256)], misfit=[(4, 256), (4, 224)]),
+    case(Concat(0, (1, 1)), (4, 256), (4, 256), reach="rows", gives=[(8, 256)], misfit=[(4, 256)]),
+    case(Concat(1, (1, 1)), (3, 4), (3, 4), reach="whole", gives=[(3, 8)], misfit=[(3, 4), (2, 4)]),
+    case(Concat(0, (1, 1)), (4,), (4,), reach="whole", gives=[(8,)], misfit=[(4,), (5,)]),
+    case(Stack("n_expert"), *[(4, 256)] * 3, reach="rows", gives=[(3, 4, 256)], misfit=[(4, 256)] * 2),
+    case(Stack("n_expert"), *[(256,)] * 3, reach="rows", gives=[(3, 256)], misfit=[(4,), (4,), (5,)]),
+    case(Unstack("n_expert"), (3, 4, 256), reach="rows", gives=[(4, 256)] * 3, misfit=(4, 4, 256)),
+    case(Unstack(3), (3, 256), reach="rows", gives=[(256,)] * 3, misfit=(3,)),
+    case(Add(1.0), (4, 256), reach="values"),
+    case(Add(1.0), (7,), reach="values"),
+    case(NegExp(), (4, 256), reach="values"),
+    case(LogNeg(), (4, 256), reach="values"),
+    case(At(1, Rope(2)), (8, 256), (8, 256), reach="rows", misfit=[(8, 256)]),
+    case(At(1, Rope(2)), (8, 256), (8, 256), reach="rows", misfit=[(8, 256), (7, 256)]),
+    case(At(0, Add(1.0)), (4, 256), (4, 256), reach="values"),
+)
+
+KV = "n_head_kv * head_dim"
+QUERIES = "n_head // n_head_kv"
+CHAINS = {
+    # Falcon: per group its queries, one key, one value -> all queries, all keys, all values.
+    "falcon": case(
+        (
+            Reshape(("(n_head + 2 * n_head_kv) * head_dim", "row"), ("n_head_kv", QUERIES + " + 2", "head_dim", "row")),
+            Split(1, (QUERIES, 1, 1)),
+            At(0, Reshape(("n_head_kv", QUERIES, "head_dim", "row"), ("n_head * head_dim", "row"))),
+            At(1, Reshape(("n_head_kv", 1, "head_dim", "row"), (KV, "row"))),
+            At(2, Reshape(("n_head_kv", 1, "head_dim", "row"), (KV, "row"))),
+            Concat(0, ("n_head * head_dim", KV, KV)),
+        ),
+        (40, 256), reach="rows", misfit=(36, 256),
+    ),
+    "gpt2": case(Transpose(), (32, 96), reach="whole", gives=[(96, 32)], misfit=(32,)),
+    "experts": case(Stack("n_expert"), *[(8, 256)] * 3, reach="rows", gives=[(3, 8, 256)], misfit=[(8, 256)]),
+    "fused gate_up": case(Split(1, (1, 1)), (3, 8, 256), reach="rows", gives=[(3, 4, 256)] * 2, misfit=(3, 7, 256)),
+    # DeepSeek: one projection of the compressed KV into keys (transposed) and values.
+    "deepseek": case(
+        (
+            Reshape(("n_head * (head_dim + 2)", "row"), ("n_head", "head_dim + 2", "row")),
+            Split(1, ("head_dim", 2)),
+            At(0, Transpose((0, 2, 1))),
+        ),
+        (36, 64), reach="whole", gives=[(6, 64, 4), (6, 2, 64)], misfit=(35, 64),
+    ),
+    "split, then rope one": case(
+        (Split(0, (2, 1, 1)), At(0, Rope(4)), At(1, Rope(2))),
+        (32, 256), reach="rows", gives=[(16, 256), (8, 256), (8, 256)], misfit=(33, 256),
+    ),
+}  # fmt: skip
+ALL = (*CASES, *CHAINS.values())
+ROW_MOVES = tuple(each for each in ALL if each.reach == "rows")
+
+
+def ids(cases: Sequence[Case]) -> list[str]:
+    return [str(each) for each in cases]
+
+
+def numbers(shapes: Sequence[Shape], seed: int = 0) -> list[np.ndarray[Any, Any]]:
+    """Float32 arrays; negative, so that LogNeg is defined everywhere."""
+    rng = np.random.default_rng(seed)
+    return [-np.abs(rng.standard_normal(shape, np.float32)) - np.float32(0.01) for shape in shapes]
+
+
+def lazy(arrays: Sequence[np.ndarray[Any, Any]], kind: DType = F32) -> list[LazyTensor]:
+    return [from_array(f"t{i}", array, kind, "test") for i, array in enumerate(arrays)]
+
+
+def packed(array: np.ndarray[Any, Any], kind: DType, name: str = "t") -> LazyTensor:
+    """The array quantized, as a tensor that lies in a file."""
+    info = TensorInfo(name, array.shape, kind)
+    data = kernels.encode(array.reshape(info.n_rows, info.row), kind)
+    return LazyTensor(info, lambda start, stop: data[start:stop], "test")
+
+
+def stored(tensor: LazyTensor) -> bytes:
+    """All bytes, asked for in pieces of three rows as the engine might."""
+    rows = tensor.info.n_rows
+    return b"".join(tensor.rows(at, min(rows, at + 3)).tobytes() for at in range(0, rows, 3))
+
+
+def test_every_op_has_a_case() -> None:
+    concrete = {
+        each for _, each in inspect.getmembers(ops, inspect.isclass)
+        if issubclass(each, Op) and each is not Op and not each.__name__.startswith("_")
+    }  # fmt: skip
+    assert {type(op) for each in CASES for op in each.chain} == concrete
+
+
+@pytest.mark.parametrize("each", ALL, ids=ids(ALL))
+def test_infer_is_the_shape_of_apply(each: Case) -> None:
+    results = ops.apply(each.bound, numbers(each.shapes))
+    assert tuple(array.shape for array in results) == each.results
+    assert tuple(ops.infer(each.bound, each.shapes)) == each.results
+
+
+@pytest.mark.parametrize("each", ALL, ids=ids(ALL))
+def test_the_inverse_undoes_it(each: Case) -> None:
+    arrays = numbers(each.shapes)
+    back = ops.apply(inverse(each.bound), ops.apply(each.bound, arrays))
+    assert tuple(ops.infer(inverse(each.bound), each.results)) == each.shapes
+    for array, again in zip(arrays, back, strict=True):
+        if all(getattr(op, "op", op).exact for op in each.chain):
+            assert np.array_equal(array, again)
+        else:
+            np.testing.assert_allclose(again, array, rtol=1e-5, atol=2e-7)
+
+
+@pytest.mark.parametrize("each", ALL, ids=ids(ALL))
+def test_binding_the_inverse_is_inverting_the_bound(each: Case) -> None:
+    assert tuple(op.bind(SIZES) for op in inverse(each.chain)) == inverse(each.bound)
+    assert inverse(inverse(each.bound)) == each.bound
+
+
+@pytest.mark.parametrize("each", ALL, ids=ids(ALL))
+def test_reach(each: Case) -> None:
+    assert ops.reach(each.bound, each.shapes) == each.reach
+
+
+@pytest.mark.parametrize("each", [each for each in ALL if each.misfit is not None], ids=str)
+def test_misfits_are_refused(each: Case) -> None:
+    assert each.misfit is not None
+    with pytest.raises(ShapeMismatch, match="does not fit"):
+        ops.infer(each.bound, each.misfit)
+    tensors = lazy(numbers(each.misfit))
+    with pytest.raises(ShapeMismatch):
+        compose(each.bound, tensors, [f"r{i}" for i in range(len(each.results))])
+
+
+@pytest.mark.parametrize("each", ALL, ids=ids(ALL))
+@pytest.mark.parametrize("kind", [F32, F16, BF16], ids=str)
+def test_compose_is_apply(each: Case, kind: DType) -> None:
+    """Lazily, in pieces of rows, the same values as on arrays in memory; row moves keep the stored type."""
+    tensors = lazy(numbers(each.shapes), kind)
+    wide = [tensor.array().astype(np.float32) for tensor in tensors]
+    expected = ops.apply(each.bound, wide)
+    names = [f"result {i}" for i in range(len(expected))]
+    results = compose(each.bound, tensors, names)
+    assert [result.name for result in results] == names
+    for result, array in zip(results, expected, strict=True):
+        assert result.info.shape == array.shape
+        assert result.info.dtype in (kind, F32)
+        assert each.reach == "values" or result.info.dtype is kind
+        assert stored(result) == np.ascontiguousarray(array.astype(result.info.dtype.numpy)).tobytes()
+        assert set(result.parts) <= {tensor.name for tensor in tensors}
+
+
+@pytest.mark.parametrize("each", ROW_MOVES, ids=ids(ROW_MOVES))
+@pytest.mark.parametrize("kind", PACKED)
+def test_row_moves_act_on_packed_bytes(each: Case, kind: str) -> None:
+    """Quantizing and then moving rows gives the bytes of moving rows and then quantizing."""
+    arrays = numbers(each.shapes)
+    moved = ops.apply(each.bound, arrays)
+    tensors = [packed(array, dtype(kind), f"t{i}") for i, array in enumerate(arrays)]
+    results = compose(each.bound, tensors, [f"r{i}" for i in range(len(moved))])
+    for result, array in zip(results, moved, strict=True):
+        assert result.info.dtype.name == kind
+        assert stored(result) == stored(packed(np.ascontiguousarray(array), dtype(kind)))
+
+
+@pytest.mark.parametrize("each", [each for each in ALL if each.reach != "rows"], ids=str)
+def test_other_ops_decode_packed_bytes(each: Case) -> None:
+    shapes = [(*shape[:-1], shape[-1] * 32) for shape in each.shapes]
+    try:
+        expected_shapes = ops.infer(each.bound, shapes)
+    except ShapeMismatch:
+        shapes, expected_shapes = list(each.shapes), list(each.results)
+    if any(shape[-1] % 32 for shape in shapes):
+        pytest.skip("rows without whole blocks cannot be packed")
+    tensors = [packed(array, dtype("Q8_0"), f"t{i}") for i, array in enumerate(numbers(shapes))]
+    decoded = [kernels.decode(t.rows(0, t.info.n_rows), t.info.dtype).reshape(t.info.shape) for t in tensors]
+    with np.errstate(divide="ignore"):  # log of a weight that Q8_0 rounded to zero
+        expected = ops.apply(each.bound, decoded)
+    results = compose(each.bound, tensors, [f"r{i}" for i in range(len(expected_shapes))])
+    for result, array in zip(results, expected, strict=True):
+        untouched = result.info.dtype.name == "Q8_0"
+        data = kernels.decode(result.rows(0, result.info.n_rows), result.info.dtype) if untouched else result.array()
+        assert np.array_equal(data.reshape(array.shape), array)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("kind", [F32, BF16, DTYPES["Q4_0"]], ids=str)
+def test_chains_round_trip_through_compose(name: str, kind: DType) -> None:
+    each = CHAINS[name]
+    if kind.quantized and each.reach != "rows":
+        pytest.skip("only row moves keep packed bytes")
+    arrays = numbers(each.shapes)
+    tensors = [packed(array, kind) for array in arrays] if kind.quantized else lazy(arrays, kind)
+    there = compose(each.bound, tensors, [f"r{i}" for i in range(len(each.results))])
+    back = compose(inverse(each.bound), there, [tensor.name for tensor in tensors])
+    for tensor, again in zip(tensors, back, strict=True):
+        assert again.info == tensor.info
+        assert stored(again) == stored(tensor)
+
+
+def test_values_before_and_after_moves_and_on_one_tensor() -> None:
+    """Order matters here: `At` counts the tensors in flight at its place in the chain."""
+    chain = (Add(2.0), Split(0, (1, 1)), At(1, NegExp()), At(0, Rope(1)), Concat(0, (1, 1)), Add(-0.5))
+    (array,) = numbers([(8, 16)])
+    (result,) = compose(chain, lazy([array], BF16), ["r"])
+    wide = lazy([array], BF16)[0].array().astype(np.float32)
+    assert result.info.dtype is F32
+    assert np.array_equal(result.array(), ops.apply(chain, [wide])[0])
+
+
+def test_mixed_types_meet_in_f32() -> None:
+    first, second = numbers([(4, 32), (4, 32)])
+    tensors = [*lazy([first], F16), packed(second, dtype("Q8_0"), "q")]
+    (result,) = compose((Stack(2),), tensors, ["r"])
+    assert result.info.dtype is F32
+    assert np.array_equal(result.array()[0], first.astype(np.float16).astype(np.float32))
+    assert np.array_equal(result.array()[1], kernels.decode(tensors[1].rows(0, 4), dtype("Q8_0")))
+
+
+def test_row_moves_read_only_what_they_need() -> None:
+    asked: list[tuple[int, int]] = []
+    (base,) = lazy(numbers([(64, 8)]))
+
+    def read(start: int, stop: int) -> Any:
+        asked.append((start, stop))
+        return base.rows(start, stop)
+
+    source = LazyTensor(base.info, read, "test")
+    first, second = compose((Split(0, (3, 1)),), [source], ["a", "b"])
+    assert asked == []
+    second.rows(2, 5)
+    assert asked == [(50, 53)]
+    first.rows(0, 48)
+    assert asked[1:] == [(0, 48)]
+
+
+def test_whole_ops_say_that_they_cannot_be_cut() -> None:
+    (base,) = lazy(numbers([(16, 8)]))
+    (turned,) = compose((Transpose(),), [base], ["t"])
+    assert turned.indivisible
+    (moved,) = compose((Rope(2),), [turned], ["m"])
+    assert moved.indivisible
+    assert not compose((Rope(2),), [base], ["r"])[0].indivisible
+
+
+def test_no_rows_is_no_bytes() -> None:
+    tensors = lazy(numbers([(0, 8), (0, 8)]))
+    (result,) = compose((Stack(2),), tensors, ["r"])
+    assert result.array().shape == (2, 0, 8)
+
+
+def test_an_unknown_size_is_named() -> None:
+    with pytest.raises(Exception, match="no n_heads"):
+        Rope("n_heads").bind(SIZES)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_permutation_of_rows_has_its_inverse(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    order = tuple(data.draw(st.permutations(range(len(shape)))))
+    columns = data.draw(st.integers(1, 4))
+    (array,) = numbers([(int(np.prod(shape)), columns)])
+    op = PermuteRows(shape, order)
+    (result,) = compose((op, op.inverse()), lazy([array]), ["r"])
+    assert np.array_equal(result.array(), array)
+    turned = PermuteColumns(shape, order)
+    assert np.array_equal(turned.apply([array.T])[0], op.apply([array])[0].T)
+
+
+@settings(max_examples=60, deadline=None)
+@given(heads=st.integers(1, 6), half=st.integers(1, 6), columns=st.integers(1, 5))
+def test_rope_interleaves_the_halves_of_each_head(heads: int, half: int, columns: int) -> None:
+    (array,) = numbers([(heads * 2 * half, columns)])
+    (result,) = Rope(heads).apply([array])
+    for head in range(heads):
+        own = array[head * 2 * half : (head + 1) * 2 * half]
+        out = result[head * 2 * half : (head + 1) * 2 * half]
+        assert np.array_equal(out[0::2], own[:half])
+        assert np.array_equal(out[1::2], own[half:])
