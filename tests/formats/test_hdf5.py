@@ -21,8 +21,8 @@ from converter.cli.main import main
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature, UsageError
 from converter.events import Dropped
 from converter.formats.base import WriteOptions
-from converter.formats.hdf5 import checkpoint as hdf5
 from converter.formats.hdf5 import file as hdf5_file
+from converter.formats.hdf5 import writer
 from converter.formats.hdf5.data import fletcher32
 from converter.formats.hdf5.file import Hdf5File, lookup3
 from converter.formats.hdf5.writer import WRITTEN
@@ -74,7 +74,7 @@ def read_all(path: Path) -> dict[str, bytes]:
 
 
 def saved(target: Path, tensors: dict[str, LazyTensor], **metadata: str) -> Path:
-    output.write(hdf5.layout(Checkpoint("test", target, None, tensors, metadata=metadata), target, WriteOptions()))
+    output.write(writer.layout(Checkpoint("test", target, None, tensors, metadata=metadata), target, WriteOptions()))
     return target
 
 

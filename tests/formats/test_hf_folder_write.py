@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support import models, torch_files
 from support.builders import llama_folder, llama_weights, safetensors_of, sharded
-from test_hf_dir import AUDITED, TRAP
+from test_hf_folder import AUDITED, TRAP
 
 import converter
 from converter.checkpoint import Checkpoint

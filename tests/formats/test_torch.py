@@ -28,7 +28,8 @@ from converter.events import Dropped, MetadataLost, Note
 from converter.formats.base import WriteOptions
 from converter.formats.registry import open_checkpoint, source_format
 from converter.formats.torch import pickle as pickle_machine
-from converter.formats.torch.checkpoint import layout, open_branch, open_torch, sniff
+from converter.formats.torch.checkpoint import open_branch, open_torch, sniff
+from converter.formats.torch.writer import layout
 from converter.storage import output
 from converter.storage.checksums import Checksum, combine, combine_all
 from converter.storage.files import MappedFile

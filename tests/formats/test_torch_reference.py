@@ -19,8 +19,9 @@ from converter.checkpoint import Checkpoint
 from converter.cli.main import main
 from converter.errors import UnsupportedFeature
 from converter.formats.base import WriteOptions
-from converter.formats.torch.checkpoint import layout, open_branch, open_torch
+from converter.formats.torch.checkpoint import open_branch, open_torch
 from converter.formats.torch.values import TYPES
+from converter.formats.torch.writer import layout
 from converter.storage import output
 
 torch = pytest.importorskip("torch")

@@ -71,7 +71,7 @@ def pickle_of(data: bytes) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             sizes = {member.filename.partition("/")[2]: member.file_size for member in archive.infolist()}
-            program = next((archive.read(name) for name in archive.namelist() if name.endswith("/hdf5_data.pkl")), b"")
+            program = next((archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")), b"")
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, OSError):
         return b""
     return program + b"".join((sizes.get(f"data/{key}", 0) & 0xFFFF).to_bytes(2) for key in range(_STORAGES))
@@ -85,7 +85,7 @@ def _archive(data: bytes) -> bytes:
     program, sizes = data[: -2 * _STORAGES], data[-2 * _STORAGES :]
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("a/hdf5_data.pkl", program)
+        archive.writestr("a/data.pkl", program)
         archive.writestr("a/byteorder", b"little")
         for key in range(len(sizes) // 2):
             archive.writestr(f"a/data/{key}", bytes(int.from_bytes(sizes[2 * key : 2 * key + 2])))
@@ -196,7 +196,7 @@ def attempt(target: Target, path: Path) -> ConverterError | None:
 
 
 def _lay_out(target: Target, data: bytes, folder: Path) -> Path:
-    parts = hdf5_data.split(SEPARATOR)
+    parts = data.split(SEPARATOR)
     for name, part in zip(target.files, [target.pack(parts[0]), *parts[1:]], strict=False):
         if part or name == target.files[0]:
             (folder / name).write_bytes(part)
