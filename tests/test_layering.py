@@ -18,7 +18,7 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("errors", "events", "text", "metadata"),
+    ("errors", "events", "findings", "text", "metadata"),
     ("tensors",),
     ("storage", "checkpoint"),
     ("formats", "architectures", "tokenizers", "quant"),

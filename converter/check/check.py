@@ -28,6 +28,7 @@ from converter.errors import (
     UnknownArchitecture,
     UnknownPreTokenizer,
 )
+from converter.findings import Finding
 from converter.formats.registry import PathLike, open_checkpoint
 from converter.mapping.tensors import HParams, detect, detect_gguf, flat_config, read_config, read_metadata
 from converter.metadata import Metadata, Value
@@ -35,7 +36,6 @@ from converter.runtimes.generation import Ran, try_out
 from converter.storage import slabs
 from converter.storage.output import ProgressCallback
 from converter.tensors.tensor import LazyTensor
-from converter.verify.results import Finding
 
 BOTH = frozenset(("gguf", "hf"))
 ANY = BOTH | {None}

@@ -8,12 +8,12 @@ from typing import Literal
 
 from converter.architectures.spec import Architecture, TensorRule
 from converter.errors import ArchitectureError
+from converter.findings import Finding
 from converter.mapping.tensors import HParams
 from converter.metadata import Array, Value
 from converter.tensors.expressions import ExpressionError, evaluate
 from converter.tensors.ops import Shape, Stack, infer
 from converter.tensors.tensor import LazyTensor
-from converter.verify.results import Finding
 
 Side = Literal["hf", "gguf"]
 Metadata = Mapping[str, Value | Array]

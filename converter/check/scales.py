@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.findings import Finding
 from converter.storage.slabs import Job
 from converter.tensors import kernels
 from converter.tensors.dtypes import DType
 from converter.tensors.tensor import LazyTensor, Rows
-from converter.verify.results import Finding
 
 # How a scale is stored -> unsigned type of its bytes, and the bits that are all set where it is infinite or NaN.
 # "F16 in quarters" is IQ1_M's: the upper four bits of four 16-bit words, lowest quarter first. E4M3 has no sign here.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from converter.errors import UsageError
+from converter.findings import Finding
 from converter.metadata import Array, Value
-from converter.verify.results import Finding
 
 Metadata = Mapping[str, Value | Array]
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from converter import __version__
 from converter.errors import MissingDependency
+from converter.findings import Finding
 from converter.reports.verification import (
     COLUMNS,
     MORE_COLUMNS,
@@ -37,7 +38,7 @@ from converter.reports.verification import (
     verdict,
 )
 from converter.text import human_bytes, printable
-from converter.verify.results import Behaviour, Fidelity, Finding, Verification
+from converter.verify.results import Behaviour, Fidelity, Verification
 
 # Distinct for the colour-blind and on both backgrounds (after Okabe and Ito, and Tableau).
 PALETTE = (

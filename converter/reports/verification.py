@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as xml
 
+from converter.findings import CHECKS, Finding
 from converter.text import human_bytes, printable, table
-from converter.verify.results import CHECKS, Behaviour, Fidelity, Finding, Verification, sqnr_db
+from converter.verify.results import Behaviour, Fidelity, Verification, sqnr_db
 
 WORST = 10  # tensors in a report that does not list all
 SHOWN = 20  # findings of one check, where they are not all listed

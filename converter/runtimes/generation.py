@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from converter.errors import ConverterError, MissingDependency
+from converter.findings import Finding
 from converter.runtimes.base import Runtime, Tokenizer
 from converter.storage.output import default_threads
-from converter.verify.results import Finding
 
 TOKENS = 8
 CONTEXT = 64

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
+from converter.findings import Finding
 from converter.quant.patterns import Pattern
 from converter.storage.files import regular_size
 from converter.storage.json import read_json
 from converter.tensors.dtypes import DTYPES
-from converter.verify.results import SCHEMA, Fidelity, Finding, Verification
+from converter.verify.results import SCHEMA, Fidelity, Verification
 
 MAX_TOML = 1 << 20
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
+from converter.findings import Finding
 from converter.mapping.tensors import detect, read_config
 from converter.metadata import TYPES, Array, Metadata, Value
 from converter.planning import Request
 from converter.tokenizers import read_tokenizer
-from converter.verify.results import Finding
 
 #: Keys that say how a file was made, not what the model is; beginnings of keys.
 HOW_IT_WAS_MADE = ("general.file_type", "general.quantization_version", "quantize.", "split.")

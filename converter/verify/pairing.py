@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingImportance
 from converter.events import Report
+from converter.findings import Finding
 from converter.formats.base import Format
 from converter.formats.registry import Route, route
 from converter.metadata import Value
@@ -22,7 +23,6 @@ from converter.quant.recipes import RECIPES, Choice, Recipe, recipe
 from converter.tensors.dtypes import DType
 from converter.tensors.encode import Importance, Watch
 from converter.tensors.tensor import LazyTensor
-from converter.verify.results import Finding
 
 #: Metadata that says that an importance matrix was used.
 IMATRIX_KEYS = imatrix.KEYS

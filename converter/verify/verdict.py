@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from converter.findings import Finding
 from converter.tensors.tensor import LazyTensor
 from converter.verify.hints import hint
 from converter.verify.measure import GROUP, Measured
-from converter.verify.results import Finding
 
 #: How much more error than the plain encoder's another correct one may have. Importance trades error in columns that
 #: matter little for error in those that matter, so that the plain sum grows: with the tests' matrix at most 2.5 times

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError, about
+from converter.findings import Finding
 from converter.formats.base import Format
 from converter.formats.registry import PathLike, open_checkpoint, source_format
 from converter.pipeline import convert
@@ -23,7 +24,7 @@ from converter.tensors.tensor import LazyTensor
 from converter.verify.measure import Measured, measure
 from converter.verify.metadata import compare_config, compare_gguf, tokenizer_of
 from converter.verify.pairing import HEADS, Pair, Pairing, pair
-from converter.verify.results import Finding, Verification
+from converter.verify.results import Verification
 from converter.verify.verdict import judge
 
 

@@ -23,6 +23,7 @@ from converter.check.tokens import templates
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
 from converter.errors import Interrupted, OutputError
+from converter.findings import CHECKS
 from converter.formats import gguf
 from converter.formats.base import WriteOptions
 from converter.metadata import Array, Value, text, u32
@@ -31,7 +32,6 @@ from converter.storage import output
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES, F32
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
-from converter.verify.results import CHECKS
 
 STORIES, KJV = models.FIXTURES / "stories260K", models.FIXTURES / "kjv-llama"
 QUANTIZED = [dtype for dtype in DTYPES.values() if dtype.quantized]

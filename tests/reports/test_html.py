@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from support.verifications import HOSTILE, behaviour, exact, fidelity, verification
 
-from converter.verify.results import Finding, Verification
+from converter.findings import Finding
+from converter.verify.results import Verification
 
 pytest.importorskip("plotly", reason="plotly draws the plots")
 from converter.reports.html import Candidate, comparison, page

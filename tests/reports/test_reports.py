@@ -14,9 +14,10 @@ import pytest
 from support.verifications import HOSTILE, behaviour, exact, fidelity, verification
 
 from converter.errors import OutputError, UsageError
+from converter.findings import CHECKS, Finding
 from converter.reports.files import WRITERS, write_report
 from converter.reports.verification import SHOWN, WORST, as_json, bounded, junit, markdown, text
-from converter.verify.results import CHECKS, SCHEMA, Behaviour, Fidelity, Finding, Verification
+from converter.verify.results import SCHEMA, Behaviour, Fidelity, Verification
 
 BAD = "blk.2.attn_q.weight"
 FINDINGS = (

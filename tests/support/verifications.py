@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from converter.verify.results import Behaviour, Block, Fidelity, Finding, Verification
+from converter.findings import Finding
+from converter.verify.results import Behaviour, Block, Fidelity, Verification
 
 HOSTILE = "blk.1.</script><script>document.title='ran'</script>&\"'`|\x1b[2J\x00\ud800_*[x](y)@me"
 

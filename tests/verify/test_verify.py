@@ -22,11 +22,12 @@ import converter
 from converter import Request
 from converter.cli.main import main
 from converter.errors import UsageError
+from converter.findings import CHECKS
 from converter.metadata import Array, Value
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo
-from converter.verify.results import CHECKS, Verification
+from converter.verify.results import Verification
 from converter.verify.verifier import round_trip, verify
 
 Tensors = dict[str, LazyTensor]

@@ -15,7 +15,7 @@ from converter.text import printable
 
 if TYPE_CHECKING:
     from converter.check.check import Checked
-    from converter.verify.results import Finding
+    from converter.findings import Finding
 
 # Findings of one kind that people are shown; --json has all.
 _SHOWN_PER_CHECK = 10

@@ -22,8 +22,9 @@ from converter.cli.console import (
 from converter.errors import FidelityError, UsageError
 
 if TYPE_CHECKING:
+    from converter.findings import Finding
     from converter.verify.measure import Measured
-    from converter.verify.results import Finding, Verification
+    from converter.verify.results import Verification
 
 EXAMPLES = """\
 examples:
@@ -150,8 +151,8 @@ def _round_trip(args: argparse.Namespace, progress: object) -> Verification:
 
 def with_behaviour(result: Verification, source: Path, target: Path, args: argparse.Namespace) -> Verification:
     """The result with what both models do with the text; tokenizers that cut it differently are a finding."""
+    from converter.findings import Finding
     from converter.runtimes.behaviour import behaviour, probe_ids
-    from converter.verify.results import Finding
 
     text = args.text.read_text("utf-8") if args.text is not None else None
     findings: list[Finding] = []
