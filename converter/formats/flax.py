@@ -665,7 +665,7 @@ def _window(tensor: LazyTensor, start: int, stop: int, low: int, high: int) -> L
         return tensor.rows(start + first, start + last)[:, low * size : high * size]
 
     info = TensorInfo(tensor.name, (stop - start, high - low), tensor.info.dtype)
-    return LazyTensor(info, read, tensor.source, tensor.parts, tensor.row_work, tensor.indivisible)
+    return tensor.derived(info, read)
 
 
 # Kind -> (largest length, first byte, struct format of the length), smallest first; "fix" forms are added to the byte.

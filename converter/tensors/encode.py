@@ -105,7 +105,7 @@ def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance 
         return data
 
     work = tensor.row_work + 4 * info.row + row_nbytes
-    return LazyTensor(result, read, tensor.source, tensor.parts, work, tensor.indivisible)
+    return tensor.derived(result, read, work_nbytes=work)
 
 
 _NARROW = frozenset(("F16", "BF16", "F8_E5M2"))
@@ -140,4 +140,4 @@ def _watched(tensor: LazyTensor, watch: Watch) -> LazyTensor:
             watch.not_finite(info.name, bad)
         return data
 
-    return LazyTensor(info, read, tensor.source, tensor.parts, tensor.row_work, tensor.indivisible)
+    return tensor.derived(read=read)

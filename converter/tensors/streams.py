@@ -32,10 +32,7 @@ def decoded(tensor: LazyTensor) -> LazyTensor:
     def read(start: int, stop: int) -> Rows:
         return values(tensor, start, stop).view(np.uint8)
 
-    work = tensor.row_work + 4 * info.row
-    return LazyTensor(
-        TensorInfo(info.name, info.shape, F32), read, tensor.source, tensor.parts, work, tensor.indivisible
-    )
+    return tensor.derived(TensorInfo(info.name, info.shape, F32), read, work_nbytes=tensor.row_work + 4 * info.row)
 
 
 def values(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float32]:
@@ -113,7 +110,7 @@ def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
 
         info = TensorInfo(first.name, shape, first.dtype)
         whole = any(source.indivisible for source in sources)
-        return LazyTensor(info, read, sources[0].source, _parts(sources), work, whole)
+        return sources[0].derived(info, read, parts=_parts(sources), work_nbytes=work, indivisible=whole)
 
     return [gathered(which, shape) for which, shape in enumerate(infer(chain, shapes))]
 
@@ -135,7 +132,7 @@ def _calculated(ops: Chain, tensor: LazyTensor) -> LazyTensor:
         return np.ascontiguousarray(array, np.float32).view(np.uint8)
 
     work = tensor.row_work + tensor.info.row_nbytes
-    return LazyTensor(tensor.info, read, tensor.source, _parts([tensor]), work, tensor.indivisible)
+    return tensor.derived(read=read, parts=_parts([tensor]), work_nbytes=work)
 
 
 def _whole(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
@@ -153,6 +150,6 @@ def _whole(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
             return data.reshape(info.n_rows, info.row_nbytes)[start:stop]
 
         work = info.row_nbytes + sum(source.info.nbytes for source in plain) // max(1, info.n_rows)
-        return LazyTensor(info, read, sources[0].source, _parts(sources), work, indivisible=True)
+        return sources[0].derived(info, read, parts=_parts(sources), work_nbytes=work, indivisible=True)
 
     return [computed(which, shape) for which, shape in enumerate(infer(chain, [source.info.shape for source in plain]))]

@@ -97,9 +97,31 @@ class LazyTensor:
             return data
         return data.view(self.info.dtype.numpy).reshape(self.info.shape)
 
+    def derived(
+        self,
+        info: TensorInfo | None = None,
+        read: Callable[[int, int], Rows] | None = None,
+        *,
+        parts: tuple[str, ...] | None = None,
+        work_nbytes: int | None = None,
+        indivisible: bool | None = None,
+    ) -> LazyTensor:
+        """A tensor that is read through this one: what is not given stays as it is, a row's memory included.
+
+        The one way to wrap a tensor, so that no field is lost on the way.
+        """
+        return replace(
+            self,
+            info=self.info if info is None else info,
+            read=self.read if read is None else read,
+            parts=self.parts if parts is None else parts,
+            work_nbytes=self.row_work if work_nbytes is None else work_nbytes,
+            indivisible=self.indivisible if indivisible is None else indivisible,
+        )
+
     def renamed(self, name: str) -> LazyTensor:
         """The same rows under another name."""
-        return replace(self, info=replace(self.info, name=name), parts=self.parts or (self.name,))
+        return self.derived(replace(self.info, name=name), parts=self.parts or (self.name,))
 
 
 def from_array(name: str, array: NDArray[np.generic], dtype: DType, source: str) -> LazyTensor:

@@ -286,7 +286,7 @@ def _read_verified(index: Path, files: Mapping[int, MappedFile], item: _Stored, 
         verify()
         return tensor.rows(first, last)
 
-    return LazyTensor(info, read, tensor.source)
+    return tensor.derived(read=read)
 
 
 class _Verify:
@@ -318,17 +318,7 @@ def _plain_names(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     if len(set(plain)) != len(plain) or "" in plain:
         return tensors
     pairs = zip(plain, tensors.values(), strict=True)
-    return {
-        name: LazyTensor(
-            TensorInfo(name, tensor.info.shape, tensor.info.dtype),
-            tensor.read,
-            tensor.source,
-            (),
-            tensor.work_nbytes,
-            tensor.indivisible,
-        )
-        for name, tensor in pairs
-    }
+    return {name: tensor.derived(TensorInfo(name, tensor.info.shape, tensor.info.dtype)) for name, tensor in pairs}
 
 
 # --------------------------------------------------------------------------------------------- version 1
@@ -454,7 +444,7 @@ def _part_v1(table: Path, info: TensorInfo, item: _Sliced, part: Slice) -> tuple
         entry.block.verify()
         return tensor.rows(first, last)
 
-    return where, LazyTensor(tensor.info, read, tensor.source, (), tensor.work_nbytes, tensor.indivisible)
+    return where, tensor.derived(read=read)
 
 
 class _Unpacked(MappedFile):

@@ -283,8 +283,7 @@ def assemble(path: Path, info: TensorInfo, parts: list[tuple[Box, LazyTensor]]) 
     """
     whole = Box((0,) * len(info.shape), info.shape)
     if len(parts) == 1 and parts[0][0] == whole:
-        tensor = parts[0][1]
-        return LazyTensor(info, tensor.read, tensor.source, (), tensor.work_nbytes, tensor.indivisible)
+        return parts[0][1].derived(info)
     if sum(math.prod(part.shape) for part, _ in parts) != info.n_elements:
         raise CorruptFile(f"{path}: the slices of tensor {short(info.name)} do not make it whole")
     parts = sorted((each for each in parts if math.prod(each[0].shape)), key=lambda each: each[0].start)
