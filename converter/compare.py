@@ -37,6 +37,7 @@ from converter.quant.recipes import recipe
 from converter.runtimes.base import package
 from converter.runtimes.behaviour import behaviour
 from converter.storage import slabs
+from converter.storage.json import finite
 from converter.storage.output import Progress, ProgressCallback
 from converter.tensors import kernels
 from converter.tensors.dtypes import DType, dtype
@@ -104,9 +105,9 @@ class Quant:
             "name": self.name,
             "bytes": self.bytes,
             "bits_per_weight": round(self.bits_per_weight, 4),
-            **{key: _finite(value) for key, value in numbers.items()},
+            **finite(numbers),
             "worst_tensor": self.worst_tensor,
-            "worst_sqnr_db": _finite(self.worst_sqnr_db),
+            "worst_sqnr_db": finite(self.worst_sqnr_db),
             "nonfinite": self.nonfinite,
             "memory_bytes": self.memory,
             "types": dict(self.types),
@@ -166,10 +167,6 @@ def _needed(quant: Quant) -> int:
 
 def _nmse(noise: float, energy: float) -> float:
     return noise / energy if energy else 0.0 if not noise else math.inf
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def compare(

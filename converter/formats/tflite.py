@@ -417,7 +417,7 @@ def _quantization(reader: Reader, fields: dict[str, int], name: str) -> str | No
         return None
     found = reader.table(reader.follow(fields["quantization"]), "Quantization")
     numbers = {
-        key: _finite(reader.array(found[key], dtype), reader.path, name)
+        key: _numbers(reader.array(found[key], dtype), reader.path, name)
         for key, dtype in (("scale", "<f4"), ("zero_point", "<i8"), ("min", "<f4"), ("max", "<f4"))
         if key in found
     }
@@ -434,7 +434,7 @@ def _quantization(reader: Reader, fields: dict[str, int], name: str) -> str | No
     return json.dumps(value, separators=(",", ":"))
 
 
-def _finite(values: NDArray[np.generic], path: Path, name: str) -> list[float | int]:
+def _numbers(values: NDArray[np.generic], path: Path, name: str) -> list[float | int]:
     numbers: list[float | int] = values.tolist()
     if not all(map(math.isfinite, numbers)):
         raise CorruptFile(f"{path}: tensor {short(name)} has scales or bounds that are not finite")

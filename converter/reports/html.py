@@ -37,6 +37,7 @@ from converter.reports.verification import (
     type_rows,
     verdict,
 )
+from converter.storage.json import finite
 from converter.text import human_bytes, printable
 from converter.verify.results import Behaviour, Fidelity, Verification
 
@@ -185,15 +186,7 @@ def _sha256(script: str) -> str:
 
 def _json(value: object) -> str:
     """JSON that cannot end the script element it stands in."""
-    return json.dumps(_finite(value)).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(value)).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _section(title: str, about: str, *content: str) -> str:

@@ -1,8 +1,9 @@
-"""JSON of strangers, without the surprises of `json.loads`."""
+"""JSON of strangers, without the surprises of `json.loads`; and numbers of ours that JSON has no word for."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,12 @@ def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON can hold it, containers included: infinities and NaN become None, tuples lists."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

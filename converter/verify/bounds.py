@@ -143,7 +143,7 @@ def noise_bound(rows: Floats, dtype: DType, *, weighted: bool = False) -> float:
     facts, energy = TYPES[dtype.name], _energy(rows)
     if isinstance(facts, Cast):
         most = (facts.half * np.sqrt(energy) + facts.least * np.sqrt(rows.size)) ** 2
-        return _finite(min(most, energy) * _ROUNDING)
+        return _or_infinite(min(most, energy) * _ROUNDING)
     rounding, stored = _parts(facts, rows)
     steps = sum(stored)
     total = facts.n * float(np.square(rounding + steps).sum())
@@ -151,7 +151,7 @@ def noise_bound(rows: Floats, dtype: DType, *, weighted: bool = False) -> float:
         total = min(total, (np.sqrt(energy) + np.sqrt(facts.n * float(np.square(steps).sum()))) ** 2)
     if weighted and dtype.name in WEIGHTED:
         total = SLACK * total + UNHEARD * energy
-    return _finite(total * _ROUNDING)
+    return _or_infinite(total * _ROUNDING)
 
 
 def expected_noise(rows: Floats, dtype: DType) -> float:
@@ -159,12 +159,12 @@ def expected_noise(rows: Floats, dtype: DType) -> float:
     facts, energy = TYPES[dtype.name], _energy(rows)
     if isinstance(facts, Cast):
         # A significand m in [1, 2) has density 1 / (m ln 2), so its mean square is 3 / (2 ln 2).
-        return _finite(energy * facts.half**2 / 3 * np.log(2) / 1.5 + rows.size * facts.least**2 / 3)
+        return _or_infinite(energy * facts.half**2 / 3 * np.log(2) / 1.5 + rows.size * facts.least**2 / 3)
     rounding, stored = _parts(facts, rows)
     known = facts.mean / facts.half if facts.mean else 1.0 if facts.kind == "mean" else _EVEN
     squares = np.square(known * rounding) + sum(np.square(_EVEN * part) for part in stored)
     total = facts.n * float(squares.sum())
-    return _finite(min(total, energy) if facts.zero else total)
+    return _or_infinite(min(total, energy) if facts.zero else total)
 
 
 _EVEN = 3**-0.5  # root mean square of what is even in (-1, 1)
@@ -175,7 +175,7 @@ def _energy(rows: Floats) -> float:
     return float(np.einsum("i,i", flat, flat, dtype=np.float64))
 
 
-def _finite(value: float) -> float:
+def _or_infinite(value: float) -> float:
     return float(value) if np.isfinite(value) else float("inf")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter.findings import Finding
+from converter.storage.json import finite
 
 #: Version of the JSON report's schema (docs/verify.md); raised when a field changes its meaning or goes away.
 SCHEMA = 1
@@ -84,8 +85,8 @@ class Fidelity:
         own = {key: value for key, value in vars(self).items() if key not in ("histogram", "noise", "energy")}
         own |= {"rmse": self.rmse, "nmse": self.nmse, "sqnr_db": self.sqnr_db}
         own["worst"] = vars(self.worst) if self.worst else None
-        own["sources"], own["shape"] = list(self.sources), list(self.shape)
-        return {key: _finite(value) for key, value in own.items()}
+        as_json: dict[str, Any] = finite(own)
+        return as_json
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class Behaviour:
         return self.candidate_ppl / self.reference_ppl - 1
 
     def as_dict(self) -> dict[str, Any]:
-        own = {**vars(self), "ppl_increase": self.ppl_increase, "kl_by_position": list(self.kl_by_position)}
-        return {key: _finite(value) for key, value in own.items()}
+        as_json: dict[str, Any] = finite({**vars(self), "ppl_increase": self.ppl_increase})
+        return as_json
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Verification:
             "target": self.target,
             "passed": self.passed,
             "seconds": round(self.seconds, 3),
-            "summary": {key: _finite(value) for key, value in self.summary().items()},
+            "summary": finite(self.summary()),
             "findings": [finding.as_dict() for finding in self.findings],
             "behaviour": self.behaviour.as_dict() if self.behaviour else None,
             "tensors": [tensor.as_dict() for tensor in self.tensors],
@@ -184,7 +185,3 @@ class Verification:
 def sqnr_db(nmse: float) -> float:
     """Signal over quantization noise in decibels; infinite where there is no error, NaN where that is NaN."""
     return math.inf if nmse == 0 else -10 * math.log10(nmse)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
