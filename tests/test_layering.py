@@ -20,8 +20,8 @@ PACKAGE = Path(converter.__file__).parent
 TIERS = (
     ("errors", "events", "findings", "text", "metadata"),
     ("tensors",),
-    ("storage", "checkpoint"),
-    ("formats", "architectures", "tokenizers", "quant"),
+    ("storage", "checkpoint", "architectures"),
+    ("formats", "tokenizers", "quant"),
     ("mapping", "inspection"),
     ("planning", "pipeline"),
     ("runtimes", "verify", "check", "reports", "diff", "compare"),
@@ -36,7 +36,10 @@ NEIGHBOURS: dict[str, set[str]] = {
     "tokenizers": set(),
     "quant": {"formats"},
 }
-ARCHITECTURES_MAY_USE = {"architectures", "tensors"}
+ARCHITECTURES_MAY_USE = {"architectures", "tensors", "metadata"}
+# Facts of an architecture are passed to these; they may know what such facts look like, not which there are.
+TAKE_TRAITS = {"tokenizers", "quant"}
+TRAITS = "converter.architectures.traits"
 
 # Installed by extras or for tests only, or slow to import: never at module level.
 HEAVY = {
@@ -128,6 +131,8 @@ def test_imports_go_down(path: Path) -> None:
         assert RANK[other] <= RANK[mine], f"{mine} may not use {other}, which is above it"
         if RANK[other] == RANK[mine]:
             assert other in NEIGHBOURS.get(mine, RANK.keys()), f"{mine} may not use its neighbour {other}"
+        if other == "architectures" and RANK[mine] <= RANK["formats"]:
+            assert mine in TAKE_TRAITS and found == TRAITS, f"{mine} may not use {found}: its caller passes facts"
         if mine == "architectures":
             assert other in ARCHITECTURES_MAY_USE, f"architectures are data, they may not use {other}"
 

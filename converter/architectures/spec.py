@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from converter.architectures.traits import Traits
 from converter.tensors.ops import Chain, Op, Size
 
 Names = tuple[str, ...]
@@ -100,6 +101,7 @@ class Architecture:
         tensors: rules, tried in order.
         ignore: templates of tensors that are dropped on purpose (the runtime computes them).
         aliases: (prefix in some checkpoints, canonical prefix).
+        traits: what other rooms ask: tokenizer, window, state, quantization, relations.
     """
 
     gguf: str
@@ -108,6 +110,7 @@ class Architecture:
     tensors: tuple[TensorRule, ...]
     ignore: Names = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    traits: Traits = field(default_factory=Traits)
 
     def __post_init__(self) -> None:
         names = [hparam.name for hparam in self.hparams]

@@ -22,7 +22,7 @@ from converter.tensors.expressions import evaluate
 from converter.tensors.ops import Stack, apply, infer, inverse
 
 FOLDER = Path(package.__file__).parent
-DATA_FILES = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("__init__.py", "spec.py"))
+DATA_FILES = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("__init__.py", "spec.py", "traits.py"))
 EVERY = list(architectures().values())
 RULES = [(architecture, rule) for architecture in EVERY for rule in architecture.tensors]
 FIELDS = {"block", "expert"}

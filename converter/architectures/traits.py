@@ -1,0 +1,87 @@
+"""What other rooms ask of an architecture besides its tensors and keys. Types only; the rows are data of its file.
+
+Rooms below the mapping (`tokenizers`, `quant`) take these as arguments: whoever calls them knows the architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from converter.metadata import Value
+
+Keys = tuple[tuple[str, Value], ...]
+
+
+@dataclass(frozen=True)
+class TokenizerStyle:
+    """How a tokenizer is written: which readers are tried, what is set around them.
+
+    Attributes:
+        readers: tried in this order; the first whose files are there is used.
+        first, last: keys set before and after; `last` goes with `last_reader` only, where one is named.
+        space_prefix: where `add_prefix_space` of tokenizer_config.json goes: "first", "last", or nowhere.
+        ids: special ids given by token text unless already known.
+        keep_added: SentencePiece added tokens keep their text, and their special flag alone decides their type.
+        by_rows: keys for vocabularies of one exact size.
+        token_types: write token_type_count from the config.
+        round_to: config's vocab_size is rounded up to a multiple of it.
+    """
+
+    readers: tuple[str, ...] = ("spm", "hf-spm", "bpe", "wordpiece", "unigram")
+    first: Keys = ()
+    last: Keys = ()
+    space_prefix: str = ""
+    ids: tuple[tuple[str, str], ...] = ()
+    keep_added: bool = False
+    by_rows: Mapping[int, Keys] | None = None
+    token_types: bool = False
+    last_reader: str = ""
+    round_to: int = 1
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Blocks that slide over a window where the header does not say it: one of every `period` sees all.
+
+    Attributes:
+        period: blocks from one that sees all to the next.
+        full_first: the first of a period sees all, not the last.
+        size: of the window in tokens, where the header has none.
+    """
+
+    period: int
+    full_first: bool = False
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What must hold between hyperparameters: the condition, whose key is to blame, and what to say."""
+
+    condition: str
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The facts of one architecture for rooms other than the mapping.
+
+    Attributes:
+        tokenizer: how its tokenizer is written.
+        window: which blocks slide, where the header does not say it.
+        state: elements of one recurrent block's F32 state, an expression; "" where the header's keys tell.
+        first_shared: the first block that reuses the cache of earlier ones.
+        large: condition over n_layer, n_head, n_head_kv that makes it what llama.cpp calls a 70B.
+        kept: parts of names of tensors that are never quantized, besides those of every architecture.
+        relations: what must hold besides the relations of every architecture.
+    """
+
+    tokenizer: TokenizerStyle = TokenizerStyle()
+    window: SlidingWindow | None = None
+    state: str = ""
+    first_shared: int | None = None
+    large: str = ""
+    kept: tuple[str, ...] = ()
+    relations: tuple[Relation, ...] = ()
