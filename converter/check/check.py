@@ -30,7 +30,8 @@ from converter.errors import (
 )
 from converter.findings import Finding
 from converter.formats.registry import PathLike, open_checkpoint
-from converter.mapping.tensors import HParams, detect, detect_gguf, flat_config, read_config, read_metadata
+from converter.mapping.detect import detect, detect_gguf
+from converter.mapping.hparams import HParams, flat_config, read_config, read_metadata
 from converter.metadata import Metadata, Value
 from converter.runtimes.generation import Ran, try_out
 from converter.storage import slabs

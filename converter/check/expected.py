@@ -9,7 +9,7 @@ from typing import Literal
 from converter.architectures.spec import Architecture, TensorRule
 from converter.errors import ArchitectureError
 from converter.findings import Finding
-from converter.mapping.tensors import HParams
+from converter.mapping.hparams import HParams
 from converter.metadata import Array, Value
 from converter.tensors.expressions import ExpressionError, evaluate
 from converter.tensors.ops import Shape, Stack, infer

@@ -14,8 +14,10 @@ from typing import Any
 from converter.checkpoint import Checkpoint
 from converter.errors import TokenizerError
 from converter.events import Event, MetadataLost
+from converter.mapping.detect import detect
 from converter.mapping.general_keys import count_parameters, general_files
-from converter.mapping.tensors import Mapped, detect, read_config
+from converter.mapping.hparams import read_config
+from converter.mapping.tensors import Mapped
 from converter.metadata import Metadata, Value
 from converter.tensors.tensor import LazyTensor
 

@@ -1,4 +1,4 @@
-"""The Map stage: Hugging Face names, shapes and config <-> GGUF's, by an architecture's rows.
+"""The Map stage: tensors under Hugging Face names <-> under GGUF's, in either's layout, by an architecture's rows.
 
 Nothing here knows a model: the rows of `converter/architectures` do, and both directions read the same rows.
 """
@@ -11,243 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from converter.architectures import architectures
-from converter.architectures.spec import Architecture, HFClass, HParam, TensorRule
+from converter.architectures.spec import Architecture, HFClass, TensorRule
 from converter.checkpoint import Checkpoint
-from converter.errors import (
-    ArchitectureError,
-    MissingTensor,
-    ShapeMismatch,
-    UnknownArchitecture,
-    UnmatchedTensor,
-    short,
-)
+from converter.errors import MissingTensor, ShapeMismatch, UnmatchedTensor
 from converter.events import Event, Ignored, Note
+from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.generators import GENERATORS, llama3_rope_config
-from converter.metadata import Array, Metadata, Value
+from converter.mapping.hparams import (
+    HParams,
+    flat_config,
+    holds,
+    hparam_metadata,
+    read_config,
+    read_metadata,
+    write_config,
+)
 from converter.tensors.dtypes import F32
-from converter.tensors.expressions import ExpressionError, evaluate
+from converter.tensors.expressions import evaluate
 from converter.tensors.ops import Chain, Stack, inverse
 from converter.tensors.streams import compose
 from converter.tensors.tensor import LazyTensor, from_array
-
-HParams = dict[str, Any]
-
-
-# ---------------------------------------------------------------------------------------------- which one
-
-
-def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architecture, HFClass]:
-    """The architecture of a Hugging Face config, by `name` (GGUF name or class) or by its `architectures`.
-
-    Raises:
-        UnknownArchitecture: none answers; the message lists those there are.
-    """
-    listed = config.get("architectures")
-    classes = listed if isinstance(listed, list) else []
-    wanted = [name] if name else [item for item in classes if isinstance(item, str)]
-    for architecture in architectures().values():
-        for hf in architecture.hf:
-            if hf.name in wanted:
-                return architecture, hf
-    if name and name in architectures():
-        architecture = architectures()[name]
-        by_type = (hf for hf in architecture.hf if hf.model_type == config.get("model_type"))
-        return architecture, next(by_type, architecture.hf[0])
-    for architecture in () if wanted else architectures().values():
-        for hf in architecture.hf:
-            if hf.model_type == config.get("model_type"):
-                return architecture, hf
-    known = ", ".join(hf.name for architecture in architectures().values() for hf in architecture.hf)
-    said = ", ".join(map(short, wanted[:3])) or f"model_type {short(config.get('model_type'))}"
-    raise UnknownArchitecture(f"no architecture answers to {said} (known: {known})\n--arch NAME chooses one")
-
-
-def detect_gguf(metadata: Mapping[str, Value | Array], name: str | None = None) -> Architecture:
-    """The architecture of a GGUF file.
-
-    Raises:
-        UnknownArchitecture: none answers.
-    """
-    value = metadata.get("general.architecture")
-    wanted = name or (value.value if isinstance(value, Value) else None)
-    if wanted not in architectures():
-        known = ", ".join(architectures())
-        raise UnknownArchitecture(f"no architecture answers to {short(wanted)} (known: {known})")
-    return architectures()[str(wanted)]
-
-
-# --------------------------------------------------------------------------------------- hyperparameters
-
-
-def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of transformers 4 or 5, with a nested text model lifted and every rope fact under "rope"."""
-    flat = {**config, **_object(config.get("text_config"))}
-    rope = dict(_object(flat.get("rope_parameters")) or _object(flat.get("rope_scaling")))
-    rope = dict(_object(rope.get("full_attention")) or rope)
-    for key in ("rope_theta", "original_max_position_embeddings"):
-        if flat.get(key) is not None:
-            rope.setdefault(key, flat[key])
-    if "type" in rope:
-        rope.setdefault("rope_type", rope["type"])
-    flat["rope"] = rope
-    return flat
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _lookup(config: Mapping[str, Any], dotted: str) -> Any:
-    value: Any = config
-    for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def read_config(architecture: Architecture, hf: HFClass, config: Mapping[str, Any]) -> tuple[HParams, set[str]]:
-    """Hyperparameters by name, and the names of those that the config (or its class) really gives.
-
-    Raises:
-        ArchitectureError: a required key is missing, or a value is of the wrong kind.
-    """
-    flat = flat_config(config)
-    found: HParams = {}
-    given: set[str] = set()
-    for hparam in architecture.hparams:
-        value = next((v for key in hparam.config if (v := _lookup(flat, key)) is not None), None)
-        if value is None:
-            value = _class_default(hf, hparam, flat)
-        if value is not None:
-            given.add(hparam.name)
-        elif hparam.required:
-            raise ArchitectureError(f"config.json has no {hparam.config[0]}, which {architecture.gguf} needs")
-        elif hparam.default is not None:
-            value = _default(hparam, found)
-        if value is not None:
-            name = hparam.config[0] if hparam.config else hparam.name
-            found[hparam.name] = _checked(hparam, value, f"config.json: {name}")
-    return found, given
-
-
-def _class_default(hf: HFClass, hparam: HParam, flat: Mapping[str, Any]) -> Any:
-    """What the transformers class would have filled in; a text is an expression over config keys."""
-    for key in hparam.config:
-        default = hf.defaults.get(key.removeprefix("rope."))
-        try:
-            if default is not None:
-                return evaluate(default, flat) if isinstance(default, str) else default
-        except ExpressionError:
-            continue
-    return None
-
-
-def _default(hparam: HParam, found: HParams) -> Any:
-    if not isinstance(hparam.default, str) or hparam.type == "str":
-        return hparam.default
-    return evaluate(hparam.default, found)
-
-
-# A config that says more than this is not a model but an attack on our memory.
-_LIMIT = 1 << 31
-
-
-_F32_MAX = float(np.finfo(np.float32).max)
-
-
-def _checked(hparam: HParam, value: Any, where: str) -> Any:
-    kinds: dict[str, type | tuple[type, ...]] = {"u32": int, "f32": (int, float), "str": str, "bool": bool}
-    wrong = not isinstance(value, kinds[hparam.type]) or (isinstance(value, bool) and hparam.type != "bool")
-    if not wrong and hparam.type in ("u32", "f32"):
-        wrong = not (0 <= value < _LIMIT if hparam.type == "u32" else -_F32_MAX <= value <= _F32_MAX)
-    if wrong:
-        raise ArchitectureError(f"{where} is {str(value)[:40]!r}, not a usable {hparam.type} value")
-    return value
-
-
-def hparam_metadata(architecture: Architecture, hparams: HParams, given: set[str]) -> Metadata:
-    """The architecture's GGUF keys, in the order of its rows."""
-    metadata: Metadata = {}
-    for hparam in architecture.hparams:
-        value = hparams.get(hparam.name)
-        if value is None or not (hparam.always or hparam.name in given) or not _holds(hparam.when, hparams):
-            continue
-        if hparam.values:
-            value = dict(hparam.values).get(value)
-            if value is None:
-                continue
-        for key in hparam.gguf:
-            metadata[f"{architecture.gguf}.{key}"] = Value(hparam.type, value)
-    return metadata
-
-
-def read_metadata(
-    architecture: Architecture, metadata: Mapping[str, Value | Array], n_rows: int | None = None
-) -> HParams:
-    """Hyperparameters by name from a GGUF file's keys; the vocabulary is `n_rows` where no key tells.
-
-    Raises:
-        ArchitectureError: a required key is missing or of the wrong kind.
-    """
-    found: HParams = {}
-    for hparam in architecture.hparams:
-        value: Any = None
-        for key in hparam.gguf:
-            entry = metadata.get(f"{architecture.gguf}.{key}")
-            if isinstance(entry, Value):
-                value = _config_value(hparam, entry.value)
-        if hparam.name == "n_vocab" and value is None:
-            tokens = metadata.get("tokenizer.ggml.tokens")
-            value = len(tokens) if isinstance(tokens, Array) else n_rows
-        if value is None and hparam.required and hparam.gguf:
-            raise ArchitectureError(f"the file has no {architecture.gguf}.{hparam.gguf[0]}")
-        if value is None and hparam.default is not None:
-            value = _default(hparam, found)
-        if value is not None:
-            name = f"{architecture.gguf}.{hparam.gguf[0]}" if hparam.gguf else hparam.name
-            found[hparam.name] = _checked(hparam, value, name)
-    return found
-
-
-def _config_value(hparam: HParam, value: Any) -> Any:
-    """What config.json calls a GGUF value; nothing where it has no word for it."""
-    if not hparam.values:
-        return value
-    return next((ours for ours, theirs in hparam.values if theirs == value), None)
-
-
-def write_config(architecture: Architecture, hparams: HParams, tied: bool) -> dict[str, Any]:
-    """A config.json (in the layout of transformers 4, which 5 reads too) for these hyperparameters."""
-    hf = next(cls for cls in architecture.hf if _holds(cls.when, hparams))
-    config: dict[str, Any] = {"architectures": [hf.name], "model_type": hf.model_type, "tie_word_embeddings": tied}
-    rope: dict[str, Any] = {}
-    for hparam in architecture.hparams:
-        value = hparams.get(hparam.name)
-        if value is None or not hparam.config or not _holds(hparam.when, hparams):
-            continue
-        key = hparam.config[0]
-        plain = _shortest(value) if hparam.type == "f32" else value
-        if key.startswith("rope."):
-            rope[key.removeprefix("rope.")] = plain
-        elif not (hparam.default == 0 and value == 0):
-            config[key] = plain
-    if "rope_theta" in rope:
-        config["rope_theta"] = rope.pop("rope_theta")
-    if rope.get("rope_type", "default") != "default":
-        config["rope_scaling"] = rope
-    return config
-
-
-def _shortest(value: float) -> float:
-    """The shortest decimal that is the same F32: 1e-05 rather than 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
-def _holds(condition: str | None, hparams: HParams) -> bool:
-    return condition is None or bool(evaluate(condition, hparams))
-
-
-# ------------------------------------------------------------------------------------------------ names
 
 
 @dataclass(frozen=True)
@@ -341,7 +124,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
     for (rule, block), group in _group(matches).items():
         outputs.update((tensor.name, tensor) for tensor in _forward(rule, block, group, hparams))
     for rule in architecture.tensors:
-        if rule.generator and _holds(rule.when, hparams):
+        if rule.generator and holds(rule.when, hparams):
             outputs[rule.gguf[0]] = _generated(rule, checkpoint.config, hparams)
     events += _check_complete(architecture, hf, hparams, outputs, checkpoint.config)
     return Mapped(architecture, hparams, outputs, dict(hparam_metadata(architecture, hparams, given)), tuple(events))
@@ -350,7 +133,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
 def _match_hf(
     architecture: Architecture, checkpoint: Checkpoint, hparams: HParams, events: list[Event]
 ) -> list[tuple[_Match, LazyTensor]]:
-    rules = _Names((rule for rule in architecture.tensors if _holds(rule.when, hparams)), "hf")
+    rules = _Names((rule for rule in architecture.tensors if holds(rule.when, hparams)), "hf")
     ignored = _Names((TensorRule((template,), ()) for template in architecture.ignore), "hf")
     matches, unknown = [], []
     for name, tensor in checkpoint.tensors.items():
@@ -414,7 +197,7 @@ def _check_complete(
     events: list[Event] = []
     tied = flat_config(config).get("tie_word_embeddings", True)
     for rule in architecture.tensors:
-        if rule.optional or rule.read_only or rule.generator or not _holds(rule.when, hparams):
+        if rule.optional or rule.read_only or rule.generator or not holds(rule.when, hparams):
             continue
         for block in range(hparams["n_layer"]) if rule.per_block else (None,):
             if all(_fill(name, block) in outputs for name in rule.gguf):

@@ -10,7 +10,8 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
 from converter.findings import Finding
-from converter.mapping.tensors import detect, read_config
+from converter.mapping.detect import detect
+from converter.mapping.hparams import read_config
 from converter.metadata import TYPES, Array, Metadata, Value
 from converter.planning import Request
 from converter.tokenizers import read_tokenizer

@@ -15,8 +15,9 @@ import converter.architectures as package
 from converter.architectures import architectures
 from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, amended, pair, without
 from converter.errors import ArchitectureError
+from converter.mapping.detect import detect
 from converter.mapping.generators import GENERATORS
-from converter.mapping.tensors import detect, hparam_metadata, read_config, read_metadata, write_config
+from converter.mapping.hparams import hparam_metadata, read_config, read_metadata, write_config
 from converter.metadata import TYPES, Value
 from converter.tensors.expressions import evaluate
 from converter.tensors.ops import Stack, apply, infer, inverse

@@ -15,7 +15,8 @@ import converter
 from converter import Request
 from converter.architectures import architectures
 from converter.errors import UnknownArchitecture
-from converter.mapping.tensors import detect, flat_config, hparam_metadata, read_config
+from converter.mapping.detect import detect
+from converter.mapping.hparams import flat_config, hparam_metadata, read_config
 
 THETA = {"rope_theta": 10000.0}
 

@@ -23,7 +23,8 @@ from converter.errors import (
 )
 from converter.formats.safetensors import open_safetensors
 from converter.mapping.generators import LLAMA3_DEFAULTS, llama3_rope_config, llama3_rope_freqs
-from converter.mapping.tensors import flat_config, to_gguf, to_hf
+from converter.mapping.hparams import flat_config
+from converter.mapping.tensors import to_gguf, to_hf
 from converter.metadata import Value
 from converter.planning import Plan
 from converter.tensors.dtypes import F32
