@@ -33,7 +33,7 @@ MEMORY = Path("/dev/shm")
 OPENED = """
 import json, sys, time
 from pathlib import Path
-from converter.graph import open_checkpoint
+from converter.formats.registry import open_checkpoint
 
 def rchar():
     return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])

@@ -304,7 +304,7 @@ static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, prepare}, {0, NULL}};
 static PyModuleDef MODULE = {
     PyModuleDef_HEAD_INIT,
     .m_name = "converter._native",
-    .m_doc = "Quantization kernels and what else is too slow in Python; converter.kernels is the face of the kernels.",
+    .m_doc = "Quantization kernels and what else is too slow in Python; converter.tensors.kernels is the face of the kernels.",
     .m_methods = METHODS,
     .m_slots = SLOTS,
 };

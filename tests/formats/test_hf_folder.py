@@ -206,8 +206,8 @@ def hook(event, args):
     elif event in ("exec", "compile", "import"):
         called.append(f"{event} {str(args[0])[:200]}")
 
-from converter import cli
-import converter.pipeline, converter.kernels, converter.tokenizers  # noqa: what the run will need
+from converter.cli import main as cli
+import converter.pipeline, converter.tensors.kernels, converter.tokenizers  # noqa: what the run will need
 folder, out = Path(sys.argv[1]), sys.argv[2]
 arguments = [str(folder), out, "--quiet", "-j", "1"]
 assert cli.main([*arguments, "--force"]) == 0  # imports what it needs

@@ -506,8 +506,8 @@ def test_nothing_runs(tmp_path: Path, case: str, place: str, watched: list[str])
 def test_reading_and_writing_need_no_torch(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(tf.archive())
     code = (
-        "import sys; from converter import cli\n"
-        "assert cli.main([sys.argv[1], sys.argv[2], '--quiet']) == 0\n"
+        "import sys; from converter.cli.main import main\n"
+        "assert main([sys.argv[1], sys.argv[2], '--quiet']) == 0\n"
         "assert not {'torch', 'multiprocessing'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.pt"), str(tmp_path / "n.pt")], check=True)

@@ -87,7 +87,7 @@ def _peak(source: Path, target: Path) -> int:
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc to read the peak from")
     code = (
-        "import re, sys; from converter.cli import main; code = main(sys.argv[1:]);"
+        "import re, sys; from converter.cli.main import main; code = main(sys.argv[1:]);"
         "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, str(source), str(target), "-q", "q4_k_m", "--quiet", "--force"]

@@ -77,7 +77,7 @@ def hook(event, args):
     elif event in PROCESSES or event in ("exec", "compile", "import", "marshal.loads", "pickle.find_class"):
         events.append(["call", f"{event} {str(args[0])[:100]}"])
 
-from converter.graph import readers
+from converter.formats.registry import readers
 from converter.pipeline import convert
 from converter.planning import Request
 

@@ -589,7 +589,7 @@ def test_skip_strings_stays_inside() -> None:
 
 
 def test_environment_chooses_the_instruction_set() -> None:
-    code = "from converter import kernels; print(kernels.isa())"
+    code = "from converter.tensors import kernels; print(kernels.isa())"
     for one in kernels.available_isas():
         run = subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "CONVERTER_ISA": one}, capture_output=True
