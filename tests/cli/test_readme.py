@@ -11,7 +11,7 @@ README = (Path(__file__).parent.parent.parent / "README.md").read_text("utf-8")
 
 
 def test_formats_table() -> None:
-    """`python -c "from converter.inspection.tables import format_markdown; print(format_markdown())"` prints the current one."""
+    """Printed by `python -c "from converter.inspection import tables; print(tables.format_markdown())"`."""
     assert format_markdown() in README
 
 
