@@ -30,7 +30,7 @@ from converter.events import Event, Report, TypeFallback
 from converter.formats.base import Format
 from converter.formats.registry import PathLike, open_checkpoint, route, source_format, target_format
 from converter.inspection import running_memory
-from converter.metadata import Metadata, Value
+from converter.metadata import Metadata, number_of, text_of
 from converter.planning import Plan, Request, Unencoded
 from converter.quant.imatrix import ImportanceMatrix, assign_weights
 from converter.quant.recipes import recipe
@@ -257,10 +257,8 @@ def _plans(
 
 def _limited(context: int, metadata: Metadata) -> int:
     """`context`, or the model's own where that is less."""
-    arch = metadata.get("general.architecture")
-    own = metadata.get(f"{arch.value!s}.context_length") if isinstance(arch, Value) else None
-    limit = own.value if isinstance(own, Value) else None
-    return min(context, limit) if type(limit) is int and limit > 0 else context
+    limit = number_of(metadata, f"{text_of(metadata, 'general.architecture')}.context_length") or 0
+    return min(context, limit) if limit > 0 else context
 
 
 # ------------------------------------------------------------------------------------------------ measuring

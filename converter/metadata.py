@@ -6,8 +6,9 @@ specification (`gguf_type`); an array's own id is `ARRAY_GGUF` and its elements 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -99,3 +100,32 @@ def f32(value: float) -> Value:
 def boolean(value: bool) -> Value:
     """A truth value."""
     return Value("bool", value)
+
+
+# Lookups: what stands under a key, or None where nothing of that kind does. Keys of a config.json are of no kind.
+
+
+def scalar_of(metadata: Mapping[str, Any], key: str) -> Scalar | None:
+    """The one value under `key`."""
+    entry = metadata.get(key)
+    return entry.value if isinstance(entry, Value) else None
+
+
+def number_of(metadata: Mapping[str, Any], key: str, *types: str) -> int | None:
+    """The whole number under `key`, of one of `types` where they are given; a truth value is none."""
+    entry = metadata.get(key)
+    if not isinstance(entry, Value) or (types and entry.type not in types):
+        return None
+    return entry.value if type(entry.value) is int else None
+
+
+def text_of(metadata: Mapping[str, Any], key: str) -> str | None:
+    """The text under `key`; one that is not UTF-8 is none."""
+    value = scalar_of(metadata, key)
+    return value if isinstance(value, str) else None
+
+
+def array_of(metadata: Mapping[str, Any], key: str, *types: str) -> Array | None:
+    """The list under `key`, of one of `types` where they are given."""
+    entry = metadata.get(key)
+    return entry if isinstance(entry, Array) and (not types or entry.type in types) else None

@@ -10,7 +10,7 @@ import numpy as np
 
 from converter.errors import UsageError
 from converter.findings import Finding
-from converter.metadata import Array, Value
+from converter.metadata import Array, Value, array_of, number_of, text_of
 
 Metadata = Mapping[str, Value | Array]
 
@@ -39,12 +39,12 @@ class Tokenizer:
 
     def findings(self) -> Iterator[Finding]:
         """Everything that does not fit. A file without `tokenizer.ggml.model` is not looked at further."""
-        model = _text(self.metadata, MODEL)
+        model = text_of(self.metadata, MODEL)
         if model is None:
             yield _wrong(MODEL, "is not there: runtimes do not load a model without a tokenizer")
         elif model not in WITHOUT_TOKENS:
-            tokens = self.metadata.get(TOKENS)
-            if not isinstance(tokens, Array) or tokens.type != "str" or not len(tokens):
+            tokens = array_of(self.metadata, TOKENS, "str")
+            if not tokens:
                 yield _wrong(TOKENS, "is not an array of texts")
                 return
             yield from self._sizes(len(tokens))
@@ -56,10 +56,10 @@ class Tokenizer:
         if self.n_rows is not None and count != self.n_rows:
             yield _wrong(TOKENS, f"has {count} tokens, the embedding has {self.n_rows} rows")
         for name, types, good, words in _PER_TOKEN:
-            key, entry = PREFIX + name, self.metadata.get(PREFIX + name)
-            if entry is None:
+            key = PREFIX + name
+            if key not in self.metadata:
                 continue
-            if not isinstance(entry, Array) or entry.type not in types:
+            if (entry := array_of(self.metadata, key, *types)) is None:
                 yield _wrong(key, f"is not an array of {' or '.join(sorted(types))}")
                 continue
             if len(entry) != count:
@@ -69,21 +69,21 @@ class Tokenizer:
                 yield _wrong(key, f"the entry of token {bad[0]} is {stored[bad[0]]}, {words}")
 
     def _ids(self, count: int) -> Iterator[Finding]:
-        for key, entry in self.metadata.items():
+        for key in self.metadata:
             if not (key.startswith(PREFIX) and key.endswith("_token_id")):
                 continue
-            if not isinstance(entry, Value) or entry.type != "u32":
+            number = number_of(self.metadata, key, "u32")
+            if number is None:
                 yield _wrong(key, "is not a u32, which runtimes insist on")
-            elif isinstance(entry.value, int) and count <= entry.value != NO_TOKEN:
-                yield _wrong(key, f"is {entry.value}, and there are {count} tokens")
+            elif count <= number != NO_TOKEN:
+                yield _wrong(key, f"is {number}, and there are {count} tokens")
 
     def _merges(self, model: str, tokens: Iterable[Any]) -> Iterator[Finding]:
-        entry = self.metadata.get(MERGES)
-        if entry is None:
+        if MERGES not in self.metadata:
             if model in WITH_MERGES:
                 yield _wrong(MERGES, f"is not there: a {model} tokenizer is not loaded without it")
             return
-        if not isinstance(entry, Array) or entry.type != "str":
+        if (entry := array_of(self.metadata, MERGES, "str")) is None:
             yield _wrong(MERGES, "is not an array of texts")
             return
         known = set(tokens)
@@ -97,7 +97,7 @@ class Tokenizer:
 
         if model != "gpt2":
             return
-        name = _text(self.metadata, PRE)
+        name = text_of(self.metadata, PRE)
         if name is None:
             yield _doubtful(PRE, "is not there: runtimes then cut text in a way that fits no model well")
             return
@@ -122,12 +122,12 @@ def _merge_problem(merge: Any, known: set[Any]) -> str:
 
 def templates(metadata: Metadata) -> Iterator[Finding]:
     """Chat templates that are not text or do not parse. They are parsed only, where jinja2 is installed; never run."""
-    for key, entry in metadata.items():
+    for key in metadata:
         if key != TEMPLATE and not key.startswith(TEMPLATE + "."):
             continue
-        if not isinstance(entry, Value) or not isinstance(entry.value, str):
+        if (template := text_of(metadata, key)) is None:
             yield Finding("template", key, "is not text")
-        elif problem := _syntax(entry.value):
+        elif problem := _syntax(template):
             yield Finding("template", key, problem)
 
 
@@ -154,11 +154,6 @@ def _syntax(template: str) -> str:
     except (RecursionError, ValueError, OverflowError) as error:
         return f"does not parse: {type(error).__name__}"
     return ""
-
-
-def _text(metadata: Metadata, key: str) -> str | None:
-    entry = metadata.get(key)
-    return entry.value if isinstance(entry, Value) and isinstance(entry.value, str) else None
 
 
 def _wrong(key: str, message: str) -> Finding:

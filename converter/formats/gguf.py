@@ -20,7 +20,7 @@ from converter import _native
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, QuantizationError, UnsupportedFeature, short
 from converter.formats.base import Format, WriteOptions, check_elements, check_name, child, split_evenly
-from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Value
+from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Value, number_of
 from converter.metadata import BY_GGUF as VALUE_TYPES
 from converter.storage.files import MappedFile
 from converter.storage.layout import FileLayout, Layout, Slot
@@ -198,12 +198,12 @@ def open_gguf(path: Path) -> Checkpoint:
 
 
 def _split(part: _Part, key: str, default: int) -> int:
-    value = part.metadata.get(key)
-    if value is None:
+    if key not in part.metadata:
         return default
-    if not isinstance(value, Value) or type(value.value) is not int or value.value < 0:
+    value = number_of(part.metadata, key)
+    if value is None or value < 0:
         raise CorruptFile(f"{part.mapped.path}: {key} is not a number")
-    return value.value
+    return value
 
 
 def _others(path: Path, first: _Part, count: int) -> list[_Part]:
@@ -300,14 +300,14 @@ def _array(cursor: Cursor, key: str, depth: int) -> Array:
 
 
 def _alignment(path: Path, metadata: Metadata) -> int:
-    value = metadata.get("general.alignment")
-    if value is None:
+    if "general.alignment" not in metadata:
         return ALIGNMENT
-    if not isinstance(value, Value) or value.type != "u32" or not isinstance(value.value, int):
+    value = number_of(metadata, "general.alignment", "u32")
+    if value is None:
         raise CorruptFile(f"{path}: general.alignment is not a u32")
-    if value.value <= 0 or value.value & (value.value - 1):
-        raise CorruptFile(f"{path}: general.alignment is {value.value}, not a power of two")
-    return value.value
+    if value <= 0 or value & (value - 1):
+        raise CorruptFile(f"{path}: general.alignment is {value}, not a power of two")
+    return value
 
 
 def _entry(cursor: Cursor) -> _Entry:

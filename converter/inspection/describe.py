@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
 from converter.formats.registry import PathLike, open_checkpoint
-from converter.metadata import Array, Metadata, Value
+from converter.metadata import Array, Metadata, Value, text_of
 from converter.tensors.tensor import LazyTensor, TensorInfo
 
 if TYPE_CHECKING:
@@ -133,9 +133,7 @@ def inspect(path: PathLike, *, format: str | None = None) -> Description:
 def _ggml_view(checkpoint: Checkpoint) -> tuple[str | None, Metadata, dict[str, LazyTensor]]:
     """Architecture name, keys and tensors as a runtime would see them; nothing where the names are unknown."""
     if checkpoint.dialect == "gguf":
-        name = checkpoint.config.get("general.architecture")
-        known = str(name.value) if isinstance(name, Value) else None
-        return known, dict(checkpoint.config), dict(checkpoint.tensors)
+        return text_of(checkpoint.config, "general.architecture"), dict(checkpoint.config), dict(checkpoint.tensors)
     if checkpoint.dialect == "hf":
         from converter.mapping.tensors import to_gguf
 

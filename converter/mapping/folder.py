@@ -18,7 +18,7 @@ from converter.mapping.detect import detect
 from converter.mapping.general_keys import count_parameters, general_files
 from converter.mapping.hparams import read_config
 from converter.mapping.tensors import Mapped
-from converter.metadata import Metadata, Value
+from converter.metadata import Metadata, number_of, scalar_of
 from converter.tensors.tensor import LazyTensor
 
 # transformers loads a model in the type that config.json names.
@@ -126,8 +126,7 @@ def _of_gguf(source: Checkpoint, mapped: Mapped, tokenizer: bool) -> tuple[dict[
 
 
 def _has_tokenizer(metadata: Metadata) -> bool:
-    model = metadata.get("tokenizer.ggml.model")
-    return isinstance(model, Value) and model.value != "none"
+    return scalar_of(metadata, "tokenizer.ggml.model") not in (None, "none")
 
 
 def _tokenizer(metadata: Metadata) -> tuple[dict[str, bytes], set[str]]:
@@ -140,8 +139,7 @@ def _tokenizer(metadata: Metadata) -> tuple[dict[str, bytes], set[str]]:
 
 
 def _id(metadata: Metadata, name: str) -> int | None:
-    entry = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return entry.value if isinstance(entry, Value) and type(entry.value) is int else None
+    return number_of(metadata, f"tokenizer.ggml.{name}_token_id")
 
 
 _SPECIAL = (("bos", "bos"), ("eos", "eos"), ("padding", "pad"))

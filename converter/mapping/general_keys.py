@@ -21,7 +21,7 @@ import numpy as np
 
 from converter.events import Event, Note
 from converter.mapping.model_card import Node, Plain, front_matter, read_front_matter
-from converter.metadata import Array, Metadata, Value, text, u32
+from converter.metadata import Array, Metadata, Value, array_of, text, u32
 
 MAX_CARD = 1 << 20  # bytes of README.md that are looked at: front matter comes first
 MAX_JSON = 16 << 20
@@ -486,8 +486,8 @@ def general_files(metadata: Metadata, n_params: int) -> tuple[dict[str, bytes], 
     for kind, names in ORIGINS:
         card += _origin_lines(metadata, kind, names[0], n_params, held)
     for key, names in LISTS:
-        entry = metadata.get(f"general.{key}")
-        if isinstance(entry, Array) and entry.type == "str" and all(isinstance(item, str) for item in entry.values):
+        entry = array_of(metadata, f"general.{key}", "str")
+        if entry is not None and all(isinstance(item, str) for item in entry.values):
             card += [f"{names[-1] if key == 'languages' else names[0]}:", *(f"- {_yaml(str(v))}" for v in entry.values)]
             held.add(f"general.{key}")
     files = {"README.md": "\n".join(["---", *card, "---", ""]).encode()} if card else {}

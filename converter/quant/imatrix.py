@@ -29,7 +29,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingImportance, QuantizationError, UsageError, short
 from converter.events import Event, NoImportance, Note
 from converter.formats.gguf import MAGIC, Cursor, open_gguf
-from converter.metadata import Array, Metadata, Value, u32
+from converter.metadata import Metadata, Value, array_of, number_of, u32
 from converter.quant.recipes import TOKEN_EMBEDDINGS, Recipe, needs_imatrix
 from converter.storage.files import MappedFile
 from converter.tensors.tensor import LazyTensor, TensorInfo
@@ -243,17 +243,17 @@ def _gguf_entry(path: Path, name: str, sums: LazyTensor | None, counts: LazyTens
 
 
 def _datasets(path: Path, checkpoint: Checkpoint) -> tuple[str | bytes, ...]:
-    names = checkpoint.config[_DATASETS]
-    if not isinstance(names, Array) or names.type != "str":
+    names = array_of(checkpoint.config, _DATASETS, "str")
+    if names is None:
         raise CorruptFile(f"{path}: {_DATASETS} is not a list of texts")
     return tuple(name for name in names.values[:1] if isinstance(name, str | bytes))
 
 
 def _chunks(path: Path, checkpoint: Checkpoint) -> int:
-    count = checkpoint.config[_CHUNKS]
-    if not isinstance(count, Value) or count.type != "u32" or not isinstance(count.value, int):
+    count = number_of(checkpoint.config, _CHUNKS, "u32")
+    if count is None:
         raise CorruptFile(f"{path}: {_CHUNKS} is not a u32")
-    return count.value
+    return count
 
 
 def _from_dat(mapped: MappedFile) -> ImportanceMatrix:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from converter.errors import TokenizerError
-from converter.metadata import Array, Metadata, Value
+from converter.metadata import Metadata, array_of, scalar_of
 from converter.tokenizers.build import ADDED_SCORE, MARK
 from converter.tokenizers.pretokenizer import expression_of, to_json
 from converter.tokenizers.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
@@ -69,7 +69,7 @@ class _Vocab:
 
     @staticmethod
     def read(metadata: Metadata) -> _Vocab:
-        model = _scalar(metadata, "tokenizer.ggml.model")
+        model = scalar_of(metadata, "tokenizer.ggml.model")
         texts = _strings(metadata, "tokenizer.ggml.tokens")
         types = [int(t) for t in _values(metadata, "tokenizer.ggml.token_type")] or [NORMAL] * len(texts)
         scores = [float(s) for s in _values(metadata, "tokenizer.ggml.scores")] or [0.0] * len(texts)
@@ -98,13 +98,13 @@ class _Vocab:
 
 
 def _values(metadata: Metadata, key: str) -> Iterable[float]:
-    found = metadata.get(key)
-    return found.values if isinstance(found, Array) and found.type != "str" else ()  # type: ignore[return-value]
+    found = array_of(metadata, key)
+    return found.values if found and found.type != "str" else ()  # type: ignore[return-value]
 
 
 def _strings(metadata: Metadata, key: str) -> list[str]:
-    found = metadata.get(key)
-    if not isinstance(found, Array) or found.type != "str":
+    found = array_of(metadata, key, "str")
+    if found is None:
         return []
     try:
         return [v.decode() if isinstance(v, bytes) else str(v) for v in found.values]
@@ -112,13 +112,8 @@ def _strings(metadata: Metadata, key: str) -> list[str]:
         raise TokenizerError(f"{key}: an entry is not UTF-8, tokenizer.json cannot hold it") from None
 
 
-def _scalar(metadata: Metadata, key: str) -> object:
-    found = metadata.get(key)
-    return found.value if isinstance(found, Value) else None
-
-
 def _token_of(vocab: _Vocab, metadata: Metadata, name: str) -> str | None:
-    i = _scalar(metadata, ID_KEYS[name])
+    i = scalar_of(metadata, ID_KEYS[name])
     return vocab.texts[i] if isinstance(i, int) and 0 <= i < len(vocab.texts) else None
 
 
@@ -135,7 +130,7 @@ def _added(vocab: _Vocab, *kinds: int) -> list[dict[str, object]]:
 
 def _template(vocab: _Vocab, metadata: Metadata, *, bos: bool) -> dict[str, object] | None:
     """The post-processor for add_bos and add_eos; `bos` is what the runtime does when the key is absent."""
-    flags = (("bos", _scalar(metadata, ADD_BOS), bos), ("eos", _scalar(metadata, ADD_EOS), False))
+    flags = (("bos", scalar_of(metadata, ADD_BOS), bos), ("eos", scalar_of(metadata, ADD_EOS), False))
     wanted = [name for name, flag, default in flags if (default if flag is None else flag)]
     special = {name: token for name in wanted if (token := _token_of(vocab, metadata, name)) is not None}
     if not special:
@@ -147,7 +142,7 @@ def _template(vocab: _Vocab, metadata: Metadata, *, bos: bool) -> dict[str, obje
 
         return [*token("bos"), {"Sequence": {"id": sequence, "type_id": kind}}, *token("eos")]
 
-    ids = {token: _scalar(metadata, ID_KEYS[name]) for name, token in special.items()}
+    ids = {token: scalar_of(metadata, ID_KEYS[name]) for name, token in special.items()}
     return {
         "type": "TemplateProcessing",
         "single": around("A", 0),
@@ -160,7 +155,7 @@ def _roberta(vocab: _Vocab, metadata: Metadata) -> dict[str, object] | None:
     """RoBERTa's post-processor, for tokenizers that put a separator between two sequences."""
     first = _token_of(vocab, metadata, "bos")
     last = _token_of(vocab, metadata, "sep") or _token_of(vocab, metadata, "eos")
-    if _scalar(metadata, ADD_SEP) is not True or first is None or last is None:
+    if scalar_of(metadata, ADD_SEP) is not True or first is None or last is None:
         return None
     ids = vocab.ids()
     return {
@@ -177,7 +172,7 @@ def _tokenizer(added: list[dict[str, object]], **parts: object) -> dict[str, obj
 
 
 def _byte_level(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
-    pre = str(_scalar(metadata, "tokenizer.ggml.pre"))
+    pre = str(scalar_of(metadata, "tokenizer.ggml.pre"))
     expression = expression_of(pre)
     if expression is None:
         raise TokenizerError(f"pre-tokenizer {pre!r}: its expressions are not known, no tokenizer.json can be written")
@@ -220,7 +215,7 @@ def _bpe(ids: dict[str, int], merges: list[list[str]], **more: object) -> dict[s
 
 
 def _sentencepiece_json(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
-    prefix = _scalar(metadata, SPACE_PREFIX) is not False
+    prefix = scalar_of(metadata, SPACE_PREFIX) is not False
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": MARK}
     decoders: list[dict[str, object]] = [
         {"type": "Replace", "pattern": {"String": MARK}, "content": " "},
@@ -249,7 +244,7 @@ def _sentencepiece_json(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
 
 def _unknown(vocab: _Vocab, metadata: Metadata) -> int | None:
     """The unknown token: by its type, by its id key, or by the name it usually has."""
-    i = _scalar(metadata, ID_KEYS["unk"])
+    i = scalar_of(metadata, ID_KEYS["unk"])
     named = [i] if isinstance(i, int) and 0 <= i < len(vocab.texts) else []
     usual = [vocab.texts.index("<unk>")] if "<unk>" in vocab.texts else []
     return next(iter(vocab.of_type(UNKNOWN) + named + usual), None)
@@ -274,7 +269,7 @@ def _settings(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
     settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     flags = (("add_prefix_space", SPACE_PREFIX), ("add_bos_token", ADD_BOS), ("add_eos_token", ADD_EOS))
     for name, key in flags:
-        if isinstance(flag := _scalar(metadata, key), bool):
+        if isinstance(flag := scalar_of(metadata, key), bool):
             settings[name] = flag
     for name in _HF_NAMES:
         if (token := _token_of(vocab, metadata, name)) is not None:
@@ -289,9 +284,9 @@ def _settings(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
 
 
 def _chat_template(metadata: Metadata) -> object:
-    default = _scalar(metadata, CHAT_TEMPLATE)
+    default = scalar_of(metadata, CHAT_TEMPLATE)
     named = [
-        (key.removeprefix(f"{CHAT_TEMPLATE}."), _scalar(metadata, key))
+        (key.removeprefix(f"{CHAT_TEMPLATE}."), scalar_of(metadata, key))
         for key in metadata
         if key.startswith(f"{CHAT_TEMPLATE}.")
     ]
@@ -318,12 +313,12 @@ def _model(vocab: _Vocab, metadata: Metadata) -> dict[str, bytes]:
         _field(1, _field(1, vocab.texts[i].encode()) + b"\x15" + struct.pack("<f", vocab.scores[i]) + _number(3, kind))
         for i, kind in enumerate(types)
     )
-    ids = {"unk": unknown, **{name: _scalar(metadata, ID_KEYS[name]) for name in ("bos", "eos", "pad")}}
+    ids = {"unk": unknown, **{name: scalar_of(metadata, ID_KEYS[name]) for name in ("bos", "eos", "pad")}}
     trainer = _number(3, BPE) + _number(4, last) + _number(35, bool(vocab.of_type(BYTE)))
     for field, name in ((40, "unk"), (41, "bos"), (42, "eos"), (43, "pad")):
         i = ids[name]
         trainer += _number(field, i if isinstance(i, int) else -1)
-    normalizer = _field(1, b"identity") + _number(3, _scalar(metadata, SPACE_PREFIX) is not False) + _number(4, 0)
+    normalizer = _field(1, b"identity") + _number(3, scalar_of(metadata, SPACE_PREFIX) is not False) + _number(4, 0)
     return {"tokenizer.model": pieces + _field(2, trainer) + _field(3, normalizer + _number(5, 1))}
 
 
