@@ -21,7 +21,7 @@ _PUBLIC = {
     "LazyTensor": "tensors.tensor",
     "TensorInfo": "tensors.tensor",
     "DType": "tensors.dtypes",
-    "Progress": "storage.output",
+    "Progress": "storage.slabs",
     "quantize": "tensors.kernels",
     "dequantize": "tensors.kernels",
     "ConverterError": "errors",

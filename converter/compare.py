@@ -38,7 +38,7 @@ from converter.runtimes.base import package
 from converter.runtimes.behaviour import behaviour
 from converter.storage import slabs
 from converter.storage.json import finite
-from converter.storage.output import Progress, ProgressCallback
+from converter.storage.slabs import Progress, ProgressCallback
 from converter.tensors import kernels
 from converter.tensors.dtypes import DType, dtype
 from converter.tensors.encode import Importance, Watch, encode_rows

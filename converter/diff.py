@@ -23,7 +23,7 @@ from converter.formats.registry import PathLike, formats, open_checkpoint, sourc
 from converter.metadata import Array, Value
 from converter.planning import Request, build
 from converter.storage import slabs
-from converter.storage.output import ProgressCallback
+from converter.storage.slabs import ProgressCallback
 from converter.tensors.dtypes import DType
 from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor

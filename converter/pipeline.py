@@ -14,8 +14,9 @@ from converter.formats.registry import PathLike, open_checkpoint, source_format,
 from converter.mapping.general_keys import default_file_name
 from converter.planning import Plan, Request
 from converter.storage import output
+from converter.storage.disk import Disk
 from converter.storage.layout import Layout
-from converter.storage.output import ProgressCallback
+from converter.storage.slabs import ProgressCallback
 
 
 def plan(
@@ -134,10 +135,11 @@ def run(
 
     with about(plan.source):
         _refuse_existing(plan.layout, force)
-        output.check_room(plan.layout)
+        target = Disk(plan.layout)
+        target.check_room()
         if on_plan is not None:
             on_plan(plan)
-        output.write(plan.layout, threads=threads, progress=progress, stop=stop, check=plan.checkpoint.check)
+        output.write(plan.layout, target, threads=threads, progress=progress, stop=stop, check=plan.checkpoint.check)
     plan.report.extend(plan.watch.events())
 
 

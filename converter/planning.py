@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from converter import workers
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, QuantizationError, UsageError
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
@@ -123,7 +124,7 @@ class Plan:
 
     def memory(self, threads: int | None = None) -> int:
         """Peak resident bytes that running the plan should need."""
-        working = output.working_nbytes(self.layout, threads or output.default_threads())
+        working = output.working_nbytes(self.layout, threads or workers.default_threads())
         header = sum(len(file.header) for file in self.layout.files)
         return BASE_MEMORY + 4 * header + working + (64 << 20)
 

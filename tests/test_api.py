@@ -28,7 +28,7 @@ from converter.errors import (
     SameFile,
     UnknownFormat,
 )
-from converter.storage import output
+from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 
 STORIES = models.FIXTURES / "stories260K"
@@ -107,12 +107,12 @@ def test_a_plan_can_be_looked_at_and_then_run(tmp_path: Path) -> None:
     assert (tmp_path / "out.gguf").stat().st_size == plan.total_bytes
 
 
-@pytest.mark.parametrize("slab", [4096, output.SLAB_NBYTES])
+@pytest.mark.parametrize("slab", [4096, kernels.SLAB_NBYTES])
 def test_threads_and_slabs_do_not_change_a_byte(
     slab: int, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converter.convert(wide, tmp_path / "one.gguf", Request(quant="q4_k_m"), threads=1)
-    monkeypatch.setattr(output, "SLAB_NBYTES", slab)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", slab)
     converter.convert(wide, tmp_path / "many.gguf", Request(quant="q4_k_m"), threads=7)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "many.gguf").read_bytes()
 

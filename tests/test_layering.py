@@ -18,7 +18,7 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("errors", "events", "findings", "text", "metadata"),
+    ("errors", "workers", "events", "findings", "text", "metadata"),
     ("tensors",),
     ("storage", "checkpoint", "architectures"),
     ("formats", "tokenizers", "quant"),

@@ -35,7 +35,7 @@ from converter.mapping.hparams import HParams, flat_config, read_config, read_me
 from converter.metadata import Metadata, Value
 from converter.runtimes.generation import Ran, try_out
 from converter.storage import slabs
-from converter.storage.output import ProgressCallback
+from converter.storage.slabs import ProgressCallback
 from converter.tensors.tensor import LazyTensor
 
 BOTH = frozenset(("gguf", "hf"))
@@ -270,8 +270,8 @@ def _tied(architecture: Architecture, found: dict[str, LazyTensor]) -> Iterator[
 def _same(one: LazyTensor, other: LazyTensor) -> bool:
     if (one.info.shape, one.info.dtype) != (other.info.shape, other.info.dtype):
         return False
-    job = slabs.Job((one, other), lambda start, stop: None, one.row_work + other.row_work)
-    return all(np.array_equal(one.rows(start, stop), other.rows(start, stop)) for start, stop in job.slabs())
+    ranges = slabs.row_ranges((one, other), one.row_work + other.row_work)
+    return all(np.array_equal(one.rows(start, stop), other.rows(start, stop)) for start, stop in ranges)
 
 
 def _tokenizer(model: Model) -> Iterator[Finding]:

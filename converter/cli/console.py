@@ -20,7 +20,7 @@ from converter.text import printable, table
 if TYPE_CHECKING:
     from converter.events import Event
     from converter.planning import Request
-    from converter.storage.output import Progress
+    from converter.storage.slabs import Progress
 
 
 class Parser(argparse.ArgumentParser):

@@ -38,8 +38,9 @@ from converter.runtimes.base import Floats, Named, Runtime, Tokenizer
 from converter.runtimes.llama_cpp import LlamaCpp
 from converter.runtimes.onnxruntime import OnnxRuntime
 from converter.runtimes.transformers import Transformers
-from converter.storage.output import Progress, ProgressCallback, default_threads
+from converter.storage.slabs import Progress, ProgressCallback
 from converter.verify.results import Behaviour
+from converter.workers import default_threads
 
 Doubles = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ import numpy as np
 from converter.errors import ConverterError, MissingDependency
 from converter.findings import Finding
 from converter.runtimes.base import Runtime, Tokenizer
-from converter.storage.output import default_threads
+from converter.workers import default_threads
 
 TOKENS = 8
 CONTEXT = 64

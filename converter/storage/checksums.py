@@ -64,27 +64,19 @@ def _shift(nbytes: int) -> int:
     return product
 
 
-class Checksum:
-    """Compares `size` bytes with the CRC-32 they should have, as they happen to be read.
+class Pieces:
+    """The CRC-32 of bytes that come in pieces, in any order; neighbours are joined. Not for several threads at once."""
 
-    Every byte counts once, however often it is read.
-    """
-
-    def __init__(self, size: int, expected: int) -> None:
-        self._size = size
-        self._expected = expected
+    def __init__(self) -> None:
         self._pieces: list[tuple[int, int, int]] = []  # start, stop, CRC-32; sorted, neither touching nor overlapping
-        self._lock = threading.Lock()
-        self.complete = size == 0
+
+    @property
+    def crc(self) -> int:
+        """CRC-32 of the first bytes that are there without a gap."""
+        return self._pieces[0][2] if self._pieces else 0
 
     def gaps(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The parts of [start, stop) that have not been read yet."""
-        if self.complete:
-            return []
-        with self._lock:
-            return self._gaps(start, stop)
-
-    def _gaps(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The parts of [start, stop) that have not come yet."""
         gaps = []
         for low, high, _ in self._pieces[max(0, bisect_left(self._pieces, (start,)) - 1) :]:
             if low >= stop:
@@ -96,6 +88,38 @@ class Checksum:
             gaps.append((start, stop))
         return gaps
 
+    def add(self, start: int, stop: int, crc: int) -> None:
+        """Bytes [start, stop) have come; what overlaps others counts for nothing."""
+        if self.gaps(start, stop) != [(start, stop)]:
+            return
+        insort(self._pieces, (start, stop, crc))
+        at = bisect_left(self._pieces, (start,))
+        for left in (at, at - 1):  # with the piece after it, then with the one before it
+            if 0 <= left < len(self._pieces) - 1 and self._pieces[left][1] == self._pieces[left + 1][0]:
+                (low, _, one), (middle, high, two) = self._pieces[left : left + 2]
+                self._pieces[left : left + 2] = [(low, high, combine(one, two, high - middle))]
+
+
+class Checksum:
+    """Compares `size` bytes with the CRC-32 they should have, as they happen to be read.
+
+    Every byte counts once, however often it is read.
+    """
+
+    def __init__(self, size: int, expected: int) -> None:
+        self._size = size
+        self._expected = expected
+        self._pieces = Pieces()
+        self._lock = threading.Lock()
+        self.complete = size == 0
+
+    def gaps(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The parts of [start, stop) that have not been read yet."""
+        if self.complete:
+            return []
+        with self._lock:
+            return self._pieces.gaps(start, stop)
+
     def add(self, start: int, data: NDArray[np.uint8] | bytes) -> bool:
         """Account for `data`, which stands at `start`; False when all is there and the sum is wrong."""
         view = data if isinstance(data, bytes) else data.data
@@ -103,17 +127,8 @@ class Checksum:
             crc = zlib.crc32(view[low - start : high - start])
             with self._lock:
                 # Another thread may have been faster; what it left uncovered then waits for the next reader.
-                if self._gaps(low, high) == [(low, high)]:
-                    self._insert(low, high, crc)
-        if self.complete or not self._pieces or self._pieces[0][:2] != (0, self._size):
+                self._pieces.add(low, high, crc)
+        if self.complete or self.gaps(0, self._size):
             return True
-        self.complete = self._pieces[0][2] == self._expected
+        self.complete = self._pieces.crc == self._expected
         return self.complete
-
-    def _insert(self, start: int, stop: int, crc: int) -> None:
-        insort(self._pieces, (start, stop, crc))
-        at = bisect_left(self._pieces, (start,))
-        for left in (at, at - 1):  # with the piece after it, then with the one before it
-            if 0 <= left < len(self._pieces) - 1 and self._pieces[left][1] == self._pieces[left + 1][0]:
-                (low, _, one), (middle, high, two) = self._pieces[left : left + 2]
-                self._pieces[left : left + 2] = [(low, high, combine(one, two, high - middle))]

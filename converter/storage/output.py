@@ -1,75 +1,171 @@
 """The engine: writes a layout, in parallel, slab by slab, whole or not at all.
 
-Each output is written beside its target under a temporary name, flushed, and renamed when everything is there;
-a folder is built beside its place and renamed as one, or, where it exists, filled file by file from a folder inside it.
-Workers take slabs of rows in file order, read them, and write at their offset; what is in memory is what the
-workers hold, whatever the size of the model or of its largest tensor.
+Three parts that may be called one by one: `prepare` makes the files, `fill` fills slabs of them, some or all and in any
+order, `publish` gives them their names; `write` is all three. Workers take slabs of rows in file order, read them, and
+write at their offset; what is in memory is what the workers hold, whatever the size of the model or of its largest
+tensor. Where the bytes go is the business of an `Output`; the engine does not know what a disk is.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import secrets
-import shutil
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from converter.errors import ConverterError, DiskFull, Interrupted, OutputError
-from converter.storage.checksums import combine_all
-from converter.storage.layout import FileLayout, Layout
-from converter.tensors.tensor import LazyTensor
-
-# Memory a worker may hold for one slab; small enough to stay in a core's cache with its encoded result.
-SLAB_NBYTES = 2 << 20
+from converter.storage.checksums import Pieces
+from converter.storage.disk import Disk
+from converter.storage.layout import Layout, Slot
+from converter.storage.slabs import Job, ProgressCallback, Slab, run, slab_rows, slabs_of
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is. `tensor` is the one that was just written to."""
+class Output(Protocol):
+    """Where the files of a layout go, by their numbers in it. Nothing is to be seen of them before `publish`.
 
-    done: int
-    total: int
-    tensor: str
+    A method may raise a ConverterError or an OSError.
+    """
 
+    def check_room(self) -> None:
+        """Raises DiskFull where all files together do not fit."""
 
-# Called after every slab; returning False cancels the run.
-ProgressCallback = Callable[[Progress], "bool | None"]
+    def create(self) -> None:
+        """Make every file, as long as it will be and all zero."""
 
+    def write(self, file: int, offset: int, data: memoryview) -> None:
+        """Write all of `data`, bytes, at `offset`; from any thread and in any order."""
 
-def default_threads() -> int:
-    """The processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+    def flush(self) -> None:
+        """All is written; when this returns, it is safe."""
+
+    def publish(self) -> None:
+        """Give every file its name, in the place of what has it."""
+
+    def abandon(self) -> None:
+        """Remove what was not published; it may be called at any time, and again."""
 
 
 def working_nbytes(layout: Layout, threads: int) -> int:
     """Memory the workers will hold at most, for the plan."""
-    largest = max((_slab_nbytes(slot.tensor) for file in layout.files for slot in file.slots), default=0)
-    return threads * largest
+    tensors = [slot.tensor for file in layout.files for slot in file.slots]
+    return threads * max((slab_rows((tensor,), tensor.row_work) * tensor.row_work for tensor in tensors), default=0)
 
 
-def _slab_nbytes(tensor: LazyTensor) -> int:
-    return _slab_rows(tensor) * tensor.row_work
+class Prepared:
+    """A layout whose files exist and wait for their slabs: what `prepare` makes and `fill` and `publish` take.
+
+    A job of it is a slot of the layout, in the order of files and slots.
+    """
+
+    def __init__(self, layout: Layout, output: Output) -> None:
+        self.layout, self.output = layout, output
+        self.pieces = [[Pieces() for _ in file.slots] for file in layout.files]
+        self.jobs = [
+            Job((slot.tensor,), partial(self._fill, number, index), slot.tensor.row_work)
+            for number, file in enumerate(layout.files)
+            for index, slot in enumerate(file.slots)
+        ]
+        self._lock = threading.Lock()
+
+    def slabs(self) -> Iterator[Slab]:
+        """All there is to fill, in file order; equal for equal layouts, also in another process."""
+        return slabs_of(self.jobs)
+
+    def create(self) -> None:
+        """Make the files, empty but for their headers."""
+        self.output.check_room()
+        self.output.create()
+        for number, file in enumerate(self.layout.files):
+            self.output.write(number, 0, memoryview(file.header))
+
+    def _fill(self, file: int, index: int, start: int, stop: int) -> None:
+        slot, summed = self.layout.files[file].slots[index], self.layout.files[file].finish is not None
+        raw = np.ascontiguousarray(slot.tensor.rows(start, stop)).data.cast("B")
+        at = start * slot.tensor.info.row_nbytes
+        self.output.write(file, slot.offset + at, raw)
+        crc = zlib.crc32(raw) if summed else 0  # for the writers that finish with it
+        with self._lock:
+            self.pieces[file][index].add(at, at + len(raw), crc)
+
+    def finish(self) -> None:
+        """What writers add when their slots are full.
+
+        Raises:
+            ValueError: they are not.
+        """
+        for number, (file, pieces) in enumerate(zip(self.layout.files, self.pieces, strict=True)):
+            crcs = [_whole(slot, piece) for slot, piece in zip(file.slots, pieces, strict=True)]
+            for offset, data in file.finish(crcs) if file.finish is not None else ():
+                self.output.write(number, offset, memoryview(data))
 
 
-def _slab_rows(tensor: LazyTensor) -> int:
-    if tensor.indivisible:
-        return max(1, tensor.info.n_rows)
-    return min(max(1, SLAB_NBYTES // max(1, tensor.row_work)), max(1, tensor.info.n_rows))
+def _whole(slot: Slot, pieces: Pieces) -> int:
+    """The CRC-32 of a slot."""
+    if missing := pieces.gaps(0, slot.tensor.info.nbytes):
+        raise ValueError(f"{slot.tensor.name}: bytes {missing[0][0]} to {missing[0][1]} were not filled")
+    return pieces.crc
+
+
+def prepare(layout: Layout, output: Output | None = None) -> Prepared:
+    """Make the files of `layout`, with their headers; on this machine's disk unless `output` says where.
+
+    Raises:
+        DiskFull: not enough room.
+        OSError, ConverterError: the output refused; nothing is left of it.
+    """
+    prepared = Prepared(layout, output or Disk(layout))
+    try:
+        prepared.create()
+    except BaseException:
+        abandon(prepared)
+        raise
+    return prepared
+
+
+def fill(
+    prepared: Prepared,
+    slabs: Sequence[Slab] | None = None,
+    *,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    stop: Callable[[], ConverterError | None] = lambda: None,
+) -> None:
+    """Fill `slabs`, all by default; arguments and errors are those of `write`.
+
+    It may be called again, for the slabs that are left or, after an error, for the same ones.
+    """
+    run(prepared.jobs, threads, progress, slabs=slabs, stop=stop)
+
+
+def publish(prepared: Prepared) -> None:
+    """Finish the files, make them safe and give them their names.
+
+    Raises:
+        ValueError: slabs are missing.
+        OSError, ConverterError: the output refused.
+    """
+    prepared.finish()
+    prepared.output.flush()
+    with _uninterrupted():
+        prepared.output.publish()
+
+
+def abandon(prepared: Prepared) -> None:
+    """Remove what was not published."""
+    with _uninterrupted():
+        prepared.output.abandon()
 
 
 def write(
     layout: Layout,
+    output: Output | None = None,
     *,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
@@ -87,56 +183,25 @@ def write(
         Interrupted: Ctrl-C, or `progress` returned False.
         ConverterError: what a source raised while it was read.
     """
-    check_room(layout)
-    stage = _stage(layout)
-    temporaries = [_temporary(file.path) if stage is None else _staged(layout, stage, file) for file in layout.files]
+    prepared = Prepared(layout, output or Disk(layout))
     try:
-        for file, temporary in zip(layout.files, temporaries, strict=True):
-            if stage is not None:
-                temporary.parent.mkdir(parents=True, exist_ok=True)
-            _create(temporary, file)
-        _fill(layout, temporaries, threads or default_threads(), progress, stop)
+        prepared.create()
+        fill(prepared, threads=threads, progress=progress, stop=stop)
         check()
-        for temporary in temporaries:
-            _flush(temporary)
-        with _uninterrupted():
-            _publish(layout, stage, temporaries)
+        publish(prepared)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; nothing was written") from None
+    except Interrupted as error:
+        raise Interrupted(f"{error}; nothing was written") from None
     except OSError as error:
         raise _output_error(layout.files[0].path, error) from error
     finally:
-        with _uninterrupted():
-            for temporary in temporaries:
-                temporary.unlink(missing_ok=True)
-            if stage is not None:
-                shutil.rmtree(stage, ignore_errors=True)
+        abandon(prepared)
 
 
-def _stage(layout: Layout) -> Path | None:
-    """Where a folder is built: beside its place; where it exists, inside it, which is sure to be the same disk."""
-    if layout.folder is None:
-        return None
-    return _temporary(layout.folder / layout.folder.name if layout.folder.exists() else layout.folder)
-
-
-def _staged(layout: Layout, stage: Path, file: FileLayout) -> Path:
-    assert layout.folder is not None
-    return stage / file.path.relative_to(layout.folder)
-
-
-def _publish(layout: Layout, stage: Path | None, temporaries: list[Path]) -> None:
-    """Give everything its name. A new folder appears in one step, which fails if another has come there meanwhile."""
-    folders = {file.path.parent for file in layout.files}
-    if layout.folder is not None and stage is not None and stage.parent == layout.folder.parent:
-        _flush_folders({temporary.parent for temporary in temporaries})
-        os.rename(stage, layout.folder)
-        folders = {layout.folder.parent}
-    else:
-        for file, temporary in zip(layout.files, temporaries, strict=True):
-            file.path.parent.mkdir(exist_ok=True)
-            os.replace(temporary, file.path)
-    _flush_folders(folders)
+def _output_error(path: Path, error: OSError) -> OutputError:
+    kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else OutputError
+    return kind(f"{error.filename or path}: {error.strerror or error}; nothing was written")
 
 
 @contextmanager
@@ -155,203 +220,3 @@ def _uninterrupted() -> Iterator[None]:
         for number, handler in old.items():
             if handler is not None:  # None: not set from Python, nothing to go back to
                 signal.signal(number, handler)
-
-
-def check_room(layout: Layout) -> None:
-    """Compare what will be written with what is free.
-
-    Raises:
-        DiskFull: it does not fit.
-        OutputError: the folder is not there.
-    """
-    folder = layout.files[0].path.parent if layout.folder is None else layout.folder.parent
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise OutputError(f"{folder}: {error.strerror}") from error
-    if layout.size > free:
-        raise DiskFull(f"{folder}: the output needs {layout.size:,} bytes, {free:,} are free")
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.part")
-
-
-def _output_error(path: Path, error: OSError) -> OutputError:
-    kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else OutputError
-    return kind(f"{error.filename or path}: {error.strerror or error}; nothing was written")
-
-
-def _create(temporary: Path, file: FileLayout) -> None:
-    with open(temporary, "xb") as out:
-        if hasattr(os, "posix_fallocate") and file.size:
-            try:
-                os.posix_fallocate(out.fileno(), 0, file.size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-        out.truncate(file.size)
-        out.write(file.header)
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folders(folders: set[Path]) -> None:
-    """Make the renames durable where the system can open folders."""
-    for folder in folders:
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            os.fsync(handle)
-        except OSError:
-            pass
-        finally:
-            os.close(handle)
-
-
-@dataclass(frozen=True)
-class _Slab:
-    file: int
-    slot: int
-    offset: int
-    tensor: LazyTensor
-    start: int
-    stop: int
-
-
-def _slabs(layout: Layout) -> Iterator[_Slab]:
-    for number, file in enumerate(layout.files):
-        for index, slot in enumerate(file.slots):
-            rows, step = slot.tensor.info.n_rows, _slab_rows(slot.tensor)
-            if slot.tensor.info.nbytes == 0:
-                continue
-            for start in range(0, rows, step):
-                offset = slot.offset + start * slot.tensor.info.row_nbytes
-                yield _Slab(number, index, offset, slot.tensor, start, min(rows, start + step))
-
-
-class _Files:
-    """The open outputs; writes at an offset from any thread."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._files = [open(path, "rb+", buffering=0) for path in paths]
-        self._lock = threading.Lock()
-
-    def write(self, file: int, data: memoryview, offset: int) -> None:
-        if hasattr(os, "pwrite"):
-            while data:
-                written = os.pwrite(self._files[file].fileno(), data, offset)
-                data, offset = data[written:], offset + written
-            return
-        with self._lock:
-            self._files[file].seek(offset)
-            while data:
-                data = data[self._files[file].write(data) or 0 :]
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
-
-
-class _Run:
-    """What the workers share."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        files: _Files,
-        progress: ProgressCallback | None,
-        stop: Callable[[], ConverterError | None],
-    ) -> None:
-        self._layout = layout
-        self._slabs = _slabs(layout)
-        self._files = files
-        self._progress = progress
-        self._stop = stop
-        self._lock = threading.Lock()
-        self._total = sum(slot.tensor.info.nbytes for file in layout.files for slot in file.slots)
-        self._done = 0
-        # (file, slot) -> offset, CRC-32 and length of its slabs, for the writers that finish with them
-        self._sums: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-        self.error: BaseException | None = None
-
-    def work(self) -> None:
-        while (slab := self._next()) is not None:
-            try:
-                data = slab.tensor.rows(slab.start, slab.stop)
-                raw = np.ascontiguousarray(data).data.cast("B")
-                self._files.write(slab.file, raw, slab.offset)
-                if self._layout.files[slab.file].finish is not None:
-                    self._sum(slab, raw)
-                self._report(slab, data.nbytes)
-            except BaseException as error:
-                self.fail(error)
-
-    def _sum(self, slab: _Slab, raw: memoryview) -> None:
-        crc = zlib.crc32(raw)
-        with self._lock:
-            self._sums.setdefault((slab.file, slab.slot), []).append((slab.offset, crc, len(raw)))
-
-    def finish(self) -> None:
-        """What writers add when their slots are full."""
-        for number, file in enumerate(self._layout.files):
-            if file.finish is None:
-                continue
-            sums = (sorted(self._sums.get((number, slot), [])) for slot in range(len(file.slots)))
-            crcs = [combine_all((crc, nbytes) for _, crc, nbytes in slabs) for slabs in sums]
-            for offset, data in file.finish(crcs):
-                self._files.write(number, memoryview(data), offset)
-
-    def fail(self, error: BaseException) -> None:
-        with self._lock:
-            self.error = self.error or error
-
-    def _next(self) -> _Slab | None:
-        with self._lock:
-            return None if self.error else next(self._slabs, None)
-
-    def _report(self, slab: _Slab, nbytes: int) -> None:
-        if (error := self._stop()) is not None:
-            self.fail(error)
-        with self._lock:
-            self._done += nbytes
-            if self._progress is None:
-                return
-            go_on = self._progress(Progress(self._done, self._total, slab.tensor.name))
-        if go_on is False:
-            self.fail(Interrupted("cancelled; nothing was written"))
-
-
-def _fill(
-    layout: Layout,
-    temporaries: list[Path],
-    threads: int,
-    progress: ProgressCallback | None,
-    stop: Callable[[], ConverterError | None],
-) -> None:
-    files = _Files(temporaries)
-    run = _Run(layout, files, progress, stop)
-    workers = [threading.Thread(target=run.work, daemon=True) for _ in range(max(1, threads))]
-    try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            while worker.is_alive():
-                worker.join(0.2)
-        if run.error is None:
-            run.finish()
-    except BaseException as error:
-        run.fail(error)
-        raise
-    finally:
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
-        files.close()
-    if run.error is not None:
-        raise run.error

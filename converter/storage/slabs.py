@@ -1,17 +1,41 @@
-"""Tensors read in slabs of rows by several threads: what the fill engine does, for those who only look."""
+"""Slabs: the rows of tensors in pieces of bounded memory, the same for all who write them and all who look at them.
+
+A slab has an identity that depends on shapes and types alone, not on the process, the threads or the order: a journal
+can name it, and a worker elsewhere can be told to do it.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from converter.errors import Interrupted
-from converter.storage.output import Progress, ProgressCallback, default_threads
+from converter import workers
+from converter.errors import ConverterError, Interrupted
+from converter.tensors import kernels
 from converter.tensors.tensor import LazyTensor
 
-# Memory that one thread may hold for the rows it looks at; small enough to stay in a core's cache.
-SLAB_NBYTES = 2 << 20
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. `tensor` is the one that was just written to."""
+
+    done: int
+    total: int
+    tensor: str
+
+
+# Called after every slab; returning False cancels the run.
+ProgressCallback = Callable[[Progress], "bool | None"]
+
+
+class Slab(NamedTuple):
+    """Rows [start, stop) of a job, by its number. Sorts in the order of work; as JSON it is a list of three numbers."""
+
+    job: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -31,73 +55,80 @@ class Job:
         """Stored bytes of one row of all tensors."""
         return sum(tensor.info.row_nbytes for tensor in self.tensors)
 
-    def slabs(self) -> Iterator[tuple[int, int]]:
-        """Row ranges in order; the whole at once where a tensor is computed whole anyway."""
-        n_rows = self.tensors[0].info.n_rows
-        whole = any(tensor.indivisible for tensor in self.tensors)
-        step = max(1, n_rows if whole else SLAB_NBYTES // max(1, self.row_work))
-        for start in range(0, n_rows, step):
-            yield start, min(n_rows, start + step)
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all tensors."""
+        return sum(tensor.info.nbytes for tensor in self.tensors)
 
 
-def run(jobs: Sequence[Job], threads: int | None = None, progress: ProgressCallback | None = None) -> None:
-    """Do all jobs; the first error that one raises ends them.
+def slab_rows(tensors: Sequence[LazyTensor], row_work: int) -> int:
+    """Rows of a slab: what fits into the memory that the tensors state, or else into what suits the kernels.
+
+    All rows at once where a tensor is computed whole anyway.
+    """
+    n_rows = max(1, tensors[0].info.n_rows)
+    if any(tensor.indivisible for tensor in tensors):
+        return n_rows
+    stated = [tensor.slab_nbytes for tensor in tensors if tensor.slab_nbytes is not None]
+    return min(n_rows, max(1, max(stated, default=kernels.SLAB_NBYTES) // max(1, row_work)))
+
+
+def row_ranges(tensors: Sequence[LazyTensor], row_work: int) -> Iterator[tuple[int, int]]:
+    """The rows of tensors, which have equally many, slab by slab in order."""
+    n_rows, step = tensors[0].info.n_rows, slab_rows(tensors, row_work)
+    for start in range(0, n_rows, step):
+        yield start, min(n_rows, start + step)
+
+
+def slabs_of(jobs: Sequence[Job]) -> Iterator[Slab]:
+    """All slabs in order; a job without bytes has none."""
+    for number, job in enumerate(jobs):
+        if job.nbytes:
+            yield from (Slab(number, start, stop) for start, stop in row_ranges(job.tensors, job.row_work))
+
+
+def run(
+    jobs: Sequence[Job],
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    *,
+    slabs: Sequence[Slab] | None = None,
+    stop: Callable[[], ConverterError | None] = lambda: None,
+) -> None:
+    """Do `slabs` of the jobs, all by default; the first error that one raises ends the run.
+
+    `stop` is asked after every slab; an error it returns ends the run, too.
 
     Raises:
         Interrupted: `progress` returned False.
         ConverterError: what a tensor raised while it was read.
     """
-    shared = _Run(jobs, progress)
-    workers = [threading.Thread(target=shared.work, daemon=True) for _ in range(threads or default_threads())]
-    try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            while worker.is_alive():  # a join without end would keep Ctrl-C waiting
-                worker.join(0.2)
-    except BaseException as error:
-        shared.fail(error)
-        raise
-    finally:
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
-    if shared.error is not None:
-        raise shared.error
+    if slabs is None:
+        total = sum(job.nbytes for job in jobs)
+    else:
+        total = sum((slab.stop - slab.start) * jobs[slab.job].row_nbytes for slab in slabs)
+    count = _Count(total, progress)
+
+    def work(slab: Slab) -> None:
+        job = jobs[slab.job]
+        job.work(slab.start, slab.stop)
+        if (error := stop()) is not None:
+            raise error
+        count.add((slab.stop - slab.start) * job.row_nbytes, job.tensors[0].name)
+
+    tasks: Iterable[Slab] = slabs_of(jobs) if slabs is None else slabs
+    workers.run(tasks, work, threads)
 
 
-class _Run:
-    """What the workers share."""
+class _Count:
+    """Adds up what all threads have done, and says so."""
 
-    def __init__(self, jobs: Sequence[Job], progress: ProgressCallback | None) -> None:
-        self._slabs = ((job, start, stop) for job in jobs for start, stop in job.slabs())
-        self._progress = progress
+    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
         self._lock = threading.Lock()
-        self._total = sum(tensor.info.nbytes for job in jobs for tensor in job.tensors)
-        self._done = 0
-        self.error: BaseException | None = None
 
-    def work(self) -> None:
-        while (slab := self._next()) is not None:
-            job, start, stop = slab
-            try:
-                job.work(start, stop)
-                self._report(job, stop - start)
-            except BaseException as error:
-                self.fail(error)
-
-    def fail(self, error: BaseException) -> None:
+    def add(self, nbytes: int, tensor: str) -> None:
         with self._lock:
-            self.error = self.error or error
-
-    def _next(self) -> tuple[Job, int, int] | None:
-        with self._lock:
-            return None if self.error else next(self._slabs, None)
-
-    def _report(self, job: Job, rows: int) -> None:
-        with self._lock:
-            self._done += rows * job.row_nbytes
-            if self._progress is None:
-                return
-            if self._progress(Progress(self._done, self._total, job.tensors[0].name)) is False:
+            self._done += nbytes
+            if self._progress is not None and self._progress(Progress(self._done, self._total, tensor)) is False:
                 raise Interrupted("cancelled")

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter import _native
+from converter import _native, workers
 from converter.errors import MissingImportance, QuantizationError, UsageError
 from converter.tensors import dtypes as _dtypes
 from converter.tensors.dtypes import DType
@@ -34,8 +33,8 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 #: name -> (elements of a block, bytes of a block, can be encoded, needs importance weights)
 TYPES: dict[str, tuple[int, int, bool, bool]] = _native.types()
 
-# Rows that one thread takes at a time in quantize() and dequantize(), in elements.
-_SLAB = 1 << 18
+#: Memory that one thread should hold for the rows it works on: a core's cache takes them with their encoded result.
+SLAB_NBYTES = 2 << 20
 
 
 def isa() -> str:
@@ -175,7 +174,8 @@ def quantize(x: Floats, dtype: str, *, weights: Floats | None = None, threads: i
     rows = x.reshape(-1, x.shape[-1]) if x.size else np.empty((0, x.shape[-1]), np.float32)
     out = np.empty((len(rows), target.row_nbytes(x.shape[-1])), np.uint8)
     encode(rows[:0], target, weights=weights, out=out[:0])  # the checks, before any thread starts
-    _by_slabs(len(rows), rows.shape[1], threads, lambda a, b: encode(rows[a:b], target, weights=weights, out=out[a:b]))
+    row_work = 4 * rows.shape[1] + out.shape[1]
+    _by_slabs(len(rows), row_work, threads, lambda a, b: encode(rows[a:b], target, weights=weights, out=out[a:b]))
     return out.reshape(*x.shape[:-1], out.shape[1])
 
 
@@ -194,21 +194,18 @@ def dequantize(data: Bytes, dtype: str, shape: tuple[int, ...], *, threads: int 
         return out
     rows = flat.reshape(-1, source.row_nbytes(shape[-1]))
     target = out.reshape(-1, shape[-1])
-    _by_slabs(len(rows), shape[-1], threads, lambda a, b: decode(rows[a:b], source, out=target[a:b]))
+    row_work = rows.shape[1] + 4 * shape[-1]
+    _by_slabs(len(rows), row_work, threads, lambda a, b: decode(rows[a:b], source, out=target[a:b]))
     return out
 
 
-def _by_slabs(n: int, row: int, threads: int | None, work: Callable[[int, int], object]) -> None:
-    """Call `work(start, stop)` over row ranges that cover [0, n)."""
-    step = max(1, _SLAB // max(1, row))
-    starts = range(0, n, step)
-    workers = min(threads or os.cpu_count() or 1, len(starts))
-    if workers <= 1:
-        for start in starts:
-            work(start, min(n, start + step))
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda start: work(start, min(n, start + step)), starts))
+def _by_slabs(n: int, row_work: int, threads: int | None, work: Callable[[int, int], object]) -> None:
+    """Call `work(start, stop)` over row ranges that cover [0, n); `row_work` is the memory of one row."""
+    step = max(1, SLAB_NBYTES // max(1, row_work))
+    if n <= step:  # no thread is worth its start
+        work(0, n)
+    else:
+        workers.run(range(0, n, step), lambda start: work(start, min(n, start + step)), threads)
 
 
 def _by_numpy(dtype: DType) -> bool:

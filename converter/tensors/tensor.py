@@ -57,7 +57,8 @@ class LazyTensor:
     `source` says where the bytes come from (file@offset, or what computed them), for messages.
     `parts` are the names of the tensors it was made of. `work_nbytes` is the memory one row needs on its
     way, so that the engine can size its slabs: a row that is decoded costs more than what comes out.
-    An `indivisible` tensor is computed whole, whatever part of it is asked for.
+    An `indivisible` tensor is computed whole, whatever part of it is asked for. `slab_nbytes` is the memory that rows
+    asked for together should take, where whoever computes them wants another amount than the kernels.
     """
 
     info: TensorInfo
@@ -66,6 +67,7 @@ class LazyTensor:
     parts: tuple[str, ...] = ()
     work_nbytes: int | None = None
     indivisible: bool = False
+    slab_nbytes: int | None = None
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from converter import _native
 from converter.errors import QuantizationError
 from converter.storage import slabs
-from converter.storage.output import ProgressCallback
+from converter.storage.slabs import ProgressCallback
 from converter.tensors import kernels
 from converter.tensors.encode import encode_rows
 from converter.tensors.streams import decoded, values
@@ -178,7 +178,8 @@ def measure(
         Interrupted: cancelled.
     """
     lock = threading.Lock()
-    results = [Measured(pair) for pair in pairs]
+    # Of nothing there is no slab, and it is what it should be.
+    results = [Measured(pair, tried=not pair.candidate.info.n_elements) for pair in pairs]
     slabs.run([_job(result, encode, lock) for result in results], threads, progress)
     return results
 
@@ -199,8 +200,6 @@ def _job(result: Measured, encode: bool, lock: threading.Lock) -> slabs.Job:
 
 def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> Measured:
     info = pair.candidate.info
-    if not info.n_elements:
-        return Measured(pair, tried=True)
     stored = np.ascontiguousarray(pair.candidate.rows(start, stop))
     part = Measured(pair)
     if not info.dtype.floating or not pair.reference.info.dtype.floating:

@@ -19,7 +19,7 @@ from converter.formats.base import Format
 from converter.formats.registry import PathLike, open_checkpoint, source_format
 from converter.pipeline import convert
 from converter.planning import Request
-from converter.storage.output import ProgressCallback
+from converter.storage.slabs import ProgressCallback
 from converter.tensors.tensor import LazyTensor
 from converter.verify.measure import Measured, measure
 from converter.verify.metadata import compare_config, compare_gguf, tokenizer_of

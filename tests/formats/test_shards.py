@@ -19,7 +19,7 @@ from converter.errors import OutputExists
 from converter.formats.base import WriteOptions, sharded
 from converter.planning import Request
 from converter.storage.layout import whole_file
-from converter.storage.output import Progress
+from converter.storage.slabs import Progress
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
 

@@ -26,7 +26,7 @@ from converter.errors import (
     UsageError,
 )  # fmt: skip
 from converter.runtimes import behaviour as runtimes
-from converter.storage.output import Progress
+from converter.storage.slabs import Progress
 from converter.verify.results import Behaviour
 
 STORIES, KJV = models.FIXTURES / "stories260K", models.FIXTURES / "kjv-llama"

@@ -44,7 +44,7 @@ from converter.formats.safetensors import open_safetensors
 from converter.pipeline import convert
 from converter.pipeline import plan as make_plan
 from converter.planning import Request
-from converter.storage import output
+from converter.storage.disk import Disk
 
 OLD = b"an old output that must survive\n" * 9
 WEIGHTS = llama_weights()
@@ -443,7 +443,7 @@ def test_no_room_is_found_by_the_plan(tmp_path: Path, fails: Run, monkeypatch: p
     class Usage:
         free = 100
 
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda folder: Usage)
+    monkeypatch.setattr("converter.storage.disk.shutil.disk_usage", lambda folder: Usage)
     fails(folder_with(tmp_path), 52, "needs [0-9,]+ bytes, 100 are free", "--no-tokenizer")
 
 
@@ -480,7 +480,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, small_disk: Path, capsys: py
     arguments = (str(folder), str(target), "--force", "--no-tokenizer")
     _message(capsys, 52, "needs [0-9,]+ bytes, [0-9,]+ are free", *arguments)
     with pytest.MonkeyPatch.context() as patch:  # as if another process took the room after the plan looked
-        patch.setattr(output, "check_room", lambda layout: None)
+        patch.setattr(Disk, "check_room", lambda disk: None)
         _message(capsys, 52, "No space left on device; nothing was written", *arguments)
         patch.delattr(os, "posix_fallocate")
         _message(capsys, 52, "No space left on device; nothing was written", *arguments)

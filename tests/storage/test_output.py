@@ -6,7 +6,9 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ import pytest
 from support.builders import assembled
 
 from converter.errors import CorruptFile, DiskFull, Interrupted, LossyError, OutputError
-from converter.storage import output
+from converter.storage import disk, output
 from converter.storage.layout import FileLayout, Layout, Slot
-from converter.storage.output import Progress, write
+from converter.storage.output import write
+from converter.storage.slabs import Progress, Slab
+from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.encode import Watch, encoded
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
@@ -60,7 +64,7 @@ def model() -> list[LazyTensor]:
 def test_the_result_is_the_same_for_any_threads_and_slabs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab: int, threads: int
 ) -> None:
-    monkeypatch.setattr(output, "SLAB_NBYTES", slab)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", slab)
     layout = layout_of(*model(), path=tmp_path / "out")
     write(layout, threads=threads)
     assert (tmp_path / "out").read_bytes() == assembled(layout.files[0])
@@ -85,7 +89,7 @@ def test_reads_that_are_not_contiguous(tmp_path: Path) -> None:
 
 
 def test_an_indivisible_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "SLAB_NBYTES", 64)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 64)
     calls = []
     data = np.zeros((50, 40), np.uint8)
 
@@ -120,7 +124,7 @@ def test_without_pwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads
     """As on Windows, where a lock around seek and write takes its place."""
     for name in ("pwrite", "posix_fallocate"):
         monkeypatch.delattr(os, name)
-    monkeypatch.setattr(output, "SLAB_NBYTES", 3000)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 3000)
     layout = layout_of(*model(), path=tmp_path / "out")
     write(layout, threads=threads)
     assert (tmp_path / "out").read_bytes() == assembled(layout.files[0])
@@ -169,7 +173,7 @@ def failing(error: Callable[[], BaseException], at: int = 60) -> LazyTensor:
 def test_a_tensor_that_cannot_be_read(
     out: Path, monkeypatch: pytest.MonkeyPatch, threads: int, error: Callable[[], BaseException]
 ) -> None:
-    monkeypatch.setattr(output, "SLAB_NBYTES", 1000)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 1000)
     threads_before = threading.active_count()
     with pytest.raises(type(error())):
         write(layout_of(numbers("good", 50, 50), failing(error), numbers("late", 9, 9), path=out), threads=threads)
@@ -221,7 +225,7 @@ def test_writing_from_a_thread(tmp_path: Path) -> None:
 
 
 def test_the_old_output_is_there_until_the_new_one_is_whole(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "SLAB_NBYTES", 500)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 500)
     layout = layout_of(*model(), path=out)
     seen: set[bytes] = set()
     replaced: list[bytes] = []
@@ -272,8 +276,8 @@ class _Usage:
 
 
 def test_no_room_is_noticed_before_a_byte_is_written(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda folder: _Usage)
-    monkeypatch.setattr(output, "_create", lambda *_: pytest.fail("something was written"))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: _Usage)
+    monkeypatch.setattr(disk.Disk, "create", lambda *_: pytest.fail("something was written"))
     with pytest.raises(DiskFull, match=r"needs [\d,]+ bytes, 1,000 are free"):
         write(layout_of(numbers("a", 100, 100), path=out))
     assert unharmed(out.parent)
@@ -312,7 +316,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_progress_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    monkeypatch.setattr(output, "SLAB_NBYTES", 2000)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 2000)
     seen: list[Progress] = []
     layout = layout_of(*model(), path=tmp_path / "out")
     write(layout, threads=threads, progress=seen.append)
@@ -327,7 +331,7 @@ def test_progress_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threa
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("after", [1, 10])
 def test_returning_false_cancels(out: Path, monkeypatch: pytest.MonkeyPatch, threads: int, after: int) -> None:
-    monkeypatch.setattr(output, "SLAB_NBYTES", 2000)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 2000)
     calls = []
 
     def progress(_: Progress) -> bool:
@@ -362,10 +366,166 @@ def test_stop_ends_the_run(out: Path) -> None:
 
 
 def test_memory_in_flight_is_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "SLAB_NBYTES", 1 << 16)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 1 << 16)
     big, small = numbers("big", 1000, 256), numbers("small", 3, 4)
     layout = layout_of(big, small, path=tmp_path / "out")
     assert output.working_nbytes(layout, 3) == 3 * (1 << 16)
     whole = LazyTensor(big.info, big.read, "test", indivisible=True)
     assert output.working_nbytes(layout_of(whole, path=tmp_path / "out"), 2) == 2 * big.info.nbytes
     assert output.working_nbytes(layout_of(path=tmp_path / "out"), 2) == 0
+
+
+# ------------------------------------------------------------------------------------- in three parts, and elsewhere
+
+
+class Memory:
+    """An output that is no disk: what it was told to do, and what is to be seen of it."""
+
+    def __init__(self, layout: Layout, room: int = 1 << 30) -> None:
+        self._layout, self._room = layout, room
+        self._files: list[bytearray] = []
+        self.calls: list[str] = []
+        self.published: dict[str, bytes] = {}
+
+    def check_room(self) -> None:
+        self.calls.append("check_room")
+        if self._layout.size > self._room:
+            raise DiskFull("no room in memory")
+
+    def create(self) -> None:
+        self.calls.append("create")
+        self._files = [bytearray(file.size) for file in self._layout.files]
+
+    def write(self, file: int, offset: int, data: memoryview) -> None:
+        assert data.format == "B" and offset + len(data) <= len(self._files[file])
+        self._files[file][offset : offset + len(data)] = data
+
+    def flush(self) -> None:
+        self.calls.append("flush")
+
+    def publish(self) -> None:
+        self.calls.append("publish")
+        for file, content in zip(self._layout.files, self._files, strict=True):
+            self.published[file.path.name] = bytes(content)
+
+    def abandon(self) -> None:
+        self.calls.append("abandon")
+        self._files.clear()
+
+
+def finished(layout: Layout) -> Layout:
+    """The layout with an end that depends on the CRC-32 of each slot."""
+    (file,) = layout.files
+    at = file.size
+
+    def finish(crcs: Sequence[int]) -> Iterable[tuple[int, bytes]]:
+        yield at, b"".join(crc.to_bytes(4, "little") for crc in crcs)
+
+    return Layout((replace(file, size=at + 4 * len(file.slots), finish=finish),))
+
+
+def with_sums(file: FileLayout) -> bytes:
+    """What a file that is `finished` must hold."""
+    sums = (zlib.crc32(np.ascontiguousarray(s.tensor.rows(0, s.tensor.info.n_rows))) for s in file.slots)
+    end = b"".join(crc.to_bytes(4, "little") for crc in sums)
+    return assembled(replace(file, size=file.size - len(end))) + end
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_output_that_is_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 3000)
+    layout = finished(layout_of(*model(), path=tmp_path / "out"))
+    memory = Memory(layout)
+    write(layout, memory, threads=threads)
+    assert memory.published == {"out": with_sums(layout.files[0])}
+    assert memory.calls == ["check_room", "create", "flush", "publish", "abandon"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_without_room(tmp_path: Path) -> None:
+    layout = layout_of(*model(), path=tmp_path / "out")
+    memory = Memory(layout, room=10)
+    with pytest.raises(DiskFull, match=r"^no room in memory$"):
+        write(layout, memory)
+    with pytest.raises(DiskFull, match=r"^no room in memory$"):
+        output.prepare(layout, memory)
+    assert memory.calls == ["check_room", "abandon"] * 2
+
+
+def test_what_fails_is_abandoned(tmp_path: Path) -> None:
+    layout = layout_of(failing(lambda: CorruptFile("x: truncated")), path=tmp_path / "out")
+    memory = Memory(layout)
+    with pytest.raises(CorruptFile):
+        write(layout, memory)
+    assert memory.calls == ["check_room", "create", "abandon"] and not memory.published
+
+
+@pytest.mark.parametrize("order", ["in order", "backwards", "odd ones first"])
+def test_slabs_filled_by_several_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+    """In any order, the checksums of what was filled included."""
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 3000)
+    layout = finished(layout_of(*model(), path=tmp_path / "out"))
+    prepared = output.prepare(layout)
+    slabs = list(prepared.slabs())
+    assert len(slabs) > 40
+    if order == "backwards":
+        slabs.reverse()
+    elif order == "odd ones first":
+        slabs = slabs[1::2] + slabs[::2]
+    output.fill(prepared, slabs[:25], threads=3)
+    assert not (tmp_path / "out").exists()
+    output.fill(prepared, slabs[25:], threads=2)
+    output.publish(prepared)
+    output.abandon(prepared)
+    assert (tmp_path / "out").read_bytes() == with_sums(layout.files[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_slabs_that_are_missing_are_not_published(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 3000)
+    prepared = output.prepare(layout_of(*model(), path=out))
+    slabs = list(prepared.slabs())
+    output.fill(prepared, slabs[:4] + slabs[5:], threads=2)
+    with pytest.raises(ValueError, match="matrix: bytes 10752 to 13440 were not filled"):
+        output.publish(prepared)
+    output.abandon(prepared)
+    assert unharmed(out.parent)
+
+
+def test_a_fill_that_failed_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slab may be filled twice; it counts once."""
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 3000)
+    layout = finished(layout_of(*model(), path=tmp_path / "out"))
+    prepared = output.prepare(layout)
+    with pytest.raises(Interrupted, match=r"^cancelled$"):
+        output.fill(prepared, threads=2, progress=lambda progress: progress.done < progress.total / 2)
+    output.fill(prepared, threads=2)
+    output.publish(prepared)
+    output.abandon(prepared)
+    assert (tmp_path / "out").read_bytes() == with_sums(layout.files[0])
+
+
+def test_equal_layouts_have_equal_slabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slab's job is the number of its slot, through all files."""
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 3000)
+
+    def slabs() -> list[Slab]:
+        parts = [layout_of(tensor, path=tmp_path / f"{i}").files[0] for i, tensor in enumerate(model())]
+        layout = Layout(tuple(parts))
+        return list(output.Prepared(layout, Memory(layout)).slabs())
+
+    assert slabs() == slabs() == sorted(set(slabs()))
+    assert {slab.job for slab in slabs()} == {0, 1, 2, 5, 6, 7}  # the empty ones have none
+    assert [slab for slab in slabs() if slab.job == 7] == [Slab(7, 0, 33)]
+
+
+def test_a_prepared_folder_is_not_there_before_it_is_published(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    file = layout_of(numbers("a", 4), path=folder / "inner" / "file").files[0]
+    prepared = output.prepare(Layout((file,), folder))
+    output.fill(prepared)
+    assert not folder.exists()
+    output.publish(prepared)
+    assert (folder / "inner" / "file").read_bytes() == assembled(file)
+    output.abandon(prepared)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

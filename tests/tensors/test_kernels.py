@@ -179,7 +179,7 @@ def test_bytes_equal_stored_digests(name: str, isa: str) -> None:
 def test_rows_threads_and_slabs_do_not_change_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weights = sample("normal", 12), importance(zeros=False)
     whole = kernels.quantize(x, name, weights=weights, threads=1)
-    monkeypatch.setattr(kernels, "_SLAB", 3 * ROW)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 12 * ROW)
     assert np.array_equal(kernels.quantize(x, name, weights=weights, threads=3), whole)
     for i in range(len(x)):
         assert np.array_equal(kernels.encode(x[i : i + 1], DTYPES[name], weights=weights)[0], whole[i])

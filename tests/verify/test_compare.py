@@ -23,7 +23,7 @@ from converter.compare import QUANTS, SCHEMA, Comparison, Quant, compare, with_b
 from converter.errors import Interrupted, MissingImportance, QuantizationError, UsageError
 from converter.formats.registry import open_checkpoint
 from converter.planning import Request
-from converter.storage.output import Progress
+from converter.storage.slabs import Progress
 from converter.tensors.tensor import LazyTensor, Rows
 from converter.verify import measure
 from converter.verify.verifier import verify

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ def test_numbers_are_those_of_numpy(quant: str, kjv: Path, tmp_path: Path, monke
     """On every type, whatever the slabs and threads."""
     converter.convert(KJV, tmp_path / "q.gguf", converter.Request(quant=quant))
     whole = diff(kjv, tmp_path / "q.gguf", threads=1)
-    monkeypatch.setattr(slabs, "SLAB_NBYTES", 20_000)
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 20_000)
     found = diff(kjv, tmp_path / "q.gguf", threads=5)
     assert changes(found).keys() == changes(whole).keys()
     with converter.open_checkpoint(kjv) as one, converter.open_checkpoint(tmp_path / "q.gguf") as other:
@@ -312,15 +311,10 @@ def test_damage_in_a_block_is_found_where_it_is(kjv: Path, tmp_path: Path) -> No
     assert change.facts["first"] == 40 * 256 and "nan" in change.facts["first_values"]
 
 
-def each_slab(job: slabs.Job) -> list[tuple[int, int]]:
-    return list(job.slabs())
-
-
 def test_slabs_cover_every_row_once(kjv: Path) -> None:
     with converter.open_checkpoint(kjv) as model:
         for tensor in model.tensors.values():
-            work: Callable[[int, int], None] = lambda start, stop: None  # noqa: E731
             for row_work in (1, tensor.info.row_nbytes, 10**9):
-                found = each_slab(slabs.Job((tensor,), work, row_work))
+                found = list(slabs.row_ranges((tensor,), row_work))
                 assert found[0][0] == 0 and found[-1][1] == tensor.info.n_rows
                 assert all(a[1] == b[0] for a, b in pairwise(found))

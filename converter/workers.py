@@ -1,0 +1,68 @@
+"""Threads that work through a list in order: the first error ends all of them, and Ctrl-C is heard."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+Task = TypeVar("Task")
+
+
+def default_threads() -> int:
+    """The processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def run(tasks: Iterable[Task], work: Callable[[Task], object], threads: int | None = None) -> None:
+    """Call `work` once for each of `tasks`, which are taken in order, on `threads` threads (None: `default_threads`).
+
+    Raises:
+        Whatever the first call to fail raised; no task is taken after it, and all threads are at their end.
+    """
+    queue = _Queue(tasks, work)
+    workers = [threading.Thread(target=queue.work, daemon=True) for _ in range(threads or default_threads())]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            while worker.is_alive():  # a join without end would keep Ctrl-C waiting
+                worker.join(0.2)
+    except BaseException as error:
+        queue.fail(error)
+        raise
+    finally:
+        for worker in workers:
+            if worker.ident is not None:
+                worker.join()
+    if queue.error is not None:
+        raise queue.error
+
+
+class _Queue(Generic[Task]):
+    """What the threads share."""
+
+    def __init__(self, tasks: Iterable[Task], work: Callable[[Task], object]) -> None:
+        self._tasks = ((task,) for task in tasks)
+        self._work = work
+        self._lock = threading.Lock()
+        self.error: BaseException | None = None
+
+    def work(self) -> None:
+        try:
+            while (taken := self._next()) is not None:
+                self._work(*taken)
+        except BaseException as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        with self._lock:
+            self.error = self.error or error
+
+    def _next(self) -> tuple[Task] | None:
+        with self._lock:
+            return None if self.error else next(self._tasks, None)

@@ -1,0 +1,76 @@
+"""Threads that work through a list."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from converter import workers
+
+
+@pytest.mark.parametrize("threads", [1, 2, 9, None])
+def test_every_task_is_done_once_and_taken_in_order(threads: int | None) -> None:
+    taken, done, lock, before = [], [], threading.Lock(), threading.active_count()
+
+    def tasks() -> Iterator[int]:
+        for task in range(200):
+            taken.append(task)
+            yield task
+
+    def work(task: int) -> None:
+        with lock:
+            done.append(task)
+
+    workers.run(tasks(), work, threads)
+    assert taken == list(range(200)) and sorted(done) == taken
+    assert threads != 1 or done == taken
+    assert threading.active_count() == before
+
+
+def test_none_is_a_task_as_any_other() -> None:
+    done: list[None] = []
+    workers.run([None, None], done.append, 1)
+    assert done == [None, None]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_first_error_ends_all(threads: int) -> None:
+    done, before = [], threading.active_count()
+
+    def work(task: int) -> None:
+        if task == 5:
+            raise LookupError(task)
+        done.append(task)
+        time.sleep(0.001)
+
+    with pytest.raises(LookupError, match="5"):
+        workers.run(range(10_000), work, threads)
+    assert len(done) < 5 + 2 * threads
+    assert threading.active_count() == before
+
+
+def test_tasks_that_cannot_be_had() -> None:
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        workers.run((1 // task for task in (1, 0)), lambda task: None, 2)
+    assert threading.active_count() == before
+
+
+def test_an_interrupt_is_heard_at_once() -> None:
+    done, before = [], threading.active_count()
+
+    def work(task: int) -> None:
+        done.append(task)
+        if task == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.run(range(100_000), work, 2)
+    assert len(done) < 200
+    assert threading.active_count() == before
