@@ -1,4 +1,4 @@
-"""The C extension; `converter.kernels` is its face."""
+"""The C extension; `converter.tensors.kernels` is its face."""
 
 from typing import Any
 
