@@ -28,7 +28,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.events import Event, Note
 from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, open_bytes
 from converter.storage.json import parse_json
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.tensors.dtypes import DTYPES, DType
@@ -233,7 +233,7 @@ def open_flax(path: Path) -> Checkpoint:
         CorruptFile: truncated, contradictory, not of Flax's making, without an array.
         UnsupportedFeature: a type that is not plain numbers, an unknown extension, too deep or too large a tree.
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         tree = _walk(mapped)
         tensors, events = _tensors(mapped, tree)
@@ -252,7 +252,7 @@ def open_flax(path: Path) -> Checkpoint:
     )
 
 
-def _walk(mapped: MappedFile) -> _Tree:
+def _walk(mapped: Bytes) -> _Tree:
     """Every leaf of the file, by a stack of our own: depth and size are bounded whatever the file says."""
     buffer = memoryview(mapped.view(0, mapped.size, "the file").data)
     wire, tree = _Wire(mapped.path, buffer, 0, mapped.size), _Tree()
@@ -445,7 +445,7 @@ def _complex(outer: _Wire, token: _Token, name: str) -> list[str]:
     return [repr(float(part.value)) for part in parts]
 
 
-def _tensors(mapped: MappedFile, tree: _Tree) -> tuple[dict[str, LazyTensor], tuple[Event, ...]]:
+def _tensors(mapped: Bytes, tree: _Tree) -> tuple[dict[str, LazyTensor], tuple[Event, ...]]:
     tensors: dict[str, LazyTensor] = {}
     dotted = 0
     for at, array in tree.arrays.items():
@@ -458,7 +458,7 @@ def _tensors(mapped: MappedFile, tree: _Tree) -> tuple[dict[str, LazyTensor], tu
     return tensors, (note,) if dotted else ()
 
 
-def _tensor(mapped: MappedFile, info: TensorInfo, pieces: tuple[tuple[int, int], ...]) -> LazyTensor:
+def _tensor(mapped: Bytes, info: TensorInfo, pieces: tuple[tuple[int, int], ...]) -> LazyTensor:
     row, what = info.row_nbytes, f"array {short(info.name)}"
     starts = [0]
     for _, nbytes in pieces:

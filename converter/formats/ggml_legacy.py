@@ -23,7 +23,7 @@ from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
 from converter.events import Event, Note
 from converter.formats.base import Format, check_elements, check_name
 from converter.formats.gguf import Cursor
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, open_bytes
 from converter.tensors.dtypes import BY_GGUF, F32, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -61,7 +61,7 @@ WHISPER_TENSORS = {"": 11, "n_audio_layer": 15, "n_text_layer": 24}
 class _Reader:
     """One file being read: what came so far."""
 
-    mapped: MappedFile
+    mapped: Bytes
     cursor: Cursor
     layout: str
     texts: dict[str, str]
@@ -91,7 +91,7 @@ def open_ggml(path: Path) -> Checkpoint:
         MissingPart: some of the tensors that the layout needs are not there.
         UnsupportedFeature: another program's layout, or blocks of an abandoned kind.
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         cursor = Cursor(mapped)
         layout = _layout(path, bytes(cursor.buffer[:256]))

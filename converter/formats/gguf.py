@@ -22,7 +22,7 @@ from converter.errors import CorruptFile, MissingPart, QuantizationError, Unsupp
 from converter.formats.base import Format, WriteOptions, check_elements, check_name, child, split_evenly
 from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Value, number_of
 from converter.metadata import BY_GGUF as VALUE_TYPES
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, open_bytes
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.tensors.dtypes import BY_GGUF, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -89,7 +89,7 @@ def _text(data: bytes) -> str | bytes:
 class Cursor:
     """Reads forward through a file's header; a declared size is compared with what is left before it is used."""
 
-    def __init__(self, mapped: MappedFile) -> None:
+    def __init__(self, mapped: Bytes) -> None:
         self.path = mapped.path
         self.buffer = mapped.view(0, mapped.size, "the file").data
         self.position = 0
@@ -150,7 +150,7 @@ class _Entry:
 class _Part:
     """One file of a set."""
 
-    mapped: MappedFile
+    mapped: Bytes
     metadata: Metadata
     tensors: dict[str, LazyTensor]
 
@@ -230,7 +230,7 @@ def _others(path: Path, first: _Part, count: int) -> list[_Part]:
 
 
 def _read(path: Path) -> _Part:
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         cursor = Cursor(mapped)
         n_tensors, n_pairs = _header(cursor)
@@ -358,7 +358,7 @@ def _check_entries(path: Path, entries: list[_Entry], alignment: int, available:
         )
 
 
-def _tensor(mapped: MappedFile, entry: _Entry, start: int) -> LazyTensor:
+def _tensor(mapped: Bytes, entry: _Entry, start: int) -> LazyTensor:
     offset, row_nbytes = start + entry.offset, entry.info.row_nbytes
 
     def read(first: int, last: int) -> Rows:

@@ -11,7 +11,8 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, OutputExists
 from converter.events import Note
 from converter.formats.base import Format, WriteOptions, child
-from converter.formats.safetensors import INDEX_SUFFIX, TEMPLATES, open_safetensors
+from converter.formats.hub import TEMPLATES
+from converter.formats.safetensors import INDEX_SUFFIX, open_safetensors
 from converter.formats.safetensors import layout as safetensors_layout
 from converter.formats.torch.checkpoint import open_torch
 from converter.storage.files import regular_size

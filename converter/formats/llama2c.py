@@ -24,8 +24,8 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature
 from converter.events import Event, Ignored, Note
 from converter.formats.base import Format
-from converter.formats.safetensors import folder_assets
-from converter.storage.files import MappedFile
+from converter.formats.hub import folder_assets
+from converter.storage.files import Bytes, open_bytes
 from converter.tensors.dtypes import F32
 from converter.tensors.ops import Rope
 from converter.tensors.streams import compose
@@ -129,7 +129,7 @@ def open_llama2c(path: Path) -> Checkpoint:
         CorruptFile: impossible sizes, or a file of another size than they give.
         UnsupportedFeature: a version above 2.
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         header = _header(mapped)
         if (end := _end(header)) != mapped.size:
@@ -156,7 +156,7 @@ def open_llama2c(path: Path) -> Checkpoint:
     )
 
 
-def _header(mapped: MappedFile) -> _Header:
+def _header(mapped: Bytes) -> _Header:
     start = mapped.view(0, min(mapped.size, HEADER_NBYTES), "the header").tobytes()
     header = _versioned(mapped.path, start) if start[:4] == MAGIC else _legacy(start)
     if header is None or not header.sizes:
@@ -214,7 +214,7 @@ def _parts(header: _Header) -> Iterator[_Part]:
             offset += part.nbytes
 
 
-def _tensor(mapped: MappedFile, header: _Header, part: _Part) -> LazyTensor:
+def _tensor(mapped: Bytes, header: _Header, part: _Part) -> LazyTensor:
     tensor = (_grouped if _scales(header, part.key) else _plain)(mapped, header, part)
     heads = TENSORS[part.key][2]
     if heads is None:
@@ -222,7 +222,7 @@ def _tensor(mapped: MappedFile, header: _Header, part: _Part) -> LazyTensor:
     return compose((Rope(header.sizes[heads], undo=True),), [tensor], [part.name])[0]
 
 
-def _plain(mapped: MappedFile, header: _Header, part: _Part) -> LazyTensor:
+def _plain(mapped: Bytes, header: _Header, part: _Part) -> LazyTensor:
     info = TensorInfo(part.name, part.shape, F32)
     row = info.row_nbytes
 
@@ -233,7 +233,7 @@ def _plain(mapped: MappedFile, header: _Header, part: _Part) -> LazyTensor:
     return LazyTensor(info, read, f"{mapped.path}@{part.offset}")
 
 
-def _grouped(mapped: MappedFile, header: _Header, part: _Part) -> LazyTensor:
+def _grouped(mapped: Bytes, header: _Header, part: _Part) -> LazyTensor:
     """Number times scale of its group; groups run through the rows."""
     info, group = TensorInfo(part.name, part.shape, F32), header.group
     row, scales_at = info.row, part.offset + info.n_elements

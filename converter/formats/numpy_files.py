@@ -22,7 +22,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
 from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name
 from converter.storage.checksums import combine
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, open_bytes
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.storage.zip import (
     CENTRAL,
@@ -41,8 +41,6 @@ from converter.storage.zip import (
     LOCATOR_RECORD,
     STORED,
     ZIP64_EXTRA,
-    Plain,
-    Record,
     open_archive,
 )
 from converter.tensors.dtypes import DTYPES, DType
@@ -103,11 +101,10 @@ def open_npy(path: Path) -> Checkpoint:
         CorruptFile: truncated, contradictory, or with a header that numpy would not write.
         UnsupportedFeature: a type that is not plain numbers.
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         check_name(path, path.stem)
-        record = Plain(mapped, 0, mapped.size, None, "the array")
-        tensor = _tensor(path, record, path.stem, "the array", deflated=False)
+        tensor = _tensor(mapped, path.stem, "the array", deflated=False)
     except BaseException:
         mapped.close()
         raise
@@ -123,7 +120,7 @@ def open_npz(path: Path) -> Checkpoint:
         CorruptFile: an archive or an array that contradicts itself.
         UnsupportedFeature: a member that is no array, a type that is not plain numbers.
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         archive = open_archive(mapped, paths=False)
         tensors: dict[str, LazyTensor] = {}
@@ -131,7 +128,7 @@ def open_npz(path: Path) -> Checkpoint:
             if not member.endswith(SUFFIX):
                 raise UnsupportedFeature(f"{path}: member {short(member)} is no {SUFFIX}, so this is no .npz")
             name, what = member.removesuffix(SUFFIX), f"member {short(member)}"
-            tensors[name] = _tensor(path, archive.record(member), name, what, deflated=entry.method == DEFLATED)
+            tensors[name] = _tensor(archive.record(member), name, what, deflated=entry.method == DEFLATED)
         if not tensors:
             raise CorruptFile(f"{path}: not one array in it")
     except BaseException:
@@ -148,25 +145,24 @@ def open_npz(path: Path) -> Checkpoint:
     )
 
 
-def _tensor(path: Path, record: Record, name: str, what: str, deflated: bool) -> LazyTensor:
-    header = _header(path, record, what)
+def _tensor(source: Bytes, name: str, what: str, deflated: bool) -> LazyTensor:
+    path, header = source.path, _header(source, what)
     info = TensorInfo(name, header.shape, header.dtype)
     check_elements(path, name, info.shape)
-    if header.start + info.nbytes != record.size:
+    if header.start + info.nbytes != source.size:
         raise CorruptFile(
-            f"{path}: {what} is {info.dtype}{list(info.shape[:8])} but has {record.size - header.start} bytes\n"
+            f"{path}: {what} is {info.dtype}{list(info.shape[:8])} but has {source.size - header.start} bytes\n"
             "the file is truncated or damaged; download it again"
         )
-    source = f"{path}@{name}"
     if header.fortran and len(info.shape) > 1 and info.nbytes:
-        return _columns(record, info, header, source, deflated)
+        return _columns(source, info, header, deflated)
     row, start_at = info.row_nbytes, header.start
 
     def read(start: int, stop: int) -> Rows:
-        data = record.read(start_at + start * row, (stop - start) * row)
+        data = source.view(start_at + start * row, (stop - start) * row, what)
         return _native(data, header).reshape(stop - start, row)
 
-    return LazyTensor(info, read, source, work_nbytes=2 * row if header.swapped else None)
+    return LazyTensor(info, read, f"{path}@{name}", work_nbytes=2 * row if header.swapped else None)
 
 
 def _native(data: Rows, header: _Header) -> Rows:
@@ -175,41 +171,43 @@ def _native(data: Rows, header: _Header) -> Rows:
     return data.view(header.dtype.numpy).byteswap().view(np.uint8) if header.swapped else data
 
 
-def _columns(record: Record, info: TensorInfo, header: _Header, source: str, deflated: bool) -> LazyTensor:
+def _columns(source: Bytes, info: TensorInfo, header: _Header, deflated: bool) -> LazyTensor:
     """An array in Fortran order: rows are picked out of the map where they are, or out of the inflated whole."""
     numpy = info.dtype.numpy
     assert numpy is not None  # only dense types are in the table
 
     def read(start: int, stop: int) -> Rows:
-        whole = record.read(header.start, info.nbytes).view(numpy).reshape(info.shape[::-1]).transpose()
+        data = source.view(header.start, info.nbytes, f"tensor {short(info.name)}")
+        whole = data.view(numpy).reshape(info.shape[::-1]).transpose()
         rows = whole[np.unravel_index(np.arange(start, stop), info.shape[:-1])]
-        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
-        return _native(data, header).reshape(stop - start, info.row_nbytes)
+        return _native(np.ascontiguousarray(rows).reshape(-1).view(np.uint8), header).reshape(
+            stop - start, info.row_nbytes
+        )
 
     work = 3 * info.row_nbytes + 8 * len(info.shape) + (info.row_nbytes if deflated else 0)
-    return LazyTensor(info, read, source, work_nbytes=work, indivisible=deflated)
+    return LazyTensor(info, read, f"{source.path}@{info.name}", work_nbytes=work, indivisible=deflated)
 
 
 # ------------------------------------------------------------------------------------------------- headers
 
 
-def _header(path: Path, record: Record, what: str) -> _Header:
-    """The header at the beginning of `record`.
+def _header(source: Bytes, what: str) -> _Header:
+    """The header at the beginning of `source`.
 
     Raises:
         CorruptFile, UnsupportedFeature
     """
-    start = _take(path, record, 0, 8, what)
+    path, start = source.path, _take(source, 0, 8, what)
     if start[:6] != MAGIC:
         raise CorruptFile(f"{path}: {what} is no array of numpy's")
     major, minor = start[6:]
     if major not in (1, 2, 3) or minor:
         raise UnsupportedFeature(f"{path}: {what} has version {major}.{minor} of numpy's format; 1 to 3 can be read")
     width = 2 if major == 1 else 4
-    length = int.from_bytes(_take(path, record, 8, width, what), "little")
+    length = int.from_bytes(_take(source, 8, width, what), "little")
     if length > MAX_HEADER:
         raise CorruptFile(f"{path}: {what} has a header of {length} bytes, numpy reads at most {MAX_HEADER}")
-    raw = _take(path, record, 8 + width, length, what)
+    raw = _take(source, 8 + width, length, what)
     try:
         text = raw.decode("utf-8" if major == 3 else "latin-1")
     except UnicodeDecodeError:
@@ -217,10 +215,10 @@ def _header(path: Path, record: Record, what: str) -> _Header:
     return _parsed(path, text, what, 8 + width + length)
 
 
-def _take(path: Path, record: Record, start: int, nbytes: int, what: str) -> bytes:
-    if start + nbytes > record.size:
-        raise CorruptFile(f"{path}: {what} ends within its header; it is truncated")
-    return record.read(start, nbytes).tobytes()
+def _take(source: Bytes, start: int, nbytes: int, what: str) -> bytes:
+    if start + nbytes > source.size:
+        raise CorruptFile(f"{source.path}: {what} ends within its header; it is truncated")
+    return source.view(start, nbytes, what).tobytes()
 
 
 _ENTRY = re.compile(

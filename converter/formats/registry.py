@@ -21,7 +21,7 @@ from converter import formats as builtin
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart, UnknownFormat, UsageError, about
 from converter.formats.base import Format, head
-from converter.formats.safetensors import folder_assets
+from converter.formats.hub import folder_assets
 from converter.storage.json import read_json
 
 if TYPE_CHECKING:

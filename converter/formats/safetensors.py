@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
-from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
-from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name, child, sharded
-from converter.storage.files import MappedFile
+from converter.errors import CorruptFile, UnsupportedFeature, short
+from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name, sharded
+from converter.formats.hub import check_index, folder_assets, indexed
+from converter.storage.files import Bytes, open_bytes
 from converter.storage.json import parse_json, read_json
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.tensors.dtypes import BY_SAFETENSORS
@@ -23,33 +24,6 @@ from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 MAX_HEADER = 100_000_000
 INDEX_SUFFIX = ".safetensors.index.json"
-# The small files of a model's folder that travel with the weights. Nothing else is ever opened.
-ASSETS = frozenset(
-    (
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "chat_template.jinja",
-        "chat_template.json",
-        "README.md",
-        "LICENSE",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "tekken.json",
-        "params.json",
-        "modules.json",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-    )
-)
-TEMPLATES = "additional_chat_templates"
 
 
 def sniff(path: Path, start: bytes) -> bool:
@@ -79,13 +53,13 @@ def open_files(
     path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None, assets: Mapping[str, Path], name: str
 ) -> Checkpoint:
     """The checkpoint that `files` make together; `expected` says which tensor the index puts in which file."""
-    maps: list[MappedFile] = []
+    maps: list[Bytes] = []
     tensors: dict[str, LazyTensor] = {}
     metadata: dict[str, str] = {}
     owner: dict[str, Path] = {}
     try:
         for file in files:
-            maps.append(MappedFile(file))
+            maps.append(open_bytes(file))
             found, texts = _read(maps[-1])
             for twice in found.keys() & tensors.keys():
                 raise CorruptFile(f"{file}: tensor {short(twice)} is also in {owner[twice].name}")
@@ -112,54 +86,7 @@ def open_files(
     )
 
 
-def folder_assets(folder: Path) -> dict[str, Path]:
-    """The known small files of a model's folder, by name; links that lead out of the folder are refused.
-
-    Raises:
-        CorruptFile: such a link.
-    """
-    assets = {}
-    for name in sorted(ASSETS):
-        path = folder / name
-        if path.is_file():
-            assets[name] = child(folder, name, folder)
-    templates = folder / TEMPLATES
-    if templates.is_dir():
-        for path in sorted(templates.glob("*.jinja")):
-            assets[f"{TEMPLATES}/{path.name}"] = child(folder, f"{TEMPLATES}/{path.name}", folder)
-    return assets
-
-
-def indexed(index: Path) -> tuple[list[Path], dict[str, Path]]:
-    """The shards that an .index.json names, and which of them should hold each tensor.
-
-    Raises:
-        CorruptFile, MissingPart
-    """
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptFile(f"{index}: no weight_map")
-    shards: dict[object, Path] = {}
-    for name in weight_map.values():
-        if not isinstance(name, str) or name not in shards:
-            shards[name] = child(index.parent, name, index)
-    for path in shards.values():
-        if not path.exists():
-            raise MissingPart(f"{path}: this shard is named in {index.name} and is not there; download it too")
-    return sorted(shards.values()), {tensor: shards[name] for tensor, name in weight_map.items()}
-
-
-def check_index(index: Path, expected: Mapping[str, Path], owner: Mapping[str, Path]) -> None:
-    """Compare where the tensors are with where the index says; raises CorruptFile."""
-    for tensor, path in expected.items():
-        if owner.get(tensor) != path:
-            where = f"is in {owner[tensor].name}" if tensor in owner else "is in no shard"
-            raise CorruptFile(f"{index}: {short(tensor)} should be in {path.name} and {where}")
-    for tensor in owner.keys() - expected.keys():
-        raise CorruptFile(f"{index}: {short(tensor)} of {owner[tensor].name} is not in the index")
-
-
-def _read(mapped: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+def _read(mapped: Bytes) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     path = mapped.path
     length = int.from_bytes(mapped.view(0, 8, "the header length").tobytes(), "little")
     if length > MAX_HEADER:
@@ -211,7 +138,7 @@ def _entry(path: Path, name: str, value: Any) -> tuple[TensorInfo, int, int]:
     return TensorInfo(name, tuple(shape), dtype), low, high
 
 
-def _tensor(mapped: MappedFile, info: TensorInfo, offset: int) -> LazyTensor:
+def _tensor(mapped: Bytes, info: TensorInfo, offset: int) -> LazyTensor:
     row_nbytes = info.row_nbytes
 
     def read(start: int, stop: int) -> Rows:

@@ -21,7 +21,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.events import Dropped, Event, Note
 from converter.formats.base import MAX_AXES, Format, check_elements, check_name
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, expands_too_far, open_bytes
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -120,7 +120,6 @@ NO_NUMBERS = {5: "texts", 13: "a resource", 14: "a variant"}
 QUANTIZATION = "tflite.quantization:"  # the metadata key of a tensor's scales, before its name
 _MAX_NAME = 1 << 16
 _RATIO, _ROOM = 16, 1 << 20  # how much more than the file may be looked at
-_GROWTH, _GROWTH_ROOM = 64, 64 << 20  # how much more than the file may come out
 _PLACEHOLDER = 1  # buffers whose offset is this or 0 have their data within
 
 
@@ -139,7 +138,7 @@ class Reader:
         CorruptFile: from every method.
     """
 
-    def __init__(self, mapped: MappedFile) -> None:
+    def __init__(self, mapped: Bytes) -> None:
         self.path, self.size = mapped.path, mapped.size
         self.data = mapped.view(0, mapped.size, "the file").data
         self._budget = _ROOM + _RATIO * self.size
@@ -265,7 +264,7 @@ def open_tflite(path: Path) -> Checkpoint:
     Raises:
         CorruptFile, UnsupportedFeature, OutputError
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         reader = Reader(mapped)
         if bytes(reader.data[4:8]) != IDENTIFIER:
@@ -291,7 +290,7 @@ def open_tflite(path: Path) -> Checkpoint:
 
 
 def _tensors(
-    mapped: MappedFile, reader: Reader, model: dict[str, int]
+    mapped: Bytes, reader: Reader, model: dict[str, int]
 ) -> tuple[dict[str, LazyTensor], dict[str, str], list[Event]]:
     if "subgraphs" not in model or "buffers" not in model:
         raise CorruptFile(f"{mapped.path}: no {'buffers' if 'subgraphs' in model else 'subgraphs'} in it")
@@ -302,7 +301,7 @@ def _tensors(
     found: dict[str, LazyTensor] = {}
     metadata: dict[str, str] = {}
     events: list[Event] = []
-    room = _GROWTH_ROOM + _GROWTH * mapped.size
+    declared = 0
     for number, position in enumerate(subgraphs):
         subgraph = reader.table(position, "SubGraph")
         for place in reader.tables(subgraph["tensors"], "Tensor") if "tensors" in subgraph else ():
@@ -316,8 +315,8 @@ def _tensors(
                 kind = NO_NUMBERS[reader.number(fields["type"], "<b")]
                 events.append(Dropped(name, f"{kind}, not numbers"))
                 continue
-            room -= tensor.info.nbytes
-            if room < 0:
+            declared += tensor.info.nbytes
+            if expands_too_far(declared, mapped.size):
                 raise CorruptFile(f"{mapped.path}: its tensors are far larger than the file")
             found[name] = tensor
             if (quantization := _quantization(reader, fields, name)) is not None:
@@ -365,7 +364,7 @@ def _unique(name: str, subgraph: int, taken: dict[str, LazyTensor]) -> str:
     return name
 
 
-def _tensor(mapped: MappedFile, reader: Reader, fields: dict[str, int], name: str, data: Vector) -> LazyTensor | None:
+def _tensor(mapped: Bytes, reader: Reader, fields: dict[str, int], name: str, data: Vector) -> LazyTensor | None:
     what = f"{mapped.path}: tensor {short(name)}"
     sizes = reader.array(fields["shape"], "<i4").tolist() if "shape" in fields else []
     if len(sizes) > MAX_AXES or any(size < 0 for size in sizes):
@@ -388,7 +387,7 @@ def _tensor(mapped: MappedFile, reader: Reader, fields: dict[str, int], name: st
     return (_nibbles if code == INT4 else _stored)(mapped, info, data.start)
 
 
-def _stored(mapped: MappedFile, info: TensorInfo, offset: int) -> LazyTensor:
+def _stored(mapped: Bytes, info: TensorInfo, offset: int) -> LazyTensor:
     row_nbytes = info.row_nbytes
 
     def read(first: int, last: int) -> Rows:
@@ -398,7 +397,7 @@ def _stored(mapped: MappedFile, info: TensorInfo, offset: int) -> LazyTensor:
     return LazyTensor(info, read, f"{mapped.path}@{offset}")
 
 
-def _nibbles(mapped: MappedFile, info: TensorInfo, offset: int) -> LazyTensor:
+def _nibbles(mapped: Bytes, info: TensorInfo, offset: int) -> LazyTensor:
     """INT4 as I8: elements [first, last) begin and end anywhere in a byte."""
 
     def read(first: int, last: int) -> Rows:

@@ -31,7 +31,7 @@ from converter.events import Event, NoImportance, Note
 from converter.formats.gguf import MAGIC, Cursor, open_gguf
 from converter.metadata import Metadata, Value, array_of, number_of, u32
 from converter.quant.recipes import TOKEN_EMBEDDINGS, Recipe, needs_imatrix
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, open_bytes
 from converter.tensors.tensor import LazyTensor, TensorInfo
 
 Floats = NDArray[np.float32]
@@ -144,7 +144,7 @@ def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str]
         UsageError: a part that is in no name, or nothing is left.
         OutputError: it cannot be read.
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         is_gguf = bytes(mapped.view(0, min(4, mapped.size), "the magic")) == MAGIC
         if is_gguf:
@@ -256,7 +256,7 @@ def _chunks(path: Path, checkpoint: Checkpoint) -> int:
     return count
 
 
-def _from_dat(mapped: MappedFile) -> ImportanceMatrix:
+def _from_dat(mapped: Bytes) -> ImportanceMatrix:
     cursor = Cursor(mapped)
     count = _int32(cursor, "the number of entries")
     if not 0 < count <= cursor.left // _SMALLEST_ENTRY:
@@ -285,7 +285,7 @@ def _dat_text(cursor: Cursor, what: str) -> bytes:
     return bytes(cursor.take(length, what))
 
 
-def _dat_entry(mapped: MappedFile, cursor: Cursor, what: str) -> tuple[str, Entry]:
+def _dat_entry(mapped: Bytes, cursor: Cursor, what: str) -> tuple[str, Entry]:
     text = _dat_text(cursor, what)
     name = text.decode("utf-8", "replace")
     if not name or not name.isprintable() or "\ufffd" in name:

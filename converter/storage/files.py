@@ -1,4 +1,8 @@
-"""Files mapped into memory, whose pages do not pile up."""
+"""Files as bytes that are looked at by ranges: mapped, a part of another, or held in memory.
+
+Readers ask for the ranges that they need and never for a whole file, so that whatever has the bytes (a disk, a member
+of an archive, a server) need give no more.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +40,55 @@ def regular_size(path: Path) -> int:
     return status.st_size
 
 
+class Bytes(Protocol):
+    """The bytes of one file, wherever it lies.
+
+    Attributes:
+        path: what messages call it; the files that it names lie beside it.
+        size: bytes.
+    """
+
+    path: Path
+    size: int
+
+    def view(self, offset: int, nbytes: int, what: str) -> NDArray[np.uint8]:
+        """Bytes [offset, offset + nbytes), zero-copy where that can be.
+
+        Raises:
+            CorruptFile: the range leaves the file; `what` names it in the message.
+        """
+
+    def scattered(self) -> AbstractContextManager[None]:
+        """A hint: while it lasts, what is asked for lies here and there between tensors; reading ahead is wasted."""
+
+    def close(self) -> None:
+        """Let go of the file. Arrays that are still held stay valid."""
+
+
+def open_bytes(path: Path) -> Bytes:
+    """The one way by which readers open a file.
+
+    Raises:
+        OutputError: there is no such file, it is not a regular file, or it cannot be mapped.
+    """
+    return MappedFile(path)
+
+
+def check_inside(source: Bytes, offset: int, nbytes: int, what: str) -> None:
+    """Refuse a range that leaves the file.
+
+    Raises:
+        CorruptFile: as said.
+    """
+    if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
+        raise CorruptFile(
+            f"{source.path}: {what} at offset {offset} needs {nbytes} bytes, the file has {source.size}\n"
+            "the file is truncated or its header lies; download it again"
+        )
+
+
 class MappedFile:
-    """A read-only map of one file; every read is checked against the file's size."""
+    """`Bytes` of a local file: a read-only map of it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,27 +106,19 @@ class MappedFile:
             self._bytes = np.frombuffer(self._map, np.uint8)
 
     def view(self, offset: int, nbytes: int, what: str) -> NDArray[np.uint8]:
-        """Bytes [offset, offset + nbytes), zero-copy.
-
-        Raises:
-            CorruptFile: the range leaves the file; `what` names it in the message.
-        """
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise CorruptFile(
-                f"{self.path}: {what} at offset {offset} needs {nbytes} bytes, the file has {self.size}\n"
-                "the file is truncated or its header lies; download it again"
-            )
+        check_inside(self, offset, nbytes, what)
         self._account(nbytes)
         return self._bytes[offset : offset + nbytes]
 
     @contextmanager
     def scattered(self) -> Iterator[None]:
-        """While what is read lies between tensors: the system reads the pages that are asked for, and none ahead."""
+        """The system reads the pages that are asked for and none ahead; afterwards they are let go of."""
         self._advise("MADV_RANDOM")
         try:
             yield
         finally:
             self._advise("MADV_NORMAL")
+            self._advise("MADV_DONTNEED")
 
     def _advise(self, advice: str) -> None:
         if self._map is not None and hasattr(mmap, advice):
@@ -90,7 +134,7 @@ class MappedFile:
             self._advise("MADV_DONTNEED")
 
     def close(self) -> None:
-        """Unmap. Arrays that are still held keep the map alive until they are gone."""
+        """Unmap; arrays that are still held keep the map alive until they are gone."""
         self._bytes = np.empty(0, np.uint8)
         if self._map is not None:
             try:
@@ -98,3 +142,49 @@ class MappedFile:
             except BufferError:
                 pass
             self._map = None
+
+
+class Part:
+    """Bytes [offset, offset + size) of another file, as a file of their own: a member of an archive, say."""
+
+    def __init__(self, whole: Bytes, offset: int, size: int) -> None:
+        self.path, self.size = whole.path, size
+        self._whole, self._offset = whole, offset
+
+    def view(self, offset: int, nbytes: int, what: str) -> NDArray[np.uint8]:
+        check_inside(self, offset, nbytes, what)
+        return self._whole.view(self._offset + offset, nbytes, what)
+
+    def scattered(self) -> AbstractContextManager[None]:
+        return self._whole.scattered()
+
+    def close(self) -> None:
+        """Nothing: the whole is closed by whoever opened it."""
+
+
+class InMemory:
+    """Bytes that are held: what came out of a compressed block, say; `path` is that of the file it came from."""
+
+    def __init__(self, path: Path, data: bytes | memoryview) -> None:
+        self.path, self.size = path, len(data)
+        self._bytes = np.frombuffer(data, np.uint8)
+
+    def view(self, offset: int, nbytes: int, what: str) -> NDArray[np.uint8]:
+        check_inside(self, offset, nbytes, what)
+        return self._bytes[offset : offset + nbytes]
+
+    def scattered(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def close(self) -> None:
+        """Nothing: there is no file."""
+
+
+# What all tensors of a file may declare, for the bytes it has: values that are given once for many elements, fill
+# values, packed chunks and views that share bytes make more of a file than it is, a hostile one without end.
+_EXPANSION, _ALLOWANCE = 64, 64 << 20
+
+
+def expands_too_far(declared: int, given: int) -> bool:
+    """Whether tensors of `declared` bytes are more than a file of `given` bytes can honestly mean."""
+    return declared > _EXPANSION * given + _ALLOWANCE

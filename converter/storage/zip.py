@@ -11,15 +11,16 @@ import stat
 import struct
 import threading
 import zlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.storage.checksums import Checksum
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, Part, check_inside
 from converter.tensors.tensor import Rows
 
 LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
@@ -56,39 +57,34 @@ class Entry:
     data: int = 0
 
 
-class Record(Protocol):
-    """The bytes of one member, on demand."""
-
-    size: int
-
-    def read(self, start: int, nbytes: int) -> Rows:
-        """Bytes [start, start + nbytes); raises CorruptFile where the whole is known to be damaged."""
+class Record(Bytes, Protocol):
+    """The bytes of one member, on demand; a view of them raises where the whole is known to be damaged."""
 
     def check(self) -> None:
         """Compare what nobody has read yet, too; raises CorruptFile."""
 
 
-class Plain:
-    """Bytes of a file as they are, zero-copy; with a checksum where the file has one."""
+class Plain(Part):
+    """A stored member, zero-copy; with a checksum where the archive has one."""
 
-    def __init__(self, mapped: MappedFile, offset: int, size: int, crc: int | None, what: str) -> None:
-        self.size = size
-        self._mapped, self._offset, self._what = mapped, offset, what
+    def __init__(self, whole: Bytes, offset: int, size: int, crc: int | None, what: str) -> None:
+        super().__init__(whole, offset, size)
+        self._what = what
         self._sum = Checksum(size, crc) if crc is not None else None
         self.touched = False
 
-    def read(self, start: int, nbytes: int) -> Rows:
+    def view(self, offset: int, nbytes: int, what: str) -> Rows:
         self.touched = True
-        data = self._mapped.view(self._offset + start, nbytes, self._what)
-        if self._sum is not None and not self._sum.complete and not self._sum.add(start, data):
-            raise CorruptFile(_damaged(self._mapped.path, self._what))
+        data = super().view(offset, nbytes, what)
+        if self._sum is not None and not self._sum.complete and not self._sum.add(offset, data):
+            raise CorruptFile(_damaged(self.path, self._what))
         return data
 
     def check(self) -> None:
         while self._sum is not None and (gaps := self._sum.gaps(0, self.size)):
             for start, stop in gaps:
                 for low in range(start, stop, _CHUNK):
-                    self.read(low, min(_CHUNK, stop - low))
+                    self.view(low, min(_CHUNK, stop - low), self._what)
 
 
 def _damaged(path: Path, what: str) -> str:
@@ -112,24 +108,25 @@ class Inflated:
 
     touched = False
 
-    def __init__(self, mapped: MappedFile, entry: Entry, crc: int | None, what: str) -> None:
-        self.size = entry.size
-        self._mapped, self._entry, self._what = mapped, entry, what
+    def __init__(self, whole: Bytes, entry: Entry, crc: int | None, what: str) -> None:
+        self.path, self.size = whole.path, entry.size
+        self._packed, self._what = Part(whole, entry.data, entry.packed), what
         self._crc, self._expected = 0, crc
         self._summed = 0  # bytes from the start that are in `_crc`
         self._snapshots = [_Inflating(0, 0, zlib.decompressobj(-zlib.MAX_WBITS))]
         self._finished = False
         self._lock = threading.Lock()
 
-    def read(self, start: int, nbytes: int) -> Rows:
+    def view(self, offset: int, nbytes: int, what: str) -> Rows:
         self.touched = True
+        check_inside(self, offset, nbytes, what)
         result = np.empty(nbytes, np.uint8)
         with self._lock:
-            state = max((s for s in self._snapshots if s.out <= start), key=lambda s: s.out).copy()
-            while state.out < start:
-                self._step(state, min(_CHUNK, start - state.out))
-            while state.out < start + nbytes:
-                low = state.out - start
+            state = max((s for s in self._snapshots if s.out <= offset), key=lambda s: s.out).copy()
+            while state.out < offset:
+                self._step(state, min(_CHUNK, offset - state.out))
+            while state.out < offset + nbytes:
+                low = state.out - offset
                 piece = self._step(state, min(_CHUNK, nbytes - low))
                 result[low : low + len(piece)] = np.frombuffer(piece, np.uint8)
             if state.out == self.size and not self._finished:
@@ -137,28 +134,30 @@ class Inflated:
             self._keep(state)
         return result
 
+    def scattered(self) -> AbstractContextManager[None]:
+        return self._packed.scattered()
+
+    def close(self) -> None:
+        """Nothing: the archive is closed by whoever opened it."""
+
     def check(self) -> None:
         while not self._finished:
-            self.read(self._summed, min(_CHUNK, self.size - self._summed))
+            self.view(self._summed, min(_CHUNK, self.size - self._summed), self._what)
 
     def _step(self, state: _Inflating, most: int) -> bytes:
         """The next bytes, at least one."""
         piece = b""
         while not piece:
-            chunk = self._mapped.view(
-                self._entry.data + state.taken, min(_CHUNK, self._entry.packed - state.taken), self._what
-            )
+            chunk = self._packed.view(state.taken, min(_CHUNK, self._packed.size - state.taken), self._what)
             ended = state.engine.eof
             try:
                 piece = b"" if ended else state.engine.decompress(chunk.data, most)
             except zlib.error as error:
-                raise CorruptFile(f"{self._mapped.path}: {self._what} is not deflated data ({error})") from None
+                raise CorruptFile(f"{self.path}: {self._what} is not deflated data ({error})") from None
             used = len(chunk) - len(state.engine.unconsumed_tail) - len(state.engine.unused_data)
             state.taken += used
             if ended or not (piece or used):
-                raise CorruptFile(
-                    f"{self._mapped.path}: {self._what} inflates to {state.out} bytes instead of {self.size}"
-                )
+                raise CorruptFile(f"{self.path}: {self._what} inflates to {state.out} bytes instead of {self.size}")
         if state.out == self._summed:
             self._crc = zlib.crc32(piece, self._crc)
             self._summed += len(piece)
@@ -167,16 +166,16 @@ class Inflated:
 
     def _finish(self, state: _Inflating) -> None:
         """The stream ends where it should, and so does its sum."""
-        rest = self._mapped.view(self._entry.data + state.taken, self._entry.packed - state.taken, self._what)
+        rest = self._packed.view(state.taken, self._packed.size - state.taken, self._what)
         try:
             more = state.engine.decompress(rest.data, 1)
         except zlib.error:
             more = b"?"
         if more or not state.engine.eof or state.engine.unused_data or state.engine.unconsumed_tail:
-            raise CorruptFile(f"{self._mapped.path}: {self._what} does not inflate to {self.size} bytes")
+            raise CorruptFile(f"{self.path}: {self._what} does not inflate to {self.size} bytes")
         if self._expected is not None and self._crc != self._expected:
-            raise CorruptFile(_damaged(self._mapped.path, self._what))
-        state.taken = self._entry.packed
+            raise CorruptFile(_damaged(self.path, self._what))
+        state.taken = self._packed.size
         self._finished = True
 
     def _keep(self, state: _Inflating) -> None:
@@ -191,7 +190,7 @@ class Inflated:
 class Archive:
     """An open archive: `entries` by name, in the order of the file; `summed` is False where it has no checksums."""
 
-    mapped: MappedFile
+    mapped: Bytes
     entries: dict[str, Entry]
     summed: bool
     _records: dict[str, Plain | Inflated] = field(default_factory=dict)
@@ -218,7 +217,7 @@ class Archive:
             raise CorruptFile(f"{self.mapped.path}: member {short(name)} has {entry.size} bytes, the limit is {limit}")
         record = self.record(name)
         record.check()
-        return record.read(0, entry.size).tobytes()
+        return record.view(0, entry.size, f"member {short(name)}").tobytes()
 
     def check(self) -> None:
         """Compare what is left of every member that was read in part.
@@ -231,7 +230,7 @@ class Archive:
                 record.check()
 
 
-def open_archive(mapped: MappedFile, *, paths: bool = True) -> Archive:
+def open_archive(mapped: Bytes, *, paths: bool = True) -> Archive:
     """Read the directory and compare it with every local header; no member is read.
 
     Names must be plain relative paths that no file system confuses; where they are mere keys (`paths` False) they
@@ -241,8 +240,8 @@ def open_archive(mapped: MappedFile, *, paths: bool = True) -> Archive:
         CorruptFile, UnsupportedFeature
     """
     path = mapped.path
-    with open(path, "rb", buffering=0) as file:
-        reader = _Reader(path, file, mapped.size)
+    reader = _Reader(mapped)
+    with mapped.scattered():
         count, start, size = _end(reader)
         entries = _directory(reader, count, start, size, paths)
         end, located = 0, []
@@ -259,22 +258,15 @@ def open_archive(mapped: MappedFile, *, paths: bool = True) -> Archive:
 
 
 class _Reader:
-    """Small reads from a file of known size; pages of a map would pile up."""
+    """Small reads here and there."""
 
-    def __init__(self, path: Path, file: IO[bytes], size: int) -> None:
-        self.path, self._file, self.size = path, file, size
+    def __init__(self, source: Bytes) -> None:
+        self.path, self.size, self._source = source.path, source.size, source
 
     def at(self, offset: int, nbytes: int, what: str) -> bytes:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise CorruptFile(f"{self.path}: {what} at offset {offset} lies outside the file of {self.size} bytes")
-        self._file.seek(offset)
-        data = b""
-        while len(data) < nbytes:
-            piece = self._file.read(nbytes - len(data))
-            if not piece:
-                raise CorruptFile(f"{self.path}: {what} cannot be read; the file has changed")
-            data += piece
-        return data
+        return self._source.view(offset, nbytes, what).tobytes()
 
 
 def _end(reader: _Reader) -> tuple[int, int, int]:

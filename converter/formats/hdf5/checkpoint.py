@@ -33,16 +33,14 @@ from converter.formats.hdf5.reader import (
     object_header,
 )
 from converter.formats.hdf5.writer import OPAQUE
-from converter.storage.files import MappedFile
-from converter.storage.zip import STORED, Archive, Plain, Record, open_archive
+from converter.storage.files import Bytes, expands_too_far, open_bytes
+from converter.storage.zip import STORED, Archive, open_archive
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 MAX_DEPTH = 128
 MAX_PATH = 4096
 MAX_HOPS = 16  # of soft links
-# What all datasets together may declare: fill values and packed chunks can make more of a file than it has.
-EXPANSION, ALLOWANCE = 64, 64 << 20
 MAX_CONFIG = 64 << 20
 MAX_ASSETS = 16 << 20  # bytes of all texts among an archive's assets
 OPTIMIZER = ("optimizer_weights/", "optimizer/")
@@ -77,10 +75,9 @@ def branch_hdf5(path: Path, key: str) -> Checkpoint:
         UsageError: no dataset lies there.
         CorruptFile, UnsupportedFeature, MissingPart, OutputError
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
-        record = Plain(mapped, 0, mapped.size, None, "the file")
-        return _checkpoint("hdf5", mapped, record, key, {}, ())
+        return _checkpoint("hdf5", mapped, mapped, key, {}, ())
     except BaseException:
         mapped.close()
         raise
@@ -102,7 +99,7 @@ def branch_keras(path: Path, key: str) -> Checkpoint:
         UsageError: no dataset lies there.
         CorruptFile, UnsupportedFeature, MissingPart, OutputError
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         archive = open_archive(mapped)
         if WEIGHTS not in archive.entries:
@@ -145,10 +142,10 @@ def _utf8(path: Path, name: str, data: bytes) -> str:
 
 
 def _checkpoint(
-    name: str, mapped: MappedFile, record: Record, key: str, texts: dict[str, str], events: tuple[Event, ...]
+    name: str, mapped: Bytes, source: Bytes, key: str, texts: dict[str, str], events: tuple[Event, ...]
 ) -> Checkpoint:
     path = mapped.path
-    tree = walk(Hdf5File(path, record))
+    tree = walk(Hdf5File(source))
     names, notes = _names(path, tree)
     chosen, left = _chosen(path, tree, key)
     bands, tensors = Bands(), {}
@@ -275,7 +272,7 @@ def _check_storage(file: Hdf5File, tree: Tree, known: dict[int, str]) -> None:
         CorruptFile: as said.
     """
     total = sum(found.nbytes for found in tree.datasets.values())
-    if total > EXPANSION * file.size + ALLOWANCE:
+    if expands_too_far(total, file.size):
         largest = max(tree.datasets.values(), key=lambda found: found.nbytes)
         raise file.corrupt(
             f"its datasets declare {total} bytes, the file has {file.size}; the largest is {largest.what}, "

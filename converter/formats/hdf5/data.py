@@ -363,7 +363,7 @@ def stored_bytes(of: Dataset, bands: Bands, start: int, nbytes: int) -> Rows:
     if of.compact is not None:
         return np.frombuffer(of.compact, np.uint8)[start : start + nbytes]
     if of.address is not None:
-        return of.file.record.read(of.address + start, nbytes)
+        return of.file.source.view(of.address + start, nbytes, of.what)
     if of.chunks is None or not nbytes:
         return _filled(of, start, nbytes)
     assert of.shape  # chunked datasets have an axis
@@ -400,7 +400,7 @@ def _decoded(of: Dataset, chunks: Chunks, corner: tuple[int, ...]) -> NDArray[np
     """A whole chunk, its filters undone in reverse order."""
     chunk, size = chunks.stored[corner], math.prod(chunks.shape) * of.type.size
     what = f"the chunk of {of.what} at {list(corner)}"
-    data = of.file.record.read(chunk.address, chunk.nbytes)
+    data = of.file.source.view(chunk.address, chunk.nbytes, what)
     applied = [number for i, number in enumerate(chunks.filters) if not chunk.skipped >> i & 1]
     for i in reversed(range(len(applied))):
         if applied[i] == FLETCHER32:

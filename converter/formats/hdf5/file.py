@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 from converter.errors import CorruptFile, UnsupportedFeature
-from converter.storage.zip import Record
+from converter.storage.files import Bytes
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_TEXT = 64 << 20  # bytes of all attributes and links together
@@ -56,8 +55,8 @@ class Hdf5File:
         CorruptFile, UnsupportedFeature: see `_superblock`.
     """
 
-    def __init__(self, path: Path, record: Record) -> None:
-        self.path, self.record, self.size = path, record, record.size
+    def __init__(self, source: Bytes) -> None:
+        self.path, self.source, self.size = source.path, source, source.size
         self.offset_width = self.length_width = 8
         self.text = 0
         self._visited: set[tuple[str, int]] = set()
@@ -76,7 +75,7 @@ class Hdf5File:
         if address is None or address + nbytes > self.size:
             where = "has no address" if address is None else f"at {address} leaves the file of {self.size} bytes"
             raise self.corrupt(f"{what} {where}; it is damaged or truncated")
-        return self.record.read(address, nbytes).tobytes()
+        return self.source.view(address, nbytes, what).tobytes()
 
     def cursor(self, address: int | None, nbytes: int, what: str) -> Cursor:
         return Cursor(self, self.at(address, nbytes, what), what)

@@ -22,6 +22,7 @@ from converter.formats.base import WriteOptions
 from converter.formats.onnx.graph import Graph, rewritten
 from converter.formats.onnx.model import CODES, INLINE_NBYTES, Model, lazy
 from converter.formats.onnx.writer import DataFile, Piece, assembled, entry, nbytes, values
+from converter.storage.files import expands_too_far
 from converter.storage.layout import Layout
 from converter.storage.protobuf import blob, blob_key, number
 from converter.tensors.tensor import LazyTensor
@@ -31,8 +32,6 @@ from converter.tensors.tensor import LazyTensor
 # First byte of a ModelProto: the key of one of its fields with its wire type.
 _FIRST = frozenset((0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72))
 _OLDEST_IR, _NEWEST_IR = 3, 64
-# What a model of some size may hold, where tensors can share bytes.
-_GROWTH, _GROWTH_ROOM = 64, 64 << 20
 
 
 def sniff(path: Path, start: bytes) -> bool:
@@ -80,7 +79,7 @@ def _check_growth(model: Model, tensors: Mapping[str, LazyTensor]) -> None:
     """Refuse many tensors that say they lie on the same bytes of a data file."""
     declared = sum(tensor.info.nbytes for tensor in tensors.values())
     given = model.file.size + sum(file.size for file in model.externals.values())
-    if declared > _GROWTH * given + _GROWTH_ROOM:
+    if expands_too_far(declared, given):
         raise CorruptFile(f"{model.path}: its tensors declare {declared} bytes, with its data files it has {given}")
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
 from converter.events import Decoded, Dropped, Event, Note
 from converter.formats.base import MAX_AXES, check_elements, check_name, child
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, open_bytes
 from converter.storage.protobuf import BYTES, FIXED32, FIXED64, VARINT, Field, fields, text, varints
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -196,7 +196,7 @@ class Stored:
 
     shape: tuple[int, ...]
     code: int
-    file: MappedFile
+    file: Bytes
     pieces: tuple[Span, ...]
     coded: bool = False
 
@@ -266,9 +266,9 @@ class Model:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = MappedFile(path)
-        self.externals: dict[Path, MappedFile] = {}
-        self._located: dict[str | None, MappedFile] = {}
+        self.file = open_bytes(path)
+        self.externals: dict[Path, Bytes] = {}
+        self._located: dict[str | None, Bytes] = {}
         self.metadata: dict[str, str] = {}
         self.events: list[Event] = []
         self.sites: list[Site] = []
@@ -544,7 +544,7 @@ class Model:
             seen.add(key)
             yield key, self._text(entry["value"], limit)
 
-    def _external(self, found: Sequence[Field], nbytes: int, name: str) -> tuple[MappedFile, int]:
+    def _external(self, found: Sequence[Field], nbytes: int, name: str) -> tuple[Bytes, int]:
         """The file and the offset of a tensor of `nbytes`.
 
         Raises:
@@ -571,13 +571,13 @@ class Model:
             self._sums.setdefault(file.path, set()).add(entries["checksum"].lower())
         return file, offset
 
-    def _file(self, location: str | None) -> MappedFile:
+    def _file(self, location: str | None) -> Bytes:
         if location not in self._located:  # following links takes long where there are many tensors
             path = child(self.path.parent, location.removeprefix("./") if location else location, self.path)
             if path not in self.externals:
                 if not path.exists():
                     raise MissingPart(f"{path}: {self.path.name} has its tensors in this file; download it too")
-                self.externals[path] = MappedFile(path)
+                self.externals[path] = open_bytes(path)
             self._located[location] = self.externals[path]
         return self._located[location]
 
@@ -676,7 +676,7 @@ def _whole(what: str, value: str) -> int:
     return int(value)
 
 
-def _check_sum(file: MappedFile, wanted: set[str]) -> None:
+def _check_sum(file: Bytes, wanted: set[str]) -> None:
     digest = hashlib.sha1(usedforsecurity=False)
     for at in range(0, file.size, 1 << 20):
         digest.update(file.view(at, min(1 << 20, file.size - at), "the file").data)

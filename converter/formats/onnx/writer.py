@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converter.errors import UnsupportedFeature, UsageError
 from converter.formats.onnx.model import INLINE_NBYTES, Span
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.storage.protobuf import blob, blob_key, number
 from converter.tensors.dtypes import DTYPES
@@ -85,7 +85,7 @@ def _nbytes(piece: Piece) -> int:
     return piece[1] - piece[0] if isinstance(piece, tuple) else piece.info.nbytes
 
 
-def assembled(target: Path, pieces: Iterable[Piece], source: MappedFile | None, data: DataFile) -> Layout:
+def assembled(target: Path, pieces: Iterable[Piece], source: Bytes | None, data: DataFile) -> Layout:
     """The model's file of `pieces`, and its data file where there is one.
 
     Raises:
@@ -119,7 +119,7 @@ def assembled(target: Path, pieces: Iterable[Piece], source: MappedFile | None, 
     return Layout((FileLayout(target, b"", tuple(slots), at), *data.files()))
 
 
-def _rope(pieces: list[Piece], source: MappedFile | None) -> LazyTensor:
+def _rope(pieces: list[Piece], source: Bytes | None) -> LazyTensor:
     """Pieces one after the other, as rows of a byte; a small tensor is read whole for any part of it."""
     ends = list(accumulate(map(_nbytes, pieces)))
 

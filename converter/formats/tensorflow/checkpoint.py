@@ -36,7 +36,7 @@ from converter.formats.tensorflow.values import (
     tensor_type,
 )
 from converter.storage.crc32c import Crc32c
-from converter.storage.files import MappedFile, regular_size
+from converter.storage.files import Bytes, expands_too_far, open_bytes, regular_size
 from converter.storage.protobuf import BYTES, FIXED32, VARINT, Field, fields, text
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -50,8 +50,6 @@ VERSION = 1
 _MAX_STATE = 1 << 20
 _MAX_NAME = 1 << 16
 _PIECE = 16 << 20
-# What a file of this size may grow to, where a proto gives one value for many elements.
-_GROWTH, _GROWTH_ROOM = 64, 64 << 20
 _STATE_LINE = re.compile(rb'^\s*model_checkpoint_path\s*:\s*"([^"\r\n]*)"\s*$', re.MULTILINE)
 
 
@@ -112,7 +110,7 @@ def _named_in_state(state: Path, notes: list[Event]) -> Path:
 
 
 def _open_table(path: Path, table: Path, notes: tuple[Event, ...]) -> Checkpoint:
-    maps = [MappedFile(table)]
+    maps = [open_bytes(table)]
     try:
         entries = read_table(maps[0])
         if not entries or entries[0].key:
@@ -171,7 +169,7 @@ class _Stored:
     slices: tuple[Slice, ...]
 
 
-def _bundle(index: Path, maps: list[MappedFile], entries: Sequence[Entry]) -> tuple[dict[str, LazyTensor], list[Event]]:
+def _bundle(index: Path, maps: list[Bytes], entries: Sequence[Entry]) -> tuple[dict[str, LazyTensor], list[Event]]:
     if index.suffix != ".index":
         raise CorruptFile(f"{index}: the index of a checkpoint, and not called NAME.index; rename it")
     entries[0].block.verify()
@@ -246,9 +244,9 @@ def _entry(index: Path, entry: Entry) -> _Stored:
     return _Stored(name, numbers[1], shape, numbers[3], numbers[4], numbers[5], numbers[6], tuple(slices))
 
 
-def _data_files(index: Path, maps: list[MappedFile], items: Iterable[_Stored], count: int) -> dict[int, MappedFile]:
+def _data_files(index: Path, maps: list[Bytes], items: Iterable[_Stored], count: int) -> dict[int, Bytes]:
     """The data files that entries lie in, mapped; every entry inside its file and on bytes of its own."""
-    files: dict[int, MappedFile] = {}
+    files: dict[int, Bytes] = {}
     stored_items = sorted((item for item in items if not item.slices), key=lambda item: (item.shard, item.offset))
     shard, end = -1, 0
     for item in stored_items:
@@ -259,7 +257,7 @@ def _data_files(index: Path, maps: list[MappedFile], items: Iterable[_Stored], c
             path = child(index.parent, f"{index.name[:-6]}.data-{item.shard:05d}-of-{count:05d}", index)
             if not path.is_file():
                 raise MissingPart(f"{path}: this data file of {index.name} is not there; download it too")
-            maps.append(MappedFile(path))
+            maps.append(open_bytes(path))
             files[item.shard] = maps[-1]
         if item.offset < 0 or item.size < 0 or item.offset + item.size > files[item.shard].size:
             raise CorruptFile(
@@ -272,7 +270,7 @@ def _data_files(index: Path, maps: list[MappedFile], items: Iterable[_Stored], c
     return files
 
 
-def _read_verified(index: Path, files: Mapping[int, MappedFile], item: _Stored, info: TensorInfo) -> LazyTensor:
+def _read_verified(index: Path, files: Mapping[int, Bytes], item: _Stored, info: TensorInfo) -> LazyTensor:
     if info.nbytes != item.size:
         raise CorruptFile(
             f"{index}: tensor {short(info.name)} of {list(info.shape)} {info.dtype} needs {info.nbytes} bytes, "
@@ -292,7 +290,7 @@ def _read_verified(index: Path, files: Mapping[int, MappedFile], item: _Stored, 
 class _Verify:
     """Compares a tensor's bytes with their CRC-32C before the first of them is used."""
 
-    def __init__(self, mapped: MappedFile, item: _Stored) -> None:
+    def __init__(self, mapped: Bytes, item: _Stored) -> None:
         self._mapped, self._item = mapped, item
         self._lock = threading.Lock()
         self._done = False
@@ -331,12 +329,10 @@ class _Sliced:
     type: int
     shape: tuple[int, ...]
     slices: list[Slice]
-    found: dict[bytes, tuple[MappedFile, Entry, Field]]
+    found: dict[bytes, tuple[Bytes, Entry, Field]]
 
 
-def _slices_v1(
-    table: Path, maps: list[MappedFile], entries: Sequence[Entry]
-) -> tuple[dict[str, LazyTensor], list[Event]]:
+def _slices_v1(table: Path, maps: list[Bytes], entries: Sequence[Entry]) -> tuple[dict[str, LazyTensor], list[Event]]:
     match = SHARD_V1.fullmatch(table.name)
     tables = [(maps[0], entries)]
     if match is not None:
@@ -346,7 +342,7 @@ def _slices_v1(
                 continue
             if not path.is_file():
                 raise MissingPart(f"{path}: this part of the checkpoint is not there; download it too")
-            maps.append(MappedFile(path))
+            maps.append(open_bytes(path))
             tables.append((maps[-1], read_table(maps[-1])))
     sliced: dict[str, _Sliced] = {}
     for mapped, found in tables:
@@ -355,15 +351,15 @@ def _slices_v1(
             _found_v1(mapped, entry, sliced)
     tensors: dict[str, LazyTensor] = {}
     events: list[Event] = []
-    room = _GROWTH_ROOM + _GROWTH * sum(mapped.size for mapped in maps)
+    declared, given = 0, sum(mapped.size for mapped in maps)
     for name, item in sliced.items():
         dtype = tensor_type(item.type, table, name)
         if dtype is None:
             events.append(_skipped(name, NO_NUMBERS[item.type % 100]))
             continue
         info = TensorInfo(name, item.shape, dtype)
-        room -= info.nbytes
-        if room < 0:
+        declared += info.nbytes
+        if expands_too_far(declared, given):
             raise CorruptFile(f"{table}: tensor {short(name)} of {list(item.shape)} is far larger than the file")
         tensors[name] = assemble(table, info, [_part_v1(table, info, item, part) for part in item.slices])
         if item.found:
@@ -405,7 +401,7 @@ def _meta_v1(path: Path, data: memoryview, field: Field) -> tuple[str, _Sliced]:
     return _name(path, raw), item
 
 
-def _found_v1(mapped: MappedFile, entry: Entry, sliced: dict[str, _Sliced]) -> None:
+def _found_v1(mapped: Bytes, entry: Entry, sliced: dict[str, _Sliced]) -> None:
     """Note where the values of one slice are; nothing of them is read."""
     path, data = mapped.path, entry.data
     for saved in fields(data, entry.start, entry.stop, path):
@@ -447,10 +443,10 @@ def _part_v1(table: Path, info: TensorInfo, item: _Sliced, part: Slice) -> tuple
     return where, tensor.derived(read=read)
 
 
-class _Unpacked(MappedFile):
+class _Unpacked(Bytes):
     """A block that was compressed, in the place of the file it is from."""
 
-    def __init__(self, mapped: MappedFile, data: memoryview) -> None:
+    def __init__(self, mapped: Bytes, data: memoryview) -> None:
         self.path, self.size = mapped.path, len(data)
         self._map, self._bytes = None, np.frombuffer(data, np.uint8)
         self._read, self._lock = 0, threading.Lock()
@@ -480,11 +476,11 @@ def open_graph(path: Path) -> Checkpoint:
     Raises:
         CorruptFile, UnsupportedFeature, OutputError
     """
-    mapped = MappedFile(path)
+    mapped = open_bytes(path)
     try:
         tensors: dict[str, LazyTensor] = {}
         events: list[Event] = [Note("the graph is not converted, only its constants")]
-        room = _GROWTH_ROOM + _GROWTH * mapped.size
+        declared = 0
         seen: set[str] = set()
         for name, value in _constants(mapped):
             if name in seen:
@@ -493,8 +489,8 @@ def open_graph(path: Path) -> Checkpoint:
             tensor = _constant(mapped, name, value, events)
             if tensor is None:
                 continue
-            room -= tensor.info.nbytes
-            if room < 0:
+            declared += tensor.info.nbytes
+            if expands_too_far(declared, mapped.size):
                 raise CorruptFile(
                     f"{path}: tensor {short(name)} of {list(tensor.info.shape)} is far larger than the file"
                 )
@@ -515,7 +511,7 @@ def open_graph(path: Path) -> Checkpoint:
     )
 
 
-def _constants(mapped: MappedFile) -> Iterator[tuple[str, Field]]:
+def _constants(mapped: Bytes) -> Iterator[tuple[str, Field]]:
     """The constants' names and where their TensorProtos are."""
     path, data = mapped.path, mapped.view(0, mapped.size, "the file").data
     for top in fields(data, 0, mapped.size, path):
@@ -572,7 +568,7 @@ def _tensor_values(path: Path, data: memoryview, attribute: Field) -> Iterator[F
             yield from (f for f in fields(data, part.start, part.stop, path) if f.number == 8 and f.wire == BYTES)
 
 
-def _constant(mapped: MappedFile, name: str, value: Field, events: list[Event]) -> LazyTensor | None:
+def _constant(mapped: Bytes, name: str, value: Field, events: list[Event]) -> LazyTensor | None:
     data = mapped.view(0, mapped.size, "the file").data
     proto = tensor_proto(data, value.start, value.stop, mapped.path, name)
     dtype = tensor_type(proto.type, mapped.path, name)

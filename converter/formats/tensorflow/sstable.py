@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from converter.errors import CorruptFile, UnsupportedFeature
 from converter.storage.crc32c import Crc32c
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes
 from converter.storage.protobuf import varint
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
@@ -43,7 +43,7 @@ class Entry:
 class Block:
     """One block: found where a handle says, unpacked when looked into, its checksum compared when asked for."""
 
-    def __init__(self, mapped: MappedFile, offset: int, size: int) -> None:
+    def __init__(self, mapped: Bytes, offset: int, size: int) -> None:
         self.path, self.offset, self.size = mapped.path, offset, size
         self._mapped = mapped
         self._lock = threading.Lock()
@@ -139,7 +139,7 @@ def is_table(path: Path) -> bool:
         return False
 
 
-def read_table(mapped: MappedFile) -> list[Entry]:
+def read_table(mapped: Bytes) -> list[Entry]:
     """All entries, in order. Values stay in the file; of blocks that are not compressed only keys are looked at.
 
     Raises:
@@ -176,7 +176,7 @@ def read_table(mapped: MappedFile) -> list[Entry]:
     return entries
 
 
-def _handle(mapped: MappedFile, data: memoryview, position: int, stop: int) -> tuple[Block, int]:
+def _handle(mapped: Bytes, data: memoryview, position: int, stop: int) -> tuple[Block, int]:
     offset, position = varint(data, position, stop, mapped.path)
     size, position = varint(data, position, stop, mapped.path)
     return Block(mapped, offset, size), position

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.formats.base import MAX_AXES, check_elements
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes
 from converter.storage.protobuf import (
     BYTES,
     FIXED32,
@@ -173,7 +173,7 @@ def tensor_proto(data: memoryview, start: int, stop: int, path: Path, name: str)
     return Proto(kind, shape, content if content and content[0] < content[1] else None, values)
 
 
-def proto_tensor(mapped: MappedFile, proto: Proto, info: TensorInfo) -> LazyTensor:
+def proto_tensor(mapped: Bytes, proto: Proto, info: TensorInfo) -> LazyTensor:
     """The tensor whose values a TensorProto has: as raw content, or as numbers of which the last one is repeated.
 
     Raises:
@@ -238,7 +238,7 @@ def _repeated(values: Callable[[], NDArray[np.uint8]], count: int, info: TensorI
     return LazyTensor(info, read, source, work_nbytes=16 * info.row + info.row_nbytes, indivisible=count > 1)
 
 
-def stored(mapped: MappedFile, offset: int, info: TensorInfo) -> LazyTensor:
+def stored(mapped: Bytes, offset: int, info: TensorInfo) -> LazyTensor:
     """A tensor whose bytes stand in a file as they are."""
     row_nbytes = info.row_nbytes
 

@@ -15,10 +15,10 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UsageError, short
 from converter.events import Event, Note
 from converter.formats.base import INDEX
-from converter.formats.safetensors import check_index, folder_assets, indexed
+from converter.formats.hub import check_index, folder_assets, indexed
 from converter.formats.torch.files import open_file
 from converter.formats.torch.tree import grow, listed, select
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, open_bytes
 from converter.storage.json import read_json
 from converter.storage.zip import LOCAL, LOCAL_HEADER
 from converter.tensors.tensor import LazyTensor
@@ -80,7 +80,7 @@ def open_branch(path: Path, key: str) -> Checkpoint:
 
 
 def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None, key: str | None) -> Checkpoint:
-    maps: list[MappedFile] = []
+    maps: list[Bytes] = []
     tensors: dict[str, LazyTensor] = {}
     owner: dict[str, Path] = {}
     metadata: dict[str, str] = {}
@@ -90,7 +90,7 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
     try:
         assets = folder_assets(path.parent)
         for name in files:
-            maps.append(MappedFile(name))
+            maps.append(open_bytes(name))
             file = open_file(maps[-1])
             found = select(file, grow(file), key)
             for twice in found.tensors.keys() & tensors.keys():

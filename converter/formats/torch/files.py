@@ -15,7 +15,7 @@ from converter.errors import ConverterError, CorruptFile, MissingPart, Unsupport
 from converter.events import Dropped, Event, Note
 from converter.formats.torch.pickle import MAX_NBYTES, MAX_OPCODES, PickleMachine
 from converter.formats.torch.values import Names, Storage, storage_of
-from converter.storage.files import MappedFile
+from converter.storage.files import Bytes, check_inside
 from converter.storage.zip import LOCAL, Archive, Plain, Record, open_archive
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -37,7 +37,7 @@ class TorchFile:
         events: what the container has to say.
     """
 
-    mapped: MappedFile
+    mapped: Bytes
     root: Any
     constants: tuple[Any, ...]
     record: Callable[[Storage], Record]
@@ -46,7 +46,7 @@ class TorchFile:
     events: tuple[Event, ...]
 
 
-def open_file(mapped: MappedFile) -> TorchFile:
+def open_file(mapped: Bytes) -> TorchFile:
     """Read the pickle of a file, and no storage.
 
     Raises:
@@ -66,7 +66,7 @@ def open_file(mapped: MappedFile) -> TorchFile:
 # ------------------------------------------------------------------------------------------ zip archive
 
 
-def _archive(mapped: MappedFile) -> TorchFile:
+def _archive(mapped: Bytes) -> TorchFile:
     archive, path = open_archive(mapped), mapped.path
     prefix = _prefix(archive)
     order = archive.small(prefix + "byteorder", _MAX_SMALL) if prefix + "byteorder" in archive.entries else b"little"
@@ -153,7 +153,7 @@ def _known(used: dict[str, Storage], storage: Storage) -> Storage:
 # ----------------------------------------------------------------------------------------------- stream
 
 
-def _stream(mapped: MappedFile) -> TorchFile:
+def _stream(mapped: Bytes) -> TorchFile:
     path = mapped.path
     data = mapped.view(0, min(mapped.size, MAX_NBYTES), "the file").data
     used: dict[str, Storage] = {}
@@ -186,7 +186,7 @@ def _no_storage(pid: Any) -> Any:
     raise CorruptFile("a storage where there can be none")
 
 
-def _storages(mapped: MappedFile, position: int, used: dict[str, Storage], keys: Any) -> dict[str, Record]:
+def _storages(mapped: Bytes, position: int, used: dict[str, Storage], keys: Any) -> dict[str, Record]:
     """The storages from `position` on, in the order of `keys`: a number of elements in 8 bytes, then the elements."""
     path = mapped.path
     if type(keys) is not list or not all(type(key) is str for key in keys) or len(set(keys)) != len(keys):
@@ -202,7 +202,7 @@ def _storages(mapped: MappedFile, position: int, used: dict[str, Storage], keys:
         if numel != storage.numel:
             raise CorruptFile(f"{path}: {what} should have {storage.numel} elements, its header says {numel}")
         position += 8
-        mapped.view(position, storage.nbytes, what)
+        check_inside(mapped, position, storage.nbytes, what)
         records[key] = Plain(mapped, position, storage.nbytes, None, what)
         position += storage.nbytes
     if position != mapped.size:

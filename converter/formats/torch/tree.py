@@ -15,6 +15,7 @@ from converter.formats.base import check_elements, check_name
 from converter.formats.torch.files import TorchFile
 from converter.formats.torch.pickle import Instance
 from converter.formats.torch.values import Refused, Tensor
+from converter.storage.files import expands_too_far
 from converter.storage.zip import Inflated, Record
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -39,7 +40,6 @@ MAX_TENSORS = 1 << 18
 MAX_NAME = 1024
 MAX_NAMES = 64 << 20
 # How much larger than its file the tensors may be (overlapping views, zero strides, deflate).
-MAX_EXPANSION, FREE_EXPANSION = 64, 64 << 20
 _SHOWN = 3
 
 
@@ -162,7 +162,7 @@ def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
 
 
 def _check_expansion(file: TorchFile, nbytes: int) -> None:
-    if nbytes > MAX_EXPANSION * file.mapped.size + FREE_EXPANSION:
+    if expands_too_far(nbytes, file.mapped.size):
         raise UnsupportedFeature(f"{file.mapped.path}: {file.mapped.size} bytes that expand to {nbytes} are refused")
 
 
@@ -249,12 +249,12 @@ def _contiguous(value: Tensor) -> bool:
 
 
 def _reader(record: Record, info: TensorInfo, start: int) -> Callable[[int, int], Rows]:
-    row, part = info.row_nbytes, info.nbytes != record.size
+    row, part, what = info.row_nbytes, info.nbytes != record.size, f"tensor {short(info.name)}"
 
     def read(first: int, last: int) -> Rows:
         if part:  # nobody may ever ask for the rest
             record.check()
-        return record.read(start + first * row, (last - first) * row).reshape(last - first, row)
+        return record.view(start + first * row, (last - first) * row, what).reshape(last - first, row)
 
     return read
 
@@ -262,12 +262,13 @@ def _reader(record: Record, info: TensorInfo, start: int) -> Callable[[int, int]
 def _gatherer(record: Record, value: Tensor, info: TensorInfo, start: int, extent: int) -> Callable[[int, int], Rows]:
     """Rows of a view whose elements do not stand in order: `extent` bytes from `start` hold them all."""
     size, outer = info.dtype.type_size, info.shape[:-1]
+    what = f"tensor {short(info.name)}"
     unit = np.dtype(f"V{size}") if size > 8 else np.dtype(f"u{size}")
     strides = tuple(step * size if n > 1 else 0 for n, step in zip(info.shape, value.stride, strict=True))
 
     def read(first: int, last: int) -> Rows:
         record.check()
-        flat = record.read(start, extent).view(unit)
+        flat = record.view(start, extent, what).view(unit)
         view = np.lib.stride_tricks.as_strided(flat, info.shape, strides, writeable=False)
         rows = view[np.unravel_index(np.arange(first, last), outer)] if outer else view[None][first:last]
         return np.ascontiguousarray(rows).view(np.uint8).reshape(last - first, info.row_nbytes)

@@ -1,0 +1,85 @@
+"""What is known of a Hugging Face model's folder: the small files beside the weights, and the index of its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from converter.errors import CorruptFile, MissingPart, short
+from converter.formats.base import child
+from converter.storage.json import read_json
+
+# The small files of a model's folder that travel with the weights. Nothing else is ever opened.
+ASSETS = frozenset(
+    (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "chat_template.jinja",
+        "chat_template.json",
+        "README.md",
+        "LICENSE",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tekken.json",
+        "params.json",
+        "modules.json",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+    )
+)
+TEMPLATES = "additional_chat_templates"
+
+
+def folder_assets(folder: Path) -> dict[str, Path]:
+    """The known small files of a model's folder, by name; links that lead out of the folder are refused.
+
+    Raises:
+        CorruptFile: such a link.
+    """
+    assets = {}
+    for name in sorted(ASSETS):
+        path = folder / name
+        if path.is_file():
+            assets[name] = child(folder, name, folder)
+    templates = folder / TEMPLATES
+    if templates.is_dir():
+        for path in sorted(templates.glob("*.jinja")):
+            assets[f"{TEMPLATES}/{path.name}"] = child(folder, f"{TEMPLATES}/{path.name}", folder)
+    return assets
+
+
+def indexed(index: Path) -> tuple[list[Path], dict[str, Path]]:
+    """The shards that an .index.json names, and which of them should hold each tensor.
+
+    Raises:
+        CorruptFile, MissingPart
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptFile(f"{index}: no weight_map")
+    shards: dict[object, Path] = {}
+    for name in weight_map.values():
+        if not isinstance(name, str) or name not in shards:
+            shards[name] = child(index.parent, name, index)
+    for path in shards.values():
+        if not path.exists():
+            raise MissingPart(f"{path}: this shard is named in {index.name} and is not there; download it too")
+    return sorted(shards.values()), {tensor: shards[name] for tensor, name in weight_map.items()}
+
+
+def check_index(index: Path, expected: Mapping[str, Path], owner: Mapping[str, Path]) -> None:
+    """Compare where the tensors are with where the index says; raises CorruptFile."""
+    for tensor, path in expected.items():
+        if owner.get(tensor) != path:
+            where = f"is in {owner[tensor].name}" if tensor in owner else "is in no shard"
+            raise CorruptFile(f"{index}: {short(tensor)} should be in {path.name} and {where}")
+    for tensor in owner.keys() - expected.keys():
+        raise CorruptFile(f"{index}: {short(tensor)} of {owner[tensor].name} is not in the index")
