@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
 from converter.events import Dropped, Event, Note
@@ -36,7 +34,7 @@ from converter.formats.tensorflow.values import (
     tensor_type,
 )
 from converter.storage.crc32c import Crc32c
-from converter.storage.files import Bytes, expands_too_far, open_bytes, regular_size
+from converter.storage.files import Bytes, InMemory, expands_too_far, open_bytes, regular_size
 from converter.storage.protobuf import BYTES, FIXED32, VARINT, Field, fields, text
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -430,7 +428,7 @@ def _part_v1(table: Path, info: TensorInfo, item: _Sliced, part: Slice) -> tuple
         raise CorruptFile(f"{table}: a slice of tensor {short(info.name)} is not there, or is wanted twice")
     mapped, entry, values = place
     # The values of a block that is not compressed stay in the file: its buffer begins where the block does.
-    source = mapped if not entry.block.unpacked else _Unpacked(mapped, entry.data)
+    source = mapped if not entry.block.unpacked else InMemory(mapped.path, entry.data)
     shift = entry.block.offset if not entry.block.unpacked else 0
     buffer = source.view(0, source.size, "the file").data
     proto = tensor_proto(buffer, values.start + shift, values.stop + shift, mapped.path, info.name)
@@ -441,15 +439,6 @@ def _part_v1(table: Path, info: TensorInfo, item: _Sliced, part: Slice) -> tuple
         return tensor.rows(first, last)
 
     return where, tensor.derived(read=read)
-
-
-class _Unpacked(Bytes):
-    """A block that was compressed, in the place of the file it is from."""
-
-    def __init__(self, mapped: Bytes, data: memoryview) -> None:
-        self.path, self.size = mapped.path, len(data)
-        self._map, self._bytes = None, np.frombuffer(data, np.uint8)
-        self._read, self._lock = 0, threading.Lock()
 
 
 # --------------------------------------------------------------------------------------------- frozen graphs
