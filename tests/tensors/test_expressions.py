@@ -1,4 +1,4 @@
-"""The expression language of architecture files: its grammar, its errors, and its agreement with Python."""
+"""The expression language of architecture files: its grammar, its errors, its limits, its agreement with Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.tensors.expressions import ExpressionError, evaluate
+from converter.tensors.expressions import MAX_DEPTH, MAX_LENGTH, ExpressionError, compute, evaluate, names
 
 SIZES: dict[str, Any] = {"n_head": 32, "n_head_kv": 8, "head_dim": 128, "n_expert": 0, "rope_type": "yarn", "e": 7}
 
@@ -50,10 +50,29 @@ def test_values(text: str | int, value: int) -> None:
         ("(n_head", "not closed"),
         ("n_head)", "unexpected ')'"),
         ("n_head n_head", "unexpected 'n_head'"),
-        ("2 ** 3", "unexpected '*'"),
-        ("2 / 3", "unexpected '/'"),
+        ("2 / 3", "no whole number"),
+        ("'12'", "no whole number"),
         ("n_head.real", "unexpected '.'"),
-        ("n_head[0]", "unexpected '['"),
+        ("n_head[0]", "32 is no list"),
+        ("n_head ! 3", "unexpected '!'"),
+        ("n_head not 3", "unexpected 'not'"),
+        ("1 if n_head", "no 'else'"),
+        ("else", "unexpected 'else'"),
+        ("[1]", "unexpected '['"),
+        ("open(1)", "no function open"),
+        ("int(1, 2)", "int takes 1 to 1 values"),
+        ("max()", "unexpected ')'"),
+        ("int(rope_type)", "no number"),
+        ("rope_type * 3", "no number"),
+        ("rope_type % 3", "no number"),
+        ("-rope_type", "no number"),
+        ("sqrt(-1)", "domain"),
+        ("(-1) ** 0.5", "no number"),
+        ("0 ** -1", "division by zero"),
+        ("round_up(3, n_expert)", "division by zero"),
+        ("n_head in rope_type", "string"),
+        ("1 in n_head", "no list"),
+        ("len(rope_type)", "no list"),
         ("__import__('os')", "unexpected"),
         ("n_layer", "no n_layer"),
         ("n_head // n_expert", "division by zero"),
@@ -70,12 +89,169 @@ def test_errors_name_the_expression(text: str, said: str) -> None:
     assert str(caught.value).startswith(f"{text!r}: ") and said in str(caught.value)
 
 
+BLOCKS: dict[str, Any] = {
+    "block": 2, "n_layer": 4, "n_head_kv": [0, 8, 4, 8], "kinds": ["conv", "full", "conv", "full"], "pattern": "M*-E",
+    "listed": [1, 3], "words": "1, 3,", "one": 5, "present": {"blk.2.attn_q.bias", "output.weight"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("n_head_kv", 4),
+        ("n_head_kv * 16", 64),
+        ("-n_head_kv", -4),
+        ("not n_head_kv", 0),
+        ("16 // n_head_kv", 4),
+        ("2 ** n_head_kv", 16),
+        ("kinds == 'conv'", 1),
+        ("'conv' == kinds", 1),
+        ("1 if kinds == 'full' else n_head_kv", 4),
+        ("n_head_kv and kinds == 'conv'", 1),
+        ("n_head_kv[block]", 4),
+        ("n_head_kv[block - 1]", 8),
+        ("kinds[3]", "full"),
+        ("pattern[block] == '-'", 1),
+        ("pattern[block] in 'M*'", 0),
+        ("pattern[block] not in 'M*'", 1),
+        ("block in listed", 0),
+        ("block + 1 in listed", 1),
+        ("block not in numbers(words)", 1),
+        ("n_head_kv in listed", 0),
+        ("block % 2 == 0", 1),
+        ("len(kinds)", 4),
+        ("sum(n_head_kv)", 20),
+        ("max(n_head_kv)", 8),
+        ("min(n_head_kv)", 0),
+        ("max(n_head_kv, 1)", 4),
+        ("first(n_head_kv)", 0),
+        ("first(one)", 5),
+        ("where(n_head_kv)[0]", 1),
+        ("present('blk.{block}.attn_q.bias')", 1),
+        ("present('blk.{block}.attn_k.bias')", 0),
+        ("present('output.weight')", 1),
+    ],
+)
+def test_where_one_value_is_needed_a_list_stands_for_its_element_at_the_block(text: str, value: Any) -> None:
+    assert compute(text, BLOCKS) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("where(n_head_kv)", [1, 2, 3]),
+        ("where(n_head_kv, 1)", [2, 3, 4]),
+        ("numbers(words)", [1, 3]),
+        ("join(kinds)", "convfullconvfull"),
+        ("join(where(n_head_kv), ',')", "1,2,3"),
+        ("kinds", ["conv", "full", "conv", "full"]),
+        ("listed if n_layer > 3 else where(n_head_kv)", [1, 3]),
+        ("pattern", "M*-E"),
+        ("present('output.weight')", 1),
+    ],
+)
+def test_lists_are_values_where_no_block_is_meant(text: str, value: Any) -> None:
+    assert compute(text, {name: value for name, value in BLOCKS.items() if name != "block"}) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("n_head_kv * 2", "a value for each block"),
+        ("kinds == 'conv'", "a value for each block"),
+        ("kinds[4]", "has 4 values, none at 4"),
+        ("kinds[-1]", "none at -1"),
+        ("kinds['0']", "none at '0'"),
+        ("present('blk.{block}.x')", "no block"),
+        ("numbers('1,x')", "invalid literal"),
+        ("sum(kinds)", "no number"),
+        ("max(kinds)", "no number"),
+    ],
+)
+def test_lists_that_have_no_value_here(text: str, said: str) -> None:
+    with pytest.raises(ExpressionError, match=said):
+        compute(text, {name: value for name, value in BLOCKS.items() if name != "block"})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("int(0.25 * 96)", 24),
+        ("int(-7 / 2)", -3),
+        ("0.1 * 0.707", 0.1 * 0.707),
+        ("1.4 / sqrt(40)", 1.4 / 40**0.5),
+        ("10000.0 * 1000 ** (128 / 126)", 10000.0 * 1000 ** (128 / 126)),
+        ("round_up(2 * 6656 // 3, 256)", 4608),
+        ("round_up(512, 256)", 512),
+        ("1e-05", 1e-05),
+        ("2.5e+3", 2500.0),
+        ("-2 ** 2", -4),
+        ("2 ** -1", 0.5),
+        ("2 ** 3 ** 2", 512),
+        ("7 % 4", 3),
+        ("-7 % 4", 1),
+        ("not 0 and not not 1", 1),
+        ("max(3, 4.5, 1)", 4.5),
+        ("1 if e > 7 else 2 if e == 7 else 3", 2),
+        ("(1 if e else 2) + 3", 4),
+        ("rope_type if e else 'none'", "yarn"),
+    ],
+)
+def test_computed_numbers_are_pythons_doubles(text: str, value: Any) -> None:
+    assert compute(text, SIZES) == value and type(compute(text, SIZES)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1 + " * 400 + "1", "longer than"),
+        ("(" * (MAX_DEPTH + 1) + "1" + ")" * (MAX_DEPTH + 1), "deeper than"),
+        ("-" * (MAX_DEPTH + 1) + "1", "deeper than"),
+        ("not " * (MAX_DEPTH + 1) + "1", "deeper than"),
+        ("1 if 0 else " * (MAX_DEPTH + 1) + "1", "deeper than"),
+        ("2 ** " * (MAX_DEPTH + 1) + "1", "deeper than"),
+        ("2 ** 2 ** 2 ** 2 ** 2", "too large"),
+        ("1.5 ** 9999", "too large"),
+        ("1e300 * 1e300", "no number to go on with"),
+        ("1e999", "no number to go on with"),
+        ("9" * 999 + " * " + "9" * 999, "longer than"),
+        ("*".join(["(2 ** 1000)"] * 8), "too large"),
+        ("numbers(long)", "numbers"),
+    ],
+)
+def test_a_strangers_expression_is_bounded(text: str, said: str) -> None:
+    with pytest.raises(ExpressionError, match=said):
+        compute(text, {"long": "1," * 70000})
+
+
+def test_what_just_keeps_the_bounds_has_a_value() -> None:
+    assert evaluate("(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH, {}) == 1
+    long_sum = "1+" * (MAX_LENGTH // 2 - 1) + "1"
+    assert evaluate(long_sum, {}) == MAX_LENGTH // 2
+
+
+def test_names_of_an_expression() -> None:
+    assert names("n_head * head_dim if kinds[block] == 'x' else max(n_kv)") == {
+        "n_head", "head_dim", "kinds", "block", "n_kv",
+    }  # fmt: skip
+    assert names("present('blk.0.x')") == {"present"}
+    assert names(12) == frozenset()
+    with pytest.raises(ExpressionError, match="ends too early"):
+        names("1 +")
+
+
 def _expressions() -> st.SearchStrategy[str]:
     leaves = st.one_of(st.integers(0, 50).map(str), st.sampled_from(["n_head", "n_head_kv", "e"]))
 
     def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-        operators = st.sampled_from(["+", "-", "*", "//", "==", "!=", "<", "<=", ">", ">="])
-        return st.tuples(inner, operators, inner).map(lambda parts: f"({' '.join(parts)})")
+        operators = st.sampled_from(["+", "-", "*", "//", "/", "%", "==", "!=", "<", "<=", ">", ">="])
+        return st.one_of(
+            st.tuples(inner, operators, inner).map(lambda parts: f"({' '.join(parts)})"),
+            inner.map(lambda part: f"(-{part})"),
+            inner.map(lambda part: f"int({part})"),
+            st.tuples(inner, inner).map(lambda parts: f"max({parts[0]}, {parts[1]})"),
+            st.tuples(inner, inner, inner).map(lambda parts: f"({parts[0]} if {parts[1]} else {parts[2]})"),
+        )
 
     return st.recursive(leaves, grown, max_leaves=8)
 
@@ -85,16 +261,16 @@ def _expressions() -> st.SearchStrategy[str]:
 def test_agrees_with_python(text: str) -> None:
     """Python's own arithmetic is the oracle: the grammar is a subset of it."""
     try:
-        expected = int(eval(text, {"__builtins__": {}}, SIZES))
+        expected = eval(text, {"__builtins__": {"int": int, "max": max}}, SIZES)
     except ZeroDivisionError:
         with pytest.raises(ExpressionError):
-            evaluate(text, SIZES)
+            compute(text, SIZES)
         return
-    assert evaluate(text, SIZES) == expected
+    assert compute(text, SIZES) == expected
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet="n_head 0123()*/+-<>=!'and or\n.é", max_size=30))
+@given(st.text(alphabet="n_head 0123()*/+-<>=!'and or\n.é[]%,if else", max_size=30))
 def test_any_text_is_a_number_or_an_error(text: str) -> None:
     try:
         assert isinstance(evaluate(text, SIZES), int)
