@@ -35,7 +35,7 @@ from converter.planning import Plan, Request, Unencoded
 from converter.quant.imatrix import ImportanceMatrix, assign_weights
 from converter.quant.recipes import recipe
 from converter.runtimes.base import package
-from converter.runtimes.behaviour import behaviour
+from converter.runtimes.behaviour import Behaviour, behaviour
 from converter.storage import slabs
 from converter.storage.json import finite
 from converter.storage.slabs import Progress, ProgressCallback
@@ -44,7 +44,7 @@ from converter.tensors.dtypes import DType, dtype
 from converter.tensors.encode import Importance, Watch, encode_rows
 from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor
-from converter.verify.results import Behaviour, sqnr_db
+from converter.verify.results import sqnr_db
 
 #: Version of the JSON report's schema; raised when a field changes its meaning or goes away.
 SCHEMA = 1

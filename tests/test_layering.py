@@ -21,10 +21,13 @@ TIERS = (
     ("errors", "workers", "events", "findings", "text", "metadata"),
     ("tensors",),
     ("storage", "checkpoint", "architectures"),
-    ("formats", "tokenizers", "quant"),
+    ("formats", "tokenizers"),
+    ("runtimes",),
+    ("quant",),
     ("mapping", "inspection"),
     ("planning", "pipeline"),
-    ("runtimes", "verify", "check", "reports", "diff", "compare"),
+    ("verify", "check", "diff", "compare"),
+    ("reports",),
     ("cli",),
     ("__main__",),
 )
@@ -34,7 +37,6 @@ NEIGHBOURS: dict[str, set[str]] = {
     "formats": set(),
     "architectures": set(),
     "tokenizers": set(),
-    "quant": {"formats"},
 }
 ARCHITECTURES_MAY_USE = {"architectures", "tensors", "metadata"}
 # Facts of an architecture are passed to these; they may know what such facts look like, not which there are.

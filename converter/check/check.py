@@ -18,7 +18,7 @@ import numpy as np
 from converter.architectures.spec import Architecture, HFClass
 from converter.check import expected
 from converter.check.scales import Values
-from converter.check.tokens import TOKENS, Tokenizer, templates
+from converter.check.tokens import TOKENS, TokenizerKeys, templates
 from converter.checkpoint import Checkpoint
 from converter.errors import (
     ArchitectureError,
@@ -277,7 +277,7 @@ def _same(one: LazyTensor, other: LazyTensor) -> bool:
 def _tokenizer(model: Model) -> Iterator[Finding]:
     has_any = any(key.startswith("tokenizer.") for key in model.metadata)
     if has_any or (model.whole and model.architecture is not None):
-        yield from Tokenizer(model.metadata, model.n_rows if model.whole else None).findings()
+        yield from TokenizerKeys(model.metadata, model.n_rows if model.whole else None).findings()
     yield from templates(model.metadata)
 
 
@@ -295,7 +295,7 @@ def _tokenizer_files(model: Model) -> Iterator[Finding]:
     except ConverterError as error:
         yield Finding("tokenizer", checkpoint.path.name, str(error))
     else:
-        yield from Tokenizer(tokenizer.metadata, n_rows).findings()
+        yield from TokenizerKeys(tokenizer.metadata, n_rows).findings()
         yield from templates(tokenizer.metadata)
 
 

@@ -31,7 +31,7 @@ _PER_TOKEN: tuple[tuple[str, frozenset[str], Callable[[Any], Any], str], ...] = 
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class TokenizerKeys:
     """The keys of a tokenizer, and the rows of the embedding that it serves; None where there is no embedding."""
 
     metadata: Metadata

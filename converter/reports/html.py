@@ -37,9 +37,10 @@ from converter.reports.verification import (
     type_rows,
     verdict,
 )
+from converter.runtimes.behaviour import Behaviour
 from converter.storage.json import finite
 from converter.text import human_bytes, printable
-from converter.verify.results import Behaviour, Fidelity, Verification
+from converter.verify.results import Fidelity, Verification
 
 # Distinct for the colour-blind and on both backgrounds (after Okabe and Ito, and Tableau).
 PALETTE = (

@@ -17,8 +17,9 @@ from typing import Any
 from xml.etree import ElementTree as xml
 
 from converter.findings import CHECKS, Finding
+from converter.runtimes.behaviour import Behaviour
 from converter.text import human_bytes, printable, table
-from converter.verify.results import Behaviour, Fidelity, Verification, sqnr_db
+from converter.verify.results import Fidelity, Verification, sqnr_db
 
 WORST = 10  # tensors in a report that does not list all
 SHOWN = 20  # findings of one check, where they are not all listed

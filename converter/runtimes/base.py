@@ -22,7 +22,7 @@ Kind = Literal["logits", "embedding", "values"]
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class RuntimeTokenizer:
     """A text's token ids, with the special tokens that the tokenizer puts around it.
 
     `bos` is the id that it puts in front of every text, None if it puts none there.

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +35,12 @@ from numpy.typing import NDArray
 from converter.errors import Interrupted, MissingPart, ShapeMismatch, UnsupportedFeature, UsageError
 from converter.formats.registry import source_format
 from converter.runtimes import llama_cpp, transformers
-from converter.runtimes.base import Floats, Named, Runtime, Tokenizer
+from converter.runtimes.base import Floats, Named, Runtime, RuntimeTokenizer
 from converter.runtimes.llama_cpp import LlamaCpp
 from converter.runtimes.onnxruntime import OnnxRuntime
 from converter.runtimes.transformers import Transformers
+from converter.storage.json import finite
 from converter.storage.slabs import Progress, ProgressCallback
-from converter.verify.results import Behaviour
 from converter.workers import default_threads
 
 Doubles = NDArray[np.float64]
@@ -50,11 +51,45 @@ RANDOM_INPUTS = 3  # of a graph that takes no text
 
 
 @dataclass(frozen=True)
+class Behaviour:
+    """What the reference's and the candidate's runtime made of the same text.
+
+    Logits are compared at every position that has a next token. `kl` is KL(reference || candidate) in nats, `top1` the
+    share of positions where both name the same next token. Perplexities are exp of the mean negative log-likelihood.
+    For embedding models only `cosine` (the smallest over the texts) is there.
+    """
+
+    reference_runtime: str
+    candidate_runtime: str
+    tokens: int
+    max_abs: float | None = None
+    mean_kl: float | None = None
+    max_kl: float | None = None
+    top1: float | None = None
+    reference_ppl: float | None = None
+    candidate_ppl: float | None = None
+    cosine: float | None = None
+    #: KL at each position, in order, for plots
+    kl_by_position: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def ppl_increase(self) -> float | None:
+        """The candidate's perplexity over the reference's, less one; None where there is none."""
+        if not self.reference_ppl or self.candidate_ppl is None:
+            return None
+        return self.candidate_ppl / self.reference_ppl - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        as_json: dict[str, Any] = finite({**vars(self), "ppl_increase": self.ppl_increase})
+        return as_json
+
+
+@dataclass(frozen=True)
 class Plugin:
     """A runtime: what loads a model (path, tokens at once, threads), and what finds its tokenizer."""
 
     open: Callable[[Path, int, int], Runtime]
-    tokenizer: Callable[[Path], Tokenizer | None]
+    tokenizer: Callable[[Path], RuntimeTokenizer | None]
 
 
 _TORCH = Plugin(Transformers, transformers.tokenizer)
@@ -164,7 +199,7 @@ class _Watch:
 
 
 def _logits(
-    one: Runtime, other: Runtime, tokenizer: Tokenizer, text: str, tokens: int, context: int, watch: _Watch
+    one: Runtime, other: Runtime, tokenizer: RuntimeTokenizer, text: str, tokens: int, context: int, watch: _Watch
 ) -> Behaviour:
     ids = tokenizer.encode(text)
     windows = list(_windows(ids[:tokens], min(context, len(ids)), tokenizer.bos))
@@ -252,7 +287,7 @@ def _largest_difference(one: Doubles, other: Doubles) -> float:
 
 
 def _embeddings(
-    one: Runtime, other: Runtime, tokenizer: Tokenizer, text: str, tokens: int, context: int, watch: _Watch
+    one: Runtime, other: Runtime, tokenizer: RuntimeTokenizer, text: str, tokens: int, context: int, watch: _Watch
 ) -> Behaviour:
     texts = [ids for part in text.split("\n\n") if part.strip() and (ids := tokenizer.encode(part)[:context])]
     if not texts:

@@ -15,7 +15,7 @@ import numpy as np
 
 from converter.errors import ConverterError, MissingDependency
 from converter.findings import Finding
-from converter.runtimes.base import Runtime, Tokenizer
+from converter.runtimes.base import Runtime, RuntimeTokenizer
 from converter.workers import default_threads
 
 TOKENS = 8
@@ -56,7 +56,7 @@ def _run(path: Path, format: str, threads: int) -> Ran:
         return Ran(finding=Finding("behaviour", path.name, str(error).removeprefix(f"{path}: ")))
 
 
-def _used(runtime: Runtime, path: Path, tokenizer: Tokenizer | None) -> Ran:
+def _used(runtime: Runtime, path: Path, tokenizer: RuntimeTokenizer | None) -> Ran:
     ids = tokenizer.encode(PROMPT) if tokenizer else [0]
     if runtime.kind == "logits":
         for _ in range(TOKENS):

@@ -19,14 +19,14 @@ import numpy as np
 from converter.errors import UnsupportedFeature
 from converter.formats.registry import open_checkpoint
 from converter.metadata import Value
-from converter.runtimes.base import Floats, Runtime, Tokenizer, package
+from converter.runtimes.base import Floats, Runtime, RuntimeTokenizer, package
 
 NAME = "llama_cpp"
 ERROR = 4  # GGML_LOG_LEVEL_ERROR
 BATCH = 128  # positions computed at once; what they need is allocated for as many rows of logits
 
 
-def tokenizer(path: Path) -> Tokenizer | None:
+def tokenizer(path: Path) -> RuntimeTokenizer | None:
     """The vocabulary in the file, as llama.cpp cuts text with it; None where there is none ("no_vocab")."""
     library = package(NAME, path)
     if not _metadata(path).get("tokenizer.ggml.tokens"):
@@ -43,7 +43,7 @@ def tokenizer(path: Path) -> Tokenizer | None:
 
     weakref.finalize(encode, library.llama_model_free, model)
     bos = library.llama_vocab_bos(vocabulary) if library.llama_vocab_get_add_bos(vocabulary) else None
-    return Tokenizer(encode, bos)
+    return RuntimeTokenizer(encode, bos)
 
 
 class LlamaCpp(Runtime):

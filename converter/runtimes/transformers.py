@@ -13,7 +13,7 @@ from typing import Any
 
 from converter.errors import MissingPart, MissingTensor, short
 from converter.formats.registry import open_checkpoint
-from converter.runtimes.base import Floats, Runtime, Tokenizer, failures, package
+from converter.runtimes.base import Floats, Runtime, RuntimeTokenizer, failures, package
 from converter.tensors.streams import values
 from converter.tokenizers import FILES
 
@@ -26,7 +26,7 @@ VOCABULARIES = tuple(name for name in FILES if name.endswith((".model", "tokeniz
 UNUSED = "pooler."
 
 
-def tokenizer(path: Path) -> Tokenizer | None:
+def tokenizer(path: Path) -> RuntimeTokenizer | None:
     """The tokenizer of the model's folder, as transformers loads it; None where the folder has none."""
     folder = _folder(path)
     if not any((folder / name).is_file() for name in VOCABULARIES):
@@ -40,7 +40,7 @@ def tokenizer(path: Path) -> Tokenizer | None:
         with failures(folder, NAME), _quiet(transformers):
             return [int(token) for token in loaded(text).input_ids]
 
-    return Tokenizer(encode, start[0] if start == [loaded.bos_token_id] else None)
+    return RuntimeTokenizer(encode, start[0] if start == [loaded.bos_token_id] else None)
 
 
 class Transformers(Runtime):

@@ -1,7 +1,7 @@
 """What a verification found: values that print, go to JSON and are judged by the gate.
 
-`Fidelity` is one tensor's numbers, `Behaviour` what two runtimes did with the same text, `Verification` all of them
-together with the findings. Nothing here computes; the reports only read these.
+`Fidelity` is one tensor's numbers, `Verification` all of them together with what two runtimes did with the same text
+(`runtimes.behaviour`) and the findings. Nothing here computes; the reports only read these.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter.findings import Finding
+from converter.runtimes.behaviour import Behaviour
 from converter.storage.json import finite
 
 #: Version of the JSON report's schema (docs/verify.md); raised when a field changes its meaning or goes away.
@@ -86,40 +87,6 @@ class Fidelity:
         own |= {"rmse": self.rmse, "nmse": self.nmse, "sqnr_db": self.sqnr_db}
         own["worst"] = vars(self.worst) if self.worst else None
         as_json: dict[str, Any] = finite(own)
-        return as_json
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """What the reference's and the candidate's runtime made of the same text.
-
-    Logits are compared at every position that has a next token. `kl` is KL(reference || candidate) in nats, `top1` the
-    share of positions where both name the same next token. Perplexities are exp of the mean negative log-likelihood.
-    For embedding models only `cosine` (the smallest over the texts) is there.
-    """
-
-    reference_runtime: str
-    candidate_runtime: str
-    tokens: int
-    max_abs: float | None = None
-    mean_kl: float | None = None
-    max_kl: float | None = None
-    top1: float | None = None
-    reference_ppl: float | None = None
-    candidate_ppl: float | None = None
-    cosine: float | None = None
-    #: KL at each position, in order, for plots
-    kl_by_position: tuple[float, ...] = field(default=(), repr=False)
-
-    @property
-    def ppl_increase(self) -> float | None:
-        """The candidate's perplexity over the reference's, less one; None where there is none."""
-        if not self.reference_ppl or self.candidate_ppl is None:
-            return None
-        return self.candidate_ppl / self.reference_ppl - 1
-
-    def as_dict(self) -> dict[str, Any]:
-        as_json: dict[str, Any] = finite({**vars(self), "ppl_increase": self.ppl_increase})
         return as_json
 
 

@@ -17,7 +17,8 @@ from converter.errors import OutputError, UsageError
 from converter.findings import CHECKS, Finding
 from converter.reports.files import WRITERS, write_report
 from converter.reports.verification import SHOWN, WORST, as_json, bounded, junit, markdown, text
-from converter.verify.results import SCHEMA, Behaviour, Fidelity, Verification
+from converter.runtimes.behaviour import Behaviour
+from converter.verify.results import SCHEMA, Fidelity, Verification
 
 BAD = "blk.2.attn_q.weight"
 FINDINGS = (

@@ -26,8 +26,8 @@ from converter.errors import (
     UsageError,
 )  # fmt: skip
 from converter.runtimes import behaviour as runtimes
+from converter.runtimes.behaviour import Behaviour
 from converter.storage.slabs import Progress
-from converter.verify.results import Behaviour
 
 STORIES, KJV = models.FIXTURES / "stories260K", models.FIXTURES / "kjv-llama"
 HELD_OUT = models.FIXTURES / "kjv-heldout.txt"

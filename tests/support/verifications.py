@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from converter.findings import Finding
-from converter.verify.results import Behaviour, Block, Fidelity, Verification
+from converter.runtimes.behaviour import Behaviour
+from converter.verify.results import Block, Fidelity, Verification
 
 HOSTILE = "blk.1.</script><script>document.title='ran'</script>&\"'`|\x1b[2J\x00\ud800_*[x](y)@me"
 

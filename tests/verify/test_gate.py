@@ -11,8 +11,9 @@ import pytest
 from support.verifications import behaviour, exact, fidelity, verification
 
 from converter.errors import ConverterError, CorruptFile, UnsupportedFeature, UsageError
+from converter.runtimes.behaviour import Behaviour
 from converter.verify.gate import MODEL_METRICS, TENSOR_METRICS, Gate, against_baseline, judge, read_baseline, read_gate
-from converter.verify.results import Behaviour, Fidelity, Verification
+from converter.verify.results import Fidelity, Verification
 
 
 def gate(tmp_path: Path, text: str) -> Gate:
