@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+from support.paths import ROOT
 
 # A run in the background (nohup, CI) inherits ignored signals, and so would the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,11 +6,13 @@ import ast
 import graphlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from support.packages import HEAVY
 
 import converter
 
@@ -43,12 +45,6 @@ ARCHITECTURES_MAY_USE = {"architectures", "tensors", "metadata"}
 TAKE_TRAITS = {"tokenizers", "quant"}
 TRAITS = "converter.architectures.traits"
 
-# Installed by extras or for tests only, or slow to import: never at module level.
-HEAVY = {
-    "torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "onnx", "onnxruntime", "h5py", "keras",
-    "tensorflow", "flax", "msgpack", "tflite", "gguf", "llama_cpp", "huggingface_hub", "distributed", "rich", "jinja2",
-    "plotly", "selenium",
-}  # fmt: skip
 MAY_PRINT = {"cli", "__main__"}
 FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load",
@@ -194,3 +190,20 @@ def test_help_and_import_load_nothing_big() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ast.literal_eval(result.stdout.splitlines()[-1]))
     assert loaded & (HEAVY | {"numpy", "ml_dtypes", "regex"}) == set()
+
+
+# ------------------------------------------------------------------------------------------------ the tests' own house
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_module_is_imported(path: Path) -> None:
+    """What two tests need is in tests/support/, so that every test file can be read, moved and run by itself."""
+    parts = {part for module in imports(tree(path)) for part in module.split(".")}
+    assert not {part for part in parts if part.startswith("test_") or part == "conftest"}
+
+
+def test_the_path_of_the_tests_is_one_folder() -> None:
+    settings = tomllib.loads((TESTS.parent / "pyproject.toml").read_text("utf-8"))
+    assert settings["tool"]["pytest"]["ini_options"]["pythonpath"] == ["tests"]

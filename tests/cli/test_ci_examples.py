@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from support.paths import ROOT
 
 yaml = pytest.importorskip("yaml")
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.hdf5_files import FIXTURES, archive
 
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
@@ -31,7 +32,6 @@ from converter.storage import output
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, from_array
 
-FIXTURES = Path(__file__).parent.parent / "data" / "hdf5"
 TREES = ("old", "v108")
 NEWER = ("v110", "v200")
 RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -297,13 +297,6 @@ def test_a_listed_weight_is_missing(tmp_path: Path) -> None:
     assert damaged != raw
     with pytest.raises(MissingPart, match="bias:9"):
         opened(tmp_path / "x.h5", damaged)
-
-
-def archive(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as out:
-        for name, body in members.items():
-            out.writestr(name, body)
-    return path
 
 
 def test_keras_archive(tmp_path: Path) -> None:

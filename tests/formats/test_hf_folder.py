@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.audited import AUDITED, TRAP
 from support.builders import CONFIG, llama_folder, llama_weights, safetensors_of, sharded
 
 from converter.checkpoint import Checkpoint
@@ -186,36 +187,6 @@ def test_content_decides_what_a_folder_is(tmp_path: Path) -> None:
     assert sniff(tmp_path, head(tmp_path))
     assert not sniff(tmp_path / "x.safetensors", b"")
     assert source_format(llama_folder(tmp_path / "m")).name == "hf"
-
-
-TRAP = "import os\nopen(os.environ['MARKER'], 'w').close()\n"
-
-AUDITED = """
-import json, os, sys
-from pathlib import Path
-
-opened, called = [], []
-
-def hook(event, args):
-    if event == "open" and not isinstance(args[0], int):
-        opened.append(os.fsdecode(args[0]))
-    elif event.split(".")[0] in ("socket", "subprocess", "ctypes", "pty"):
-        called.append(event)
-    elif event in ("os.system", "os.exec", "os.posix_spawn", "os.fork"):
-        called.append(event)
-    elif event in ("exec", "compile", "import"):
-        called.append(f"{event} {str(args[0])[:200]}")
-
-from converter.cli import main as cli
-import converter.pipeline, converter.tensors.kernels, converter.tokenizers  # noqa: what the run will need
-folder, out = Path(sys.argv[1]), sys.argv[2]
-arguments = [str(folder), out, "--quiet", "-j", "1"]
-assert cli.main([*arguments, "--force"]) == 0  # imports what it needs
-sys.addaudithook(hook)
-code = cli.main([*arguments, "--force"])
-inside = sorted({Path(path).name for path in opened if Path(path).is_relative_to(folder)})
-print(json.dumps({"code": code, "inside": inside, "called": called}))
-"""
 
 
 def test_only_weights_config_and_tokenizer_are_opened_and_nothing_is_run(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support import models, torch_files
+from support.audited import AUDITED, TRAP
 from support.builders import llama_folder, llama_weights, safetensors_of, sharded
-from test_hf_folder import AUDITED, TRAP
 
 import converter
 from converter.checkpoint import Checkpoint

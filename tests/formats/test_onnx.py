@@ -10,6 +10,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.onnx_files import (
+    GOOD,
+    RAW,
+    SIX,
+    WHOLE,
+    attribute,
+    external,
+    initializers,
+    model,
+    node,
+    saved,
+    tensor,
+)
+from support.protobuf import blob, number, varint
 
 from converter.cli.main import main
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature, UsageError
@@ -22,64 +36,6 @@ from converter.storage import output as fill
 from converter.tensors.dtypes import DTYPES
 
 RELAXED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-# ------------------------------------------------------------- Protocol Buffers by hand, from their specification
-
-
-def varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
-
-
-def number(field: int, value: int) -> bytes:
-    return varint(field << 3) + varint(value)
-
-
-def blob(field: int, data: bytes | str) -> bytes:
-    data = data.encode() if isinstance(data, str) else data
-    return varint(field << 3 | 2) + varint(len(data)) + data
-
-
-def tensor(name: str, shape: tuple[int, ...], code: int, *fields: bytes) -> bytes:
-    dims = b"".join(number(1, size) for size in shape)
-    return dims + number(2, code) + blob(8, name) + b"".join(fields)
-
-
-def external(location: str, **entries: Any) -> bytes:
-    pairs = {"location": location, **entries}
-    return b"".join(blob(13, blob(1, key) + blob(2, str(value))) for key, value in pairs.items()) + number(14, 1)
-
-
-def attribute(name: str, *fields: bytes) -> bytes:
-    return blob(5, blob(1, name) + b"".join(fields))
-
-
-def node(op: str, output: str, *attributes: bytes) -> bytes:
-    return blob(1, blob(2, output) + blob(4, op) + b"".join(attributes))
-
-
-def initializers(*tensors: bytes) -> bytes:
-    return b"".join(blob(5, each) for each in tensors)
-
-
-def model(*graph: bytes, tail: bytes = b"") -> bytes:
-    return number(1, 8) + blob(7, b"".join(graph)) + tail
-
-
-SIX = np.arange(6, dtype="<f4")
-RAW = blob(9, SIX.tobytes())
-GOOD = tensor("w", (2, 3), 1, RAW)
-
-
-def saved(folder: Path, data: bytes, name: str = "model.onnx") -> Path:
-    path = folder / name
-    path.write_bytes(data)
-    return path
 
 
 def values(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -330,13 +286,6 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_varints_are_counted_and_fit_when_they_are_read(tmp_path: Path, form: bytes) -> None:
     with pytest.raises(CorruptFile):
         one(tmp_path, blob(5, form), code=2)
-
-
-WHOLE = model(
-    initializers(GOOD, tensor("i", (3,), 7, blob(7, varint(-1) + varint(1) + varint(300)))),
-    node("If", "y", attribute("then_branch", blob(6, node("Constant", "c", attribute("value", blob(5, GOOD)))))),
-    initializers(tensor("e", (2, 3), 1, external("w.bin", offset=0, length=24)), tensor("n", (3,), 22, blob(9, b"12"))),
-)
 
 
 def read_all(path: Path) -> None:

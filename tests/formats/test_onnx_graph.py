@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_onnx import SIX, WHOLE, blob, external, initializers, model, node, number, saved, tensor
+from support.onnx_files import SIX, WHOLE, external, initializers, model, node, saved, tensor
+from support.protobuf import blob, number
 
 import converter
 from converter.cli.main import main

@@ -7,11 +7,34 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.protobuf import blob, number, varint
+from support.tensorflow_files import (
+    ALL,
+    BIG,
+    CODES,
+    F6,
+    HALVES,
+    HEADER,
+    NUMBERS,
+    S23,
+    V1,
+    Axes,
+    block,
+    bundle,
+    const,
+    entry,
+    extent,
+    good,
+    graph,
+    masked,
+    shape,
+    table,
+    v1,
+)
 
 from converter.cli.main import main
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature
@@ -22,128 +45,6 @@ from converter.formats.tensorflow.values import slice_key
 from converter.storage.crc32c import Crc32c, masked_crc32c
 
 RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-# ------------------------------------------------------- Protocol Buffers and tables by hand, from their specifications
-
-
-def varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def num(field: int, value: int) -> bytes:
-    return varint(field << 3) + varint(value)
-
-
-def sub(field: int, *parts: bytes) -> bytes:
-    data = b"".join(parts)
-    return varint(field << 3 | 2) + varint(len(data)) + data
-
-
-def shape(*sizes: int) -> bytes:
-    return b"".join(sub(2, num(1, size)) for size in sizes)
-
-
-def extent(*axes: tuple[int, int | None]) -> bytes:
-    parts = [(num(1, a) if a else b"") + (num(2, n) if n is not None else b"") for a, n in axes]
-    return b"".join(sub(1, part) for part in parts)
-
-
-def masked(data: bytes) -> bytes:
-    return struct.pack("<I", masked_crc32c(np.frombuffer(data, np.uint8)))
-
-
-def block(entries: Sequence[tuple[bytes, bytes]], every: int = 4) -> bytes:
-    out, restarts, before = bytearray(), [], b""
-    for index, (key, value) in enumerate(entries):
-        shared = 0
-        if index % every:
-            while shared < min(len(key), len(before)) and key[shared] == before[shared]:
-                shared += 1
-        else:
-            restarts.append(len(out))
-        out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
-        before = key
-    restarts = restarts or [0]
-    return bytes(out) + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
-
-
-def snappy(data: bytes) -> bytes:
-    """As one literal."""
-    return varint(len(data)) + b"\xf4" + struct.pack("<H", len(data) - 1) + data
-
-
-def table(entries: Mapping[bytes, bytes], per_block: int = 3, compress: bool = False) -> bytes:
-    out, handles = bytearray(), []
-
-    def add(content: bytes, kind: int = 0) -> bytes:
-        data = snappy(content) if kind else content
-        handle = varint(len(out)) + varint(len(data))
-        out.extend(data + bytes([kind]) + masked(data + bytes([kind])))
-        return handle
-
-    items = list(entries.items())
-    for at in range(0, len(items), per_block):
-        part = items[at : at + per_block]
-        handles.append((part[-1][0], add(block(part), int(compress))))
-    footer = add(block([])) + add(block(handles, 1), int(compress))
-    return bytes(out) + footer.ljust(40, b"\0") + MAGIC
-
-
-HEADER = num(1, 1) + sub(3, num(1, 1))
-CODES = {
-    "<f4": 1,
-    "<f8": 2,
-    "<i4": 3,
-    "u1": 4,
-    "<i2": 5,
-    "i1": 6,
-    "<i8": 9,
-    "?": 10,
-    ml_dtypes.bfloat16: 14,
-    "<u2": 17,
-    "<f2": 19,
-    "<u4": 22,
-    "<u8": 23,
-    "<c8": 8,
-    ml_dtypes.float8_e5m2: 24,
-}
-
-
-def entry(code: int, sizes: Sequence[int], offset: int, data: bytes, **changes: Any) -> bytes:
-    size = changes.get("size", len(data))
-    return (
-        num(1, code)
-        + sub(2, shape(*sizes))
-        + num(3, changes.get("shard", 0))
-        + num(4, changes.get("begin", offset))
-        + num(5, size)
-        + varint(6 << 3 | 5)
-        + masked(data)
-    )
-
-
-def bundle(
-    folder: Path,
-    arrays: Mapping[str, np.ndarray],
-    header: bytes = HEADER,
-    extra: Mapping[bytes, bytes] | None = None,
-    **changes: Any,
-) -> Path:
-    """A checkpoint of one shard; `changes` go into every entry."""
-    data, entries = b"", {}
-    for name, array in arrays.items():
-        code = next(code for kind, code in CODES.items() if np.dtype(kind) == array.dtype)
-        entries[name.encode()] = entry(code, array.shape, len(data), array.tobytes(), **changes)
-        data += array.tobytes()
-    entries |= extra or {}
-    (folder / "m.index").write_bytes(table({b"": header} | dict(sorted(entries.items()))))
-    (folder / "m.data-00000-of-00001").write_bytes(data)
-    return folder / "m.index"
 
 
 def everything(path: Path, name: str | None = None) -> dict[str, np.ndarray]:
@@ -157,8 +58,6 @@ def same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> N
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
         assert found[name].tobytes() == array.tobytes(), name
 
-
-F6 = np.arange(6, dtype="<f4").reshape(2, 3)
 
 # ------------------------------------------------------------------------------------------ checksums, compression
 
@@ -227,10 +126,10 @@ def test_suffix_stays_where_names_would_meet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "changes"),
     [
-        (UnsupportedFeature, {"header": num(1, 1) + sub(3, num(1, 1), num(2, 1000))}),
-        (UnsupportedFeature, {"header": num(1, 1) + sub(3, num(1, 1), num(3, 1))}),
-        (UnsupportedFeature, {"header": num(1, 1) + num(2, 1)}),
-        (CorruptFile, {"header": num(1, 0)}),
+        (UnsupportedFeature, {"header": number(1, 1) + blob(3, number(1, 1), number(2, 1000))}),
+        (UnsupportedFeature, {"header": number(1, 1) + blob(3, number(1, 1), number(3, 1))}),
+        (UnsupportedFeature, {"header": number(1, 1) + number(2, 1)}),
+        (CorruptFile, {"header": number(1, 0)}),
         (CorruptFile, {"shard": 1}),
         (CorruptFile, {"shard": -1}),
         (CorruptFile, {"begin": 1 << 62}),
@@ -268,7 +167,7 @@ def test_data_is_read_late_and_compared(tmp_path: Path) -> None:
 
 def test_shards(tmp_path: Path) -> None:
     entries = {b"a": entry(1, (2, 3), 0, F6.tobytes()), b"b": entry(1, (2, 3), 4, F6.tobytes(), shard=1)}
-    (tmp_path / "m.index").write_bytes(table({b"": num(1, 2)} | entries))
+    (tmp_path / "m.index").write_bytes(table({b"": number(1, 2)} | entries))
     (tmp_path / "m.data-00000-of-00002").write_bytes(F6.tobytes())
     with pytest.raises(MissingPart, match="00001-of-00002"):
         open_checkpoint(tmp_path / "m.index")
@@ -286,9 +185,6 @@ def test_shards_stay_in_the_folder(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
-Axes = tuple[tuple[int, int | None], ...]
-
-
 def partitioned(folder: Path, array: np.ndarray, parts: Sequence[Axes], leave_out: int | None = None) -> Path:
     data, entries = b"", {}
     for index, part in enumerate(parts):
@@ -296,13 +192,10 @@ def partitioned(folder: Path, array: np.ndarray, parts: Sequence[Axes], leave_ou
         if index != leave_out:
             entries[slice_key("p", part)] = entry(1, piece.shape, len(data), piece.tobytes())
         data += piece.tobytes()
-    whole = num(1, 1) + sub(2, shape(*array.shape)) + b"".join(sub(7, extent(*part)) for part in parts)
+    whole = number(1, 1) + blob(2, shape(*array.shape)) + b"".join(blob(7, extent(*part)) for part in parts)
     (folder / "m.index").write_bytes(table({b"": HEADER} | dict(sorted((entries | {b"p": whole}).items()))))
     (folder / "m.data-00000-of-00001").write_bytes(data)
     return folder / "m.index"
-
-
-BIG = np.arange(300 * 7, dtype="<f4").reshape(300, 7)
 
 
 @pytest.mark.parametrize(
@@ -377,31 +270,6 @@ def test_saved_model_without_variables(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- version 1
 
 
-Sliced = tuple[int, tuple[int, ...], Sequence[tuple[Axes, bytes]]]
-
-
-def v1(tensors: Mapping[str, Sliced], compress: bool = False) -> bytes:
-    """Name -> type, shape, slices with their TensorProtos."""
-    metas, entries = [], {}
-    for name, (code, sizes, parts) in tensors.items():
-        slices = [sub(4, extent(*part)) for part, _ in parts]
-        metas.append(sub(1, sub(1, name.encode()), sub(2, shape(*sizes)), num(3, code), *slices))
-        for part, proto in parts:
-            saved = sub(1, name.encode()) + sub(2, extent(*part)) + sub(3, proto)
-            entries[slice_key(name, part)] = sub(2, saved)
-    return table({b"": sub(1, *metas)} | dict(sorted(entries.items())), 2, compress)
-
-
-ALL = ((0, None), (0, None))
-NUMBERS = np.array([[0, -1, 5], [1 << 30, -(1 << 31), 7]], "<i4")
-HALVES = F6.astype("<f2")
-V1: dict[str, Any] = {
-    "f": (1, (2, 3), [(ALL, sub(5, F6.tobytes()))]),
-    "i": (3, (2, 3), [(ALL, sub(7, *map(varint, NUMBERS.ravel().tolist())))]),
-    "h": (19, (2, 3), [(ALL, sub(13, *map(varint, HALVES.view("<u2").ravel().tolist())))]),
-    "p": (1, (2, 3), [(((row, 1), (0, None)), sub(5, F6[row : row + 1].tobytes())) for row in (0, 1)]),
-    "s": (7, (1,), [(((0, None),), sub(8, b"text"))]),
-}
 WANTED = {"f": F6, "i": NUMBERS, "h": HALVES, "p": F6}
 
 
@@ -427,11 +295,11 @@ def test_version_1_in_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"f": (1, (2, 3), [(ALL, sub(5, F6.tobytes() + b"\0\0\0\0"))])},  # more values than elements
-        {"f": (1, (2, 3), [(ALL, sub(5, F6.tobytes()[:-1]))])},
-        {"f": (1, (2, 3), [(ALL, sub(6, F6.tobytes()))])},  # doubles
-        {"f": (1, (1 << 20, 1 << 10), [(ALL, sub(5, F6.tobytes()))])},  # 4 GB of the last value
-        {"f": (1, (2, 3), [(((0, 1), (0, None)), sub(5, F6[:1].tobytes()))])},
+        {"f": (1, (2, 3), [(ALL, blob(5, F6.tobytes() + b"\0\0\0\0"))])},  # more values than elements
+        {"f": (1, (2, 3), [(ALL, blob(5, F6.tobytes()[:-1]))])},
+        {"f": (1, (2, 3), [(ALL, blob(6, F6.tobytes()))])},  # doubles
+        {"f": (1, (1 << 20, 1 << 10), [(ALL, blob(5, F6.tobytes()))])},  # 4 GB of the last value
+        {"f": (1, (2, 3), [(((0, 1), (0, None)), blob(5, F6[:1].tobytes()))])},
     ],
 )
 def test_version_1_refused(tmp_path: Path, changed: Any) -> None:
@@ -452,34 +320,19 @@ def test_version_1_checksums_are_compared(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------- frozen graphs
 
 
-def const(name: str, *proto: bytes, operation: bytes = b"Const") -> bytes:
-    value = sub(5, sub(1, b"value"), sub(2, sub(8, *proto)))
-    kind = sub(5, sub(1, b"dtype"), sub(2, num(6, 1)))
-    return sub(1, name.encode()) + sub(2, operation) + kind + value
-
-
-def graph(folder: Path, *nodes: bytes, library: bytes = b"") -> Path:
-    path = folder / "g.pb"
-    path.write_bytes(b"".join(sub(1, node) for node in nodes) + library + sub(4, num(1, 1)))
-    return path
-
-
-S23 = sub(2, shape(2, 3))
-
-
 def test_constants(tmp_path: Path) -> None:
-    function = sub(1, sub(1, sub(1, b"fn")), sub(3, const("inner", num(1, 1), S23, sub(4, F6.tobytes()))))
+    function = blob(1, blob(1, blob(1, b"fn")), blob(3, const("inner", number(1, 1), S23, blob(4, F6.tobytes()))))
     path = graph(
         tmp_path,
-        const("raw", num(1, 1), S23, sub(4, F6.tobytes())),
-        const("last", num(1, 1), S23, sub(5, F6.tobytes()[:12])),
-        const("one", num(1, 3), S23, sub(7, varint(-9))),
-        const("none", num(1, 10), S23),
-        const("scalar", num(1, 1), sub(2), varint(5 << 3 | 5) + struct.pack("<f", 2.5)),
-        const("packed", num(1, 9), S23, sub(10, *map(varint, range(4))), num(10, 4), num(10, -5)),
-        const("text", num(1, 7), sub(2), sub(8, b"hello")),
-        const("ignored", num(1, 1), operation=b"Placeholder"),
-        library=sub(2, function),
+        const("raw", number(1, 1), S23, blob(4, F6.tobytes())),
+        const("last", number(1, 1), S23, blob(5, F6.tobytes()[:12])),
+        const("one", number(1, 3), S23, blob(7, varint(-9))),
+        const("none", number(1, 10), S23),
+        const("scalar", number(1, 1), blob(2), varint(5 << 3 | 5) + struct.pack("<f", 2.5)),
+        const("packed", number(1, 9), S23, blob(10, *map(varint, range(4))), number(10, 4), number(10, -5)),
+        const("text", number(1, 7), blob(2), blob(8, b"hello")),
+        const("ignored", number(1, 1), operation=b"Placeholder"),
+        library=blob(2, function),
     )
     wanted: dict[str, np.ndarray] = {
         "raw": F6,
@@ -499,17 +352,17 @@ def test_constants(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "nodes",
     [
-        [const("a", num(1, 1), S23, sub(4, F6.tobytes()[:20]))],
-        [const("a", num(1, 1), S23, sub(4, F6.tobytes()), sub(5, F6.tobytes()))],
-        [const("a", num(1, 1), S23, sub(6, F6.tobytes()))],
-        [const("a", num(1, 3), S23, sub(7, varint(1 << 40)))],
-        [const("a", num(1, 3), S23, sub(7, b"\xff\xff"))],
-        [const("a", num(1, 1), sub(2, shape(1 << 15, 1 << 15)), sub(5, b"\0\0\0\0"))],
-        [const("a", num(1, 1), sub(2, shape(1 << 40, 1 << 40)))],
-        [const("a", num(1, 1), S23)] * 2,
-        [const("a", num(1, 1), sub(2, num(3, 1)))],
-        [const("a", num(1, 0), S23)],
-        [const("a", num(1, 1), S23, operation=b"Placeholder")],
+        [const("a", number(1, 1), S23, blob(4, F6.tobytes()[:20]))],
+        [const("a", number(1, 1), S23, blob(4, F6.tobytes()), blob(5, F6.tobytes()))],
+        [const("a", number(1, 1), S23, blob(6, F6.tobytes()))],
+        [const("a", number(1, 3), S23, blob(7, varint(1 << 40)))],
+        [const("a", number(1, 3), S23, blob(7, b"\xff\xff"))],
+        [const("a", number(1, 1), blob(2, shape(1 << 15, 1 << 15)), blob(5, b"\0\0\0\0"))],
+        [const("a", number(1, 1), blob(2, shape(1 << 40, 1 << 40)))],
+        [const("a", number(1, 1), S23)] * 2,
+        [const("a", number(1, 1), blob(2, number(3, 1)))],
+        [const("a", number(1, 0), S23)],
+        [const("a", number(1, 1), S23, operation=b"Placeholder")],
     ],
 )
 def test_constants_refused(tmp_path: Path, nodes: list[bytes]) -> None:
@@ -519,22 +372,6 @@ def test_constants_refused(tmp_path: Path, nodes: list[bytes]) -> None:
 
 
 # ------------------------------------------------------------------------------------------ mutations, truncation
-
-
-def good(folder: Path) -> list[tuple[Path, str]]:
-    bundle(folder, {"a": F6, "ab/.ATTRIBUTES/VARIABLE_VALUE": BIG[:4], "b": np.array(3)})
-    (folder / "m.ckpt").write_bytes(v1(V1))
-    (folder / "c.ckpt").write_bytes(v1(V1, compress=True))
-    graph(folder, const("one", num(1, 3), S23, sub(7, varint(-9))), const("raw", num(1, 1), S23, sub(4, F6.tobytes())))
-    return [
-        (folder / name, kind)
-        for name, kind in (
-            ("m.index", "tensorflow"),
-            ("m.ckpt", "tensorflow"),
-            ("c.ckpt", "tensorflow"),
-            ("g.pb", "tf-graph"),
-        )
-    ]
 
 
 @RELAXED
@@ -577,8 +414,8 @@ def test_keys_that_repeat_each_other_are_bounded(tmp_path: Path) -> None:
     """A long key of which every entry takes all but the last byte: a megabyte in, gigabytes of keys."""
     long = b"k" * 60_000
     out = bytearray(varint(0) + varint(len(long)) + varint(0) + long)
-    for number in range(100_000):
-        tail = struct.pack(">I", number)
+    for key in range(100_000):
+        tail = struct.pack(">I", key)
         out += varint(len(long)) + varint(4) + varint(0) + tail
     content = bytes(out) + struct.pack("<2I", 0, 1)
     data = bytearray(content + b"\0" + masked(content + b"\0"))

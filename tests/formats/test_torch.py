@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from support import torch_files as tf
 from support.builders import CONFIG, examples, llama_folder, llama_weights
 from support.torch_files import DATA, Member, W, dictionary, members, storage, tensor, text, tuple_of, zipped
+from support.torch_tensors import ALL_TYPES, checkpoint_of, read
 
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
@@ -34,7 +35,7 @@ from converter.storage import output
 from converter.storage.checksums import Checksum, combine, combine_all
 from converter.storage.files import MappedFile
 from converter.tensors.dtypes import DTYPES
-from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
+from converter.tensors.tensor import LazyTensor, TensorInfo
 
 ARRAY = np.arange(6, dtype="<f4").reshape(2, 3)
 PARTS = members(dictionary({"w": W}), {"0": DATA})
@@ -45,13 +46,6 @@ def opened(tmp_path: Path, content: bytes, key: str | None = None) -> Checkpoint
     path = tmp_path / "m.pt"
     path.write_bytes(content)
     return open_torch(path) if key is None else open_branch(path, key)
-
-
-def read(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Every value, and the checks that a conversion makes at its end."""
-    arrays = {name: each.array().copy() for name, each in checkpoint.tensors.items()}
-    checkpoint.check()
-    return arrays
 
 
 def refused(tmp_path: Path, content: bytes, kind: type[ConverterError], says: str) -> None:
@@ -786,28 +780,6 @@ def test_checksums_of_pieces(data: bytes, pieces: list[tuple[int, int]], wrong: 
 
 
 # ------------------------------------------------------------------------------------------ writing
-
-TYPES = [
-    "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C128", "C64",
-    "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
-]  # fmt: skip
-
-
-def of_type(name: str, seed: int, shape: tuple[int, ...]) -> LazyTensor:
-    """Random bits, as far as the type has them."""
-    dtype = DTYPES[name]
-    assert dtype.numpy is not None
-    raw = np.random.default_rng(seed).integers(0, 256, int(np.prod(shape)) * dtype.type_size, np.uint8)
-    raw = raw & 1 if name == "BOOL" else raw
-    return from_array(f"{name}.{seed}", raw.view(dtype.numpy).reshape(shape), dtype, "test")
-
-
-def checkpoint_of(tensors: list[LazyTensor]) -> Checkpoint:
-    return Checkpoint("test", Path("test"), None, {each.name: each for each in tensors})
-
-
-SHAPES: list[tuple[int, ...]] = [(2, 3), (), (5,), (0, 3), (1, 2, 1, 4), (3, 0), (300, 7)]
-ALL_TYPES = [of_type(name, seed, shape) for name in TYPES for seed, shape in enumerate(SHAPES)]
 
 
 def test_what_is_written_is_a_zip_with_aligned_records(tmp_path: Path) -> None:

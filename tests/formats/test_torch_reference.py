@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import FIXTURES, examples
-from test_torch import ALL_TYPES, checkpoint_of, read
+from support.builders import examples
+from support.paths import FIXTURES
+from support.torch_tensors import ALL_TYPES, checkpoint_of, read
 
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main

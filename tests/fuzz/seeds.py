@@ -14,8 +14,8 @@ from pathlib import Path
 
 import targets
 from support import samples
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 LARGEST = 64 << 10
 
 

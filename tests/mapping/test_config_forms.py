@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import models
-from test_mapping import FAMILIES, family_config, planned, random_tensors, write
+from support.families import FAMILIES, family_config, planned, random_tensors, write
 
 import converter
 from converter import Request

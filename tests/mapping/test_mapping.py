@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import models
+from support.families import FAMILIES, NO_TOKENIZER, SIZES, Tensors, family_config, planned, random_tensors, write
 
 import converter
 from converter import Request
@@ -26,50 +27,14 @@ from converter.mapping.generators import LLAMA3_DEFAULTS, llama3_rope_config, ll
 from converter.mapping.hparams import flat_config
 from converter.mapping.tensors import to_gguf, to_hf
 from converter.metadata import Value
-from converter.planning import Plan
 from converter.tensors.dtypes import F32
 from converter.tensors.tensor import from_array
 
-Tensors = dict[str, models.Array]
-FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
-NO_TOKENIZER = Request(no_tokenizer=True)
-SIZES = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 48, "head_dim": 32, "moe_intermediate_size": 32,
-}  # fmt: skip
 PLAIN_FACTS = (*list(SIZES)[:6], "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings")
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
-
-
-def family_config(family: str, **changes: Any) -> dict[str, Any]:
-    """config.json as transformers 5 writes it, with small sizes."""
-    config = {key: SIZES.get(key, value) for key, value in models.FAMILY_CONFIGS[family].items()} | {
-        key: SIZES[key] for key in list(SIZES)[:6]
-    }
-    if family in ("qwen3", "qwen3_moe"):
-        config["head_dim"] = SIZES["head_dim"]
-    if family == "qwen3_moe":
-        config |= {"moe_intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
-    if family == "mixtral":
-        config |= {"num_local_experts": 3}
-    config.pop("layer_types", None)
-    return {**config, **changes}
-
-
-def random_tensors(config: dict[str, Any], dtype: str, seed: int = 1) -> Tensors:
-    rng = np.random.default_rng(seed)
-    values = {name: rng.standard_normal(shape, np.float32) for name, shape in models.tensor_shapes(config)}
-    return {name: models._encode(array, dtype) for name, array in values.items()}
-
-
-def write(folder: Path, config: dict[str, Any], tensors: Tensors, dtype: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    models.write_safetensors(folder, tensors, dtype)
-    return folder
 
 
 def read(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -86,12 +51,6 @@ def gguf_contents(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, tupl
             name: (t.info.dtype.name, t.info.shape, t.rows(0, t.info.n_rows).tobytes())
             for name, t in checkpoint.tensors.items()
         }
-
-
-def planned(folder: Path, request: Request = NO_TOKENIZER) -> Plan:
-    plan = converter.plan(folder, folder / "out.gguf", request)
-    plan.checkpoint.close()
-    return plan
 
 
 def there_and_back(folder: Path, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from fuzz import targets
 from support import samples
-from test_layering import HEAVY
+from support.packages import HEAVY
+from support.paths import ROOT
 
 from converter import errors, pipeline
 from converter.errors import ConverterError

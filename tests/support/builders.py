@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, settings
 
-FIXTURES = Path(__file__).resolve().parent.parent.parent / "fixtures"
+from support.paths import FIXTURES
 
 # ------------------------------------------------------------------------------------------- safetensors
 

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from support import paths
+
 Floats = npt.NDArray[np.float32]
 
-FIXTURES = Path(__file__).parent.parent.parent / "fixtures" / "imatrix"
+FIXTURES = paths.FIXTURES / "imatrix"
 DATASET, CHUNKS = "calibration.txt", 17
 
 

@@ -25,10 +25,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from support.paths import FIXTURES
+
 Array = npt.NDArray[Any]
 ConfigStyle = Literal["transformers-5", "transformers-4"]
 
-FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
 EXPECTED = FIXTURES / "expected"
 FIXTURE_MODELS = ("stories260K", "kjv-llama")  # real models, in the repository as they are
 

@@ -11,12 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import test_ggml_legacy
-import test_llama2c
-import test_tensorflow
-import test_tflite
-from test_hdf5 import FIXTURES as HDF5_FILES
-from test_hdf5 import archive
 
 from converter import pipeline
 from converter.checkpoint import Checkpoint
@@ -24,7 +18,10 @@ from converter.formats.base import Format, WriteOptions
 from converter.storage import output
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
-from support import builders, importance
+from support import builders, ggml_files, importance, llama2c_files, tensorflow_files, tflite_files
+from support.hdf5_files import FIXTURES as HDF5_FILES
+from support.hdf5_files import archive
+from support.protobuf import blob, number
 
 # Names that mean something in one format or another are theirs to test; these are what models have.
 PLAIN = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL", "F8_E4M3", "C64")
@@ -89,24 +86,24 @@ def _keras(folder: Path) -> Path:
 
 
 def _tensorflow(folder: Path) -> Path:
-    return test_tensorflow.bundle(folder, {"a": test_tensorflow.F6, "b": np.array(3), "c": test_tensorflow.BIG[:4]})
+    return tensorflow_files.bundle(folder, {"a": tensorflow_files.F6, "b": np.array(3), "c": tensorflow_files.BIG[:4]})
 
 
 def _graph(folder: Path) -> Path:
-    t = test_tensorflow
-    return t.graph(folder, t.const("w", t.num(1, 1), t.S23, t.sub(4, t.F6.tobytes())))
+    t = tensorflow_files
+    return t.graph(folder, t.const("w", number(1, 1), t.S23, blob(4, t.F6.tobytes())))
 
 
 def _tflite(folder: Path) -> Path:
-    return test_tflite.write(folder, test_tflite.GOOD)
+    return tflite_files.write(folder, tflite_files.GOOD)
 
 
 def _ggml(folder: Path) -> Path:
-    return _written(folder, "sample.bin", test_ggml_legacy.llama())
+    return _written(folder, "sample.bin", ggml_files.llama())
 
 
 def _llama2c(folder: Path) -> Path:
-    return _written(folder, "sample.bin", test_llama2c.version1(test_llama2c.weights(shared=False)))
+    return _written(folder, "sample.bin", llama2c_files.version1(llama2c_files.weights(shared=False)))
 
 
 # Formats without a writer, or whose writer needs more than named tensors.
@@ -163,22 +160,22 @@ def _large_keras(tensor: LazyTensor, folder: Path) -> Path:
 
 
 def _large_tensorflow(tensor: LazyTensor, folder: Path) -> Path:
-    return test_tensorflow.bundle(folder, {"w": np.frombuffer(_bytes(tensor), "<f4").reshape(tensor.info.shape)})
+    return tensorflow_files.bundle(folder, {"w": np.frombuffer(_bytes(tensor), "<f4").reshape(tensor.info.shape)})
 
 
 def _large_graph(tensor: LazyTensor, folder: Path) -> Path:
-    t = test_tensorflow
-    shape = t.sub(2, t.shape(*tensor.info.shape))
-    return t.graph(folder, t.const("w", t.num(1, 1), shape, t.sub(4, _bytes(tensor))))
+    t = tensorflow_files
+    shape = blob(2, t.shape(*tensor.info.shape))
+    return t.graph(folder, t.const("w", number(1, 1), shape, blob(4, _bytes(tensor))))
 
 
 def _large_tflite(tensor: LazyTensor, folder: Path) -> Path:
-    t = test_tflite
+    t = tflite_files
     return t.write(folder, t.model([t.tensor("w", tensor.info.shape, 0, 1)], [t.data(_bytes(tensor))]))
 
 
 def _large_ggml(tensor: LazyTensor, folder: Path) -> Path:
-    t, rows = test_ggml_legacy, 22528
+    t, rows = ggml_files, 22528
     kinds = {name: kind for name, (_, kind) in t.whisper_shapes(t.F16).items()}
     sizes = {kind: rows * 32 // t.SIZES[kind][0] * t.SIZES[kind][1] for kind in kinds.values()}
     records = (t.tensor(0, name, (rows, 32), kind, data=bytes(sizes[kind])) for name, kind in kinds.items())
@@ -189,7 +186,7 @@ def _large_llama2c(tensor: LazyTensor, folder: Path) -> Path:
     width, layers, hidden, vocab = 512, 8, 1536, 512
     matrices = layers * (4 * width * width + 3 * width * hidden) + vocab * width
     norms = (2 * layers + 1) * width
-    head = test_llama2c.header(1, True, sizes=(width, hidden, layers, 8, 8, vocab, 64))
+    head = llama2c_files.header(1, True, sizes=(width, hidden, layers, 8, 8, vocab, 64))
     return _written(folder, "large.bin", head + bytes(4 * (matrices + norms)))
 
 
@@ -213,11 +210,11 @@ def every_kind(folder: Path) -> None:
         path = sample(format, folder / name)
         if name in ("llama2c", "ggml"):
             path.rename(path.with_suffix(f".{name}"))
-    (folder / "ggml" / "whisper.ggml").write_bytes(test_ggml_legacy.whisper())
-    (folder / "llama2c" / "v0.llama2c").write_bytes(test_llama2c.version0(test_llama2c.weights(shared=True)))
-    (folder / "llama2c" / "v2.llama2c").write_bytes(test_llama2c.version2(test_llama2c.weights(shared=False), 4)[0])
+    (folder / "ggml" / "whisper.ggml").write_bytes(ggml_files.whisper())
+    (folder / "llama2c" / "v0.llama2c").write_bytes(llama2c_files.version0(llama2c_files.weights(shared=True)))
+    (folder / "llama2c" / "v2.llama2c").write_bytes(llama2c_files.version2(llama2c_files.weights(shared=False), 4)[0])
     (folder / "tf").mkdir()
-    test_tensorflow.good(folder / "tf")
+    tensorflow_files.good(folder / "tf")
     _tiny_folders(folder / "hf-whole", folder / "hf-shards")
     pipeline.convert(folder / "hf-whole", folder / "hf-whole" / "model.gguf", threads=1)
     (folder / "imatrix").mkdir()

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.paths import DATA
+from support.protobuf import blob, varint
 
 from converter.errors import ConverterError, MissingPart, TokenizerError, UnknownPreTokenizer, UsageError
 from converter.events import Dropped, Note, VocabularyPadded
@@ -27,7 +29,7 @@ from converter.tokenizers.splitting import Unsupported, byte_alphabet, compile_p
 from converter.tokenizers.styles import ALL_READERS, READERS, STYLES
 from converter.tokenizers.vocabulary import read_vocabulary
 
-HERE = Path(__file__).parent.parent / "data" / "tokenizers"
+HERE = DATA / "tokenizers"
 sys.path.insert(0, str(HERE))
 
 from tokenizer_cases import CASES, Case, sources  # noqa: E402
@@ -621,19 +623,8 @@ def test_what_cannot_be_written_says_so() -> None:
 # --- hostile files
 
 
-def varint(number: int) -> bytes:
-    out = b""
-    while number > 0x7F:
-        out, number = out + bytes([number & 0x7F | 0x80]), number >> 7
-    return out + bytes([number])
-
-
-def delimited(field: int, body: bytes) -> bytes:
-    return varint(field << 3 | 2) + varint(len(body)) + body
-
-
 def piece(token: bytes, kind: int = 1) -> bytes:
-    return delimited(1, delimited(1, token) + b"\x15" + struct.pack("<f", 0.0) + b"\x18" + varint(kind))
+    return blob(1, blob(1, token) + b"\x15" + struct.pack("<f", 0.0) + b"\x18" + varint(kind))
 
 
 BAD_MODELS: dict[str, tuple[bytes, str]] = {
@@ -645,13 +636,13 @@ BAD_MODELS: dict[str, tuple[bytes, str]] = {
     "field zero": (b"\x02\x00", "field number 0"),
     "group": (b"\x0b", "wire type 3"),
     "varint for a piece": (b"\x08\x01", "wrong wire type"),
-    "score as a varint": (piece(b"<unk>", 2) + delimited(1, delimited(1, b"x") + b"\x10\x01"), "not a 32-bit float"),
+    "score as a varint": (piece(b"<unk>", 2) + blob(1, blob(1, b"x") + b"\x10\x01"), "not a 32-bit float"),
     "unknown type": (piece(b"<unk>", 9), "unknown type 9"),
     "no unknown piece": (piece(b"a"), "0 unknown pieces"),
     "duplicate": (piece(b"<unk>", 2) + piece(b"a") * 2, "appears twice"),
     "empty piece": (piece(b"<unk>", 2) + piece(b""), "piece 1 is empty"),
     "not UTF-8": (piece(b"<unk>", 2) + piece(b"\xff"), "not UTF-8"),
-    "char model": (piece(b"<unk>", 2) + delimited(2, b"\x18\x04"), "model type 4"),
+    "char model": (piece(b"<unk>", 2) + blob(2, b"\x18\x04"), "model type 4"),
 }
 
 
@@ -674,8 +665,8 @@ def test_every_truncation_of_a_model_is_refused_or_whole(data: Path) -> None:
 
 
 def test_unusual_but_valid_piece_layouts_are_read() -> None:
-    backwards = delimited(1, b"\x18\x02" + b"\x15" + struct.pack("<f", -1.5) + delimited(1, b"<unk>"))
-    model = read_sentencepiece(backwards + delimited(1, delimited(1, b"long" * 40)) + delimited(9, b"ignored"))
+    backwards = blob(1, b"\x18\x02" + b"\x15" + struct.pack("<f", -1.5) + blob(1, b"<unk>"))
+    model = read_sentencepiece(backwards + blob(1, blob(1, b"long" * 40)) + blob(9, b"ignored"))
     assert (model.pieces[0], model.scores[0], model.types[0]) == (b"<unk>", -1.5, 2)
     assert (model.pieces[1], model.types[1]) == (b"long" * 40, 1)
 

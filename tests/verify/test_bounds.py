@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from test_kernels import SHAPES, sample, weightings
+from support.kernel_samples import SHAPES, sample, weightings
+from support.paths import ROOT
 
 from converter.check.scales import SCALES
 from converter.quant.imatrix import WEIGHTED
@@ -17,7 +17,6 @@ from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES, DType
 from converter.verify.bounds import TYPES, Blocks, Cast, expected_noise, noise_bound
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 ENCODED = [name for name in TYPES if kernels.encodable(DTYPES[name]) and name != "F8_E8M0"]
 BLOCKED = [name for name in ENCODED if DTYPES[name].quantized]
 
