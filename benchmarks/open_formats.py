@@ -52,7 +52,7 @@ folder = path if Path(path).is_dir() else str(Path(path).parent)
 times = []
 for _ in range(8):  # the first imports the reader and does not count
     before, start = rchar(), time.perf_counter()
-    with open_checkpoint(path, format=name or None) as checkpoint:
+    with open_checkpoint(Source(path, format=name or None)) as checkpoint:
         times.append(time.perf_counter() - start)
         found = {"read": rchar() - before, "mapped": resident(folder)}
         found |= {"tensors": len(checkpoint.tensors), "format": checkpoint.format}

@@ -27,13 +27,13 @@ from converter import _native, pipeline, planning
 from converter.checkpoint import Checkpoint
 from converter.errors import Interrupted, UsageError, about
 from converter.events import Event, Report, TypeFallback
-from converter.formats.base import Format
-from converter.formats.registry import PathLike, open_checkpoint, route, source_format, target_format
+from converter.formats.registry import open_checkpoint, source_format, target_format
 from converter.inspection import running_memory
 from converter.metadata import Metadata, number_of, text_of
-from converter.planning import Plan, Request, Unencoded
+from converter.planning import Plan, Unencoded
 from converter.quant.imatrix import ImportanceMatrix, assign_weights
 from converter.quant.recipes import recipe
+from converter.request import PathLike, Request, Source
 from converter.runtimes.base import package
 from converter.runtimes.behaviour import Behaviour, behaviour
 from converter.storage import slabs
@@ -170,12 +170,10 @@ def _nmse(noise: float, energy: float) -> float:
 
 
 def compare(
-    source: PathLike,
+    source: PathLike | Source,
     quants: Sequence[str] = QUANTS,
     request: Request | None = None,
     *,
-    source_type: str | None = None,
-    config: PathLike | None = None,
     context: int = CONTEXT,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
@@ -186,8 +184,6 @@ def compare(
         source: file or folder of any format that becomes a GGUF.
         quants: names of recipes in any case; one that is named twice is compared once.
         request: whatever else decides the result, the same for all (importance matrix, types of single tensors).
-        source_type: the source's format, where its content does not tell.
-        config: folder to take config.json and tokenizer from.
         context: tokens that memory is estimated for; at most those of the model.
         threads: workers; the result does not depend on it.
         progress: called after every slab; returning False cancels.
@@ -200,23 +196,22 @@ def compare(
     names = list(dict.fromkeys(recipe(name).name for name in quants))
     if not names:
         raise UsageError("no quants to compare; --quants q4_k_m,q6_k names them")
-    with about(Path(source)):
-        reader = source_format(Path(source), source_type)
-        opened = open_checkpoint(source, format=source_type, config=config, key=(request or Request()).key)
-    with opened, about(Path(source)):
-        matrix = planning.open_imatrix(request or Request())
+    source, request = Source.of(source), request or Request()
+    with about(source.path):
+        opened = open_checkpoint(source)
+    with opened, about(source.path):
+        matrix = planning.open_imatrix(request)
         try:
-            found = _measured(opened, reader, names, request or Request(), matrix, context, threads, progress)
+            found = _measured(opened, names, request, matrix, context, threads, progress)
         finally:
             if matrix is not None:
                 matrix.close()
         opened.check()
-    return replace(found, source=str(source), seconds=time.monotonic() - started)
+    return replace(found, source=str(source.path), seconds=time.monotonic() - started)
 
 
 def _measured(
     opened: Checkpoint,
-    reader: Format,
     names: Sequence[str],
     request: Request,
     matrix: ImportanceMatrix | None,
@@ -224,7 +219,7 @@ def _measured(
     threads: int | None,
     progress: ProgressCallback | None,
 ) -> Comparison:
-    raw, plans, events = _plans(opened, reader, names, request)
+    raw, plans, events = _plans(opened, names, request)
     context = _limited(context, raw.metadata)
     errors = _wanted(raw, plans, matrix)
     slabs.run([_job(raw.read[name], raw.tensors[name], own) for name, own in errors.items()], threads, progress)
@@ -237,20 +232,20 @@ def _measured(
 
 
 def _plans(
-    opened: Checkpoint, reader: Format, names: Sequence[str], request: Request
+    opened: Checkpoint, names: Sequence[str], request: Request
 ) -> tuple[Unencoded, dict[str, Plan], tuple[Event, ...]]:
     """The source as a GGUF that nothing was encoded for yet, and the plan of each quant, made from that."""
     writer = target_format(_TARGET, "gguf")
     report = Report()
     report.extend(list(opened.events))
-    way = route(reader, None if request.tensors_only else opened.dialect, writer)
+    way = planning.route(opened, writer, request)
     raw = planning.unencoded(opened, way, request, report, Watch())
     mapped = opened.replace(
         tensors=raw.tensors, config=raw.metadata, dialect="gguf" if way.map else opened.dialect, events=(), closers=()
     )
     plans = {}
     for name in names:
-        plans[name] = planning.build(mapped, reader, _TARGET, writer, replace(request, quant=name))
+        plans[name] = planning.build(mapped, _TARGET, writer, request.replace(quant=name))
         plans[name].checkpoint.close()  # of the importance matrix alone: the source's own closers are not among them
     return raw, plans, tuple(report.events)
 
@@ -382,11 +377,10 @@ def with_behaviour(
     comparison: Comparison,
     request: Request | None = None,
     *,
+    source: PathLike | Source | None = None,
     text: str | None = None,
     tokens: int = 512,
     window: int = 512,
-    source_type: str | None = None,
-    config: PathLike | None = None,
     folder: PathLike | None = None,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
@@ -398,7 +392,7 @@ def with_behaviour(
     differs but the quantization, and stays there meanwhile.
 
     Args:
-        request: as for `compare`, as are `source_type`, `config` and `threads`.
+        request: as for `compare`, as are `source` (by default the path that was compared) and `threads`.
         text: what is read, of which `tokens` at most, in windows of `window`; None takes the built-in text.
         progress: called after every quant; returning False cancels.
 
@@ -408,22 +402,22 @@ def with_behaviour(
         ConverterError: as `convert` and `runtimes.behaviour`.
     """
     started = time.monotonic()
-    source, request = Path(comparison.source), request or Request()
-    package("llama_cpp", source)  # or say so before anything is converted
+    origin, request = Source.of(source or comparison.source), request or Request()
+    package("llama_cpp", origin.path)  # or say so before anything is converted
 
     def made(path: Path, wanted: Request) -> Path:
-        pipeline.convert(source, path, wanted, source_type=source_type, config=config, threads=threads)
+        pipeline.convert(origin, path, wanted, threads=threads)
         return path
 
     with tempfile.TemporaryDirectory(prefix="model-converter-", dir=folder) as scratch:
-        reference = source
-        if source_format(source, source_type).name != "gguf":
-            plain = Request(arch=request.arch, pre=request.pre, key=request.key)
+        reference = origin.path
+        if source_format(origin.path, origin.format).name != "gguf":
+            plain = Request(arch=request.model.arch, pre=request.model.pre)
             reference = made(Path(scratch) / "source.gguf", plain)
         quants: list[Quant] = []
         done, total = 0, sum(quant.bytes for quant in comparison.quants)
         for quant in comparison.quants:
-            path = made(Path(scratch) / f"{quant.name}.gguf", replace(request, quant=quant.name))
+            path = made(Path(scratch) / f"{quant.name}.gguf", request.replace(quant=quant.name))
             found = behaviour(reference, path, text, tokens=tokens, context=window, threads=threads)
             quants.append(replace(quant, behaviour=found))
             path.unlink()

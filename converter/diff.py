@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from converter import _native
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingPart, TokenizerError, about
-from converter.formats.registry import PathLike, formats, open_checkpoint, source_format
+from converter.formats.registry import formats, open_checkpoint
 from converter.metadata import Array, Value
-from converter.planning import Request, build
+from converter.planning import build
+from converter.request import PathLike, Request, Source
 from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback
 from converter.tensors.dtypes import DType
@@ -112,10 +113,11 @@ def diff(
         Interrupted: `progress` returned False.
     """
     started = time.monotonic()
-    with open_checkpoint(before, format=before_type) as one, open_checkpoint(after, format=after_type) as other:
+    left, right = Source(before, before_type), Source(after, after_type)
+    with open_checkpoint(left) as one, open_checkpoint(right) as other:
         mapped = not raw and {one.dialect, other.dialect} == {"hf", "gguf"}
         if mapped:
-            one, other = _as_gguf(one, before_type), _as_gguf(other, after_type)
+            one, other = _as_gguf(one), _as_gguf(other)
         changes = list(_metadata(one, other))
         compared = {"metadata": len({*_facts(one), *_facts(other)})}
         if not mapped:
@@ -129,17 +131,17 @@ def diff(
     return Differences(str(before), str(after), tuple(changes), compared, mapped, time.monotonic() - started)
 
 
-def _as_gguf(model: Checkpoint, format: str | None) -> Checkpoint:
+def _as_gguf(model: Checkpoint) -> Checkpoint:
     """The GGUF that a conversion without options would make of a model with Hugging Face names, never written."""
     if model.dialect == "gguf":
         return model
-    reader, target = source_format(model.path, format), formats()["gguf"]
+    target = formats()["gguf"]
     try:
         with about(model.path):
             try:
-                return build(model, reader, Path("as.gguf"), target, Request()).checkpoint
+                return build(model, Path("as.gguf"), target, Request()).checkpoint
             except (TokenizerError, MissingPart):
-                return build(model, reader, Path("as.gguf"), target, Request(no_tokenizer=True)).checkpoint
+                return build(model, Path("as.gguf"), target, Request(no_tokenizer=True)).checkpoint
     except ArchitectureError as error:
         raise type(error)(f"{error}\n--raw compares names as they are") from error
 

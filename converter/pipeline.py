@@ -10,24 +10,17 @@ from converter import planning
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, LossyError, MissingPart, OutputExists, SameFile, about
 from converter.formats.base import Format
-from converter.formats.registry import PathLike, open_checkpoint, source_format, target_format, writers
+from converter.formats.registry import open_checkpoint, target_format, writers
 from converter.mapping.general_keys import default_file_name
-from converter.planning import Plan, Request
+from converter.planning import Plan
+from converter.request import PathLike, Request, Source
 from converter.storage import output
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback
 
 
-def plan(
-    source: PathLike,
-    target: PathLike,
-    request: Request | None = None,
-    *,
-    source_type: str | None = None,
-    target_type: str | None = None,
-    config: PathLike | None = None,
-) -> Plan:
+def plan(source: PathLike | Source, target: PathLike, request: Request | None = None) -> Plan:
     """Everything about a conversion but the conversion; reads no tensor byte, writes nothing.
 
     The plan keeps its source open: run it with `run`, or close it by `plan.checkpoint.close()`.
@@ -35,16 +28,17 @@ def plan(
     Raises:
         ConverterError: whatever makes it impossible, as its kind.
     """
-    request = request or Request()
-    with about(Path(source)):
+    source, request = Source.of(source), request or Request()
+    with about(source.path):
         folder = _is_folder(target)
-        if target_type is None and folder:
-            target_type = "hf" if request.quant is None else "gguf"
-        writer = target_format(Path(target), target_type)
+        wanted = request.output.format
+        if wanted is None and folder:
+            wanted = "hf" if request.types.quant is None else "gguf"
+        writer = target_format(Path(target), wanted)
         unnamed = folder and not writer.folder
         if unnamed and (writer.name != "gguf" or not Path(target).is_dir()):
             raise MissingPart(f"{target}: a {writer.name} file needs a name, or for GGUF a folder that is there")
-        return _plan(Path(source), Path(target), writer, request, source_type, config, unnamed)
+        return _plan(source, Path(target), writer, request, unnamed)
 
 
 def _is_folder(target: PathLike) -> bool:
@@ -55,22 +49,15 @@ def _is_folder(target: PathLike) -> bool:
     return Path(target).is_dir() and not known
 
 
-def _plan(
-    source: Path,
-    target: Path,
-    writer: Format,
-    request: Request,
-    source_type: str | None,
-    config: PathLike | None,
-    unnamed: bool,
-) -> Plan:
-    checkpoint = open_checkpoint(source, format=source_type, config=config, key=request.key)
+def _plan(source: Source, target: Path, writer: Format, request: Request, unnamed: bool) -> Plan:
+    checkpoint = open_checkpoint(source)
     try:
-        reader = source_format(source, source_type)
         if unnamed:
-            draft = planning.build(checkpoint, reader, target / "model", writer, request)
-            target = target / default_file_name(draft.checkpoint.config, (request.quant or _own_type(draft)).upper())
-        made = planning.build(checkpoint, reader, target, writer, request)
+            draft = planning.build(checkpoint, target / "model", writer, request)
+            target = target / default_file_name(
+                draft.checkpoint.config, (request.types.quant or _own_type(draft)).upper()
+            )
+        made = planning.build(checkpoint, target, writer, request)
         _refuse_same(made.layout, made.checkpoint)
     except BaseException:
         checkpoint.close()
@@ -83,13 +70,10 @@ def _own_type(plan: Plan) -> str:
 
 
 def convert(
-    source: PathLike,
+    source: PathLike | Source,
     target: PathLike,
     request: Request | None = None,
     *,
-    source_type: str | None = None,
-    target_type: str | None = None,
-    config: PathLike | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
@@ -98,12 +82,10 @@ def convert(
     """Convert `source` to `target`; returns the plan that was carried out, its report completed.
 
     Args:
-        source: file or folder to read.
+        source: file or folder to read; a `Source` where its content does not tell everything.
         target: file or folder to write. A folder (it exists, or its name ends in a slash) becomes a Hugging Face
             folder; with a quantization or "gguf" as type it gets a GGUF named by the GGUF naming convention.
         request: quantization and everything else that decides the result.
-        source_type, target_type: formats by name, where content and extension do not tell.
-        config: folder to take config.json and tokenizer from.
         force: replace an existing output.
         threads: workers; by default as many as there are processors. The result does not depend on it.
         progress: called after every slab with a `Progress`; returning False cancels.
@@ -112,7 +94,7 @@ def convert(
     Raises:
         ConverterError: as its kind, with nothing written and an old output untouched.
     """
-    made = plan(source, target, request, source_type=source_type, target_type=target_type, config=config)
+    made = plan(source, target, request)
     with made.checkpoint:
         run(made, force=force, threads=threads, progress=progress, on_plan=on_plan)
     return made

@@ -16,7 +16,6 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, QuantizationError, UsageError
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
 from converter.formats.base import Format, WriteOptions
-from converter.formats.registry import Route, route
 from converter.mapping.folder import with_small_files
 from converter.mapping.general_keys import general_metadata
 from converter.mapping.tensors import Mapped, to_gguf, to_hf
@@ -35,6 +34,7 @@ from converter.quant.recipes import (
     recipe,
     sort_key,
 )
+from converter.request import Request
 from converter.storage import output
 from converter.storage.layout import Layout
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
@@ -48,32 +48,28 @@ BASE_MEMORY = 60 << 20
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for. Names are those of the command line."""
+class Route:
+    """The stages between a checkpoint and a target format.
 
-    quant: str | None = None
-    pure: bool = False
-    tensor_types: tuple[tuple[str, str], ...] = ()
-    output_type: str | None = None
-    embedding_type: str | None = None
-    leave_output: bool = False
-    no_fallback: bool = False
-    allow_requantize: bool = False
-    imatrix: Path | None = None
-    include_weights: tuple[str, ...] = ()
-    exclude_weights: tuple[str, ...] = ()
-    via: str = "source"
-    dtype: str | None = None
-    arch: str | None = None
-    pre: str | None = None
-    name: str | None = None
-    key: str | None = None
-    tensors_only: bool = False
-    no_tokenizer: bool = False
-    strict: bool = False
-    split_max_size: int | None = None
-    split_max_tensors: int | None = None
-    external_data: str = "auto"
+    N readers and M writers around one hub type give every route: Map where the dialects differ (Hugging Face names <->
+    GGUF names, through the architecture), Encode where types change. `map` is the direction of renaming, "hf->gguf" or
+    "gguf->hf", or None where the dialects agree.
+    """
+
+    source: str
+    target: str
+    map: str | None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("open", *(("map " + self.map,) if self.map else ()), "encode", "save")
+
+
+def route(checkpoint: Checkpoint, target: Format, request: Request) -> Route:
+    """The one route from a checkpoint to `target`."""
+    dialect = None if request.model.tensors_only else checkpoint.dialect
+    renames = dialect is not None and target.dialect is not None and dialect != target.dialect
+    return Route(checkpoint.format, target.name, f"{dialect}->{target.dialect}" if renames else None)
 
 
 @dataclass(frozen=True)
@@ -147,17 +143,17 @@ class Plan:
         return json.dumps(self.as_dict(), indent=1)
 
 
-def build(checkpoint: Checkpoint, source: Format, target: Path, target_format: Format, request: Request) -> Plan:
+def build(checkpoint: Checkpoint, target: Path, target_format: Format, request: Request) -> Plan:
     """Decide everything about a conversion.
 
     Raises:
         ConverterError: whatever makes it impossible, as its kind.
     """
-    report = Report(strict=request.strict)
+    report = Report(strict=request.output.strict)
     report.extend(list(checkpoint.events))
-    way = route(source, None if request.tensors_only else checkpoint.dialect, target_format)
-    _check_request(checkpoint, target_format, way, request)
-    watch = Watch(request.strict)
+    way = route(checkpoint, target_format, request)
+    _check_request(checkpoint, target_format, request)
+    watch = Watch(request.output.strict)
     if checkpoint.structure is not None and target_format.name != checkpoint.format:
         report.extend(list(checkpoint.structure.leave()))
         checkpoint = checkpoint.replace(structure=None)
@@ -166,7 +162,8 @@ def build(checkpoint: Checkpoint, source: Format, target: Path, target_format: F
     else:
         result, steps, way = _dense(checkpoint, way, target_format, request, report, watch)
     assert target_format.layout is not None
-    options = WriteOptions(request.split_max_size, request.split_max_tensors, request.external_data)
+    wishes = request.output
+    options = WriteOptions(wishes.split_max_size, wishes.split_max_tensors, wishes.external_data)
     layout = target_format.layout(result, target, options)
     report.extend(list(layout.events))
     report.extend(_lost_texts(checkpoint, target_format))
@@ -181,17 +178,19 @@ def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
     return [MetadataLost(key, f"{target.name} holds no free texts") for key in checkpoint.metadata if key not in kept]
 
 
-def _check_request(checkpoint: Checkpoint, target: Format, way: Route, request: Request) -> None:
-    if request.quant and target.dialect != "gguf":
-        raise UsageError(f"--quant {request.quant}: {target.name} holds plain types; --dtype f16|bf16|f32 is for it")
+def _check_request(checkpoint: Checkpoint, target: Format, request: Request) -> None:
+    if request.types.quant and target.dialect != "gguf":
+        raise UsageError(
+            f"--quant {request.types.quant}: {target.name} holds plain types; --dtype f16|bf16|f32 is for it"
+        )
     _check_imatrix(request)
-    if request.dtype and target.dialect == "gguf":
-        raise UsageError(f"--dtype {request.dtype}: for GGUF output say --quant {request.dtype}")
-    if request.external_data not in EXTERNAL_DATA:
-        raise UsageError(f"--external-data {request.external_data}: say {', '.join(EXTERNAL_DATA)}")
-    if request.external_data != "auto" and target.name != "onnx":
-        raise UsageError(f"--external-data {request.external_data}: only ONNX has data files, not {target.name}")
-    if target.dialect == "gguf" and checkpoint.dialect is None and not request.tensors_only:
+    if request.types.dtype and target.dialect == "gguf":
+        raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
+    if request.output.external_data not in EXTERNAL_DATA:
+        raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
+    if request.output.external_data != "auto" and target.name != "onnx":
+        raise UsageError(f"--external-data {request.output.external_data}: only ONNX has data files, not {target.name}")
+    if target.dialect == "gguf" and checkpoint.dialect is None and not request.model.tensors_only:
         raise ArchitectureError(
             f"{checkpoint.path}: no config.json beside it, so the names cannot be mapped to GGUF\n"
             "--config DIR takes config and tokenizer from a folder, --tensors-only keeps names as they are"
@@ -199,11 +198,11 @@ def _check_request(checkpoint: Checkpoint, target: Format, way: Route, request: 
 
 
 def _check_imatrix(request: Request) -> None:
-    if request.imatrix is not None and (request.quant is None or recipe(request.quant).base is None):
+    if request.types.imatrix is not None and (request.types.quant is None or recipe(request.types.quant).base is None):
         raise UsageError("--imatrix has no effect without a type to encode to; say --quant TYPE")
-    if request.imatrix is None and (request.include_weights or request.exclude_weights):
+    if request.types.imatrix is None and (request.types.include_weights or request.types.exclude_weights):
         raise UsageError("--include-weights and --exclude-weights choose from an importance matrix: pass --imatrix")
-    if request.include_weights and request.exclude_weights:
+    if request.types.include_weights and request.types.exclude_weights:
         raise UsageError("--include-weights and --exclude-weights cannot be used together")
 
 
@@ -231,7 +230,7 @@ def unencoded(checkpoint: Checkpoint, way: Route, request: Request, report: Repo
     if not way.map:
         same = dict(checkpoint.tensors)
         return Unencoded(same, same, dict(checkpoint.config) if checkpoint.dialect == "gguf" else {})
-    mapped = to_gguf(checkpoint, request.arch)
+    mapped = to_gguf(checkpoint, request.model.arch)
     report.extend(list(mapped.events))
     metadata = _hf_metadata(checkpoint, mapped, request, report)
     return Unencoded(mapped.tensors, _intermediate(mapped.tensors, request, watch), metadata)
@@ -240,7 +239,7 @@ def unencoded(checkpoint: Checkpoint, way: Route, request: Request, report: Repo
 def _gguf(
     checkpoint: Checkpoint, way: Route, request: Request, report: Report, watch: Watch
 ) -> tuple[Checkpoint, list[Step]]:
-    chosen = recipe(request.quant) if request.quant is not None else None
+    chosen = recipe(request.types.quant) if request.types.quant is not None else None
     matrix = open_imatrix(request)
     raw = unencoded(checkpoint, way, request, report, watch)
     tensors, metadata = raw.tensors, raw.metadata
@@ -259,9 +258,11 @@ def _gguf(
 
 def open_imatrix(request: Request) -> ImportanceMatrix | None:
     """The importance matrix that the request names."""
-    if request.imatrix is None:
+    if request.types.imatrix is None:
         return None
-    return imatrix.open_imatrix(Path(request.imatrix), request.include_weights, request.exclude_weights)
+    return imatrix.open_imatrix(
+        Path(request.types.imatrix), request.types.include_weights, request.types.exclude_weights
+    )
 
 
 def _weights(
@@ -297,7 +298,7 @@ def _intermediate(tensors: Mapping[str, LazyTensor], request: Request, watch: Wa
     result = {}
     for name, tensor in tensors.items():
         own = tensor.info.dtype
-        outtype = _nearest_float(own) if request.via == "source" else dtype(request.via)
+        outtype = _nearest_float(own) if request.types.via == "source" else dtype(request.types.via)
         wanted = dtype(converter_type(name, tensor.info.shape, own.name, outtype.name).type)
         result[name] = tensor if own is wanted else encoded(tensor, wanted, watch)
     return result
@@ -317,12 +318,12 @@ def choose_types(
     specs = [TensorSpec(name, tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()]
     facts = _facts(metadata)
     options = Options(
-        pure=request.pure,
-        tensor_types=request.tensor_types,
-        output_type=request.output_type,
-        embedding_type=request.embedding_type,
-        leave_output=request.leave_output,
-        no_fallback=request.no_fallback,
+        pure=request.types.pure,
+        tensor_types=request.types.tensor_types,
+        output_type=request.types.output_type,
+        embedding_type=request.types.embedding_type,
+        leave_output=request.types.leave_output,
+        no_fallback=request.types.no_fallback,
         has_imatrix=has_imatrix,
     )
     choices = assign(chosen or recipe("COPY"), specs, facts, options)
@@ -354,7 +355,7 @@ def _retyped(
     if choice.fallback_from:
         report.add(TypeFallback(tensor.name, choice.fallback_from, choice.type, tensor.info.row))
     if own.quantized and own is not wanted:
-        if not request.allow_requantize:
+        if not request.types.allow_requantize:
             raise QuantizationError(
                 f"{tensor.name}: already quantized as {own}; encoding it again as {wanted} loses more\n"
                 "convert the original model, or pass --allow-requantize"
@@ -401,10 +402,10 @@ def _hf_metadata(checkpoint: Checkpoint, mapped: Mapped, request: Request, repor
     """All key/values of a GGUF made from a Hugging Face model, in the reference's order."""
     shapes = {name: tensor.info.shape for name, tensor in mapped.tensors.items()}
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    general, events = general_metadata(folder.resolve().name, checkpoint.assets, shapes, name=request.name)
+    general, events = general_metadata(folder.resolve().name, checkpoint.assets, shapes, name=request.model.name)
     report.extend(events)
     metadata: Metadata = {"general.architecture": Value("str", mapped.architecture.gguf), **general, **mapped.config}
-    if not request.no_tokenizer:
+    if not request.model.no_tokenizer:
         metadata.update(_tokenizer(checkpoint, mapped, request, report))
     return metadata
 
@@ -417,7 +418,7 @@ def _tokenizer(checkpoint: Checkpoint, mapped: Mapped, request: Request, report:
         checkpoint.config,
         n_rows=mapped.hparams["n_vocab"],
         arch=mapped.architecture.gguf,
-        pre=request.pre,
+        pre=request.model.pre,
     )
     report.extend(list(tokenizer.events))
     return tokenizer.metadata
@@ -435,9 +436,9 @@ def _dense(
         tensors, config, metadata = mapped.tensors, mapped.config, {"format": "pt"}
     elif way.map:
         way = replace(way, map=None)
-    wanted = dtype(request.dtype) if request.dtype else None
+    wanted = dtype(request.types.dtype) if request.types.dtype else None
     if wanted is not None and (wanted.quantized or not wanted.floating):
-        raise UsageError(f"--dtype {request.dtype}: give a plain floating type such as f32, f16 or bf16")
+        raise UsageError(f"--dtype {request.types.dtype}: give a plain floating type such as f32, f16 or bf16")
     fixed = checkpoint.structure.fixed if checkpoint.structure is not None and wanted is not None else {}
     results, steps, n_kept = {}, [], 0
     for name, tensor in tensors.items():
@@ -450,7 +451,7 @@ def _dense(
         report.add(Note(f"{n_kept} tensors keep their type, which the graph relies on; `convert plan` says why"))
     result = checkpoint.replace(tensors=results, config=config, metadata=metadata, dialect=target.dialect)
     if target.folder:
-        result, events = with_small_files(result, checkpoint, mapped, tokenizer=not request.no_tokenizer)
+        result, events = with_small_files(result, checkpoint, mapped, tokenizer=not request.model.no_tokenizer)
         report.extend(events)
     return result, steps, way
 
@@ -463,9 +464,9 @@ def mapped_back(checkpoint: Checkpoint, way: Route, target: Format, request: Req
     if not way.map:
         return None
     try:
-        mapped = to_hf(checkpoint, request.arch)
+        mapped = to_hf(checkpoint, request.model.arch)
     except ArchitectureError as error:
-        if request.arch or target.folder:
+        if request.model.arch or target.folder:
             raise
         report.add(NamesKept(str(error).splitlines()[0]))
         return None

@@ -28,6 +28,7 @@ from converter.errors import (
     SameFile,
     UnknownFormat,
 )
+from converter.request import FIELDS
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 
@@ -73,8 +74,8 @@ def test_request_has_the_options_of_the_command_line() -> None:
     from converter.cli.main import _conversion_parser
 
     parsed = vars(_conversion_parser("convert", "").parse_args(["in", "out"]))
-    fields = {field.removesuffix("s") for field in Request.__dataclass_fields__}
-    assert fields <= {name.removesuffix("s") for name in parsed}
+    spelled = {"tensor_types": "tensor_type", "format": "target_type"}
+    assert {spelled.get(field, field) for field in FIELDS} <= parsed.keys()
 
 
 # ---------------------------------------------------------------------------------------------- convert
@@ -206,7 +207,7 @@ def test_open_checkpoint_with_another_config(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes((STORIES / "model.safetensors").read_bytes())
     with converter.open_checkpoint(tmp_path / "w.safetensors") as bare:
         assert bare.dialect is None and not bare.config
-    with converter.open_checkpoint(tmp_path / "w.safetensors", config=STORIES) as checkpoint:
+    with converter.open_checkpoint(converter.Source(tmp_path / "w.safetensors", config=STORIES)) as checkpoint:
         assert checkpoint.dialect == "hf" and checkpoint.config["model_type"] == "llama"
 
 

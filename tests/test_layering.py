@@ -20,7 +20,7 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("errors", "workers", "events", "findings", "text", "metadata"),
+    ("errors", "workers", "events", "findings", "request", "text", "metadata"),
     ("tensors",),
     ("storage", "checkpoint", "architectures"),
     ("formats", "tokenizers"),

@@ -29,10 +29,11 @@ from converter.errors import (
     UnknownPreTokenizer,
 )
 from converter.findings import Finding
-from converter.formats.registry import PathLike, open_checkpoint
+from converter.formats.registry import open_checkpoint
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.hparams import HParams, flat_config, read_config, read_metadata
 from converter.metadata import Metadata, Value
+from converter.request import PathLike, Source
 from converter.runtimes.generation import Ran, try_out
 from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback
@@ -97,7 +98,7 @@ def check(
     """
     started = time.monotonic()
     try:
-        checkpoint = open_checkpoint(path, format=format)
+        checkpoint = open_checkpoint(Source(path, format))
     except (FormatError, ArchitectureError) as error:
         finding = Finding("structure", Path(path).name, str(error).removeprefix(f"{path}: "))
         return Checked(str(path), format, None, (STEPS[0].name,), (finding,), error=error)

@@ -19,7 +19,7 @@ from converter.text import printable, table
 
 if TYPE_CHECKING:
     from converter.events import Event
-    from converter.planning import Request
+    from converter.request import Request, Source
     from converter.storage.slabs import Progress
 
 
@@ -124,18 +124,19 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action="version", version=f"model-converter {__version__}")
 
 
+def source_of(args: argparse.Namespace) -> Source:
+    """The source that the arguments of a command name."""
+    from converter.request import Source
+
+    return Source(args.source, args.source_type, args.config, args.key)
+
+
 def request_of(args: argparse.Namespace) -> Request:
-    """The request that the arguments of a conversion make."""
-    from dataclasses import fields
+    """The request that the arguments of a command make; what the command does not ask for has its default."""
+    from converter.request import FIELDS, Request
 
-    from converter.planning import Request
-
-    given = vars(args) | {
-        "tensor_types": tuple(args.tensor_type),
-        "include_weights": tuple(args.include_weights),
-        "exclude_weights": tuple(args.exclude_weights),
-    }
-    return Request(**{f.name: given[f.name] for f in fields(Request)})
+    given = vars(args) | {"tensor_types": args.tensor_type, "format": args.target_type}
+    return Request(**{name: given[name] for name in FIELDS if name in given})
 
 
 # ------------------------------------------------------------------------------------------------ printing

@@ -31,6 +31,7 @@ from converter.cli.console import (
     quant_arguments,
     request_of,
     size,
+    source_of,
 )
 from converter.errors import ConverterError, FidelityError, Interrupted, OutputError
 from converter.text import printable
@@ -219,12 +220,9 @@ def _convert(args: argparse.Namespace) -> int:
     started = time.monotonic()
     with ProgressBar(args.quiet or args.json) as progress:
         plan = pipeline.convert(
-            args.source,
+            source_of(args),
             args.target,
             request_of(args),
-            source_type=args.source_type,
-            target_type=args.target_type,
-            config=args.config,
             force=args.force,
             threads=args.threads,
             progress=progress,
@@ -243,14 +241,13 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _verified(args: argparse.Namespace, plan: Plan) -> Verification:
+    from converter.request import Source
     from converter.verify.verifier import verify
 
     written = plan.layout.folder or plan.layout.files[0].path
     with ProgressBar(args.quiet or args.json) as progress:
-        return verify(
-            args.source, written, request_of(args), source_type=args.source_type, target_type=args.target_type,
-            config=args.config, threads=args.threads, progress=progress,
-        )  # fmt: skip
+        target = Source(written, args.target_type)
+        return verify(source_of(args), target, request_of(args), threads=args.threads, progress=progress)
 
 
 def _print_verdict(result: Verification) -> None:
@@ -268,14 +265,7 @@ def _plan(argv: Sequence[str]) -> int:
 
     parser = _conversion_parser("convert plan", "Show what a conversion would do; reads no weights, writes nothing.")
     args = parser.parse_args(argv)
-    plan = pipeline.plan(
-        args.source,
-        args.target,
-        request_of(args),
-        source_type=args.source_type,
-        target_type=args.target_type,
-        config=args.config,
-    )
+    plan = pipeline.plan(source_of(args), args.target, request_of(args))
     with plan.checkpoint:
         if args.json:
             print(json.dumps(plan.as_dict()))

@@ -1,18 +1,15 @@
-"""The conversion graph: formats are nodes, and a route between two of them has at most two stages.
+"""Which formats there are, which of them a file is, and how it is opened.
 
-N readers and M writers around one hub type give every route: Map where the dialects differ (Hugging Face
-names <-> GGUF names, through the architecture), Encode where types change. Third parties add a format through
-the entry-point group `converter.formats`, whose value is a Format or a tuple of them.
+Third parties add a format through the entry-point group `converter.formats`, whose value is a Format or a tuple of
+them.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +19,13 @@ from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart, UnknownFormat, UsageError, about
 from converter.formats.base import Format, head
 from converter.formats.hub import folder_assets
+from converter.request import PathLike, Source
 from converter.storage.json import read_json
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "converter.formats"
-
-PathLike = str | os.PathLike[str]
 
 
 class BrokenPlugin(RuntimeWarning):
@@ -124,16 +120,12 @@ def target_format(path: Path, name: str | None = None) -> Format:
     )
 
 
-def open_checkpoint(
-    path: PathLike, *, format: str | None = None, config: PathLike | None = None, key: str | None = None
-) -> Checkpoint:
+def open_checkpoint(source: PathLike | Source) -> Checkpoint:
     """Open a model without reading its tensors.
 
     Args:
-        path: a file or folder of any format that `convert formats` lists as readable.
-        format: its name, where content and extension do not tell.
-        config: a Hugging Face folder to take config.json and tokenizer from.
-        key: the part of a file that holds several (`optimizer.state`), "." for all; by default the model.
+        source: a file or folder of any format that `convert formats` lists as readable; a `Source` where its content
+            does not tell the format, for a part of it, or to take config.json and tokenizer from elsewhere.
 
     Returns:
         A Checkpoint, to be closed (it is a context manager).
@@ -141,19 +133,20 @@ def open_checkpoint(
     Raises:
         FormatError, OutputError: unknown, damaged or missing.
     """
-    path = Path(path)
+    source = Source.of(source)
+    path, key = source.path, source.key
     with about(path):
-        reader = source_format(path, format)
+        reader = source_format(path, source.format)
         assert reader.open is not None  # `source_format` returns readers
         if key is not None and reader.branch is None:
             raise UsageError(f"--key {key}: a {reader.name} file holds one model")
         checkpoint = reader.open(path) if key is None or reader.branch is None else reader.branch(path, key)
-    if config is None:
+    if source.config is None:
         return checkpoint
     try:
-        assets = folder_assets(Path(config))
+        assets = folder_assets(source.config)
         if "config.json" not in assets:
-            raise UsageError(f"--config {config}: no config.json in it")
+            raise UsageError(f"--config {source.config}: no config.json in it")
         return checkpoint.replace(assets=assets, config=read_json(assets["config.json"]), dialect="hf")
     except BaseException:
         checkpoint.close()
@@ -173,25 +166,3 @@ def _named(name: str, candidates: Iterable[Format]) -> Format:
     if name not in table:
         raise UnknownFormat(f"no such format: {name} (known: {', '.join(table)})")
     return table[name]
-
-
-@dataclass(frozen=True)
-class Route:
-    """The stages between a checkpoint and a target format.
-
-    `map` is the direction of renaming, "hf->gguf" or "gguf->hf", or None where the dialects agree.
-    """
-
-    source: str
-    target: str
-    map: str | None
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return ("open", *(("map " + self.map,) if self.map else ()), "encode", "save")
-
-
-def route(source: Format, dialect: str | None, target: Format) -> Route:
-    """The one route from a checkpoint of `dialect` to `target`."""
-    renames = dialect is not None and target.dialect is not None and dialect != target.dialect
-    return Route(source.name, target.name, f"{dialect}->{target.dialect}" if renames else None)

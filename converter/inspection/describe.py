@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
-from converter.formats.registry import PathLike, open_checkpoint
+from converter.formats.registry import open_checkpoint
 from converter.metadata import Array, Metadata, Value, text_of
+from converter.request import PathLike, Source
 from converter.tensors.tensor import LazyTensor, TensorInfo
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def inspect(path: PathLike, *, format: str | None = None) -> Description:
     Raises:
         FormatError, OutputError: unknown, damaged or missing.
     """
-    with open_checkpoint(path, format=format) as checkpoint:
+    with open_checkpoint(Source(path, format)) as checkpoint:
         architecture, hparams, tensors = _ggml_view(checkpoint)
         return Description(
             path=checkpoint.path,

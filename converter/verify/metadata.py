@@ -13,7 +13,7 @@ from converter.findings import Finding
 from converter.mapping.detect import detect
 from converter.mapping.hparams import read_config
 from converter.metadata import TYPES, Array, Metadata, Value
-from converter.planning import Request
+from converter.request import Request
 from converter.tokenizers import read_tokenizer
 
 #: Keys that say how a file was made, not what the model is; beginnings of keys.
@@ -127,10 +127,10 @@ def tokenizer_of(checkpoint: Checkpoint, request: Request) -> Metadata | None:
     if not any(name.startswith(("tokenizer", "vocab")) for name in checkpoint.assets):
         return None
     try:
-        architecture, _ = detect(checkpoint.config, request.arch)
+        architecture, _ = detect(checkpoint.config, request.model.arch)
         config = dict(checkpoint.config)
         rows = config["vocab_size"] if isinstance(config.get("vocab_size"), int) else 0
-        found = read_tokenizer(checkpoint.assets, config, n_rows=rows, arch=architecture.gguf, pre=request.pre)
+        found = read_tokenizer(checkpoint.assets, config, n_rows=rows, arch=architecture.gguf, pre=request.model.pre)
         return found.metadata
     except ConverterError:
         return None

@@ -14,12 +14,12 @@ from converter.errors import ArchitectureError, MissingImportance
 from converter.events import Report
 from converter.findings import Finding
 from converter.formats.base import Format
-from converter.formats.registry import Route, route
 from converter.metadata import Value
-from converter.planning import Request, choose_types, mapped_back, open_imatrix, unencoded
+from converter.planning import Route, choose_types, mapped_back, open_imatrix, route, unencoded
 from converter.quant import imatrix
 from converter.quant.imatrix import ImportanceMatrix
 from converter.quant.recipes import RECIPES, Choice, Recipe, recipe
+from converter.request import Request
 from converter.tensors.dtypes import DType
 from converter.tensors.encode import Importance, Watch
 from converter.tensors.tensor import LazyTensor
@@ -59,13 +59,13 @@ class Pairing:
     closers: tuple[Callable[[], None], ...] = ()
 
 
-def pair(source: Checkpoint, reader: Format, target: Checkpoint, writer: Format, request: Request) -> Pairing:
+def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Request) -> Pairing:
     """Pair the tensors of two checkpoints, of which `target` was made from `source`.
 
     Raises:
         ConverterError: the source cannot be mapped to the target's dialect.
     """
-    way = route(reader, None if request.tensors_only else source.dialect, writer)
+    way = route(source, writer, request)
     if target.dialect == "gguf" and (way.map or source.dialect == "gguf"):
         return _with_gguf(source, way, target, request)
     return _with_plain(source, way, writer, target, request)
@@ -76,10 +76,10 @@ def pair(source: Checkpoint, reader: Format, target: Checkpoint, writer: Format,
 
 def _with_gguf(source: Checkpoint, way: Route, target: Checkpoint, request: Request) -> Pairing:
     raw = unencoded(source, way, request, Report(), Watch())
-    request = replace(request, quant=request.quant or _said_recipe(target, source))
-    chosen = recipe(request.quant) if request.quant else None
+    request = request.replace(quant=request.types.quant or _said_recipe(target, source))
+    chosen = recipe(request.types.quant) if request.types.quant else None
     weighted = any(key in target.config for key in IMATRIX_KEYS)
-    choices = choose_types(raw.tensors, raw.metadata, chosen, request, weighted or request.imatrix is not None)
+    choices = choose_types(raw.tensors, raw.metadata, chosen, request, weighted or request.types.imatrix is not None)
     kept = choose_types(raw.tensors, raw.metadata, None, Request(), False)
     matrix = open_imatrix(request)
     weights = _weights(matrix, raw.tensors, chosen, target, choices) if matrix and chosen else {}

@@ -16,9 +16,9 @@ from converter.checkpoint import Checkpoint
 from converter.errors import UsageError, about
 from converter.findings import Finding
 from converter.formats.base import Format
-from converter.formats.registry import PathLike, open_checkpoint, source_format
+from converter.formats.registry import open_checkpoint, source_format
 from converter.pipeline import convert
-from converter.planning import Request
+from converter.request import PathLike, Request, Source
 from converter.storage.slabs import ProgressCallback
 from converter.tensors.tensor import LazyTensor
 from converter.verify.measure import Measured, measure
@@ -29,13 +29,10 @@ from converter.verify.verdict import judge
 
 
 def verify(
-    source: PathLike,
-    target: PathLike,
+    source: PathLike | Source,
+    target: PathLike | Source,
     request: Request | None = None,
     *,
-    source_type: str | None = None,
-    target_type: str | None = None,
-    config: PathLike | None = None,
     encode: bool = True,
     any_types: bool = False,
     threads: int | None = None,
@@ -47,7 +44,6 @@ def verify(
     Args:
         source, target: files or folders of any formats; the source is the truth.
         request: what the conversion was asked for, where the files do not tell (an importance matrix, overrides).
-        config: folder to take the source's config.json and tokenizer from.
         encode: encode the source again and compare bytes; without it bounds are those of docs/bounds.md, and single
             damaged blocks go unseen.
         any_types: types other than those of the recipe that the target names are told, and do not fail.
@@ -59,12 +55,13 @@ def verify(
         ConverterError: a side cannot be read, or the source cannot be mapped to the target's dialect.
     """
     started = time.monotonic()
-    request = replace(request or Request(), allow_requantize=True)
-    with about(Path(source)):
-        left = open_checkpoint(source, format=source_type, config=config, key=request.key)
-    with left, about(Path(target)), open_checkpoint(target, format=target_type) as right:
-        reader, writer = source_format(Path(source), source_type), source_format(Path(target), target_type)
-        measured, findings = _verify(left, reader, right, writer, request, encode, threads, progress)
+    request = (request or Request()).replace(allow_requantize=True)
+    source, target = Source.of(source), Source.of(target)
+    with about(source.path):
+        left = open_checkpoint(source)
+    with left, about(target.path), open_checkpoint(target) as right:
+        writer = source_format(target.path, target.format)
+        measured, findings = _verify(left, right, writer, request, encode, threads, progress)
         left.check()
         right.check()
         if while_open is not None:
@@ -74,12 +71,11 @@ def verify(
     if any_types:
         findings = [replace(each, failed=each.failed and each.check != "type") for each in findings]
     findings.sort(key=lambda finding: not finding.failed)
-    return Verification(str(source), str(target), tensors, tuple(findings), None, time.monotonic() - started)
+    return Verification(str(source.path), str(target.path), tensors, tuple(findings), None, time.monotonic() - started)
 
 
 def _verify(
     left: Checkpoint,
-    reader: Format,
     right: Checkpoint,
     writer: Format,
     request: Request,
@@ -87,7 +83,7 @@ def _verify(
     threads: int | None,
     progress: ProgressCallback | None,
 ) -> tuple[list[Measured], list[Finding]]:
-    pairing = pair(left, reader, right, writer, request)
+    pairing = pair(left, right, writer, request)
     try:
         if not pairing.pairs:
             raise UsageError(
@@ -142,12 +138,10 @@ def _facts(left: Checkpoint, right: Checkpoint, pairing: Pairing, request: Reque
 
 
 def round_trip(
-    source: PathLike,
+    source: PathLike | Source,
     via: Sequence[str],
     request: Request | None = None,
     *,
-    source_type: str | None = None,
-    config: PathLike | None = None,
     folder: PathLike | None = None,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
@@ -163,44 +157,40 @@ def round_trip(
     """
     if not via or any(Path(name).name != name.rstrip("/") for name in via):
         raise UsageError("--via takes plain file names such as out.gguf, at least one")
-    request = request or Request()
-    reader = source_format(Path(source), source_type)
+    source, request = Source.of(source), request or Request()
+    reader = source_format(source.path, source.format)
     if reader.layout is None:
-        raise UsageError(f"{source}: nothing writes {reader.name} files, so there is no way back")
+        raise UsageError(f"{source.path}: nothing writes {reader.name} files, so there is no way back")
     with tempfile.TemporaryDirectory(prefix="model-converter-", dir=folder) as scratch:
-        here, step = Path(source), request
+        here, step = source, request.replace(format=None)
         for number, name in enumerate(via):
             there = Path(scratch) / str(number) / name.rstrip("/")
             there.parent.mkdir()
             target = f"{there}/" if name.endswith("/") else there
-            if number == 0:
-                convert(here, target, step, source_type=source_type, config=config, threads=threads)
-            else:
-                convert(here, target, step, config=_config(here, source, config), threads=threads)
-            here, step = there, Request(arch=request.arch, pre=request.pre, tensors_only=request.tensors_only)
-        back = Path(scratch) / "back" / Path(source).name
+            convert(here, target, step, threads=threads)
+            here = _known(there, source)
+            step = Request(arch=request.model.arch, pre=request.model.pre, tensors_only=request.model.tensors_only)
+        back = Path(scratch) / "back" / source.path.name
         back.parent.mkdir()
-        back_type = _plain_dtype(Path(source), source_type)
-        known = _config(here, source, config)
-        convert(here, back, replace(step, dtype=back_type), target_type=reader.name, config=known, threads=threads)
-        plain = replace(request, quant=None, imatrix=None)
-        result = verify(source, back, plain, source_type=source_type, config=config, threads=threads, progress=progress)
-    return replace(result, target=f"{source} by way of {', '.join(via)}")
+        convert(here, back, step.replace(dtype=_plain_dtype(source), format=reader.name), threads=threads)
+        plain = request.replace(quant=None, imatrix=None)
+        result = verify(source, back, plain, threads=threads, progress=progress)
+    return replace(result, target=f"{source.path} by way of {', '.join(via)}")
 
 
-def _config(here: Path, source: PathLike, config: PathLike | None) -> PathLike | None:
-    """Where a file of tensors alone gets its config and tokenizer from: what the way there began with."""
-    with open_checkpoint(here) as checkpoint:
+def _known(made: Path, source: Source) -> Source:
+    """A file that was made of `source`; one of tensors alone has its config and tokenizer from there."""
+    with open_checkpoint(made) as checkpoint:
         if checkpoint.dialect is not None:
-            return None
-    folder = Path(config or source)
+            return Source(made)
+    folder = source.config or source.path
     folder = folder if folder.is_dir() else folder.parent
-    return folder if (folder / "config.json").is_file() else None
+    return Source(made, config=folder if (folder / "config.json").is_file() else None)
 
 
-def _plain_dtype(source: Path, source_type: str | None) -> str | None:
+def _plain_dtype(source: Source) -> str | None:
     """The one floating type that all of a plain file's tensors have, to go back to."""
-    with open_checkpoint(source, format=source_type) as checkpoint:
+    with open_checkpoint(source) as checkpoint:
         if checkpoint.dialect == "gguf":
             return None
         types = {tensor.info.dtype for tensor in checkpoint.tensors.values() if tensor.info.dtype.floating}

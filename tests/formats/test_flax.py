@@ -16,6 +16,7 @@ from converter.errors import ConverterError, CorruptFile, UnsupportedFeature
 from converter.formats import flax
 from converter.formats.base import WriteOptions
 from converter.formats.registry import open_checkpoint
+from converter.request import Source
 from converter.storage import output
 from converter.tensors.dtypes import BY_NUMPY, DTYPES
 
@@ -71,7 +72,7 @@ def written(folder: Path, data: bytes) -> Path:
 
 
 def read_all(path: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(path, format="flax") as checkpoint:
+    with open_checkpoint(Source(path, format="flax")) as checkpoint:
         return {name: tensor.array() for name, tensor in checkpoint.tensors.items()}
 
 

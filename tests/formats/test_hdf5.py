@@ -28,6 +28,7 @@ from converter.formats.hdf5.data import fletcher32
 from converter.formats.hdf5.file import Hdf5File, lookup3
 from converter.formats.hdf5.writer import WRITTEN
 from converter.formats.registry import open_checkpoint
+from converter.request import Source
 from converter.storage import output
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, from_array
@@ -130,7 +131,7 @@ def test_contiguous_is_mapped() -> None:
 def test_real_files_against_h5py(data: Path, name: str) -> None:
     h5py = pytest.importorskip("h5py")
     path, seen = data / name, set()
-    with open_checkpoint(path, key=".") as checkpoint, h5py.File(path) as file:
+    with open_checkpoint(Source(path, key=".")) as checkpoint, h5py.File(path) as file:
         for tensor in checkpoint.tensors.values():
             place = tensor.source.split("@")[1]
             reference = file[place]
@@ -274,12 +275,12 @@ def test_legacy_names_and_key() -> None:
         assert list(checkpoint.tensors) == ["dense/bias:0", "dense/kernel:0", "inner/conv/kernel:0"]
         assert checkpoint.metadata["model_config"] == '{"class_name": "Lambda", "config": "4wAA"}'
         assert "--key . takes all" in str(checkpoint.events[0])
-    with open_checkpoint(path, key=".") as checkpoint:
+    with open_checkpoint(Source(path, key=".")) as checkpoint:
         assert "optimizer_weights/iter:0" in checkpoint.tensors
-    with open_checkpoint(path, key="optimizer_weights") as checkpoint:
+    with open_checkpoint(Source(path, key="optimizer_weights")) as checkpoint:
         assert list(checkpoint.tensors) == ["optimizer_weights/iter:0"]
     with pytest.raises(UsageError, match="model_weights"):
-        open_checkpoint(path, key="nothing")
+        open_checkpoint(Source(path, key="nothing"))
 
 
 def test_layers_get_their_own_names() -> None:

@@ -23,7 +23,8 @@ from converter.errors import CorruptFile, MissingPart, OutputExists, SameFile, T
 from converter.events import Decoded, MetadataLost, Note
 from converter.formats.base import WriteOptions
 from converter.formats.hf_folder import SHARD_SIZE, layout
-from converter.planning import Plan, Request
+from converter.planning import Plan
+from converter.request import Request, Source
 from converter.storage import output
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo
@@ -37,8 +38,8 @@ def folder(tmp_path: Path) -> Path:
     return llama_folder(tmp_path / "model")
 
 
-def to_folder(source: Path, target: Path, request: Request | None = None, **options: Any) -> Plan:
-    return converter.convert(source, target, request, target_type="hf", **options)
+def to_folder(source: Path | Source, target: Path, request: Request | None = None, **options: Any) -> Plan:
+    return converter.convert(source, target, (request or Request()).replace(format="hf"), **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -113,7 +114,7 @@ def test_a_single_file_brings_the_known_files_beside_it(full: Path, tmp_path: Pa
 
 def test_pytorch_shards_become_safetensors(tmp_path: Path) -> None:
     source = llama_folder(tmp_path / "model")
-    converter.convert(source, source / "pytorch_model.bin", Request(split_max_size=70_000), target_type="torch")
+    converter.convert(source, source / "pytorch_model.bin", Request(split_max_size=70_000, format="torch"))
     (source / "model.safetensors").unlink()
     plan = to_folder(source, tmp_path / "out")
     assert same(values(tmp_path / "out"), WEIGHTS)
@@ -368,9 +369,9 @@ def test_an_interrupted_run_leaves_everything_as_it_was(folder: Path, tmp_path: 
 
 def test_a_source_that_shrinks_stops_the_run(folder: Path, tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("x" * 100)
-    with converter.plan(folder, tmp_path / "out", target_type="hf").checkpoint:
+    with converter.plan(folder, tmp_path / "out", Request(format="hf")).checkpoint:
         pass
-    made = converter.plan(folder, tmp_path / "out", target_type="hf")
+    made = converter.plan(folder, tmp_path / "out", Request(format="hf"))
     (folder / "notes.txt").write_text("x")
     with made.checkpoint, pytest.raises(CorruptFile, match=r"notes\.txt: became shorter"):
         converter.pipeline.run(made)
@@ -433,7 +434,7 @@ def test_a_model_needs_a_config(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bare.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(MissingPart, match=r"needs a config\.json; --config DIR"):
         to_folder(tmp_path / "bare.safetensors", tmp_path / "out")
-    to_folder(tmp_path / "bare.safetensors", tmp_path / "out", config=folder)
+    to_folder(Source(tmp_path / "bare.safetensors", config=folder), tmp_path / "out")
     assert same(values(tmp_path / "out"), WEIGHTS) and (tmp_path / "out" / "tokenizer.json").is_file()
     converter.convert(folder, tmp_path / "m.gguf")
     with pytest.raises(MissingPart, match="needs a config"):

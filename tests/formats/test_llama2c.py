@@ -15,6 +15,7 @@ from support.llama2c_files import HEADS, KV, VOCAB, header, version0, version1, 
 from converter.cli.main import main
 from converter.errors import ConverterError, CorruptFile, UnsupportedFeature
 from converter.formats.registry import open_checkpoint
+from converter.request import Source
 
 HF = {
     "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "wq": "self_attn.q_proj",
@@ -110,7 +111,7 @@ BAD = {
 def test_what_contradicts_itself_is_refused(tmp_path: Path, case: str) -> None:
     path = written(tmp_path, BAD[case])
     with pytest.raises(CorruptFile, match=r"model\.bin"):
-        open_checkpoint(path, format="llama2c")
+        open_checkpoint(Source(path, format="llama2c"))
 
 
 def test_more_layers_than_any_model_has(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from converter.errors import ConverterError, MissingPart, QuantizationError, Uns
 from converter.events import Decoded, MetadataLost
 from converter.formats.base import Format
 from converter.formats.registry import formats, open_checkpoint, readers, writers
-from converter.planning import Plan, Request
+from converter.planning import Plan
+from converter.request import Request, Source
 from converter.storage import files as mapped
 from converter.tensors.dtypes import F32
 from converter.tensors.streams import decoded
@@ -67,8 +68,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def convert(source: Path, reader: Format, folder: Path, writer: Format, request: Request = PLAIN) -> tuple[Plan, Path]:
     target = folder / f"output{'' if writer.folder else writer.extensions[0]}"
-    names = {"source_type": reader.name, "target_type": writer.name}
-    return pipeline.convert(source, target, request, threads=1, **names), target
+    named = Source(source, format=reader.name)
+    return pipeline.convert(named, target, request.replace(format=writer.name), threads=1), target
 
 
 def sample_for(reader: Format, writer: Format, folder: Path) -> Path:
@@ -106,14 +107,14 @@ def test_what_goes_in_comes_out(folders: tuple[Path, Path], reader: Format, writ
 
 def check_conversion(source: Path, reader: Format, folder: Path, writer: Format) -> None:
     before = digests(source)
-    with open_checkpoint(source, format=reader.name) as given:
+    with open_checkpoint(Source(source, format=reader.name)) as given:
         if refusal := refused(given, writer):
             with pytest.raises(refusal):
                 convert(source, reader, folder, writer)
             assert not list(folder.iterdir())
             return
         plan, target = convert(source, reader, folder, writer)
-        with open_checkpoint(target, format=writer.name) as found:
+        with open_checkpoint(Source(target, format=writer.name)) as found:
             check_tensors(given, found, writer, plan)
             check_texts(given, found, plan)
             found.check()
@@ -178,7 +179,10 @@ def test_back_again_it_is_the_same_file(folders: tuple[Path, Path], reader: Form
     samples.write(reader, tensors, source, {})
     _, between = convert(source, reader, folders[1], writer)
     _, back = convert(between, writer, folders[1] / "..", reader)
-    with open_checkpoint(source, format=reader.name) as first, open_checkpoint(back, format=reader.name) as second:
+    with (
+        open_checkpoint(Source(source, format=reader.name)) as first,
+        open_checkpoint(Source(back, format=reader.name)) as second,
+    ):
         assert {name: (each.info, whole(each)) for name, each in first.tensors.items()} == {
             name: (each.info, whole(each)) for name, each in second.tensors.items()
         }
@@ -265,9 +269,9 @@ def resident(folder: Path) -> int:
 def test_opening_reads_under_a_megabyte(memory: Path, reader: Format) -> None:
     path = large(reader, memory)
     assert sum(file.stat().st_size for file in memory.rglob("*") if file.is_file()) >= LARGE
-    open_checkpoint(path, format=reader.name).close()  # imports what it needs
+    open_checkpoint(Source(path, format=reader.name)).close()  # imports what it needs
     before = read_bytes()
-    with open_checkpoint(path, format=reader.name) as checkpoint:
+    with open_checkpoint(Source(path, format=reader.name)) as checkpoint:
         around = AROUND * len(checkpoint.tensors) if reader.name in SCATTERED else 0
         assert 0 < read_bytes() - before + resident(memory) < OPENING + around
         assert sum(tensor.info.nbytes for tensor in checkpoint.tensors.values()) >= LARGE // 2
@@ -317,7 +321,7 @@ def boundaries(path: Path, reader: Format) -> dict[Path, set[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mapped.MappedFile, "view", noted)
-        with open_checkpoint(path, format=reader.name) as checkpoint:
+        with open_checkpoint(Source(path, format=reader.name)) as checkpoint:
             for tensor in checkpoint.tensors.values():
                 whole(tensor)
             checkpoint.check()

@@ -17,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.cli.main import main
 from converter.errors import OutputExists
 from converter.formats.base import WriteOptions, sharded
-from converter.planning import Request
+from converter.request import Request
 from converter.storage.layout import whole_file
 from converter.storage.slabs import Progress
 from converter.tensors.dtypes import DTYPES

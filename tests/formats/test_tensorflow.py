@@ -42,13 +42,14 @@ from converter.events import Dropped, Note
 from converter.formats.registry import open_checkpoint
 from converter.formats.tensorflow.sstable import MAGIC, unsnappy
 from converter.formats.tensorflow.values import slice_key
+from converter.request import Source
 from converter.storage.crc32c import Crc32c, masked_crc32c
 
 RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def everything(path: Path, name: str | None = None) -> dict[str, np.ndarray]:
-    with open_checkpoint(path, format=name) as checkpoint:
+    with open_checkpoint(Source(path, format=name)) as checkpoint:
         return {name: tensor.array() for name, tensor in checkpoint.tensors.items()}
 
 

@@ -19,13 +19,14 @@ from converter.errors import ConverterError, CorruptFile, UnsupportedFeature
 from converter.events import Dropped
 from converter.formats.registry import open_checkpoint
 from converter.formats.tflite import QUANTIZATION, TYPES
+from converter.request import Source
 from converter.storage.protobuf import fields
 
 RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def everything(path: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(path, format="tflite") as checkpoint:
+    with open_checkpoint(Source(path, format="tflite")) as checkpoint:
         return {name: tensor.array() for name, tensor in checkpoint.tensors.items()}
 
 

@@ -31,6 +31,7 @@ from converter.formats.registry import open_checkpoint, source_format
 from converter.formats.torch import pickle as pickle_machine
 from converter.formats.torch.checkpoint import open_branch, open_torch, sniff
 from converter.formats.torch.writer import layout
+from converter.request import Source
 from converter.storage import output
 from converter.storage.checksums import Checksum, combine, combine_all
 from converter.storage.files import MappedFile
@@ -563,7 +564,7 @@ def test_a_key_that_is_not_there(tmp_path: Path) -> None:
         opened(tmp_path, tf.archive(TRAINING), "optim")
     good = llama_folder(tmp_path / "hf", tokenizer=False)
     with pytest.raises(UsageError, match="holds one model"):
-        open_checkpoint(good / "model.safetensors", key="x")
+        open_checkpoint(Source(good / "model.safetensors", key="x"))
 
 
 def test_flat_names_that_begin_like_a_model_are_all_taken(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ from converter.formats.hdf5 import file as hdf5_file
 from converter.formats.registry import BrokenPlugin, source_format
 from converter.formats.tensorflow import checkpoint as tensorflow
 from converter.formats.tensorflow import sstable
-from converter.planning import Request
 from converter.quant.imatrix import open_imatrix
+from converter.request import Request, Source
 from converter.storage import files as mapped
 from converter.storage import zip as zip_file
 from converter.tensors.tensor import LazyTensor
@@ -235,10 +235,9 @@ def _open(target: Target, path: Path) -> None:
         source_format(path)  # asks every format whether it is one of its files
     except ConverterError as error:
         _check_message(str(error))
-    with registry.open_checkpoint(path, format=target.format) as checkpoint:
+    with registry.open_checkpoint(Source(path, format=target.format)) as checkpoint:
         _read(checkpoint, path)
-        source, wanted = registry.formats()[target.format], registry.formats()[target.to]
-        made = planning.build(checkpoint, source, _folder(path) / "out", wanted, Request())
+        made = planning.build(checkpoint, _folder(path) / "out", registry.formats()[target.to], Request())
         _read_some(list(made.checkpoint.tensors.values()))
 
 

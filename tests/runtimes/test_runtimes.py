@@ -115,7 +115,7 @@ def test_weights_alone_are_read_by_our_own_reader(tmp_path: Path) -> None:
 
 def test_a_folder_of_ours_in_shards_and_another_type(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    converter.convert(STORIES, tmp_path / "out", converter.Request(dtype="bf16"), target_type="hf")
+    converter.convert(STORIES, tmp_path / "out", converter.Request(dtype="bf16", format="hf"))
     found = behaviour(STORIES, tmp_path / "out", tokens=SHORT)
     assert found.mean_kl is not None and 0 < found.mean_kl < 1e-3
     assert found.reference_ppl is not None and found.ppl_increase is not None and abs(found.ppl_increase) < 0.01

@@ -43,7 +43,7 @@ from converter.formats.gguf import open_gguf
 from converter.formats.safetensors import open_safetensors
 from converter.pipeline import convert
 from converter.pipeline import plan as make_plan
-from converter.planning import Request
+from converter.request import Request
 from converter.storage.disk import Disk
 
 OLD = b"an old output that must survive\n" * 9

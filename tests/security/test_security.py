@@ -23,7 +23,7 @@ from converter import errors, pipeline
 from converter.errors import ConverterError
 from converter.formats.base import Format
 from converter.formats.registry import readers
-from converter.planning import Request
+from converter.request import FIELDS, Request, Source
 
 PAGE = (ROOT / "SECURITY.md").read_text()
 PROMISES = re.findall(r"^\| (\d+) \|(.*)\|(.*)\|$", PAGE, re.MULTILINE)
@@ -32,7 +32,7 @@ every_reader = pytest.mark.parametrize("reader", readers(), ids=lambda reader: r
 
 
 def convert(source: Path, target: Path, reader: Format) -> None:
-    pipeline.convert(source, target, PLAIN, source_type=reader.name, force=True, threads=1)
+    pipeline.convert(Source(source, reader.name), target, PLAIN, force=True, threads=1)
 
 
 # ------------------------------------------------------------------------------------------------- the page
@@ -79,7 +79,7 @@ def hook(event, args):
 
 from converter.formats.registry import readers
 from converter.pipeline import convert
-from converter.planning import Request
+from converter.request import Request, Source
 
 jobs = json.loads(sys.argv[1])
 assert {reader.name for reader in readers()} == jobs.keys()
@@ -88,7 +88,7 @@ found = {}
 for name, (source, target) in jobs.items():
     for inside in (False, True):  # the first run imports what it needs of ours
         events = []
-        convert(source, target, Request(tensors_only=True), source_type=name, force=True, threads=1)
+        convert(Source(source, name), target, Request(tensors_only=True), force=True, threads=1)
     inside = False
     found[name] = events
 print(json.dumps({"events": found, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
@@ -149,7 +149,7 @@ def test_reading_needs_no_framework(audits: dict[str, Audit]) -> None:
 def test_no_switch_turns_safety_off() -> None:
     """Neither the command line nor the API has an option that trusts a file."""
     source = "".join(path.read_text() for path in (ROOT / "converter").rglob("*.py"))
-    options = set(re.findall(r'"--([a-z-]+)"', source)) | set(Request.__dataclass_fields__)
+    options = set(re.findall(r'"--([a-z-]+)"', source)) | {*FIELDS, *Source.__dataclass_fields__}
     assert "force" in options and "key" in options  # the pattern finds them
     assert not [each for each in options if re.search("trust|unsafe|allow-code|remote|pickle|insecure", each)]
     assert not re.search(r"weights_only\s*=\s*False|trust_remote_code\s*=\s*True", source)

@@ -8,7 +8,6 @@ import tracemalloc
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from converter.cli.main import main
 from converter.compare import QUANTS, SCHEMA, Comparison, Quant, compare, with_behaviour
 from converter.errors import Interrupted, MissingImportance, QuantizationError, UsageError
 from converter.formats.registry import open_checkpoint
-from converter.planning import Request
+from converter.request import Request, Source
 from converter.storage.slabs import Progress
 from converter.tensors.tensor import LazyTensor, Rows
 from converter.verify import measure
@@ -51,7 +50,7 @@ def as_converted(source: Path, quants: tuple[str, ...], request: Request, folder
     found = compare(source, quants, request)
     assert {quant.name.lower() for quant in found.quants} == set(quants)
     for quant in found.quants:
-        path, own = folder / f"{quant.name}.gguf", replace(request, quant=quant.name)
+        path, own = folder / f"{quant.name}.gguf", request.replace(quant=quant.name)
         plan = converter.convert(source, path, own)
         expected = verify(source, path, own)
         assert expected.passed
@@ -97,7 +96,7 @@ def test_rows_that_do_not_divide_fall_back(narrow: Path, tmp_path: Path) -> None
 def test_importance_and_overrides(tmp_path: Path) -> None:
     request = Request(imatrix=IMATRIX, tensor_types=(("ffn_down", "q5_1"),))
     found = as_converted(STORIES, ("q4_0", "iq4_nl"), request, tmp_path)
-    plain = compare(STORIES, ("q4_0", "iq4_nl"), replace(request, imatrix=None))
+    plain = compare(STORIES, ("q4_0", "iq4_nl"), request.replace(imatrix=None))
     assert all(a.bytes > b.bytes and a.nmse != b.nmse for a, b in zip(found.quants, plain.quants, strict=True))
 
 
@@ -155,8 +154,8 @@ def test_the_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
         return replace(tensor, read=read)
 
-    def opened(path: Path, **options: Any) -> Checkpoint:
-        checkpoint = open_checkpoint(path, **options)
+    def opened(source: Source) -> Checkpoint:
+        checkpoint = open_checkpoint(source)
         return checkpoint.replace(tensors={name: counted(each) for name, each in checkpoint.tensors.items()})
 
     monkeypatch.setattr(comparison, "open_checkpoint", opened)

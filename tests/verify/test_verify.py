@@ -321,7 +321,7 @@ def test_a_mixture_of_ones_own(shop: Workshop, tmp_path: Path) -> None:
     converter.convert(source, target, request)
     assert {check for _, check in failed(verify(source, target))} == {"type"}
     assert verify(source, target, any_types=True).passed
-    alias = Request(quant="q4_k", tensor_types=request.tensor_types)
+    alias = Request(quant="q4_k", tensor_types=request.types.tensor_types)
     assert verify(source, target, alias).passed, "q4_k is a name of q4_k_m"
     assert verify(source, target, request).passed
 

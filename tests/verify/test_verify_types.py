@@ -78,7 +78,7 @@ def check_recipe(source: Path, target: Path, recipe: str, matrix: Path) -> None:
         except MissingImportance:
             continue
         made += 1
-        weighted = request.imatrix is not None
+        weighted = request.types.imatrix is not None
         assert_right(verify(source, target), None if weighted else True)
         assert_right(verify(source, target, encode=False), None, told=True)
         if weighted:
@@ -109,7 +109,7 @@ def test_a_larger_trained_model(
     source, target = model("kjv-llama"), tmp_path / "out.gguf"
     request = Request(quant=recipe.lower(), imatrix=matrix("kjv-llama") if recipe == "IQ3_XXS" else None)
     converter.convert(source, target, request)
-    assert_right(verify(source, target, Request(imatrix=request.imatrix)))
+    assert_right(verify(source, target, Request(imatrix=request.types.imatrix)))
     assert_right(verify(source, target, encode=False), None)
     assert_right(verify(source, target), None)
 

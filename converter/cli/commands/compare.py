@@ -21,6 +21,7 @@ from converter.cli.console import (
     quant_arguments,
     request_of,
     size,
+    source_of,
 )
 from converter.errors import OutputError, UsageError
 from converter.text import printable, table
@@ -58,7 +59,6 @@ def parser() -> argparse.ArgumentParser:
     quant_arguments(made.add_argument_group("quantization, the same for all"))
     model_arguments(made.add_argument_group("model"))
     _choice_arguments(choice)
-    made.set_defaults(quant=None, strict=False, split_max_size=None, split_max_tensors=None, external_data="auto")
     common_arguments(made)
     return made
 
@@ -115,16 +115,22 @@ def _compared(args: argparse.Namespace) -> Comparison:
     from converter.compare import CONTEXT, QUANTS, compare, with_behaviour
 
     quants = QUANTS if args.quants is None else [name for name in args.quants.split(",") if name.strip()]
-    request, text = request_of(args), _text_of(args.text)
-    where = {"source_type": args.source_type, "config": args.config, "threads": args.threads}
+    source, request, text = source_of(args), request_of(args), _text_of(args.text)
     with ProgressBar(args.quiet or args.json) as progress:
         context = args.for_context or CONTEXT
-        found = compare(args.source, quants, request, context=context, progress=progress, **where)
+        found = compare(source, quants, request, context=context, threads=args.threads, progress=progress)
     if not args.runtime:
         return found
     with ProgressBar(args.quiet or args.json) as progress:
         return with_behaviour(
-            found, request, text=text, tokens=args.tokens, window=args.context, progress=progress, **where
+            found,
+            request,
+            source=source,
+            text=text,
+            tokens=args.tokens,
+            window=args.context,
+            threads=args.threads,
+            progress=progress,
         )
 
 

@@ -18,6 +18,7 @@ from converter.cli.console import (
     positive,
     quant_arguments,
     request_of,
+    source_of,
 )
 from converter.errors import FidelityError, UsageError
 
@@ -63,7 +64,6 @@ def parser() -> argparse.ArgumentParser:
     _gate_arguments(made.add_argument_group("gate"), [*TENSOR_METRICS, *MODEL_METRICS])
     quant_arguments(made.add_argument_group("how B was made, where it does not tell"), via=False)
     model_arguments(made.add_argument_group("model"))
-    made.set_defaults(strict=False, split_max_size=None, split_max_tensors=None, external_data="auto")
     common_arguments(made)
     return made
 
@@ -131,12 +131,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace, progress: object, keep: object) -> Verification:
+    from converter.request import Source
     from converter.verify.verifier import verify
 
     return verify(
-        args.source, args.target, request_of(args), source_type=args.source_type, target_type=args.target_type,
-        config=args.config, encode=not args.no_encode, any_types=args.any_types,
-        threads=args.threads, progress=progress, while_open=keep,  # type: ignore[arg-type]
+        source_of(args), Source(args.target, args.target_type), request_of(args),
+        encode=not args.no_encode, any_types=args.any_types, threads=args.threads, progress=progress, while_open=keep,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -144,8 +144,7 @@ def _round_trip(args: argparse.Namespace, progress: object) -> Verification:
     from converter.verify.verifier import round_trip
 
     return round_trip(
-        args.source, args.files, request_of(args), source_type=args.source_type, config=args.config,
-        threads=args.threads, progress=progress,  # type: ignore[arg-type]
+        source_of(args), args.files, request_of(args), threads=args.threads, progress=progress,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

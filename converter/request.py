@@ -1,0 +1,210 @@
+"""What a person asks for: a source, and what shall become of it; values to compare, hash, store and send."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from converter.errors import UsageError
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        path: a file or folder of any format that `convert formats` lists as readable.
+        format: its name, where content and extension do not tell.
+        config: a Hugging Face folder to take config.json and tokenizer from.
+        key: the part of a file that holds several (`optimizer.state`), "." for all; by default the model.
+    """
+
+    path: Path
+    format: str | None = None
+    config: Path | None = None
+    key: str | None = None
+
+    def __init__(
+        self, path: PathLike, format: str | None = None, config: PathLike | None = None, key: str | None = None
+    ) -> None:
+        _settle(self, path=Path(path), format=format, config=None if config is None else Path(config), key=key)
+
+    @classmethod
+    def of(cls, source: PathLike | Source) -> Source:
+        """A path alone is a source, too."""
+        return source if isinstance(source, Source) else cls(source)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The source as JSON; paths as they were given."""
+        return _as_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Source:
+        """The source that `as_dict` described.
+
+        Raises:
+            UsageError: a field that does not exist, or no path.
+        """
+        made: Source = _from_dict(cls, values)
+        return made
+
+
+@dataclass(frozen=True)
+class Types:
+    """Which type each tensor gets, and how it is encoded."""
+
+    quant: str | None = None
+    pure: bool = False
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+    leave_output: bool = False
+    no_fallback: bool = False
+    allow_requantize: bool = False
+    imatrix: Path | None = None
+    include_weights: tuple[str, ...] = ()
+    exclude_weights: tuple[str, ...] = ()
+    via: str = "source"
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        _settle(
+            self,
+            tensor_types=tuple((pattern, type_) for pattern, type_ in self.tensor_types),
+            imatrix=None if self.imatrix is None else Path(self.imatrix),
+            include_weights=tuple(self.include_weights),
+            exclude_weights=tuple(self.exclude_weights),
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the source is, where it does not tell, and what of it is wanted."""
+
+    arch: str | None = None
+    pre: str | None = None
+    name: str | None = None
+    tensors_only: bool = False
+    no_tokenizer: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """The files to be: `format` is the target's, where its name does not tell; `strict` refuses every loss."""
+
+    format: str | None = None
+    strict: bool = False
+    split_max_size: int | None = None
+    split_max_tensors: int | None = None
+    external_data: str = "auto"
+
+
+class Fields(TypedDict, total=False):
+    """Every field of `Types`, `Model` and `Output`, for those who write them as keywords of a `Request`."""
+
+    quant: str | None
+    pure: bool
+    tensor_types: Iterable[tuple[str, str]]
+    output_type: str | None
+    embedding_type: str | None
+    leave_output: bool
+    no_fallback: bool
+    allow_requantize: bool
+    imatrix: PathLike | None
+    include_weights: Iterable[str]
+    exclude_weights: Iterable[str]
+    via: str
+    dtype: str | None
+    arch: str | None
+    pre: str | None
+    name: str | None
+    tensors_only: bool
+    no_tokenizer: bool
+    format: str | None
+    strict: bool
+    split_max_size: int | None
+    split_max_tensors: int | None
+    external_data: str
+
+
+@dataclass(frozen=True, init=False)
+class Request:
+    """What shall become of a source. Names are those of the command line.
+
+    It has three parts, and every field of a part is also a keyword:
+    `Request(quant="q4_k_m", arch="llama")` is `Request(Types(quant="q4_k_m"), Model(arch="llama"))`.
+    """
+
+    types: Types
+    model: Model
+    output: Output
+
+    def __init__(
+        self,
+        types: Types | None = None,
+        model: Model | None = None,
+        output: Output | None = None,
+        **given: Unpack[Fields],
+    ) -> None:
+        unknown = [name for name in given if name not in FIELDS]
+        if unknown:
+            raise TypeError(f"Request has no field {unknown[0]!r}; there are {', '.join(FIELDS)}")
+        for part, value in (("types", types or Types()), ("model", model or Model()), ("output", output or Output())):
+            own: dict[str, Any] = {name: each for name, each in given.items() if FIELDS[name] == part}
+            _settle(self, **{part: replace(value, **own)})
+
+    def replace(self, **changes: Unpack[Fields]) -> Request:
+        """A copy with some fields changed, whatever part they are in."""
+        return Request(self.types, self.model, self.output, **changes)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """The request as JSON, a part in an object each; paths as they were given."""
+        return {part: _as_dict(getattr(self, part)) for part in PARTS}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Request:
+        """The request that `as_dict` described; what is not said has its default.
+
+        Raises:
+            UsageError: a part or a field that does not exist.
+        """
+        unknown = [name for name in values if name not in PARTS]
+        if unknown:
+            raise UsageError(f"a request has no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        return cls(**{part: _from_dict(kind, values.get(part, {})) for part, kind in PARTS.items()})
+
+
+PARTS: dict[str, Any] = {"types": Types, "model": Model, "output": Output}
+#: Every field of a request, and the part that it is in.
+FIELDS = {field.name: part for part, kind in PARTS.items() for field in fields(kind)}
+
+
+def _settle(value: object, **given: Any) -> None:
+    """The fields of a frozen value in the types that make it hashable, while it is made."""
+    for name, each in given.items():
+        object.__setattr__(value, name, each)
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return os.fspath(value) if isinstance(value, Path) else value
+
+
+def _from_dict(kind: Any, values: Mapping[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(field.name for field in fields(kind))
+        raise UsageError(
+            f"{kind.__name__} cannot be made of {', '.join(values) or 'nothing'}; it has {known}"
+        ) from error
