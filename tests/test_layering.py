@@ -50,6 +50,24 @@ FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load",
     "os.system", "marshal.loads", "shelve.open", "yaml.load",
 }  # fmt: skip
+# Their last bits depend on the processor and the version. What reaches a file uses converter.tensors.elementary;
+# what is told to people (measurements, bounds, reports) may use them.
+MACHINE_DEPENDENT = {
+    f"{module}.{function}"
+    for module in ("np", "numpy", "math", "cmath", "torch")
+    for function in (
+        "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "logaddexp", "logaddexp2", "power", "float_power",
+        "pow", "sin", "cos", "tan", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "arctan2", "asin", "acos",
+        "atan", "atan2", "arcsinh", "arccosh", "arctanh", "asinh", "acosh", "atanh", "sinc", "cbrt", "hypot", "erf",
+        "erfc", "gamma", "lgamma", "i0",
+    )
+}  # fmt: skip
+MAY_USE_THEM = {
+    "converter.runtimes.behaviour": "perplexity and divergence",
+    "converter.verify.bounds": "the error to expect",
+    "converter.verify.results": "decibels",
+    "converter.reports.html": "decibels",
+}
 
 
 def modules() -> list[Path]:
@@ -166,6 +184,36 @@ def test_input_is_never_executed(path: Path) -> None:
             if keyword.arg in ("allow_pickle", "trust_remote_code", "shell"):
                 assert isinstance(keyword.value, ast.Constant) and keyword.value.value is False, f"line {node.lineno}"
     assert not {"pickle", "marshal", "shelve"} & {found.split(".")[0] for found in imports(tree(path))}
+
+
+@every_module
+def test_values_on_the_way_to_a_file_depend_on_no_machine(path: Path) -> None:
+    used = {ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)} & MACHINE_DEPENDENT
+    assert bool(used) == (name(path) in MAY_USE_THEM), f"converter.tensors.elementary instead of {sorted(used)}"
+    named = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not named & MACHINE_DEPENDENT, "by its module's name, so that this test sees it"
+
+
+def test_powers_on_the_way_to_a_file_are_squares_or_constants() -> None:
+    """`**` of anything else asks the same functions."""
+    found = {
+        (name(path), ast.unparse(node))
+        for path in modules()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)
+        if not _whole(node.right) or not (isinstance(node.left, ast.Constant) or ast.unparse(node.right) == "2")
+    }
+    assert found == {("converter.verify.bounds", "3 ** (-0.5)")}
+
+
+def _whole(node: ast.expr) -> bool:
+    inner = node.operand if isinstance(node, ast.UnaryOp) else node
+    return isinstance(inner, ast.Constant) and isinstance(inner.value, int)
 
 
 @every_module

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ArchitectureError, short
+from converter.tensors.elementary import power
 
 # What transformers assumes where a llama3 rope scaling leaves a value out.
 LLAMA3_DEFAULTS = {
@@ -23,20 +24,26 @@ LLAMA3_DEFAULTS = {
 def llama3_rope_freqs(rope: Mapping[str, Any], hparams: Mapping[str, Any]) -> NDArray[np.float32]:
     """Divisors of the rotary frequencies under Llama 3.1's scaling, float32 (head_dim / 2,).
 
-    Long wavelengths are stretched by `factor`, short ones kept, and those between blended. Every step is in
-    float32, as the reference computes it. Source: `_compute_llama3_parameters` of transformers.
+    Long wavelengths are stretched by `factor`, short ones kept, and those between blended. Every step is rounded to
+    float32, and a number is divided by a tensor as torch does it: times the reciprocal. That makes every value of
+    every published model the reference's own. Source: `_compute_llama3_parameters` of transformers.
+
+    Raises:
+        ArchitectureError: a value is no positive number, or there is something to blend and no range to do it in.
     """
-    dim = int(hparams["head_dim"])
-    base = _number(rope, "rope_theta", 10000.0)
     factor, low, high, context = (_number(rope, key, value) for key, value in LLAMA3_DEFAULTS.items())
-    if low == high:
-        raise ArchitectureError("rope scaling: low_freq_factor and high_freq_factor must differ")
+    one, dim = np.float32(1), int(hparams["head_dim"])
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    wavelengths = np.float32(2 * np.pi) / (np.float32(1) / np.power(base, exponents))
-    blend = (context / wavelengths - low) / (high - low)
-    blended = np.float32(1) / ((np.float32(1) - blend) / factor + blend)
+    frequencies = one / power(float(_number(rope, "rope_theta", 10000.0)), exponents)
+    wavelengths = one / frequencies * np.float32(2 * math.pi)
     kept, stretched = wavelengths < context / high, wavelengths > context / low
-    return np.where(kept, np.float32(1), np.where(stretched, factor, blended)).astype(np.float32)
+    freqs = np.where(stretched & ~kept, factor, one)
+    between = ~(kept | stretched)
+    if low == high and between.any():
+        raise ArchitectureError("rope scaling: low_freq_factor and high_freq_factor must differ")
+    blend = (one / wavelengths[between] * context - low) / (high - low)
+    freqs[between] = one / ((one - blend) / factor + blend)
+    return freqs
 
 
 def _number(rope: Mapping[str, Any], key: str, default: float) -> np.float32:
@@ -62,7 +69,7 @@ def llama3_rope_config(
     """
     if not 1e-30 < freqs.max() < 1e30:
         return {}
-    for context in sorted((1 << n for n in range(5, 21)), key=lambda n: abs(math.log2(n / 8192))):
+    for context in sorted((1 << n for n in range(5, 21)), key=lambda n: abs(n.bit_length() - (8192).bit_length())):
         scaling = {**LLAMA3_DEFAULTS, "factor": float(freqs.max()), "original_max_position_embeddings": context}
         if np.allclose(llama3_rope_freqs({**rope, **scaling}, hparams), freqs, rtol=1e-5):
             return {"rope_type": "llama3", **scaling}

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ShapeMismatch
+from converter.tensors.elementary import exp, log
 from converter.tensors.expressions import Sizes, evaluate
 
 Size = int | str
@@ -351,7 +352,7 @@ class NegExp(_Values):
     exact: ClassVar[bool] = False
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
-        return _each(arrays, lambda a: -np.exp(a))
+        return _each(arrays, lambda a: -exp(a))
 
     def inverse(self) -> LogNeg:
         return LogNeg()
@@ -364,7 +365,7 @@ class LogNeg(_Values):
     exact: ClassVar[bool] = False
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
-        return _each(arrays, lambda a: np.log(-a))
+        return _each(arrays, lambda a: log(-a))
 
     def inverse(self) -> NegExp:
         return NegExp()

@@ -1,0 +1,114 @@
+"""Tensors made from the config, against what torch makes of the same formula on the CPU (the reference's way)."""
+
+from __future__ import annotations
+
+import math
+from decimal import Context, Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from converter.errors import ArchitectureError
+from converter.mapping.generators import llama3_rope_freqs
+from converter.tensors.elementary import power
+
+# head_dim, rope_theta, factor, low and high factor, context: as config.json of the model says.
+PUBLISHED = {
+    "Llama 3.1 8B, 70B, 405B; 3.3 70B": (128, 500000.0, 8.0, 1.0, 4.0, 8192),
+    "Llama 3.2 1B": (64, 500000.0, 32.0, 1.0, 4.0, 8192),
+    "Llama 3.2 3B": (128, 500000.0, 32.0, 1.0, 4.0, 8192),
+    "Llama 4 Scout": (128, 500000.0, 16.0, 1.0, 1.0, 8192),
+    "EXAONE 3.5 2.4B": (80, 1000000.0, 8.0, 1.0, 4.0, 8192),
+    "EXAONE 3.5 7.8B, 32B": (128, 1000000.0, 8.0, 1.0, 4.0, 8192),
+    "EXAONE 4.0 1.2B": (64, 1000000.0, 16.0, 1.0, 4.0, 8192),
+    "EXAONE 4.0 32B": (128, 1000000.0, 16.0, 1.0, 4.0, 8192),
+    "Apertus 8B, 70B": (128, 12000000.0, 8.0, 1.0, 4.0, 8192),
+}
+HEADS = (32, 64, 80, 96, 128, 192, 256)
+BASES = (10000.0, 500000.0, 1000000.0, 5000000.0, 12000000.0)
+# Where torch's own power (Sleef's, on AVX2) is not the correctly rounded one: head_dim, base, place.
+TORCH_OFF = {
+    (64, 12e6, 17), (80, 12e6, 1), (96, 10e3, 20), (96, 500e3, 19), (96, 5e6, 29), (96, 12e6, 29), (128, 1e6, 37),
+    (128, 5e6, 19), (128, 12e6, 34), (128, 12e6, 55), (192, 10e3, 40), (192, 500e3, 38), (192, 5e6, 49),
+    (192, 5e6, 58), (192, 5e6, 71), (192, 12e6, 51), (192, 12e6, 58), (192, 12e6, 71), (192, 12e6, 85),
+    (192, 12e6, 91), (256, 10e3, 111), (256, 1e6, 74), (256, 5e6, 38), (256, 12e6, 57), (256, 12e6, 68),
+    (256, 12e6, 110),
+}  # fmt: skip
+
+Config = tuple[int, float, float, float, float, int]
+
+
+def ours(config: Config) -> NDArray[np.float32]:
+    dim, base, factor, low, high, context = config
+    rope = {
+        "rope_theta": base, "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+        "original_max_position_embeddings": context,
+    }  # fmt: skip
+    return llama3_rope_freqs(rope, {"head_dim": dim})
+
+
+def torch_powers(dim: int, base: float) -> Any:
+    torch = pytest.importorskip("torch")
+    return base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def torchs(config: Config) -> NDArray[np.float32]:
+    torch = pytest.importorskip("torch")
+    dim, base, factor, low, high, context = config
+    divisors: list[Any] = []
+    for frequency in 1.0 / torch_powers(dim, base):
+        wavelength = 2 * math.pi / frequency
+        if wavelength < context / high:
+            divisors.append(1)
+        elif wavelength > context / low:
+            divisors.append(factor)
+        else:
+            smooth = (context / wavelength - low) / (high - low)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    values: NDArray[np.float32] = torch.tensor(divisors, dtype=torch.float32).numpy()
+    return values
+
+
+@pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED)
+def test_published_models_get_the_references_own_values(config: Config) -> None:
+    assert ours(config).tolist() == torchs(config).tolist()
+
+
+@pytest.mark.parametrize("factor", [2.0, 8.0, 16.0, 32.0])
+@pytest.mark.parametrize("base", BASES)
+def test_so_do_all_sizes_of_heads(base: float, factor: float) -> None:
+    for dim in HEADS:
+        config = (dim, base, factor, 1.0, 4.0, 8192)
+        assert ours(config).tolist() == torchs(config).tolist(), dim
+
+
+def test_where_torch_is_off() -> None:
+    """Its powers are ours, which are correctly rounded, but for a few; none of those is blended in a divisor above."""
+    found = set()
+    for dim in HEADS:
+        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+        for base in BASES:
+            mine, theirs = power(base, exponents), torch_powers(dim, base).numpy()
+            for place in np.flatnonzero(mine != theirs).tolist():
+                exact = Context(prec=60).power(Decimal(base), Decimal(float(exponents[place])))
+                assert abs(Decimal(float(mine[place])) - exact) < abs(Decimal(float(theirs[place])) - exact)
+                found.add((dim, base, place))
+    assert found <= TORCH_OFF
+
+
+def test_without_a_range_to_blend_in_nothing_may_lie_there() -> None:
+    """Llama 4 has one wavelength at which stretching begins; a wavelength that is just this is undefined."""
+    scout = ours(PUBLISHED["Llama 4 Scout"])
+    assert set(scout.tolist()) == {1.0, 16.0}
+    wavelength = float(np.float32(2 * math.pi))  # of the first pair
+    with pytest.raises(ArchitectureError, match="low_freq_factor and high_freq_factor must differ"):
+        ours((64, 10000.0, 8.0, 1.0, 1.0, wavelength))  # type: ignore[arg-type]
+
+
+def test_short_wavelengths_are_kept_even_where_long_ones_begin_before() -> None:
+    """low_freq_factor above high_freq_factor: what both rules claim is kept, as in the reference."""
+    config = (64, 10000.0, 8.0, 4.0, 1.0, 8192)
+    assert ours(config).tolist() == torchs(config).tolist()
+    assert ours(config).tolist() == ours((64, 10000.0, 8.0, 1.0, 1.0, 8192)).tolist()
