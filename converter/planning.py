@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import workers
+from converter.architectures import traits_of
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, QuantizationError, UsageError
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
@@ -343,9 +344,8 @@ def _facts(metadata: Metadata) -> ModelFacts:
         return int(value) if isinstance(value, int) else default
 
     n_head = number("attention.head_count", 0)
-    return ModelFacts(
-        name, number("block_count", 0), n_head, number("attention.head_count_kv", n_head), number("expert_count", 0)
-    )
+    n_head_kv, n_expert = number("attention.head_count_kv", n_head), number("expert_count", 0)
+    return ModelFacts(name, number("block_count", 0), n_head, n_head_kv, n_expert, traits_of(name))
 
 
 def _retyped(
@@ -417,7 +417,7 @@ def _tokenizer(checkpoint: Checkpoint, mapped: Mapped, request: Request, report:
         checkpoint.assets,
         checkpoint.config,
         n_rows=mapped.hparams["n_vocab"],
-        arch=mapped.architecture.gguf,
+        style=mapped.architecture.traits.tokenizer,
         pre=request.model.pre,
     )
     report.extend(list(tokenizer.events))

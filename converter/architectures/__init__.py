@@ -6,7 +6,9 @@ import importlib
 import pkgutil
 from functools import cache
 
+from converter.architectures.runtime import RUNTIME
 from converter.architectures.spec import Architecture
+from converter.architectures.traits import Traits
 
 
 @cache
@@ -17,3 +19,9 @@ def architectures() -> dict[str, Architecture]:
         for architecture in getattr(importlib.import_module(f"{__name__}.{module.name}"), "ARCHITECTURES", ()):
             found[architecture.gguf] = architecture
     return found
+
+
+def traits_of(name: str) -> Traits:
+    """The facts of the architecture with this GGUF name, mapped here or only known to runtimes; else the usual ones."""
+    mapped = architectures().get(name)
+    return mapped.traits if mapped else RUNTIME.get(name, Traits())

@@ -1,6 +1,7 @@
 """Rows that most decoder-only models share."""
 
 from converter.architectures.spec import HParam, T, TensorRule, pair
+from converter.architectures.traits import Relation
 from converter.tensors.ops import Rope
 
 H, G = "model.layers.{block}.", "blk.{block}."
@@ -53,6 +54,18 @@ DECODER_HPARAMS = (
         "head_dim", ("head_dim",), ("attention.key_length", "attention.value_length"), default="n_embd // n_head"
     ),
     HParam("n_vocab", ("vocab_size",), required=True),
+)
+
+# What must hold between them in every architecture; those that an architecture lacks are passed over.
+RELATIONS = (
+    Relation("n_embd > 0", "n_embd", "must be positive"),
+    Relation("n_head > 0", "n_head", "must be positive"),
+    Relation("n_head_kv > 0", "n_head_kv", "must be positive"),
+    Relation("n_head // n_head_kv * n_head_kv == n_head", "n_head_kv", "does not divide the number of heads"),
+    Relation("n_expert_used <= n_expert", "n_expert_used", "is more than there are experts"),
+    Relation(
+        "n_expert == 0 or n_expert_used > 0", "n_expert_used", "must be positive where there are experts"
+    ),
 )
 
 NORM = ("n_embd",)

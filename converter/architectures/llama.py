@@ -15,6 +15,8 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
+from converter.architectures.styles import LLAMA
+from converter.architectures.traits import Relation, Traits
 from converter.tensors.ops import Split
 
 MOE = H + "block_sparse_moe."
@@ -77,5 +79,10 @@ ARCHITECTURES = (
         ),
         ignore=(H + "self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
         aliases=(("", "model."), ("model.language_model.", "model."), ("language_model.", "")),
+        traits=Traits(
+            LLAMA,
+            large="n_layer == 80 and n_head != n_head_kv",
+            relations=(Relation("n_rot // 2 * 2 == n_rot", "n_rot", "is odd, and rotations take pairs"),),
+        ),
     ),
 )

@@ -15,6 +15,8 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
+from converter.architectures.styles import SPM_OR_BPE
+from converter.architectures.traits import Traits
 from converter.tensors.ops import Split
 
 EXPERT = H + "mlp.experts.{expert}."
@@ -35,6 +37,7 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=IGNORE,
         aliases=ALIASES,
+        traits=Traits(SPM_OR_BPE, large="n_layer == 80"),
     ),
     Architecture(
         gguf="qwen3",
@@ -46,6 +49,7 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
         ignore=IGNORE,
         aliases=ALIASES,
+        traits=Traits(SPM_OR_BPE),
     ),
     Architecture(
         gguf="qwen3moe",
@@ -84,5 +88,6 @@ ARCHITECTURES = (
         ),
         ignore=IGNORE,
         aliases=ALIASES,
+        traits=Traits(SPM_OR_BPE),
     ),
 )

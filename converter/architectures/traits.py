@@ -6,10 +6,11 @@ Rooms below the mapping (`tokenizers`, `quant`) take these as arguments: whoever
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from converter.metadata import Value
 
+#: Keys below `tokenizer.ggml.`, and what stands there.
 Keys = tuple[tuple[str, Value], ...]
 
 
@@ -71,17 +72,17 @@ class Traits:
     Attributes:
         tokenizer: how its tokenizer is written.
         window: which blocks slide, where the header does not say it.
-        state: elements of one recurrent block's F32 state, an expression; "" where the header's keys tell.
         first_shared: the first block that reuses the cache of earlier ones.
-        large: condition over n_layer, n_head, n_head_kv that makes it what llama.cpp calls a 70B.
-        kept: parts of names of tensors that are never quantized, besides those of every architecture.
+        large: condition over n_layer, n_head, n_head_kv that makes it what llama.cpp calls a 70B; "" where none is.
+        kept: why -> parts of names of tensors that are never quantized, besides those of every architecture.
+        protected: parts of names of tensors that no mixture stores below 8 bits.
         relations: what must hold besides the relations of every architecture.
     """
 
     tokenizer: TokenizerStyle = TokenizerStyle()
     window: SlidingWindow | None = None
-    state: str = ""
     first_shared: int | None = None
     large: str = ""
-    kept: tuple[str, ...] = ()
+    kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    protected: tuple[str, ...] = ()
     relations: tuple[Relation, ...] = ()

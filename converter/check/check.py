@@ -290,7 +290,9 @@ def _tokenizer_files(model: Model) -> Iterator[Finding]:
         return
     yield from _config_ids(model, hparams["n_vocab"])
     try:
-        tokenizer = read_tokenizer(checkpoint.assets, checkpoint.config, n_rows=n_rows, arch=architecture.gguf)
+        tokenizer = read_tokenizer(
+            checkpoint.assets, checkpoint.config, n_rows=n_rows, style=architecture.traits.tokenizer
+        )
     except (MissingPart, UnknownPreTokenizer) as error:
         yield Finding("tokenizer", checkpoint.path.name, str(error).partition("\n")[0], failed=False)
     except ConverterError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from converter.architectures.common import RELATIONS
 from converter.architectures.spec import Architecture, TensorRule
 from converter.errors import ArchitectureError
 from converter.findings import Finding
@@ -22,18 +23,6 @@ Metadata = Mapping[str, Value | Array]
 LOADER_KEYS = frozenset(
     ("context_length", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 )  # fmt: skip
-
-# Of hyperparameters: what must hold, whose key is to blame, and what to say.
-RELATIONS = (
-    ("n_embd > 0", "n_embd", "must be positive"),
-    ("n_head > 0", "n_head", "must be positive"),
-    ("n_head_kv > 0", "n_head_kv", "must be positive"),
-    ("n_head // n_head_kv * n_head_kv == n_head", "n_head_kv", "does not divide the number of heads"),
-    ("n_expert_used <= n_expert", "n_expert_used", "is more than there are experts"),
-    ("n_expert == 0 or n_expert_used > 0", "n_expert_used", "must be positive where there are experts"),
-    ("n_rot // 2 * 2 == n_rot", "n_rot", "is odd, and rotations take pairs"),
-)
-
 
 # ------------------------------------------------------------------------------------------------ keys
 
@@ -87,10 +76,10 @@ def relations(architecture: Architecture, hparams: HParams, side: Side) -> Itera
         subject = ggml if side == "gguf" or not hparam.config else f"config.json: {hparam.config[0]}"
         return Finding("metadata", subject, f"is {hparams[name]}: {message}")
 
-    for condition, name, message in RELATIONS:
+    for relation in (*RELATIONS, *architecture.traits.relations):
         try:
-            if hparams.get(name) is not None and not evaluate(condition, hparams):
-                yield finding(name, message)
+            if hparams.get(relation.name) is not None and not evaluate(relation.condition, hparams):
+                yield finding(relation.name, relation.message)
         except ExpressionError:  # of names that this architecture does not have
             continue
     for hparam in architecture.hparams:

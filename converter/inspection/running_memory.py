@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from converter.architectures import traits_of
+from converter.architectures.traits import SlidingWindow
 from converter.errors import QuantizationError
 from converter.metadata import Array, Value
 from converter.quant.recipes import ModelFacts, TensorSpec, assign, recipe
@@ -102,28 +104,6 @@ def estimate(metadata: Mapping[str, Any], tensors: Tensors, contexts: Iterable[i
 
 
 # -- facts of a header --------------------------------------------------------------------------------------------
-
-# Architectures whose layers slide over a window: every n-th layer sees all (True: the first of the n, else the last),
-# and the window where the header has none. Other architectures need a pattern in the header.
-SLIDING: dict[str, tuple[int, bool, int]] = {
-    "afmoe": (4, False, 0),
-    "cohere2": (4, False, 0),
-    "cohere2moe": (4, True, 0),
-    "exaone-moe": (4, False, 0),
-    "exaone4": (4, False, 0),
-    "gemma2": (2, False, 4096),
-    "gemma3": (6, False, 0),
-    "gemma3n": (5, False, 0),
-    "gpt-oss": (2, False, 0),
-    "laguna": (4, True, 0),
-    "llama4": (4, False, 8192),
-    "mellum": (4, False, 0),
-    "muse-glimmer": (4, False, 0),
-    "olmo2": (4, False, 0),
-    "plamo3": (8, False, 0),
-    "smallthinker": (4, True, 0),
-}
-FIRST_SHARED = {"gemma3n": 20}  # layers from here on reuse the cache of earlier ones
 
 # State of a recurrent layer in F32 elements, by the key that shows which kind it is: RWKV, LFM2's short convolution,
 # Kimi's delta attention, Mamba and the gated delta nets.
@@ -229,7 +209,8 @@ class _Model:
             narrow += header.count("attention.value_length_swa", value_length)
         cached = [i for i in _cached_layers(header, layers, n_layer) if heads[i]]
         n_expert = header.count("expert_count")
-        facts = ModelFacts(header.arch, header.count("block_count", n_layer), n_head, heads[0], n_expert)
+        n_block = header.count("block_count", n_layer)
+        facts = ModelFacts(header.arch, n_block, n_head, heads[0], n_expert, traits_of(header.arch))
         n_ff = header.count("feed_forward_length")
         return cls(
             facts,
@@ -297,7 +278,8 @@ def _cached_layers(header: _Header, layers: Mapping[int, set[str]], n_layer: int
         return []
     shared = header.count("attention.shared_kv_layers")
     end = n_layer - header.count("nextn_predict_layers") - shared
-    end = min(end, FIRST_SHARED.get(header.arch, end))
+    first_shared = traits_of(header.arch).first_shared
+    end = end if first_shared is None else min(end, first_shared)
     return [
         layer
         for layer, kinds in sorted(layers.items())
@@ -306,15 +288,15 @@ def _cached_layers(header: _Header, layers: Mapping[int, set[str]], n_layer: int
 
 
 def _sliding(header: _Header, n_layer: int) -> tuple[int, list[bool]]:
-    """The window, and which layers slide."""
-    period, first, window = SLIDING.get(header.arch, (0, False, 0))
-    window = header.count("attention.sliding_window", window)
+    """The window, and which layers slide: one of every `period` sees all."""
+    known = traits_of(header.arch).window or SlidingWindow(0)
+    window = header.count("attention.sliding_window", known.size)
     pattern = header.get("attention.sliding_window_pattern")
     if isinstance(pattern, Array | list | tuple):
         flags = [bool(flag) for flag in header.per_layer("attention.sliding_window_pattern", n_layer, 0)]
     else:
-        period = header.count("attention.sliding_window_pattern", period)
-        full = 0 if first else period - 1
+        period = header.count("attention.sliding_window_pattern", known.period)
+        full = 0 if known.full_first else period - 1
         flags = [period > 0 and layer % period != full for layer in range(n_layer)]
     return window, flags if window else [False] * n_layer
 

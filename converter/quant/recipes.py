@@ -24,10 +24,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from converter.architectures.traits import Traits
 from converter.errors import QuantizationError, UsageError
 from converter.quant.patterns import Pattern
 from converter.tensors.dtypes import DTYPES, dtype
+from converter.tensors.expressions import evaluate
 
 # --------------------------------------------------------------------------------------------------
 # Facts that go in, choices that come out
@@ -44,13 +47,23 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the rules ask of a config; head counts are those of layer 0, `n_expert` is 0 without experts."""
+    """What the rules ask of a model; head counts are those of layer 0, `n_expert` is 0 without experts.
+
+    `arch` is its GGUF name, `traits` what is known of that architecture.
+    """
 
     arch: str
     n_layer: int
     n_head: int
     n_head_kv: int
     n_expert: int
+    traits: Traits = field(default_factory=Traits)
+
+    @cached_property
+    def large(self) -> bool:
+        """Whether llama.cpp calls it a 70B."""
+        counts = {"n_layer": self.n_layer, "n_head": self.n_head, "n_head_kv": self.n_head_kv}
+        return bool(self.traits.large and evaluate(self.traits.large, counts))
 
 
 @dataclass(frozen=True)
@@ -139,18 +152,6 @@ def sort_key(name: str) -> tuple[int, bytes]:
 # --------------------------------------------------------------------------------------------------
 # Conditions
 
-# (architecture, block count) of the models llama.cpp calls "70B"; True: only if keys are shared by heads
-_MODELS_70B = {
-    ("llama", 80): True,
-    ("llama-embed", 80): True,
-    ("qwen2", 80): False,
-    ("deci", 80): False,
-    ("olmo", 80): False,
-    ("jais2", 68): False,
-}
-
-_GLM5_PROTECTED = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
-
 
 @dataclass(frozen=True)
 class Place:
@@ -190,11 +191,6 @@ class Place:
         return self.facts.n_head // self.facts.n_head_kv if self.facts.n_head_kv else 0
 
     @property
-    def is_70b(self) -> bool:
-        shared_only = _MODELS_70B.get((self.facts.arch, self.facts.n_layer))
-        return shared_only is not None and (not shared_only or self.facts.n_head != self.facts.n_head_kv)
-
-    @property
     def more_bits(self) -> bool:
         eighth = self.count // 8
         return self.layer < eighth or self.layer >= 7 * self.count // 8 or (self.layer - eighth) % 3 == 2
@@ -222,13 +218,13 @@ CONDITIONS: dict[str, Condition] = {
     "experts=8": Condition("in a model of 8 experts", lambda p: p.facts.n_expert == 8),
     "experts!=8": Condition("unless the model has 8 experts", lambda p: p.facts.n_expert != 8),
     "experts>=4": Condition("in a model of 4 or more experts", lambda p: p.facts.n_expert >= 4),
-    "70b": Condition("in a 70B model", lambda p: p.is_70b),
+    "70b": Condition("in a 70B model", lambda p: p.facts.large),
     "falcon": Condition("in a Falcon model", lambda p: p.facts.arch == "falcon"),
     "not_falcon": Condition("unless the model is a Falcon", lambda p: p.facts.arch != "falcon"),
     "not_bailingmoe3": Condition("unless the model is a Ling 3", lambda p: p.facts.arch != "bailingmoe3"),
-    "glm5": Condition(
+    "protected": Condition(
         "that a GLM-5 model is sensitive to",
-        lambda p: p.facts.arch == "glm5-next" and any(part in p.spec.name for part in _GLM5_PROTECTED),
+        lambda p: any(part in p.spec.name for part in p.facts.traits.protected),
     ),
     "imatrix": Condition("with an importance matrix", lambda p: p.has_imatrix),
     "no_imatrix": Condition("without an importance matrix", lambda p: not p.has_imatrix),
@@ -297,7 +293,7 @@ def _row(role: str, type: str, *when: str) -> Row:
     return Row(role, type, when)
 
 
-_PROTECTED = _row("any", "Q8_0", "glm5")
+_PROTECTED = _row("any", "Q8_0", "protected")
 
 
 def _head(type: str) -> tuple[Row, ...]:
@@ -574,22 +570,6 @@ _KEPT_PARTS: Mapping[str, tuple[str, ...]] = {
 _KEPT_WHY = {part: why for why, parts in _KEPT_PARTS.items() for part in parts}
 _KEPT_PART = re.compile("|".join(map(re.escape, _KEPT_WHY)))
 _KEPT_NAMES = {"position_embd.weight": "positions", "token_types.weight": "token types"}
-_KEPT_GLM5 = (
-    "hc_",
-    "indexer.attn_q_b",
-    "indexer.attn_k",
-    "indexer.proj",
-    "indexer_compressor_gate",
-    "indexer_compressor_ape",
-    "ssm_f_a.weight",
-    "ssm_f_b.weight",
-    "ssm_g_a.weight",
-    "ssm_g_b.weight",
-    "ssm_beta.weight",
-    "attn_kv_a_mqa.weight",
-    "attn_k_b.weight",
-    "attn_v_b.weight",
-)
 
 
 def _dimensions(shape: tuple[int, ...]) -> int:
@@ -597,7 +577,7 @@ def _dimensions(shape: tuple[int, ...]) -> int:
     return next((len(shape) - i for i, size in enumerate(shape[:-1]) if size > 1), min(len(shape), 1))
 
 
-def kept_because(spec: TensorSpec, arch: str, leave_output: bool) -> str | None:
+def kept_because(spec: TensorSpec, traits: Traits, leave_output: bool) -> str | None:
     """Why llama-quantize leaves this tensor in its source type, None if it may be quantized."""
     name = spec.name
     if _dimensions(spec.shape) < 2:
@@ -610,8 +590,9 @@ def kept_because(spec: TensorSpec, arch: str, leave_output: bool) -> str | None:
         return "--leave-output"
     if name in _KEPT_NAMES:
         return _KEPT_NAMES[name]
-    if arch == "glm5-next" and any(part in name for part in _KEPT_GLM5):
-        return "sensitive in GLM-5"
+    for why, parts in traits.kept.items():
+        if any(part in name for part in parts):
+            return why
     part = _KEPT_PART.search(name)
     return None if part is None else _KEPT_WHY[part[0]]
 
@@ -718,7 +699,7 @@ def _overrides(options: Options) -> tuple[_Override, ...]:
 
 def _kept(recipe: Recipe, spec: TensorSpec, facts: ModelFacts, options: Options) -> str | None:
     dtype(spec.source)
-    return "COPY" if recipe.base is None else kept_because(spec, facts.arch, options.leave_output)
+    return "COPY" if recipe.base is None else kept_because(spec, facts.traits, options.leave_output)
 
 
 def _require_effect(overrides: tuple[_Override, ...], why_kept: Mapping[str, str | None]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from converter.architectures.traits import Keys, TokenizerStyle
 from converter.errors import MissingPart, TokenizerError, UnknownPreTokenizer, UsageError
 from converter.events import Event, Note, VocabularyPadded
 from converter.metadata import Array, Metadata, boolean, text, u32
@@ -29,9 +30,8 @@ from converter.tokenizers.build import (
 from converter.tokenizers.files import Source, TokenizerFiles
 from converter.tokenizers.pretokenizer import check_name, find_name
 from converter.tokenizers.sentencepiece import read_sentencepiece
-from converter.tokenizers.special import TYPES, read_special
+from converter.tokenizers.special import SPACE_PREFIX, TYPES, read_special
 from converter.tokenizers.splitting import regex_budget
-from converter.tokenizers.styles import READERS, SPACE_PREFIX, Style, style_of
 from converter.tokenizers.vocabulary import Vocabulary, read_vocabulary
 from converter.tokenizers.write import write_tokenizer, written_keys
 
@@ -52,6 +52,7 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+READERS = ("spm", "hf-spm", "bpe", "wordpiece", "unigram", "gemma4", "none")
 _SPM_FILES = {"spm": ("tokenizer.model",), "unigram": ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")}
 
 
@@ -69,9 +70,8 @@ def read_tokenizer(
     config: Mapping[str, object],
     *,
     n_rows: int | None,
-    arch: str,
+    style: TokenizerStyle,
     pre: str | None = None,
-    style: str | None = None,
 ) -> Tokenizer:
     """Turn a folder's tokenizer into GGUF metadata.
 
@@ -79,32 +79,31 @@ def read_tokenizer(
         files: name relative to the folder -> a path, or a callable giving the bytes; see FILES.
         config: the parsed config.json.
         n_rows: rows of the token embedding; None takes config's vocab_size.
-        arch: GGUF architecture name; chooses the row of the styles table.
+        style: how tokenizers of this architecture are written.
         pre: pre-tokenizer name that wins over detection.
-        style: reader that wins over the table, one of READERS.
 
     Raises:
         MissingPart: none of the files that a reader needs is there.
         TokenizerError: damaged or contradictory files, or more tokens than rows.
         UnknownPreTokenizer: the pre-tokenizer has no known name and `pre` is None.
-        UsageError: `pre` or `style` is not known.
+        UsageError: `pre` or a reader of `style` is not known.
     """
     if pre is not None:
         check_name(pre)
-    if style is not None and style not in READERS:
-        raise UsageError(f"unknown tokenizer style {style!r}; known: {', '.join(READERS)}")
-    row = style_of(arch)
-    if (style or row.readers[0]) == "none":
+    for reader in style.readers:
+        if reader not in READERS:
+            raise UsageError(f"unknown tokenizer style {reader!r}; known: {', '.join(READERS)}")
+    if style.readers[0] == "none":
         return Tokenizer({"tokenizer.ggml.model": text("none")}, (), 0)
-    job = _Job(TokenizerFiles(files), config, row, _rows(n_rows, config, row), pre)
+    job = _Job(TokenizerFiles(files), config, style, _rows(n_rows, config, style), pre)
     try:
         with regex_budget():
-            return job.run((style,) if style else row.readers)
+            return job.run()
     except RecursionError:
         raise TokenizerError("tokenizer.json: its parts are nested too deeply") from None
 
 
-def _rows(n_rows: int | None, config: Mapping[str, object], style: Style) -> int | None:
+def _rows(n_rows: int | None, config: Mapping[str, object], style: TokenizerStyle) -> int | None:
     """Embedding rows, else the vocabulary size the config declares (rounded up where the architecture does)."""
     if n_rows is not None:
         return n_rows
@@ -114,21 +113,25 @@ def _rows(n_rows: int | None, config: Mapping[str, object], style: Style) -> int
     return None if size is None else -(-size // style.round_to) * style.round_to
 
 
+def _under_prefix(keys: Keys) -> Metadata:
+    return {f"tokenizer.ggml.{key}": value for key, value in keys}
+
+
 @dataclass
 class _Job:
     files: TokenizerFiles
     config: Mapping[str, object]
-    style: Style
+    style: TokenizerStyle
     rows: int | None
     pre: str | None
     events: list[Event] = field(default_factory=list)
     _vocabulary: Vocabulary | None = None
 
-    def run(self, readers: tuple[str, ...]) -> Tokenizer:
-        built = next((b for reader in readers if (b := self._build(reader)) is not None), None)
+    def run(self) -> Tokenizer:
+        built = next((b for reader in self.style.readers if (b := self._build(reader)) is not None), None)
         if built is None:
-            raise self._nothing_found(readers)
-        metadata: Metadata = dict(self.style.first)
+            raise self._nothing_found()
+        metadata = _under_prefix(self.style.first)
         if self.style.space_prefix == "first":
             metadata.update(self._space_prefix())
         if built.reader == "wordpiece" and (count := self._token_types()) is not None:
@@ -192,7 +195,7 @@ class _Job:
             self.events.append(Note("WordPiece vocabulary without a known hash: pre-tokenizer written as 'default'"))
             return "default"
 
-    def _nothing_found(self, readers: tuple[str, ...]) -> TokenizerError | MissingPart:
+    def _nothing_found(self) -> TokenizerError | MissingPart:
         if self.files.first(*_SPM_FILES["unigram"], "tokenizer.json", "vocab.json", "vocab.txt") is None:
             more = " (tekken.json alone is not read)" if "tekken.json" in self.files else ""
             return MissingPart(
@@ -202,7 +205,7 @@ class _Job:
         has_json = self.files.first("tokenizer.json", "vocab.json", "vocab.txt") is not None
         kind = self._read_vocabulary().kind if has_json else "SentencePiece"
         return TokenizerError(
-            f"the tokenizer is of kind {kind}, which none of {', '.join(readers)} reads; "
+            f"the tokenizer is of kind {kind}, which none of {', '.join(self.style.readers)} reads; "
             f"pass another style of {', '.join(READERS)}"
         )
 
@@ -221,12 +224,12 @@ class _Job:
     def _tail(self, built: Built) -> Metadata:
         tail: Metadata = {}
         if not self.style.last_reader or self.style.last_reader == built.reader:
-            tail.update(self.style.last)
+            tail.update(_under_prefix(self.style.last))
         if self.style.space_prefix == "last":
             tail.update(self._space_prefix())
         if self.style.token_types and built.reader == "bpe" and (count := self._token_types()) is not None:
             tail["tokenizer.ggml.token_type_count"] = u32(count)
-        tail.update((self.style.by_rows or {}).get(built.rows.size, ()))
+        tail.update(_under_prefix((self.style.by_rows or {}).get(built.rows.size, ())))
         return tail
 
     def _space_prefix(self) -> Metadata:

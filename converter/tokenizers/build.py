@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from converter.architectures.traits import TokenizerStyle
 from converter.errors import TokenizerError
 from converter.events import Dropped, Event, Note
 from converter.metadata import Array, Metadata, boolean, text, u32
@@ -31,7 +32,7 @@ from converter.tokenizers.sentencepiece import (
     SentencePieceModel,
     read_sentencepiece,
 )
-from converter.tokenizers.styles import SPACE_PREFIX, Style
+from converter.tokenizers.special import SPACE_PREFIX
 from converter.tokenizers.vocabulary import Vocabulary
 
 PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
@@ -104,7 +105,7 @@ def check_size(n_tokens: int, rows: int) -> None:
 # --- SentencePiece
 
 
-def build_spm(files: TokenizerFiles, name: str, style: Style, rows: int | None) -> Built:
+def build_spm(files: TokenizerFiles, name: str, style: TokenizerStyle, rows: int | None) -> Built:
     """`tokenizer.model` of either kind, as the "llama" tokenizer model."""
     model = read_sentencepiece(files.data(name), name)
     table, events = _spm_rows(files, model, style, rows)
@@ -114,7 +115,7 @@ def build_spm(files: TokenizerFiles, name: str, style: Style, rows: int | None) 
 
 
 def _spm_rows(
-    files: TokenizerFiles, model: SentencePieceModel, style: Style, rows: int | None
+    files: TokenizerFiles, model: SentencePieceModel, style: TokenizerStyle, rows: int | None
 ) -> tuple[Rows, list[Event]]:
     table = Rows(len(model) if rows is None else rows)
     check_size(len(model), table.size)
@@ -135,7 +136,7 @@ def _set_added(table: Rows, i: int, content: str, kind: int, source: str, events
         events.append(Dropped(f"token {i} {content!r} of {source}", f"the embedding has {table.size} rows"))
 
 
-def _overlay(files: TokenizerFiles, table: Rows, style: Style, events: list[Event]) -> None:
+def _overlay(files: TokenizerFiles, table: Rows, style: TokenizerStyle, events: list[Event]) -> None:
     where = "tokenizer_config.json added_tokens_decoder"
     for key, value in as_dict(files.json("tokenizer_config.json").get("added_tokens_decoder"), where).items():
         fields = as_dict(value, where)
@@ -150,7 +151,7 @@ def _overlay(files: TokenizerFiles, table: Rows, style: Style, events: list[Even
             _set_added(table, i, content, kind, "tokenizer.json", events)
 
 
-def _added_kind(content: str, special: bool, style: Style) -> tuple[str, int]:
+def _added_kind(content: str, special: bool, style: TokenizerStyle) -> tuple[str, int]:
     if special or (looks_special(content) and not style.keep_added):
         return content, CONTROL
     return content if style.keep_added else content.replace(MARK, " "), USER_DEFINED
@@ -262,7 +263,7 @@ def _plain_rows(vocabulary: Vocabulary, rows: int | None) -> Rows:
 # --- Unigram
 
 
-def build_unigram(model: SentencePieceModel, files: TokenizerFiles, style: Style, rows: int | None) -> Built:
+def build_unigram(model: SentencePieceModel, files: TokenizerFiles, style: TokenizerStyle, rows: int | None) -> Built:
     """A unigram SentencePiece model as the "t5" tokenizer model."""
     if model.model_type != UNIGRAM:
         raise TokenizerError("a unigram model was expected, this SentencePiece model is BPE; pass the style spm")

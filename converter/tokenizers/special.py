@@ -25,7 +25,9 @@ ID_KEYS = {
     "eot": "tokenizer.ggml.eot_token_id",
     "eom": "tokenizer.ggml.eom_token_id",
 }
-ADD_KEYS = {name: f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep")}
+ADD_BOS, ADD_EOS, ADD_SEP = (f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep"))
+ADD_KEYS = {"bos": ADD_BOS, "eos": ADD_EOS, "sep": ADD_SEP}
+SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 CHAT_TEMPLATE = "tokenizer.chat_template"
 _NAME_LETTERS = frozenset(string.ascii_letters + string.digits)
 

@@ -18,8 +18,7 @@ from converter.metadata import Metadata, array_of, scalar_of
 from converter.tokenizers.build import ADDED_SCORE, MARK
 from converter.tokenizers.pretokenizer import expression_of, to_json
 from converter.tokenizers.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
-from converter.tokenizers.special import CHAT_TEMPLATE, ID_KEYS
-from converter.tokenizers.styles import ADD_BOS, ADD_EOS, ADD_SEP, SPACE_PREFIX
+from converter.tokenizers.special import ADD_BOS, ADD_EOS, ADD_SEP, CHAT_TEMPLATE, ID_KEYS, SPACE_PREFIX
 
 _HF_NAMES = ("bos", "eos", "unk", "sep", "pad", "mask")
 _WRITTEN = (

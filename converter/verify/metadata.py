@@ -130,7 +130,7 @@ def tokenizer_of(checkpoint: Checkpoint, request: Request) -> Metadata | None:
         architecture, _ = detect(checkpoint.config, request.model.arch)
         config = dict(checkpoint.config)
         rows = config["vocab_size"] if isinstance(config.get("vocab_size"), int) else 0
-        found = read_tokenizer(checkpoint.assets, config, n_rows=rows, arch=architecture.gguf, pre=request.model.pre)
-        return found.metadata
+        style = architecture.traits.tokenizer
+        return read_tokenizer(checkpoint.assets, config, n_rows=rows, style=style, pre=request.model.pre).metadata
     except ConverterError:
         return None

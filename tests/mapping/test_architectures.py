@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import string
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,22 @@ import numpy as np
 import pytest
 
 import converter.architectures as package
-from converter.architectures import architectures
+from converter.architectures import architectures, traits_of
+from converter.architectures.runtime import RUNTIME
 from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, amended, pair, without
+from converter.architectures.traits import Traits
 from converter.errors import ArchitectureError
 from converter.mapping.detect import detect
 from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import hparam_metadata, read_config, read_metadata, write_config
 from converter.metadata import TYPES, Value
+from converter.quant.recipes import ModelFacts
 from converter.tensors.expressions import evaluate
 from converter.tensors.ops import Stack, apply, infer, inverse
 
 FOLDER = Path(package.__file__).parent
-DATA_FILES = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("__init__.py", "spec.py", "traits.py"))
+TYPES_OF_ROWS = ("__init__.py", "spec.py", "traits.py")
+DATA_FILES = sorted(path for path in FOLDER.glob("*.py") if path.name not in TYPES_OF_ROWS)
 EVERY = list(architectures().values())
 RULES = [(architecture, rule) for architecture in EVERY for rule in architecture.tensors]
 FIELDS = {"block", "expert"}
@@ -250,3 +255,26 @@ def test_helpers_of_the_spec() -> None:
     (changed, same) = amended((HParam("n", ("a",)), HParam("m", ("b",))), n={"config": ("c",)})
     assert (changed.config, same.config) == (("c",), ("b",))
     assert weight.per_block and not weight.stacked
+
+
+def test_facts_of_an_architecture_stand_in_one_place() -> None:
+    assert not RUNTIME.keys() & architectures().keys(), "one that is mapped takes its row along"
+    assert traits_of("llama") is architectures()["llama"].traits and traits_of("gpt2") is RUNTIME["gpt2"]
+    assert traits_of("nobody") == Traits()
+
+
+@pytest.mark.parametrize(
+    ("arch", "layers", "shared"),
+    [("llama", 80, True), ("llama-embed", 80, True), ("qwen2", 80, False), ("deci", 80, False), ("olmo", 80, False),
+     ("jais2", 68, False)],
+)  # fmt: skip
+def test_what_llama_cpp_calls_a_70b(arch: str, layers: int, shared: bool) -> None:
+    """`shared`: only where heads share their keys."""
+    facts = ModelFacts(arch, layers, 64, 8, 0, traits_of(arch))
+    assert facts.large and not replace(facts, n_layer=layers - 1).large
+    assert replace(facts, n_head_kv=64).large is not shared
+
+
+def test_no_other_architecture_is_a_70b() -> None:
+    large = {arch for arch in (*RUNTIME, *architectures()) if traits_of(arch).large}
+    assert large == {"llama", "llama-embed", "qwen2", "deci", "olmo", "jais2"}

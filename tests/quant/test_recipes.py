@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from converter.architectures import traits_of
 from converter.errors import QuantizationError, UsageError
 from converter.quant.recipes import (
     ALIASES,
@@ -54,7 +55,8 @@ def _snapshot(path: Path) -> tuple[ModelFacts, tuple[TensorSpec, ...], dict[str,
         for template, layers, shape in data["tensors"]
         for name in _names(template, layers)
     )
-    return ModelFacts(**data["facts"]), specs, data["expected"]
+    facts = data["facts"]
+    return ModelFacts(**facts, traits=traits_of(facts["arch"])), specs, data["expected"]
 
 
 def test_the_golden_tables_are_complete() -> None:
@@ -89,7 +91,7 @@ def test_the_order_of_the_file_does_not_matter() -> None:
 # ---------------------------------------------------------------------------------------------------
 # A small model to ask single rules
 
-DENSE = ModelFacts("llama", n_layer=16, n_head=8, n_head_kv=8, n_expert=0)
+DENSE = ModelFacts("llama", n_layer=16, n_head=8, n_head_kv=8, n_expert=0, traits=traits_of("llama"))
 _NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -120,8 +122,8 @@ def layers_with(wanted: str, part: str, types: dict[str, Choice]) -> list[int]:
     return [int(name.split(".")[1]) for name, choice in types.items() if part in name and choice.type == wanted]
 
 
-def replaced(**changes: Any) -> ModelFacts:
-    return dataclasses.replace(DENSE, **changes)
+def replaced(arch: str = "llama", **changes: Any) -> ModelFacts:
+    return dataclasses.replace(DENSE, arch=arch, traits=traits_of(arch), **changes)
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,18 @@ import pytest
 from support.paths import DATA
 from support.protobuf import blob, varint
 
+from converter.architectures import architectures, traits_of
+from converter.architectures.runtime import RUNTIME
+from converter.architectures.traits import TokenizerStyle
 from converter.errors import ConverterError, MissingPart, TokenizerError, UnknownPreTokenizer, UsageError
 from converter.events import Dropped, Note, VocabularyPadded
 from converter.formats.gguf import open_gguf
 from converter.metadata import Array, Metadata, Value, boolean, text, u32
-from converter.tokenizers import Tokenizer, pretokenizer, read_tokenizer, write_tokenizer
+from converter.tokenizers import READERS, Tokenizer, pretokenizer, read_tokenizer, write_tokenizer
 from converter.tokenizers.encoder import Encoder
 from converter.tokenizers.files import TokenizerFiles
 from converter.tokenizers.sentencepiece import read_sentencepiece
 from converter.tokenizers.splitting import Unsupported, byte_alphabet, compile_pattern, make_normalizer, make_splitter
-from converter.tokenizers.styles import ALL_READERS, READERS, STYLES
 from converter.tokenizers.vocabulary import read_vocabulary
 
 HERE = DATA / "tokenizers"
@@ -73,11 +75,15 @@ def memory(**files: object) -> Files:
     }
 
 
+def style_of(arch: str) -> TokenizerStyle:
+    return traits_of(arch).tokenizer
+
+
 def read_case(name: str, data: Path) -> Tokenizer:
     case = CASES[name]
     rows = case.config["vocab_size"]
     assert isinstance(rows, int)
-    return read_tokenizer(case_files(case, data), case.config, n_rows=rows, arch=case.arch)
+    return read_tokenizer(case_files(case, data), case.config, n_rows=rows, style=style_of(case.arch))
 
 
 def digests(metadata: Metadata) -> dict[str, list[str]]:
@@ -332,7 +338,7 @@ def read_small(
     **files: object,
 ) -> Tokenizer:
     given = {"tokenizer_json": tokenizer, **({} if settings is None else {"tokenizer_config_json": settings}), **files}
-    return read_tokenizer(memory(**given), config or {}, n_rows=rows, arch=arch, pre=pre)
+    return read_tokenizer(memory(**given), config or {}, n_rows=rows, style=style_of(arch), pre=pre)
 
 
 def template(*single: str | dict[str, object], pair: list[dict[str, object]] | None = None) -> dict[str, object]:
@@ -494,15 +500,16 @@ def test_sentencepiece_json_fills_rows_that_the_model_leaves_empty(data: Path) -
     case = CASES["stories-spm"]
     added = {"added_tokens": [{"id": 513, "content": "<extra>", "special": True}], "model": {"vocab": {}}}
     files = {**case_files(case, data), **memory(tokenizer_json=added)}
-    tokenizer = read_tokenizer(files, case.config, n_rows=514, arch="llama")
+    tokenizer = read_tokenizer(files, case.config, n_rows=514, style=style_of("llama"))
     assert array(tokenizer, "tokens")[512:] == ["[PAD512]", "<extra>"]
     assert array(tokenizer, "token_type")[512:] == [5, 3]
 
 
 def test_styles_name_known_readers_only() -> None:
-    assert all(set(style.readers) <= set(READERS) for style in STYLES.values())
-    assert set(ALL_READERS) == set(READERS) - {"gemma4", "none"}
-    tokenizer = read_tokenizer({}, {}, n_rows=None, arch="wavtokenizer-dec")
+    every = {*RUNTIME, *architectures()}
+    assert {reader for arch in every for reader in style_of(arch).readers} == set(READERS)
+    assert set(style_of("nobody").readers) == set(READERS) - {"gemma4", "none"}
+    tokenizer = read_tokenizer({}, {}, n_rows=None, style=style_of("wavtokenizer-dec"))
     assert tokenizer.metadata == {"tokenizer.ggml.model": text("none")}
 
 
@@ -524,7 +531,7 @@ def test_unigram_tokenizer_json(data: Path) -> None:
         pytest.skip(f"not in the test data: {path}")
     settings = path.with_name("tokenizer_config.json")
     files: Files = {"tokenizer.json": path, "tokenizer_config.json": settings}
-    tokenizer = read_tokenizer(files, {}, n_rows=32128, arch="t5")
+    tokenizer = read_tokenizer(files, {}, n_rows=32128, style=style_of("t5"))
     assert value(tokenizer, "model") == "t5" and value(tokenizer, "add_space_prefix") is True
     assert array(tokenizer, "tokens")[:4] == ["<pad>", "</s>", "<unk>", "▁"]
     assert array(tokenizer, "token_type")[:4] == [3, 3, 2, 1]
@@ -584,7 +591,7 @@ def test_written_files_read_back_to_the_same_metadata(name: str, data: Path) -> 
     case = CASES[name]
     first = read_case(name, data)
     files: Files = {file: bytes_of(content) for file, content in write_tokenizer(first.metadata).items()}
-    again = read_tokenizer(files, case.config, n_rows=first.n_tokens, arch=case.arch)
+    again = read_tokenizer(files, case.config, n_rows=first.n_tokens, style=style_of(case.arch))
     assert again.metadata == first.metadata
     assert list(again.metadata) == list(first.metadata)
 
@@ -650,7 +657,7 @@ BAD_MODELS: dict[str, tuple[bytes, str]] = {
 def test_damaged_sentencepiece_models_are_one_message(name: str) -> None:
     content, message = BAD_MODELS[name]
     with pytest.raises(TokenizerError, match=message) as caught:
-        read_tokenizer(memory(tokenizer_model=content), {}, n_rows=None, arch="llama")
+        read_tokenizer(memory(tokenizer_model=content), {}, n_rows=None, style=style_of("llama"))
     assert len(str(caught.value)) < 300 and "tokenizer.model" in str(caught.value)
 
 
@@ -818,18 +825,18 @@ def test_files_larger_than_their_limit_are_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 34)
     with pytest.raises(TokenizerError, match="larger than the 96 MiB"):
-        read_tokenizer({"tokenizer.json": path}, {}, n_rows=None, arch="gpt2")
+        read_tokenizer({"tokenizer.json": path}, {}, n_rows=None, style=style_of("gpt2"))
 
 
 def test_absent_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(MissingPart, match=r"tokenizer\.model, tokenizer\.json, vocab\.json or vocab\.txt"):
-        read_tokenizer({}, {}, n_rows=None, arch="llama")
+        read_tokenizer({}, {}, n_rows=None, style=style_of("llama"))
     with pytest.raises(MissingPart, match=r"tekken\.json alone is not read"):
-        read_tokenizer(memory(tekken_json="{}"), {}, n_rows=None, arch="llama")
+        read_tokenizer(memory(tekken_json="{}"), {}, n_rows=None, style=style_of("llama"))
     with pytest.raises(TokenizerError, match="cannot be read"):
-        read_tokenizer({"tokenizer.json": tmp_path / "gone"}, {}, n_rows=None, arch="gpt2")
+        read_tokenizer({"tokenizer.json": tmp_path / "gone"}, {}, n_rows=None, style=style_of("gpt2"))
     with pytest.raises(UsageError, match="known: spm"):
-        read_tokenizer({}, {}, n_rows=None, arch="llama", style="nope")
+        read_tokenizer({}, {}, n_rows=None, style=TokenizerStyle(("spm", "nope")))
 
 
 def test_random_damage_never_escapes_as_another_exception() -> None:
@@ -864,6 +871,6 @@ def test_large_vocabulary_is_read_in_time() -> None:
     assert len(vocab) == 150_000
     files: Files = {"tokenizer.json": bytes_of(content)}
     start = time.process_time()
-    tokenizer = read_tokenizer(files, {}, n_rows=150_000, arch="gpt2")
+    tokenizer = read_tokenizer(files, {}, n_rows=150_000, style=style_of("gpt2"))
     assert time.process_time() - start < 3.0
     assert tokenizer.n_tokens == 150_000

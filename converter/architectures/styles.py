@@ -1,0 +1,29 @@
+"""How the tokenizers of several architectures are written.
+
+Rows follow the `set_vocab` functions of the reference converter.
+"""
+
+from converter.architectures.traits import TokenizerStyle
+from converter.metadata import boolean, u32
+
+NO_BOS = (("add_bos_token", boolean(False)),)
+NO_PREFIX = (("add_space_prefix", boolean(False)),)
+
+SPM = TokenizerStyle(("spm", "hf-spm", "bpe"))
+BPE = TokenizerStyle(("bpe",))
+SPM_OR_BPE = TokenizerStyle(("spm", "bpe"))
+LLAMA = TokenizerStyle(
+    ("spm", "hf-spm", "bpe"),
+    space_prefix="first",
+    by_rows={32016: (("eot_token_id", u32(32010)),), 49152: NO_BOS},
+)
+PREFIX_LAST = TokenizerStyle(("spm", "hf-spm", "bpe"), space_prefix="last")
+GEMMA3 = TokenizerStyle(("spm", "bpe"), last=NO_PREFIX, last_reader="spm")
+PHI3 = TokenizerStyle(("spm", "bpe"), keep_added=True)
+BERT = TokenizerStyle(("wordpiece", "bpe", "unigram"), token_types=True)
+GLM = TokenizerStyle(
+    ("bpe",),
+    ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")),
+)
+NEMOTRON_H = TokenizerStyle(("bpe",), round_to=8)
+UNIGRAM = TokenizerStyle(("unigram", "spm"))
