@@ -287,6 +287,34 @@ static void check_compare(const char *what, const float *a, const float *b) {
     }
 }
 
+/* The same sum by every instruction set, from any address, in one piece and in two. */
+static void check_crc32c(void) {
+    enum { SIZE = 3 * 8192 + 77 };
+    static uint8_t data[SIZE + 32];
+    for (size_t i = 0; i < sizeof data / 32; ++i) {
+        uint64_t words[4];
+        philox(3720, i, words);
+        memcpy(data + 32 * i, words, 32);
+    }
+    for (size_t n = 0; n <= SIZE; n = n < 40 ? n + 1 : n + (SIZE - 40) / 3) {
+        select_isa("scalar");
+        const uint32_t expected = crc32c_in_use()(0, data, n);
+        char what[32];
+        snprintf(what, sizeof what, "%d random bytes", (int)n);
+        report("CRC-32C", what, "", &expected, sizeof expected, NULL);
+        for (const char *const *isa = available_isas(); *isa; ++isa) {
+            select_isa(*isa);
+            crc32c_fn *sum = crc32c_in_use();
+            uint8_t *room = exact(NULL, n + 1);
+            memcpy(room + 1, data, n);
+            if (sum(0, room + 1, n) != expected) fail("CRC-32C", what, *isa);
+            if (sum(sum(0, room + 1, n / 3), room + 1 + n / 3, n - n / 3) != expected) fail("CRC-32C", "two pieces", *isa);
+            free(room);
+        }
+    }
+    if (crc32c_in_use()(0, (const uint8_t *)"123456789", 9) != 0xE3069283u) fail("CRC-32C", "the check value", "it");
+}
+
 static char *read_text(const char *path) {
     FILE *file = fopen(path, "rb");
     char *text = calloc(1, 1 << 20);
@@ -304,6 +332,8 @@ int main(int argc, char **argv) {
     for (int kind = 0; kind < ALL_KINDS; ++kind) sample(kind, x[kind]);
     for (int i = 0; i < WEIGHTINGS; ++i) importance_of(i, weights[i]);
     init_grids();
+    init_crc32c();
+    check_crc32c();
     for (int i = 0; i < GRID_COUNT; ++i)
         if (!ensure_grid(i)) return 2;
     const kernel *k;

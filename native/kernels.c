@@ -37,6 +37,7 @@
 
 #define TABLE(isa)                                                           \
     extern compare_fn compare_##isa;                                         \
+    extern crc32c_fn crc32c_##isa;                                           \
     TYPES(DENSE_NAME, BLOCK_NAME, READS_NAME, BLOCK_NAME, isa)              \
     static const kernel TABLE_##isa[] = {TYPES(DENSE_ROW, BLOCK_ROW, READS_ROW, NEEDS_ROW, isa)};
 
@@ -65,16 +66,17 @@ static const struct {
     const char *name;
     const kernel *table;
     compare_fn *compare;
+    crc32c_fn *crc32c;
     bool (*runs)(void);
 } SETS[] = {
 #if defined(HAVE_X86)
-    {"avx512", TABLE_avx512, compare_avx512, has_avx512},
-    {"avx2", TABLE_avx2, compare_avx2, has_avx2},
-    {"sse2", TABLE_sse2, compare_sse2, always},
+    {"avx512", TABLE_avx512, compare_avx512, crc32c_avx512, has_avx512},
+    {"avx2", TABLE_avx2, compare_avx2, crc32c_avx2, has_avx2},
+    {"sse2", TABLE_sse2, compare_sse2, crc32c_sse2, always},
 #elif defined(HAVE_NEON)
-    {"neon", TABLE_neon, compare_neon, always},
+    {"neon", TABLE_neon, compare_neon, crc32c_neon, always},
 #endif
-    {"scalar", TABLE_scalar, compare_scalar, always},
+    {"scalar", TABLE_scalar, compare_scalar, crc32c_scalar, always},
 };
 #define SET_COUNT ((int)(sizeof SETS / sizeof *SETS))
 
@@ -90,6 +92,8 @@ const kernel *find_kernel(const char *name) {
 }
 
 compare_fn *compare_in_use(void) { return SETS[in_use].compare; }
+
+crc32c_fn *crc32c_in_use(void) { return SETS[in_use].crc32c; }
 
 const char *const *available_isas(void) {
     static const char *names[SET_COUNT + 1];

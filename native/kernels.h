@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "compare.h"
+#include "crc32c.h"
 
 /* Encodes `rows` rows of `row` floats to `out`. `weights` holds `row` importances, or is NULL. */
 typedef void encode_fn(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights);
@@ -35,6 +36,9 @@ const kernel *kernel_at(int i);
 
 /* Comparison of two arrays by the instruction set in use. */
 compare_fn *compare_in_use(void);
+
+/* CRC-32C by the instruction set in use. */
+crc32c_fn *crc32c_in_use(void);
 
 /* Names of the instruction sets this machine can run, best first; ends with NULL. */
 const char *const *available_isas(void);

@@ -205,6 +205,22 @@ release_a:
                          (long long)c.nonfinite_b, (long long)c.mismatched);
 }
 
+PyDoc_STRVAR(crc32c_doc, "crc32c(data, crc=0) -> int\n\nCRC-32C of the uint8 buffer `data` after bytes whose sum is `crc`.");
+
+static PyObject *crc32c(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *object;
+    unsigned long crc = 0;
+    if (!PyArg_ParseTuple(args, "O|k:crc32c", &object, &crc)) return NULL;
+    Py_buffer data;
+    if (!get_buffer(object, &data, false, false, "data")) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    crc = crc32c_in_use()((uint32_t)crc, data.buf, (size_t)data.len);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    return PyLong_FromUnsignedLong(crc);
+}
+
 PyDoc_STRVAR(skip_strings_doc,
              "skip_strings(data, start, count) -> int\n\n"
              "The position after `count` strings of a GGUF file, each a little-endian u64 of its bytes and these;\n"
@@ -284,6 +300,7 @@ static PyMethodDef METHODS[] = {
     {"decode", decode, METH_VARARGS, decode_doc},
     {"nonfinite", nonfinite, METH_VARARGS, nonfinite_doc},
     {"compare", compare, METH_VARARGS, compare_doc},
+    {"crc32c", crc32c, METH_VARARGS, crc32c_doc},
     {"skip_strings", skip_strings, METH_VARARGS, skip_strings_doc},
     {"types", types, METH_NOARGS, types_doc},
     {"isa", isa, METH_NOARGS, isa_doc},
@@ -295,6 +312,7 @@ static PyMethodDef METHODS[] = {
 static int prepare(PyObject *module) {
     (void)module;
     init_grids();
+    init_crc32c();
     select_isa(available_isas()[0]);
     return 0;
 }

@@ -10,9 +10,7 @@ it; "f1" is F8_E5M2; one byte of void may be any of several 8-bit floats and is 
 from __future__ import annotations
 
 import re
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,41 +19,21 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
 from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name
-from converter.storage.checksums import combine
 from converter.storage.files import Bytes, open_bytes
 from converter.storage.layout import FileLayout, Layout, Slot
-from converter.storage.zip import (
-    CENTRAL,
-    CENTRAL_HEADER,
-    DEFLATED,
-    END,
-    END64,
-    END64_RECORD,
-    END_RECORD,
-    FULL16,
-    FULL32,
-    IS_UTF8,
-    LOCAL,
-    LOCAL_HEADER,
-    LOCATOR,
-    LOCATOR_RECORD,
-    STORED,
-    ZIP64_EXTRA,
-    open_archive,
-)
+from converter.storage.zip import DEFLATED, open_archive
+from converter.storage.zip_writer import ALIGNMENT, Member, Style, archive
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 MAGIC = b"\x93NUMPY"
 SUFFIX = ".npy"
 MAX_HEADER = 10_000  # numpy's own limit
-ALIGNMENT = 64
 MAX_NAME = 0xFFFF
 # Digits that numpy leaves room for, so that the first axis can grow in place.
 GROWTH_DIGITS = 21
-# Of the zip headers: the version that knows 64-bit sizes, made on Unix, a file all may read, of the first day there is,
-# and the extra field by which Android's tools pad.
-NEEDS, UNIX, UNIX_FILE, DOS_1980, PADDING_EXTRA = 45, 3 << 8, 0o100644 << 16, 0x21, 0xD935
+# Padded by the extra field of Android's tools, which begins with the alignment.
+_STYLE = Style((0xD935, ALIGNMENT.to_bytes(2, "little"), b"\0"))
 
 # numpy's kind and size -> our type.
 TYPES = {
@@ -304,8 +282,7 @@ def layout_npy(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> L
     _check(target, tensors, options)
     if len(tensors) != 1:
         raise UsageError(f"{target}: an .npy holds one array and there are {len(tensors)}; an .npz holds them all")
-    header = _npy_header(tensors[0].info)
-    return Layout((FileLayout(target, header, (Slot(len(header), tensors[0]),), len(header) + tensors[0].info.nbytes),))
+    return Layout((_npy(target, tensors[0]),))
 
 
 def layout_npz(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
@@ -319,83 +296,16 @@ def layout_npz(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> L
     _check(target, tensors, options)
     if not tensors:
         raise UsageError(f"{target}: there is no tensor to write")
-    members, end = [], 0
-    for tensor in tensors:
-        member = _Member(tensor, f"{tensor.name}{SUFFIX}".encode(), _npy_header(tensor.info), end)
-        if len(member.name) > MAX_NAME:
+    members = [Member(f"{tensor.name}{SUFFIX}", _npy(target, tensor)) for tensor in tensors]
+    for tensor, member in zip(tensors, members, strict=True):
+        if len(member.name.encode()) > MAX_NAME:
             raise UnsupportedFeature(f"{target}: the name {short(tensor.name)} is too long for an archive")
-        members.append(member)
-        end = member.end
-    slots = tuple(Slot(member.end - member.tensor.info.nbytes, member.tensor) for member in members)
-
-    def finish(sums: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        directory = b""
-        for member, crc in zip(members, sums, strict=True):
-            whole = combine(zlib.crc32(member.prefix), crc, member.tensor.info.nbytes)
-            yield member.start, member.local(whole)
-            directory += member.central(whole)
-        yield end, directory + _end_records(len(members), end, len(directory))
-
-    size = sum(len(data) for _, data in finish([0] * len(members)))
-    size += sum(member.tensor.info.nbytes for member in members)
-    return Layout((FileLayout(target, b"", slots, size, finish),))
+    return Layout((archive(target, members, _STYLE),))
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A member to be: the array's header and its data, behind a zip header that begins at `start`."""
-
-    tensor: LazyTensor
-    name: bytes
-    prefix: bytes
-    start: int
-
-    @property
-    def size(self) -> int:
-        return len(self.prefix) + self.tensor.info.nbytes
-
-    @property
-    def end(self) -> int:
-        return self.start + LOCAL_HEADER.size + len(self.name) + len(self._extra()) + self.size
-
-    def _wide(self) -> bytes:
-        """Both sizes, where they need 64 bits."""
-        return struct.pack("<HHQQ", ZIP64_EXTRA, 16, self.size, self.size) if self.size >= FULL32 else b""
-
-    def _extra(self) -> bytes:
-        """The sizes, and padding up to the alignment."""
-        wide = self._wide()
-        padding = -(self.start + LOCAL_HEADER.size + len(self.name) + len(wide) + 6) % ALIGNMENT
-        return wide + struct.pack("<HHH", PADDING_EXTRA, 2 + padding, ALIGNMENT) + bytes(padding)
-
-    def _common(self, crc: int) -> tuple[int, ...]:
-        """What both headers say."""
-        flags = 0 if self.name.isascii() else IS_UTF8
-        size = min(self.size, FULL32)
-        return (NEEDS, flags, STORED, 0, DOS_1980, crc, size, size, len(self.name))
-
-    def local(self, crc: int) -> bytes:
-        """The zip header in front of the data, and the array's own."""
-        extra = self._extra()
-        return LOCAL_HEADER.pack(LOCAL, *self._common(crc), len(extra)) + self.name + extra + self.prefix
-
-    def central(self, crc: int) -> bytes:
-        """The entry in the directory."""
-        offset = struct.pack("<Q", self.start) if self.start >= FULL32 else b""
-        wide = self._wide()[4:] + offset
-        extra = struct.pack("<HH", ZIP64_EXTRA, len(wide)) + wide if wide else b""
-        place = (len(extra), 0, 0, 0, UNIX_FILE, min(self.start, FULL32))
-        return CENTRAL_HEADER.pack(CENTRAL, UNIX | NEEDS, *self._common(crc), *place) + self.name + extra
-
-
-def _end_records(count: int, start: int, size: int) -> bytes:
-    """What ends an archive: where its directory is, in 64 bits too where it must be."""
-    wide = b""
-    if count >= FULL16 or start >= FULL32 or size >= FULL32:
-        fields = (END64_RECORD.size - 12, UNIX | NEEDS, NEEDS, 0, 0, count, count, size, start)
-        wide = END64_RECORD.pack(END64, *fields) + LOCATOR_RECORD.pack(LOCATOR, 0, start + size, 1)
-    n, size, start = min(count, FULL16), min(size, FULL32), min(start, FULL32)
-    return wide + END_RECORD.pack(END, 0, 0, n, n, size, start, 0)
+def _npy(path: Path, tensor: LazyTensor) -> FileLayout:
+    header = _npy_header(tensor.info)
+    return FileLayout(path, header, (Slot(len(header), tensor),), len(header) + tensor.info.nbytes)
 
 
 def _check(target: Path, tensors: Sequence[LazyTensor], options: WriteOptions) -> None:

@@ -1,6 +1,7 @@
-"""CRC-32 (of zip, gzip and PNG) of bytes that are read in pieces, in any order, by several threads.
+"""Cyclic redundancy checks of bytes that are read in pieces, in any order, by several threads.
 
-The arithmetic is that of zlib's `crc32_combine`: appending n zero bits to a message multiplies its remainder by x**n.
+CRC-32 is that of zip, gzip and PNG, CRC-32C that of TensorFlow's files. The arithmetic of joining pieces is that of
+zlib's `crc32_combine`: appending n zero bits to a message multiplies its remainder by x**n.
 """
 
 from __future__ import annotations
@@ -8,71 +9,78 @@ from __future__ import annotations
 import threading
 import zlib
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-_POLYNOMIAL = 0xEDB88320  # bit-reversed
+from converter import _native
+
 _ONE = 1 << 31  # the polynomial 1; the highest bit is the lowest power
+Data = memoryview | bytes
 
 
-def combine(first: int, second: int, nbytes: int) -> int:
-    """CRC-32 of two pieces in a row, from that of each; `nbytes` is the length of the second."""
-    return _multiply(_shift(nbytes), first) ^ second
+@dataclass(frozen=True)
+class Crc:
+    """A sum of 32 bits: its polynomial, bit-reversed, and what computes it: (data, sum of what is before it) -> sum."""
+
+    polynomial: int
+    compute: Callable[[Data, int], int]
+
+    def of(self, data: Data, before: int = 0) -> int:
+        """The sum of bytes, which may follow others whose sum is `before`."""
+        return self.compute(data, before)
+
+    def combine(self, first: int, second: int, nbytes: int) -> int:
+        """The sum of two pieces in a row, from that of each; `nbytes` is the length of the second."""
+        return _multiply(_shift(nbytes, self.polynomial), first, self.polynomial) ^ second
+
+    def combine_all(self, pieces: Iterable[tuple[int, int]]) -> int:
+        """The sum of pieces in a row, each given as its sum and its length."""
+        total = 0
+        for crc, nbytes in pieces:
+            total = self.combine(total, crc, nbytes)
+        return total
 
 
-def combine_all(pieces: Iterable[tuple[int, int]]) -> int:
-    """CRC-32 of pieces in a row, each given as its CRC-32 and its length."""
-    total = 0
-    for crc, nbytes in pieces:
-        total = combine(total, crc, nbytes)
-    return total
+CRC32 = Crc(0xEDB88320, zlib.crc32)
+CRC32C = Crc(0x82F63B78, _native.crc32c)
 
 
-def _multiply(a: int, b: int) -> int:
+def _multiply(a: int, b: int, polynomial: int) -> int:
     product = 0
     while a:
         if a & _ONE:
             product ^= b
         a = (a << 1) & 0xFFFFFFFF
-        b = (b >> 1) ^ (_POLYNOMIAL if b & 1 else 0)
+        b = (b >> 1) ^ (polynomial if b & 1 else 0)
     return product
 
 
-def _squares() -> tuple[int, ...]:
-    """x**(2**i) for i = 0 .. 31; the sequence repeats after that."""
-    powers = [_ONE >> 1]
-    for _ in range(31):
-        powers.append(_multiply(powers[-1], powers[-1]))
-    return tuple(powers)
-
-
-_SQUARES = _squares()
-
-
 @lru_cache(maxsize=256)
-def _shift(nbytes: int) -> int:
+def _shift(nbytes: int, polynomial: int) -> int:
     """x**(8 * nbytes)."""
-    product, bit = _ONE, 3
+    product, square = _ONE, _ONE >> 8
     while nbytes:
         if nbytes & 1:
-            product = _multiply(_SQUARES[bit & 31], product)
+            product = _multiply(square, product, polynomial)
+        square = _multiply(square, square, polynomial)
         nbytes >>= 1
-        bit += 1
     return product
 
 
 class Pieces:
-    """The CRC-32 of bytes that come in pieces, in any order; neighbours are joined. Not for several threads at once."""
+    """The sum of bytes that come in pieces, in any order; neighbours are joined. Not for several threads at once."""
 
-    def __init__(self) -> None:
-        self._pieces: list[tuple[int, int, int]] = []  # start, stop, CRC-32; sorted, neither touching nor overlapping
+    def __init__(self, kind: Crc = CRC32) -> None:
+        self._kind = kind
+        self._pieces: list[tuple[int, int, int]] = []  # start, stop, sum; sorted, neither touching nor overlapping
 
     @property
     def crc(self) -> int:
-        """CRC-32 of the first bytes that are there without a gap."""
+        """The sum of the first bytes that are there without a gap."""
         return self._pieces[0][2] if self._pieces else 0
 
     def gaps(self, start: int, stop: int) -> list[tuple[int, int]]:
@@ -97,19 +105,20 @@ class Pieces:
         for left in (at, at - 1):  # with the piece after it, then with the one before it
             if 0 <= left < len(self._pieces) - 1 and self._pieces[left][1] == self._pieces[left + 1][0]:
                 (low, _, one), (middle, high, two) = self._pieces[left : left + 2]
-                self._pieces[left : left + 2] = [(low, high, combine(one, two, high - middle))]
+                self._pieces[left : left + 2] = [(low, high, self._kind.combine(one, two, high - middle))]
 
 
 class Checksum:
-    """Compares `size` bytes with the CRC-32 they should have, as they happen to be read.
+    """Compares `size` bytes with the sum they should have, as they happen to be read.
 
     Every byte counts once, however often it is read.
     """
 
-    def __init__(self, size: int, expected: int) -> None:
+    def __init__(self, size: int, expected: int, kind: Crc = CRC32) -> None:
         self._size = size
         self._expected = expected
-        self._pieces = Pieces()
+        self._kind = kind
+        self._pieces = Pieces(kind)
         self._lock = threading.Lock()
         self.complete = size == 0
 
@@ -124,7 +133,7 @@ class Checksum:
         """Account for `data`, which stands at `start`; False when all is there and the sum is wrong."""
         view = data if isinstance(data, bytes) else data.data
         for low, high in self.gaps(start, start + len(view)):
-            crc = zlib.crc32(view[low - start : high - start])
+            crc = self._kind.of(view[low - start : high - start])
             with self._lock:
                 # Another thread may have been faster; what it left uncovered then waits for the next reader.
                 self._pieces.add(low, high, crc)

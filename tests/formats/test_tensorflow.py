@@ -30,6 +30,7 @@ from support.tensorflow_files import (
     extent,
     good,
     graph,
+    mask,
     masked,
     shape,
     table,
@@ -40,10 +41,10 @@ from converter.cli.main import main
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature
 from converter.events import Dropped, Note
 from converter.formats.registry import open_checkpoint
+from converter.formats.tensorflow import sstable
 from converter.formats.tensorflow.sstable import MAGIC, unsnappy
 from converter.formats.tensorflow.values import slice_key
 from converter.request import Source
-from converter.storage.crc32c import Crc32c, masked_crc32c
 
 RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -63,32 +64,10 @@ def same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> N
 # ------------------------------------------------------------------------------------------ checksums, compression
 
 
-def bitwise(data: bytes) -> int:
-    value = 0xFFFFFFFF
-    for byte in data:
-        value ^= byte
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-    return value ^ 0xFFFFFFFF
-
-
-def mask(crc: int) -> int:
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def test_crc32c() -> None:
-    assert bitwise(b"123456789") == 0xE3069283  # the check value of the CRC catalogue
-    data = np.random.default_rng(1).integers(0, 256, 70_000, np.uint8)
-    for size in (0, 1, 9, 64, 65, 255, 256, 257, 4_097, 70_000):
-        assert masked_crc32c(data[:size]) == mask(bitwise(data[:size].tobytes())), size
-
-
-def test_crc32c_in_pieces() -> None:
-    data = np.random.default_rng(2).integers(0, 256, 9_000_001, np.uint8)
-    crc = Crc32c()
-    for piece in (data[:17], data[17:5_000_000], data[5_000_000:]):
-        crc.update(piece)
-    assert crc.masked == masked_crc32c(data)
+def test_stored_checksums_are_masked() -> None:
+    """By the rotation and the constant of TensorFlow's crc32c.h."""
+    for crc in (0, 1, 0xE3069283, 0xFFFFFFFF, 1 << 31, 0x5D7D1528):
+        assert sstable.masked(crc) == mask(crc)
 
 
 def test_snappy() -> None:

@@ -33,7 +33,7 @@ from converter.formats.torch.checkpoint import open_branch, open_torch, sniff
 from converter.formats.torch.writer import layout
 from converter.request import Source
 from converter.storage import output
-from converter.storage.checksums import Checksum, combine, combine_all
+from converter.storage.checksums import CRC32
 from converter.storage.files import MappedFile
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo
@@ -764,22 +764,6 @@ def test_a_checksum_is_compared_though_only_a_part_is_wanted(tmp_path: Path) -> 
             checkpoint.check()
 
 
-@examples(60)
-@given(
-    st.binary(max_size=400), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400)), max_size=12), st.booleans()
-)
-def test_checksums_of_pieces(data: bytes, pieces: list[tuple[int, int]], wrong: bool) -> None:
-    checksum = Checksum(len(data), zlib.crc32(data) ^ (wrong and bool(data)))
-    verdicts = [checksum.add(a, data[a:b]) for a, b in pieces if a <= b <= len(data)]
-    verdicts += [checksum.add(a, data[a:b]) for a, b in checksum.gaps(0, len(data))]
-    assert all(verdicts) == (not wrong or not data)
-    assert checksum.complete == all(verdicts)
-    middle = len(data) // 2
-    parts = [data[:middle], data[middle:]]
-    assert combine(zlib.crc32(parts[0]), zlib.crc32(parts[1]), len(parts[1])) == zlib.crc32(data)
-    assert combine_all((zlib.crc32(part), len(part)) for part in parts) == zlib.crc32(data)
-
-
 # ------------------------------------------------------------------------------------------ writing
 
 
@@ -823,7 +807,9 @@ def huge(path: Path) -> list[TensorInfo]:
     (file,) = layout(checkpoint_of(tensors), path, WriteOptions()).files
     block = zlib.crc32(bytes(1 << 20))
     assert file.finish is not None
-    crcs = [combine_all((block, 1 << 20) for _ in range(info.nbytes >> 20)) for info in infos[:2]] + [zlib.crc32(DATA)]
+    crcs = [CRC32.combine_all((block, 1 << 20) for _ in range(info.nbytes >> 20)) for info in infos[:2]] + [
+        zlib.crc32(DATA)
+    ]
     with open(path, "wb") as out:
         out.truncate(file.size)
         for offset, data in (*file.finish(crcs), (file.slots[2].offset, DATA)):

@@ -12,7 +12,7 @@ import numpy as np
 
 from converter.formats.tensorflow.sstable import MAGIC
 from converter.formats.tensorflow.values import slice_key
-from converter.storage.crc32c import masked_crc32c
+from converter.storage.checksums import CRC32C
 from support.protobuf import blob, number, varint
 
 
@@ -25,8 +25,13 @@ def extent(*axes: tuple[int, int | None]) -> bytes:
     return b"".join(blob(1, part) for part in parts)
 
 
+def mask(crc: int) -> int:
+    """How TensorFlow's crc32c.h stores a sum."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
 def masked(data: bytes) -> bytes:
-    return struct.pack("<I", masked_crc32c(np.frombuffer(data, np.uint8)))
+    return struct.pack("<I", mask(CRC32C.of(data)))
 
 
 def block(entries: Sequence[tuple[bytes, bytes]], every: int = 4) -> bytes:

@@ -17,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
 from converter.events import Dropped, Event, Note
 from converter.formats.base import check_name, child
-from converter.formats.tensorflow.sstable import Entry, is_table, read_table
+from converter.formats.tensorflow.sstable import Entry, is_table, masked, read_table
 from converter.formats.tensorflow.values import (
     NO_NUMBERS,
     TYPES,
@@ -33,7 +33,7 @@ from converter.formats.tensorflow.values import (
     tensor_slice,
     tensor_type,
 )
-from converter.storage.crc32c import Crc32c
+from converter.storage.checksums import CRC32C
 from converter.storage.files import Bytes, InMemory, expands_too_far, open_bytes, regular_size
 from converter.storage.protobuf import BYTES, FIXED32, VARINT, Field, fields, text
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -297,10 +297,11 @@ class _Verify:
         with self._lock:
             if self._done:
                 return
-            crc, item = Crc32c(), self._item
+            crc, item = 0, self._item
             for at in range(0, item.size, _PIECE):
-                crc.update(self._mapped.view(item.offset + at, min(_PIECE, item.size - at), item.name))
-            if crc.masked != item.crc:
+                piece = self._mapped.view(item.offset + at, min(_PIECE, item.size - at), item.name)
+                crc = CRC32C.of(piece.data, crc)
+            if masked(crc) != item.crc:
                 raise CorruptFile(
                     f"{self._mapped.path}: tensor {short(item.name)} does not have its CRC-32C\n"
                     "the file is damaged; download it again"

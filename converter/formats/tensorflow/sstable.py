@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import CorruptFile, UnsupportedFeature
-from converter.storage.crc32c import Crc32c
+from converter.storage.checksums import CRC32C
 from converter.storage.files import Bytes
 from converter.storage.protobuf import varint
 
@@ -27,6 +27,12 @@ _MAX_RATIO = 22  # Snappy's best: three bytes that copy 64
 _MAX_UNPACKED = 1 << 27  # of one table: compressed blocks are held in memory
 _KEYS_RATIO, _KEYS_ROOM = 16, 1 << 20  # how much longer keys may be than what they are stored in
 _PIECE = 16 << 20
+_MASK_DELTA = 0xA282EAD8
+
+
+def masked(crc: int) -> int:
+    """A CRC-32C as LevelDB and TensorFlow store it (crc32c.h): rotated by 15 bits, plus a constant."""
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,12 @@ class Block:
         with self._lock:
             if self._verified:
                 return
-            crc = Crc32c()
+            crc = 0
             for at in range(0, self.size + 1, _PIECE):
-                crc.update(self._mapped.view(self.offset + at, min(_PIECE, self.size + 1 - at), "a block"))
+                piece = self._mapped.view(self.offset + at, min(_PIECE, self.size + 1 - at), "a block")
+                crc = CRC32C.of(piece.data, crc)
             stored = self._mapped.view(self.end - 4, 4, "a checksum").tobytes()
-            if int.from_bytes(stored, "little") != crc.masked:
+            if int.from_bytes(stored, "little") != masked(crc):
                 raise CorruptFile(
                     f"{self.path}: the block at offset {self.offset} does not have its CRC-32C\n"
                     "the file is damaged; download it again"
