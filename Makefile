@@ -26,7 +26,7 @@ $(VENV)/llama: $(VENV)/installed
 
 $(VENV)/tests: $(VENV)/llama
 	$(PIP) torch
-	$(PIP) -e '.[dev]' transformers safetensors gguf sentencepiece tokenizers h5py onnx onnxruntime keras pytest-xdist plotly selenium
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 install: $(VENV)/installed  ## the package, in .venv

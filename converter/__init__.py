@@ -6,7 +6,23 @@ The public names are imported on first use, so that `import converter` costs not
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names for type checkers, to whom __getattr__ would make any name good
+    from converter.checkpoint import Checkpoint as Checkpoint
+    from converter.errors import ConverterError as ConverterError
+    from converter.formats.registry import open_checkpoint as open_checkpoint
+    from converter.pipeline import convert as convert
+    from converter.pipeline import plan as plan
+    from converter.pipeline import run as run
+    from converter.planning import Plan as Plan
+    from converter.planning import Request as Request
+    from converter.storage.slabs import Progress as Progress
+    from converter.tensors.dtypes import DType as DType
+    from converter.tensors.kernels import dequantize as dequantize
+    from converter.tensors.kernels import quantize as quantize
+    from converter.tensors.tensor import LazyTensor as LazyTensor
+    from converter.tensors.tensor import TensorInfo as TensorInfo
 
 __version__ = "0.1.0"
 
@@ -31,10 +47,12 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"converter.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'converter' has no attribute {name!r}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in _PUBLIC:
+            return getattr(importlib.import_module(f"converter.{_PUBLIC[name]}"), name)
+        raise AttributeError(f"module 'converter' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

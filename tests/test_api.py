@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -59,6 +60,46 @@ def test_star_import_and_unknown_names() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         converter.quantise  # noqa: B018
+
+
+CONSUMER = """
+import converter
+from converter.verify import verify
+
+plan = converter.convert("in", "out.gguf", converter.Request(quant="q4_k_m"))
+reveal_type(plan.bits_per_weight)
+reveal_type(verify("in", "out.gguf").passed)
+with converter.open_checkpoint("out.gguf") as model:
+    reveal_type(model.tensors)
+converter.quantise
+converter.convert(path=1)
+"""
+SAID = (
+    'Revealed type is "float"',
+    'Revealed type is "bool"',
+    'Revealed type is "typing.Mapping[str, converter.tensors.tensor.LazyTensor]"',
+    'Module has no attribute "quantise"',
+    'Unexpected keyword argument "path" for "convert"',
+)
+
+
+def test_type_checkers_see_the_public_names(tmp_path: Path) -> None:
+    """A program of someone else's gets a type for every name, and an error where one is due."""
+    pytest.importorskip("mypy")
+    package = Path(converter.__file__).parent
+    assert (package / "py.typed").is_file(), "without it, checkers take nothing from an installed package"
+    names = "".join(f"reveal_type(converter.{name})\n" for name in converter.__all__)
+    (tmp_path / "consumer.py").write_text(CONSUMER + names)
+    options = ["--strict", "--config-file=", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}"]
+    command = [sys.executable, "-m", "mypy", *options, "consumer.py"]
+    environment = {**os.environ, "MYPYPATH": str(package.parent)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said = [line.split(": ", 2)[2] for line in result.stdout.splitlines() if line.startswith("consumer.py:")]
+    said = [line for line in said if "defined in" not in line]
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert len(said) == len(SAID) + len(converter.__all__)
+    assert all(line.startswith(wanted) for line, wanted in zip(said, SAID, strict=False)), said
+    assert not [line for line in said if '"Any"' in line]
 
 
 @pytest.mark.parametrize("name", ["convert", "plan", "run", "open_checkpoint", "quantize", "dequantize"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -255,3 +256,37 @@ def test_no_test_module_is_imported(path: Path) -> None:
 def test_the_path_of_the_tests_is_one_folder() -> None:
     settings = tomllib.loads((TESTS.parent / "pyproject.toml").read_text("utf-8"))
     assert settings["tool"]["pytest"]["ini_options"]["pythonpath"] == ["tests"]
+
+
+# -------------------------------------------------------------------------------------------------- what it needs
+
+PROJECT = tomllib.loads((TESTS.parent / "pyproject.toml").read_text("utf-8"))["project"]
+MODULE_OF = {"llama-cpp-python": "llama_cpp"}
+BY_TRANSFORMERS = {"sentencepiece"}  # it imports this one itself, for the tokenizers of Llama and its like
+
+
+def requirements(lines: list[str]) -> set[str]:
+    """The modules that these requirements bring, but for those of our own other extras."""
+    found = {re.split(r"[<>=\[; ]", line)[0] for line in lines}
+    return {MODULE_OF.get(name, name) for name in found - {PROJECT["name"]}}
+
+
+def used() -> set[str]:
+    """Everything that some line of the package imports, at whatever time."""
+    named = set()
+    for path in modules():
+        constants = {
+            ast.unparse(node.targets[0]): node.value for node in tree(path).body if isinstance(node, ast.Assign)
+        }
+        arguments = [node.args[0] for called, node in calls(path) if called.endswith("package") and node.args]
+        named |= {ast.literal_eval(constants.get(ast.unparse(argument), argument)) for argument in arguments}
+    return named | {found.split(".")[0] for path in modules() for found in imports(tree(path))}
+
+
+def test_what_is_installed_is_what_is_imported() -> None:
+    extras = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in ("all", "dev")}
+    assert requirements(PROJECT["dependencies"]) <= used()
+    for name, lines in extras.items():
+        assert requirements(lines) - BY_TRANSFORMERS <= used(), f"no line imports all of the extra {name}"
+    (everything,) = PROJECT["optional-dependencies"]["all"]
+    assert set(everything.partition("[")[2].rstrip("]").split(",")) == extras.keys()

@@ -42,7 +42,6 @@ class Format:
         sniff: whether the file's first bytes (or the folder) are of this format; must not raise.
         open: path -> Checkpoint, reading no tensor byte; None for a write-only format.
         layout: checkpoint, target, options -> Layout; None for a read-only format.
-        extra: the extra of this distribution that installs what it needs, if any.
         folder: True when the target is a folder.
         branch: path, key -> Checkpoint, where a file can hold several models or states (`--key`).
         texts: keys of the free texts (`Checkpoint.metadata`) that its writer keeps; None where it keeps any.
@@ -56,7 +55,6 @@ class Format:
     sniff: Callable[[Path, bytes], bool]
     open: Callable[[Path], Checkpoint] | None = None
     layout: Callable[[Checkpoint, Path, WriteOptions], Layout] | None = None
-    extra: str | None = None
     folder: bool = False
     branch: Callable[[Path, str], Checkpoint] | None = None
     texts: frozenset[str] | None = frozenset()

@@ -10,12 +10,15 @@ The two functions are imported on first use.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["round_trip", "verify"]
 
+if TYPE_CHECKING:
+    from converter.verify.verifier import round_trip, verify
+else:
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("converter.verify.verifier"), name)
-    raise AttributeError(f"module 'converter.verify' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            return getattr(importlib.import_module("converter.verify.verifier"), name)
+        raise AttributeError(f"module 'converter.verify' has no attribute {name!r}")
