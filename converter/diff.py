@@ -20,6 +20,7 @@ from converter import _native
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingPart, TokenizerError, about
 from converter.formats.registry import formats, open_checkpoint
+from converter.mapping.view import view
 from converter.metadata import Array, Value
 from converter.planning import build
 from converter.request import PathLike, Request, Source
@@ -115,11 +116,11 @@ def diff(
     started = time.monotonic()
     left, right = Source(before, before_type), Source(after, after_type)
     with open_checkpoint(left) as one, open_checkpoint(right) as other:
-        mapped = not raw and {one.dialect, other.dialect} == {"hf", "gguf"}
+        mapped = not raw and view(one).named and view(other).named and one.dialect != other.dialect
         if mapped:
             one, other = _as_gguf(one), _as_gguf(other)
         changes = list(_metadata(one, other))
-        compared = {"metadata": len({*_facts(one), *_facts(other)})}
+        compared = {"metadata": len({*_entries(one), *_entries(other)})}
         if not mapped:
             changes += _files(one, other)
             compared["files"] = len({*one.assets, *other.assets} - {"config.json"})
@@ -133,9 +134,9 @@ def diff(
 
 def _as_gguf(model: Checkpoint) -> Checkpoint:
     """The GGUF that a conversion without options would make of a model with Hugging Face names, never written."""
-    if model.dialect == "gguf":
-        return model
     target = formats()["gguf"]
+    if model.dialect == target.dialect:
+        return model
     try:
         with about(model.path):
             try:
@@ -150,7 +151,7 @@ def _as_gguf(model: Checkpoint) -> Checkpoint:
 
 
 @dataclass(frozen=True)
-class _Fact:
+class _Entry:
     """A value of metadata: its type, and the value or (several) the values."""
 
     type: str
@@ -163,33 +164,33 @@ class _Fact:
         return _short(self.value)
 
 
-def _facts(model: Checkpoint) -> dict[str, _Fact]:
+def _entries(model: Checkpoint) -> dict[str, _Entry]:
     """GGUF keys, entries of config.json and of a container's free texts, by name."""
-    found: dict[str, _Fact] = {}
+    found: dict[str, _Entry] = {}
     for key, entry in model.config.items():
         if isinstance(entry, Value):
             stored = np.float32(entry.value) if entry.type == "f32" else entry.value
-            found[key] = _Fact(entry.type, stored)
+            found[key] = _Entry(entry.type, stored)
         elif isinstance(entry, Array):
-            found[key] = _Fact(entry.type, entry.values, several=True)
+            found[key] = _Entry(entry.type, entry.values, several=True)
         else:
             found.update(_flat(key, entry))
-    return found | {f"metadata: {key}": _Fact("str", text) for key, text in model.metadata.items()}
+    return found | {f"metadata: {key}": _Entry("str", text) for key, text in model.metadata.items()}
 
 
-def _flat(key: str, value: Any) -> Iterator[tuple[str, _Fact]]:
+def _flat(key: str, value: Any) -> Iterator[tuple[str, _Entry]]:
     """An entry of config.json, objects taken apart."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _flat(f"{key}.{name}", inner)
     elif isinstance(value, list):
-        yield key, _Fact("list", value, several=True)
+        yield key, _Entry("list", value, several=True)
     else:
-        yield key, _Fact(type(value).__name__, value)
+        yield key, _Entry(type(value).__name__, value)
 
 
 def _metadata(one: Checkpoint, other: Checkpoint) -> Iterator[Change]:
-    old, new = _facts(one), _facts(other)
+    old, new = _entries(one), _entries(other)
     for key in {**old, **new}:
         if key not in new:
             yield Change("metadata", "removed", key, before=str(old[key]))
@@ -199,7 +200,7 @@ def _metadata(one: Checkpoint, other: Checkpoint) -> Iterator[Change]:
             yield change
 
 
-def _changed(key: str, old: _Fact, new: _Fact) -> Change | None:
+def _changed(key: str, old: _Entry, new: _Entry) -> Change | None:
     types = "" if old.type == new.type else f"type {old.type} -> {new.type}"
     if old.several and new.several:
         count, first = _compare(old.value, new.value)

@@ -7,7 +7,7 @@ file from being opened at all is a finding too, and its error is kept for the ex
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,35 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from converter.architectures.spec import Architecture, HFClass
-from converter.check import expected
+from converter.architectures.spec import Architecture
+from converter.check import rows
 from converter.check.scales import Values
-from converter.check.tokens import TOKENS, TokenizerKeys, templates
-from converter.checkpoint import Checkpoint
+from converter.check.tokens import TokenizerKeys, templates
 from converter.errors import (
     ArchitectureError,
     ConverterError,
     FormatError,
     MissingPart,
-    UnknownArchitecture,
     UnknownPreTokenizer,
 )
 from converter.findings import Finding
 from converter.formats.registry import open_checkpoint
-from converter.mapping.detect import detect, detect_gguf
-from converter.mapping.hparams import HParams, flat_config, read_config, read_metadata
-from converter.metadata import Metadata, Value
+from converter.mapping.hparams import HParams
+from converter.mapping.view import ModelView, view
 from converter.request import PathLike, Source
 from converter.runtimes.generation import Ran, try_out
 from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback
 from converter.tensors.tensor import LazyTensor
-
-BOTH = frozenset(("gguf", "hf"))
-ANY = BOTH | {None}
-# general.type of GGUF files that are no whole models: they need neither tokenizer nor the architecture's tensors.
-PARTS = ("adapter", "mmproj", "imatrix", "vocab")
-EMBEDDING = {"gguf": "token_embd.weight", "hf": "model.embed_tokens.weight"}
 
 
 @dataclass(frozen=True)
@@ -103,10 +94,11 @@ def check(
         finding = Finding("structure", Path(path).name, str(error).removeprefix(f"{path}: "))
         return Checked(str(path), format, None, (STEPS[0].name,), (finding,), error=error)
     with checkpoint:
-        model = Model(checkpoint, threads, progress)
-        steps = [step for step in STEPS if checkpoint.dialect in step.dialects]
-        findings = [finding for step in steps for finding in step.run(model)]
-        ran = _ran(model, findings) if runtime else Ran()
+        model = view(checkpoint)
+        checking = Checking(model, threads, progress)
+        steps = [step for step in STEPS if step.applies(model)]
+        findings = [finding for step in steps for finding in step.run(checking)]
+        ran = _ran(checking, findings) if runtime else Ran()
         findings += [ran.finding] if ran.finding else []
         return Checked(
             source=str(path),
@@ -121,144 +113,93 @@ def check(
         )
 
 
-def _ran(model: Model, findings: list[Finding]) -> Ran:
-    path = model.checkpoint.path
-    if any(finding.failed for finding in findings) or not model.checkpoint.tensors:
+def _ran(checking: Checking, findings: list[Finding]) -> Ran:
+    checkpoint, path = checking.checkpoint, checking.checkpoint.path
+    if any(finding.failed for finding in findings) or not checkpoint.tensors:
         return Ran(finding=Finding("behaviour", path.name, "not run: look at the rest first", failed=False))
     # llama.cpp opens a split set by its first file.
-    first = model.checkpoint.files[0] if model.checkpoint.format == "gguf" else path
-    return try_out(first, model.checkpoint.format, model.threads)
+    first = checkpoint.files[0] if checking.model.keyed else path
+    return try_out(first, checkpoint.format, checking.threads)
 
 
-class Model:
-    """An opened model with what the steps share, worked out once."""
+class Checking:
+    """A check under way: the view of the model, and what the steps share, worked out once."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int | None, progress: ProgressCallback | None) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, model: ModelView, threads: int | None, progress: ProgressCallback | None) -> None:
+        self.model = model
+        self.checkpoint = model.checkpoint
         self.threads = threads
         self.progress = progress
         #: what is wrong with the architecture or its hyperparameters as a whole
         self.problems: list[Finding] = []
 
-    @property
-    def metadata(self) -> Metadata:
-        return dict(self.checkpoint.config)
-
-    @cached_property
-    def known(self) -> tuple[Architecture, HFClass | None] | None:
-        """The architecture, and the class of a Hugging Face folder; None where it is not known here."""
-        try:
-            if self.checkpoint.dialect == "gguf":
-                return (detect_gguf(self.metadata), None) if "general.architecture" in self.metadata else None
-            return detect(self.checkpoint.config) if self.checkpoint.dialect == "hf" else None
-        except UnknownArchitecture as error:
-            subject = "general.architecture" if self.checkpoint.dialect == "gguf" else "config.json"
-            first = str(error).partition("\n")[0]
-            self.problems.append(Finding("metadata", subject, f"{first}: keys and tensors not compared", failed=False))
-            return None
-
-    @property
-    def architecture(self) -> Architecture | None:
-        return self.known[0] if self.known else None
-
     @cached_property
     def keys(self) -> list[Finding]:
-        """What is wrong with the architecture's keys of a GGUF."""
-        known = self.architecture if self.checkpoint.dialect == "gguf" else None
-        return list(expected.keys(known, self.metadata)) if known else []
+        """What is wrong with the architecture's typed keys, where the file has such."""
+        known = self.model.architecture if self.model.keyed else None
+        return list(rows.keys(known, self.checkpoint.config)) if known else []
 
     @cached_property
-    def hparams(self) -> HParams | None:
-        """The hyperparameters; None where the architecture is unknown or they cannot be read."""
-        if self.known is None or self.keys:
+    def known(self) -> tuple[Architecture, HParams] | None:
+        """The architecture and the hyperparameters; None, and a problem, where either is unknown or cannot be read."""
+        if self.model.unknown:
+            message = f"{self.model.unknown}: keys and tensors not compared"
+            self.problems.append(Finding("metadata", self.model.identity, message, failed=False))
+        if self.model.architecture is None or self.keys:
             return None
-        architecture, hf = self.known
-        subject = "config.json" if hf else architecture.gguf
         try:
-            if hf is not None:
-                found = read_config(architecture, hf, self.checkpoint.config)[0]
-            else:  # the tokenizer's step compares the number of tokens with the embedding, so they do not count here
-                keys = {key: value for key, value in self.metadata.items() if key != TOKENS}
-                found = read_metadata(architecture, keys, self.n_rows)
+            hparams = self.model.hparams
         except ArchitectureError as error:
-            message = str(error).partition("\n")[0].removeprefix(f"{subject}: ")
-            self.problems.append(Finding("metadata", subject, message))
+            message = str(error).partition("\n")[0].removeprefix(f"{self.model.subject}: ")
+            self.problems.append(Finding("metadata", self.model.subject, message))
             return None
-        if self.whole and (problem := expected.excess(found, len(self.checkpoint.tensors))):
-            self.problems.append(Finding("metadata", subject, problem))
-            return None
-        return found
-
-    @cached_property
-    def canonical(self) -> dict[str, LazyTensor]:
-        """Tensors by the names that the architecture's rows have."""
-        found = dict(self.checkpoint.tensors)
-        if self.checkpoint.dialect == "hf" and self.architecture and self.hparams:
-            return expected.spelled(self.architecture, found, self.hparams)
-        return found
-
-    @property
-    def n_rows(self) -> int | None:
-        """Rows of the embedding; None where it is not there under its usual name."""
-        name = EMBEDDING.get(self.checkpoint.dialect or "", "")
-        tensor = self.checkpoint.tensors.get(name)
-        if tensor is None and self.checkpoint.dialect == "hf":
-            tensor = self.canonical.get(name)
-        return tensor.info.shape[0] if tensor and tensor.info.shape else None
-
-    @property
-    def whole(self) -> bool:
-        """Whether this is a model with tensors of its own, and not an adapter or a vocabulary."""
-        kind = self.metadata.get("general.type")
-        return bool(self.checkpoint.tensors) and not (isinstance(kind, Value) and kind.value in PARTS)
+        return (self.model.architecture, hparams) if hparams is not None else None
 
 
 # ----------------------------------------------------------------------------------------------- steps
 
 
-def _structure(model: Model) -> Iterator[Finding]:
+def _structure(checking: Checking) -> Iterator[Finding]:
     """What the reader noticed; it refused what it could not read."""
-    for event in model.checkpoint.events:
+    checkpoint = checking.checkpoint
+    for event in checkpoint.events:
         if event.loss:
-            yield Finding("structure", model.checkpoint.path.name, str(event), failed=False)
-    if not model.checkpoint.tensors and model.checkpoint.dialect != "gguf":
-        yield Finding("structure", model.checkpoint.path.name, "holds no tensors", failed=False)
+            yield Finding("structure", checkpoint.path.name, str(event), failed=False)
+    if not checkpoint.tensors and not checking.model.keyed:
+        yield Finding("structure", checkpoint.path.name, "holds no tensors", failed=False)
 
 
-def _metadata(model: Model) -> Iterator[Finding]:
-    if "general.architecture" not in model.metadata:
+def _metadata(checking: Checking) -> Iterator[Finding]:
+    if "general.architecture" not in checking.checkpoint.config:
         yield Finding("metadata", "general.architecture", "is missing: no runtime knows what this is")
-    elif model.whole:
-        yield from model.keys
+    elif checking.model.whole:
+        yield from checking.keys
 
 
-def _hparams(model: Model) -> Iterator[Finding]:
-    hparams = model.hparams if model.whole else None
-    yield from model.problems
-    if model.architecture is not None and hparams is not None:
-        side: expected.Side = "hf" if model.checkpoint.dialect == "hf" else "gguf"
-        yield from expected.relations(model.architecture, hparams, side)
+def _hparams(checking: Checking) -> Iterator[Finding]:
+    known = checking.known if checking.model.whole else None
+    yield from checking.problems
+    if known is not None:
+        yield from rows.relations(checking.model, *known)
 
 
-def _tensors(model: Model) -> Iterator[Finding]:
-    if not model.whole or (architecture := model.architecture) is None or (hparams := model.hparams) is None:
+def _tensors(checking: Checking) -> Iterator[Finding]:
+    model = checking.model
+    if not model.whole or checking.known is None:
         return
-    config = flat_config(model.checkpoint.config) if model.checkpoint.dialect == "hf" else {}
-    if config.get("quantization_config") is not None:
+    if model.config.get("quantization_config") is not None:
         yield Finding("metadata", "config.json: quantization_config", "tensors not compared", failed=False)
         return
-    hf = model.known[1] if model.known else None
-    tied = config.get("tie_word_embeddings") if hf is not None and hf.head else None
-    side: expected.Side = "hf" if model.checkpoint.dialect == "hf" else "gguf"
+    architecture, hparams = checking.known
     try:
-        yield from expected.tensors(architecture, hparams, model.canonical, side, tied)
+        yield from rows.tensors(model, architecture, hparams)
     except ArchitectureError as error:
         yield Finding("metadata", architecture.gguf, str(error).partition("\n")[0])
-    if tied is True:
+    if model.tied:
         yield from _tied(architecture, model.canonical)
 
 
-def _tied(architecture: Architecture, found: dict[str, LazyTensor]) -> Iterator[Finding]:
+def _tied(architecture: Architecture, found: Mapping[str, LazyTensor]) -> Iterator[Finding]:
     """A head that is stored although the config ties it to the embedding: fine where it is the same."""
     names = {rule.gguf[0]: rule.hf[0] for rule in architecture.tensors if rule.hf and not rule.per_block}
     for rule in architecture.tensors:
@@ -275,24 +216,25 @@ def _same(one: LazyTensor, other: LazyTensor) -> bool:
     return all(np.array_equal(one.rows(start, stop), other.rows(start, stop)) for start, stop in ranges)
 
 
-def _tokenizer(model: Model) -> Iterator[Finding]:
-    has_any = any(key.startswith("tokenizer.") for key in model.metadata)
+def _tokenizer(checking: Checking) -> Iterator[Finding]:
+    model, metadata = checking.model, checking.checkpoint.config
+    has_any = any(key.startswith("tokenizer.") for key in metadata)
     if has_any or (model.whole and model.architecture is not None):
-        yield from TokenizerKeys(model.metadata, model.n_rows if model.whole else None).findings()
-    yield from templates(model.metadata)
+        yield from TokenizerKeys(metadata, model.n_rows if model.whole else None).findings()
+    yield from templates(metadata)
 
 
-def _tokenizer_files(model: Model) -> Iterator[Finding]:
+def _tokenizer_files(checking: Checking) -> Iterator[Finding]:
     from converter.tokenizers import read_tokenizer
 
-    checkpoint, architecture, hparams, n_rows = model.checkpoint, model.architecture, model.hparams, model.n_rows
-    if architecture is None or hparams is None or n_rows is None:
+    checkpoint, n_rows = checking.checkpoint, checking.model.n_rows
+    if checking.known is None or n_rows is None:
         return
-    yield from _config_ids(model, hparams["n_vocab"])
+    architecture, hparams = checking.known
+    yield from _config_ids(checking.model, hparams["n_vocab"])
     try:
-        tokenizer = read_tokenizer(
-            checkpoint.assets, checkpoint.config, n_rows=n_rows, style=architecture.traits.tokenizer
-        )
+        style = architecture.traits.tokenizer
+        tokenizer = read_tokenizer(checkpoint.assets, checkpoint.config, n_rows=n_rows, style=style)
     except (MissingPart, UnknownPreTokenizer) as error:
         yield Finding("tokenizer", checkpoint.path.name, str(error).partition("\n")[0], failed=False)
     except ConverterError as error:
@@ -302,48 +244,65 @@ def _tokenizer_files(model: Model) -> Iterator[Finding]:
         yield from templates(tokenizer.metadata)
 
 
-def _config_ids(model: Model, n_vocab: int) -> Iterator[Finding]:
+def _config_ids(model: ModelView, n_vocab: int) -> Iterator[Finding]:
     """Token ids of config.json that no token has."""
-    config = flat_config(model.checkpoint.config)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = config.get(key)
+        value = model.config.get(key)
         for number in value if isinstance(value, list) else [value]:
             if number is None or (isinstance(number, int) and -1 <= number < n_vocab):
                 continue
             yield Finding("tokenizer", f"config.json: {key}", f"is {number!r}, and there are {n_vocab} tokens")
 
 
-def _values(model: Model) -> Iterator[Finding]:
+def _values(checking: Checking) -> Iterator[Finding]:
     """Every stored number, read once; then the sums that the format keeps of them."""
-    tensors = list(model.checkpoint.tensors.values())
-    looked = Values(tensors, weights=model.checkpoint.dialect is not None)
+    checkpoint = checking.checkpoint
+    looked = Values(list(checkpoint.tensors.values()), weights=checking.model.named)
     try:
-        slabs.run(looked.jobs(), model.threads, model.progress)
+        slabs.run(looked.jobs(), checking.threads, checking.progress)
         yield from looked.findings()
-        model.checkpoint.check()
+        checkpoint.check()
     except FormatError as error:
-        yield Finding("structure", model.checkpoint.path.name, str(error).removeprefix(f"{model.checkpoint.path}: "))
+        yield Finding("structure", checkpoint.path.name, str(error).removeprefix(f"{checkpoint.path}: "))
 
 
 @dataclass(frozen=True)
-class Step:
-    """Something to look at: what it is, in files of which dialect, and who looks."""
+class CheckStep:
+    """Something to look at: what it is, in which models, and who looks."""
 
     name: str
     looks_at: str
-    dialects: frozenset[str | None]
-    run: Callable[[Model], Iterable[Finding]]
+    applies: Callable[[ModelView], bool]
+    run: Callable[[Checking], Iterable[Finding]]
 
 
-GGUF, HF = frozenset[str | None](("gguf",)), frozenset[str | None](("hf",))
+def _any(model: ModelView) -> bool:
+    return True
+
+
+def _named(model: ModelView) -> bool:
+    return model.named
+
+
+def _keyed(model: ModelView) -> bool:
+    return model.keyed
+
+
+def _in_files(model: ModelView) -> bool:
+    return model.named and not model.keyed
+
 
 #: In this order. The first is taken by opening the file; a reader refuses what is broken.
 STEPS = (
-    Step("structure", "sizes, offsets, alignment, gaps, indexes, shards: what the reader compares", ANY, _structure),
-    Step("keys", "required metadata keys, and types that runtimes insist on", GGUF, _metadata),
-    Step("relations", "hyperparameters that must fit each other", BOTH, _hparams),
-    Step("tensors", "the architecture's tensors, their shapes, tied weights", BOTH, _tensors),
-    Step("tokenizer", "tokens against the embedding, types, scores, ids, merges, chat templates", GGUF, _tokenizer),
-    Step("tokenizer files", "the same, of a folder's files", HF, _tokenizer_files),
-    Step("values", "scales of every block finite, no NaN or infinity, tensors not all zero", ANY, _values),
+    CheckStep(
+        "structure", "sizes, offsets, alignment, gaps, indexes, shards: what the reader compares", _any, _structure
+    ),
+    CheckStep("keys", "required metadata keys, and types that runtimes insist on", _keyed, _metadata),
+    CheckStep("relations", "hyperparameters that must fit each other", _named, _hparams),
+    CheckStep("tensors", "the architecture's tensors, their shapes, tied weights", _named, _tensors),
+    CheckStep(
+        "tokenizer", "tokens against the embedding, types, scores, ids, merges, chat templates", _keyed, _tokenizer
+    ),
+    CheckStep("tokenizer files", "the same, of a folder's files", _in_files, _tokenizer_files),
+    CheckStep("values", "scales of every block finite, no NaN or infinity, tensors not all zero", _any, _values),
 )

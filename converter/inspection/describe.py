@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
 from converter.formats.registry import open_checkpoint
-from converter.metadata import Array, Metadata, Value, text_of
+from converter.mapping.view import ModelView, view
+from converter.metadata import Array, Metadata, Value
 from converter.request import PathLike, Source
 from converter.tensors.tensor import LazyTensor, TensorInfo
 
@@ -119,49 +119,34 @@ def inspect(path: PathLike, *, format: str | None = None) -> Description:
         FormatError, OutputError: unknown, damaged or missing.
     """
     with open_checkpoint(Source(path, format)) as checkpoint:
-        architecture, hparams, tensors = _ggml_view(checkpoint)
+        model = view(checkpoint)
         return Description(
             path=checkpoint.path,
             format=checkpoint.format,
-            architecture=architecture,
-            metadata=_metadata(checkpoint),
+            architecture=model.name,
+            metadata=_metadata(model),
             tensors=tuple(TensorRow(tensor.info, tensor.source) for tensor in checkpoint.tensors.values()),
             files=checkpoint.files,
-            memory=_memory(hparams, tensors),
+            memory=_memory(model.keys, model.ggml),
         )
 
 
-def _ggml_view(checkpoint: Checkpoint) -> tuple[str | None, Metadata, dict[str, LazyTensor]]:
-    """Architecture name, keys and tensors as a runtime would see them; nothing where the names are unknown."""
-    if checkpoint.dialect == "gguf":
-        return text_of(checkpoint.config, "general.architecture"), dict(checkpoint.config), dict(checkpoint.tensors)
-    if checkpoint.dialect == "hf":
-        from converter.mapping.tensors import to_gguf
-
-        try:
-            mapped = to_gguf(checkpoint)
-        except ConverterError:
-            listed = checkpoint.config.get("architectures")
-            return (str(listed[0]) if isinstance(listed, list) and listed else None), {}, {}
-        keys = {"general.architecture": Value("str", mapped.architecture.gguf), **mapped.config}
-        return mapped.architecture.gguf, keys, mapped.tensors
-    return None, {}, {}
-
-
-def _memory(hparams: Metadata, tensors: dict[str, LazyTensor]) -> Estimate | None:
+def _memory(keys: Metadata, tensors: Mapping[str, LazyTensor]) -> Estimate | None:
     if not tensors:
         return None
     from converter.inspection.running_memory import estimate  # the recipes' tables take a while to build
 
     described = {name: (tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()}
     try:
-        return estimate(hparams, described)
+        return estimate(keys, described)
     except ConverterError:
         return None
 
 
-def _metadata(checkpoint: Checkpoint) -> dict[str, Value | Array]:
-    if checkpoint.dialect == "gguf":
+def _metadata(model: ModelView) -> Metadata:
+    """Typed key/values as they are; else free texts, and config.json's entries as JSON."""
+    checkpoint = model.checkpoint
+    if model.keyed:
         return dict(checkpoint.config)
     found: dict[str, Value | Array] = {key: Value("str", text) for key, text in checkpoint.metadata.items()}
     found.update((f"config.{key}", Value("json", str(value))) for key, value in checkpoint.config.items())

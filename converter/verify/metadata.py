@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
 from converter.findings import Finding
 from converter.mapping.detect import detect
 from converter.mapping.hparams import read_config
+from converter.mapping.view import ModelView
 from converter.metadata import TYPES, Array, Metadata, Value
-from converter.request import Request
-from converter.tokenizers import read_tokenizer
 
 #: Keys that say how a file was made, not what the model is; beginnings of keys.
 HOW_IT_WAS_MADE = ("general.file_type", "general.quantization_version", "quantize.", "split.")
@@ -25,6 +23,21 @@ HOW_IT_WAS_SAVED = frozenset((
 #: How the two versions of transformers write what the architecture's rows read as `rope.*`.
 ROPE = frozenset(("rope_scaling", "rope_parameters", "rope_theta", "text_config"))
 TEMPLATE = "chat_template"
+
+
+def compare_metadata(
+    expected: Mapping[str, Any], source: ModelView, target: ModelView, pre: str | None
+) -> list[Finding]:
+    """What says what the model is, and its tokenizer; nothing where the target is a file of tensors alone.
+
+    `expected` is what follows from the source in the target's dialect; empty where nothing does.
+    """
+    if target.keyed:
+        return compare_gguf(expected, target.checkpoint.config) if expected else []
+    if not target.named:
+        return []
+    config = compare_config(expected, target.checkpoint.config) if expected else []
+    return config + compare_tokenizers(source, target, pre)
 
 
 def compare_gguf(expected: Mapping[str, Value | Array], found: Mapping[str, Value | Array]) -> list[Finding]:
@@ -119,18 +132,18 @@ def _disjoint(a: Any, b: Any) -> bool:
     return bool(one and other) and not one & other
 
 
-def tokenizer_of(checkpoint: Checkpoint, request: Request) -> Metadata | None:
-    """The tokenizer of either dialect as `tokenizer.*` keys; None where there is none that can be read."""
-    if checkpoint.dialect == "gguf":
-        keys = {key: value for key, value in checkpoint.config.items() if key.startswith("tokenizer.")}
-        return keys if "tokenizer.ggml.tokens" in keys else None
-    if not any(name.startswith(("tokenizer", "vocab")) for name in checkpoint.assets):
-        return None
+def compare_tokenizers(source: ModelView, target: ModelView, pre: str | None) -> list[Finding]:
+    """The files of two tokenizers, or of a GGUF's keys, by what they mean; those that cannot be read are as none."""
+    wanted, got = _tokenizer(source, pre), _tokenizer(target, pre)
+    if wanted is not None and got is not None:
+        return compare_gguf(wanted, got)
+    if wanted is not None and target.checkpoint.path.is_dir():
+        return [Finding("tokenizer", "tokenizer", "is not there, or cannot be read; the source has one")]
+    return []
+
+
+def _tokenizer(model: ModelView, pre: str | None) -> Metadata | None:
     try:
-        architecture, _ = detect(checkpoint.config, request.model.arch)
-        config = dict(checkpoint.config)
-        rows = config["vocab_size"] if isinstance(config.get("vocab_size"), int) else 0
-        style = architecture.traits.tokenizer
-        return read_tokenizer(checkpoint.assets, config, n_rows=rows, style=style, pre=request.model.pre).metadata
+        return model.tokenizer(pre)
     except ConverterError:
         return None

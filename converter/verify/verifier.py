@@ -17,12 +17,13 @@ from converter.errors import UsageError, about
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.formats.registry import open_checkpoint, source_format
+from converter.mapping.view import view
 from converter.pipeline import convert
 from converter.request import PathLike, Request, Source
 from converter.storage.slabs import ProgressCallback
 from converter.tensors.tensor import LazyTensor
 from converter.verify.measure import Measured, measure
-from converter.verify.metadata import compare_config, compare_gguf, tokenizer_of
+from converter.verify.metadata import compare_metadata
 from converter.verify.pairing import HEADS, Pair, Pairing, pair
 from converter.verify.results import Verification
 from converter.verify.verdict import judge
@@ -91,7 +92,8 @@ def _verify(
             )
         measured = measure(pairing.pairs, encode=encode, threads=threads, progress=progress)
         findings = [*_retied(pairing, measured), *judge(measured, pairing.left_over)]
-        return measured, findings + _facts(left, right, pairing, request)
+        views = view(left, request.model.arch), view(right, request.model.arch)
+        return measured, findings + compare_metadata(pairing.expected, *views, request.model.pre)
     finally:
         for close in pairing.closers:
             close()
@@ -118,23 +120,6 @@ def _is_copy(extra: LazyTensor, twin: Pair) -> bool:
         return False
     measured = measure([replace(twin, candidate=extra)], encode=False)[0]
     return measured.noise <= 0.05 * measured.energy
-
-
-def _facts(left: Checkpoint, right: Checkpoint, pairing: Pairing, request: Request) -> list[Finding]:
-    """Metadata and tokenizer; nothing where the target is a file of tensors alone."""
-    if pairing.dialect == "gguf":
-        return compare_gguf(pairing.expected, right.config)  # type: ignore[arg-type]
-    found: list[Finding] = []
-    if right.dialect != "hf":
-        return found
-    if pairing.dialect == "hf":
-        found += compare_config(pairing.expected, right.config)
-    wanted, got = tokenizer_of(left, request), tokenizer_of(right, request)
-    if wanted is not None and got is not None:
-        found += compare_gguf(wanted, got)
-    elif wanted is not None and right.path.is_dir():
-        found.append(Finding("tokenizer", "tokenizer", "is not there, or cannot be read; the source has one"))
-    return found
 
 
 def round_trip(
@@ -191,7 +176,7 @@ def _known(made: Path, source: Source) -> Source:
 def _plain_dtype(source: Source) -> str | None:
     """The one floating type that all of a plain file's tensors have, to go back to."""
     with open_checkpoint(source) as checkpoint:
-        if checkpoint.dialect == "gguf":
+        if view(checkpoint).keyed:
             return None
         types = {tensor.info.dtype for tensor in checkpoint.tensors.values() if tensor.info.dtype.floating}
         only = types.pop() if len(types) == 1 else None
