@@ -201,7 +201,9 @@ def test_values_on_the_way_to_a_file_depend_on_no_machine(path: Path) -> None:
 
 
 def test_powers_on_the_way_to_a_file_are_squares_or_constants() -> None:
-    """`**` of anything else asks the same functions."""
+    """`**` of anything else asks the same functions. A hyperparameter that an expression computes is one number, which
+    is rounded from float64 to F32: all processors agree in the 29 bits between, but for one value in some 500 million.
+    """
     found = {
         (name(path), ast.unparse(node))
         for path in modules()
@@ -209,7 +211,10 @@ def test_powers_on_the_way_to_a_file_are_squares_or_constants() -> None:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)
         if not _whole(node.right) or not (isinstance(node.left, ast.Constant) or ast.unparse(node.right) == "2")
     }
-    assert found == {("converter.verify.bounds", "3 ** (-0.5)")}
+    assert found == {
+        ("converter.verify.bounds", "3 ** (-0.5)"),
+        ("converter.tensors.expressions", "base ** exponent"),
+    }
 
 
 def _whole(node: ast.expr) -> bool:
