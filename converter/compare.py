@@ -161,6 +161,24 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A comparison, and what the quant that is wanted may take: bytes of its file, bytes of memory to run it."""
+
+    comparison: Comparison
+    fit: int | None = None
+    fit_memory: int | None = None
+
+    @property
+    def best(self) -> Quant | None:
+        return self.comparison.best(self.fit, self.fit_memory)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON, schema `SCHEMA`."""
+        best = self.best.name if self.best else None
+        return self.comparison.as_dict() | {"fit": self.fit, "fit_memory": self.fit_memory, "best": best}
+
+
 def _needed(quant: Quant) -> int:
     return quant.bytes if quant.memory is None else quant.memory
 

@@ -13,8 +13,8 @@ ConverterError                     1
 │   ├── UnmatchedTensor           21   a tensor that no rule of the architecture names
 │   ├── MissingTensor             22   a rule of the architecture finds no tensor
 │   ├── ShapeMismatch             23   config and tensor disagree
-│   ├── TokenizerError            24   tokenizer unreadable, or larger than the embedding
-│   └── UnknownPreTokenizer       25   ask for --pre NAME
+│   └── TokenizerError            24   tokenizer unreadable, or larger than the embedding
+│       └── UnknownPreTokenizer   25   ask for --pre NAME
 ├── QuantizationError             30   a type that does not fit, or may not be re-encoded
 │   └── MissingImportance         31   a type needs an importance matrix that has no entry
 ├── LossyError                    40   something was lost, under --strict
@@ -34,143 +34,192 @@ from pathlib import Path
 
 
 class ConverterError(Exception):
-    """Base of all errors; its text is one to three lines a person can act on."""
+    """Base of all errors; its text is one to three lines a person can act on.
+
+    `family` names what the exit codes of a class and of those below it are about, `words` what its own code says.
+    """
 
     exit_code = 1
+    family = ""
+    words = ""
 
 
 class UsageError(ConverterError):
     """A flag, a pattern or a combination that cannot be meant."""
 
     exit_code = 2
+    family = "usage"
 
 
 class FormatError(ConverterError):
     """A file's container is unknown, damaged or beyond us."""
 
     exit_code = 10
+    family = "format"
 
 
 class UnknownFormat(FormatError):
     """No reader or writer answers to this file or name."""
+
+    words = "unknown"
 
 
 class CorruptFile(FormatError):
     """The bytes contradict themselves or the file's size."""
 
     exit_code = 11
+    words = "corrupt"
 
 
 class UnsupportedFeature(FormatError):
     """The file is valid, but nothing here can read or hold it."""
 
     exit_code = 12
+    words = "unsupported"
 
 
 class MissingDependency(FormatError):
     """An optional package is not installed."""
 
     exit_code = 13
+    words = "missing extra"
 
 
 class MissingPart(FormatError):
     """A shard, a config or a tokenizer file is not there."""
 
     exit_code = 14
+    words = "missing part"
 
 
 class ArchitectureError(ConverterError):
     """The model's architecture and its tensors do not meet."""
 
     exit_code = 20
+    family = "architecture and tokenizer"
 
 
 class UnknownArchitecture(ArchitectureError):
     """No architecture file answers to this model."""
+
+    words = "unknown"
 
 
 class UnmatchedTensor(ArchitectureError):
     """A tensor that no rule of the architecture names."""
 
     exit_code = 21
+    words = "unmatched tensor"
 
 
 class MissingTensor(ArchitectureError):
     """A rule of the architecture finds no tensor."""
 
     exit_code = 22
+    words = "missing tensor"
 
 
 class ShapeMismatch(ArchitectureError):
     """The config and a tensor's shape disagree."""
 
     exit_code = 23
+    words = "wrong shape"
 
 
 class TokenizerError(ArchitectureError):
     """The tokenizer is unreadable or does not fit the embedding."""
 
     exit_code = 24
+    words = "tokenizer"
 
 
 class UnknownPreTokenizer(TokenizerError):
     """The pre-tokenizer has no known name; `--pre NAME` supplies one."""
 
     exit_code = 25
+    words = "pre-tokenizer"
 
 
 class QuantizationError(ConverterError):
     """A type that does not fit a tensor, or a tensor that may not be re-encoded."""
 
     exit_code = 30
+    family = "quantization"
+    words = "does not fit"
 
 
 class MissingImportance(QuantizationError):
     """A type needs an importance matrix and the tensor has no entry in it."""
 
     exit_code = 31
+    words = "needs an importance matrix"
 
 
 class LossyError(ConverterError):
     """Something was lost while --strict forbids it."""
 
     exit_code = 40
+    family = "lossy under --strict"
 
 
 class FidelityError(ConverterError):
     """A result lies outside its bounds."""
 
     exit_code = 41
+    family = "fidelity"
 
 
 class OutputError(ConverterError):
     """Reading or writing the file system failed."""
 
     exit_code = 50
+    family = "input, output and disk"
+    words = "I/O"
 
 
 class SameFile(OutputError):
     """The output is the input."""
 
     exit_code = 51
+    words = "same as input"
 
 
 class DiskFull(OutputError):
     """Not enough room for the output."""
 
     exit_code = 52
+    words = "no room"
 
 
 class OutputExists(OutputError):
     """The output is already there; `--force` replaces it."""
 
     exit_code = 53
+    words = "exists"
 
 
 class Interrupted(ConverterError):
     """Ctrl-C, SIGTERM or a cancelled callback."""
 
     exit_code = 130
+    family = "interrupted"
+
+
+def exit_codes() -> list[tuple[str, list[tuple[int, str]]]]:
+    """Every code that an error ends with, by family: code and words; help and README list them."""
+    return [(head.family, sorted(_codes(head).items())) for head in _below(ConverterError)]
+
+
+def _codes(kind: type[ConverterError]) -> dict[int, str]:
+    found = {kind.exit_code: kind.words}
+    for below in _below(kind):
+        found |= _codes(below)
+    return found
+
+
+def _below(kind: type[ConverterError]) -> list[type[ConverterError]]:
+    """Those of this module: what others derive from them is theirs."""
+    return [below for below in kind.__subclasses__() if below.__module__ == __name__]
 
 
 @contextmanager

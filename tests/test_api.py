@@ -112,9 +112,9 @@ def test_signatures_are_typed_and_options_are_keywords(name: str) -> None:
 
 
 def test_request_has_the_options_of_the_command_line() -> None:
-    from converter.cli.main import _conversion_parser
+    from converter.cli import verbs
 
-    parsed = vars(_conversion_parser("convert", "").parse_args(["in", "out"]))
+    parsed = vars(verbs.parser("convert").parse_args(["in", "out"]))
     spelled = {"tensor_types": "tensor_type", "format": "target_type"}
     assert {spelled.get(field, field) for field in FIELDS} <= parsed.keys()
 

@@ -42,7 +42,7 @@ class Checked:
     """What a check found.
 
     `steps` are the names of those taken, `ran` says what a runtime did with the model, `error` is what kept the file
-    from being opened.
+    from being opened; `strict` says that warnings fail, too.
     """
 
     source: str
@@ -55,16 +55,21 @@ class Checked:
     seconds: float = 0.0
     ran: str = ""
     error: ConverterError | None = None
+    strict: bool = False
 
-    def failed(self, strict: bool = False) -> bool:
-        """Whether a finding forbids to use the file; under `strict` every finding does."""
-        return any(finding.failed or strict for finding in self.findings)
+    def fails(self, finding: Finding) -> bool:
+        """Whether this one forbids to use the file; under `strict` every one does."""
+        return finding.failed or self.strict
+
+    @property
+    def passed(self) -> bool:
+        return not any(map(self.fails, self.findings))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
         own = {key: value for key, value in vars(self).items() if key != "error"}
         own["findings"] = [finding.as_dict() for finding in self.findings]
-        return own | {"steps": list(self.steps), "seconds": round(self.seconds, 3), "passed": not self.failed()}
+        return own | {"steps": list(self.steps), "seconds": round(self.seconds, 3), "passed": self.passed}
 
 
 def check(
@@ -72,6 +77,7 @@ def check(
     *,
     format: str | None = None,
     runtime: bool = False,
+    strict: bool = False,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Checked:
@@ -81,6 +87,7 @@ def check(
         path: what to check.
         format: its format, where content and extension do not tell.
         runtime: also load it with what is installed and let it generate a few tokens.
+        strict: what is only a warning fails, too.
         threads, progress: as for `convert`.
 
     Raises:
@@ -92,7 +99,7 @@ def check(
         checkpoint = open_checkpoint(Source(path, format))
     except (FormatError, ArchitectureError) as error:
         finding = Finding("structure", Path(path).name, str(error).removeprefix(f"{path}: "))
-        return Checked(str(path), format, None, (STEPS[0].name,), (finding,), error=error)
+        return Checked(str(path), format, None, (STEPS[0].name,), (finding,), error=error, strict=strict)
     with checkpoint:
         model = view(checkpoint)
         checking = Checking(model, threads, progress)
@@ -110,6 +117,7 @@ def check(
             bytes=sum(tensor.info.nbytes for tensor in checkpoint.tensors.values()),
             seconds=time.monotonic() - started,
             ran=ran.words,
+            strict=strict,
         )
 
 

@@ -1,1 +1,4 @@
-"""The command line: arguments, printing, exit codes. No logic."""
+"""The command line: arguments, printing, exit codes. No logic.
+
+A verb is one module in `commands/`; `verbs` finds them, and makes help and parsers of what they say about themselves.
+"""

@@ -8,23 +8,23 @@ from collections.abc import Mapping
 PROGRAMS = ("convert", "model-convert")
 
 
-def script(shell: str, parsers: Mapping[str, argparse.ArgumentParser]) -> str:
-    """A completion script for `shell` ("bash", "zsh" or "fish"); `parsers` by command, "" for none."""
-    return _SHELLS[shell](parsers)
+def script(shell: str, default: argparse.ArgumentParser, parsers: Mapping[str, argparse.ArgumentParser]) -> str:
+    """A completion script for `shell` (of SHELLS); `parsers` by verb, `default` is that of none."""
+    return SHELLS[shell](default, parsers)
 
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:
     return [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
 
 
-def _bash(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
-    cases = "\n".join(f"    {name}) flags='{' '.join(_flags(parser))}' ;;" for name, parser in parsers.items() if name)
-    commands = " ".join(name for name in parsers if name)
+def _bash(default: argparse.ArgumentParser, parsers: Mapping[str, argparse.ArgumentParser]) -> str:
+    cases = "\n".join(f"    {name}) flags='{' '.join(_flags(parser))}' ;;" for name, parser in parsers.items())
+    commands = " ".join(parsers)
     return f"""_model_convert() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} flags commands=
   case ${{COMP_WORDS[1]}} in
 {cases}
-    *) flags='{" ".join(_flags(parsers[""]))}' ;;
+    *) flags='{" ".join(_flags(default))}' ;;
   esac
   if [[ $word == -* ]]; then
     COMPREPLY=($(compgen -W "$flags" -- "$word"))
@@ -39,19 +39,18 @@ def _bash(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
 complete -o filenames -F _model_convert {" ".join(PROGRAMS)}"""
 
 
-def _zsh(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
-    return "autoload -U bashcompinit && bashcompinit\n" + _bash(parsers)
+def _zsh(default: argparse.ArgumentParser, parsers: Mapping[str, argparse.ArgumentParser]) -> str:
+    return "autoload -U bashcompinit && bashcompinit\n" + _bash(default, parsers)
 
 
-def _fish(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
+def _fish(default: argparse.ArgumentParser, parsers: Mapping[str, argparse.ArgumentParser]) -> str:
     lines = []
     for program in PROGRAMS:
-        commands = [name for name in parsers if name]
-        lines.append(f"complete -c {program} -n __fish_use_subcommand -a '{' '.join(commands)}'")
-        for name, parser in parsers.items():
-            condition = f"__fish_seen_subcommand_from {name}" if name else "__fish_use_subcommand"
+        lines.append(f"complete -c {program} -n __fish_use_subcommand -a '{' '.join(parsers)}'")
+        conditions = {f"__fish_seen_subcommand_from {name}": parser for name, parser in parsers.items()}
+        for condition, parser in {"__fish_use_subcommand": default, **conditions}.items():
             lines += [f"complete -c {program} -n '{condition}' -l {flag[2:]}" for flag in _flags(parser)]
     return "\n".join(lines)
 
 
-_SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish}
+SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish}

@@ -24,23 +24,22 @@ from typing import Any
 from converter import __version__
 from converter.errors import MissingDependency
 from converter.findings import Finding
+from converter.reports.findings import failures_first
+from converter.reports.numbers import decibels
 from converter.reports.verification import (
     COLUMNS,
     MORE_COLUMNS,
     NAME,
     TYPE_HEAD,
     Column,
-    Histograms,
-    decibels,
     facts,
-    failures_first,
     type_rows,
     verdict,
 )
 from converter.runtimes.behaviour import Behaviour
 from converter.storage.json import finite
 from converter.text import human_bytes, printable
-from converter.verify.results import Fidelity, Verification
+from converter.verify.results import Fidelity, Histogram, Verification
 
 # Distinct for the colour-blind and on both backgrounds (after Okabe and Ito, and Tableau).
 PALETTE = (
@@ -82,17 +81,14 @@ def plotly_source() -> str:
     return str(get_plotlyjs())
 
 
-def page(verification: Verification, histograms: Histograms | None = None) -> str:
+def page(verification: Verification) -> str:
     """The report of one verification.
-
-    `histograms` gives values of some tensors, in the order in which the page offers them: bin edges (n + 1, rising),
-    counts of the source's values and of the target's (n each).
 
     Raises:
         MissingDependency: plotly is not installed.
     """
     named = {tensor.name: tensor for tensor in verification.tensors}
-    values = {name: bins for name, bins in (histograms or {}).items() if name in named}
+    values = {name: bins for name, bins in verification.distributions.items() if name in named}
     inexact = [tensor for tensor in verification.tensors if math.isfinite(tensor.sqnr_db)]
     plots: dict[str, Plot] = {}
     sections = [_facts(facts(verification)), _findings(verification.findings)]
@@ -391,7 +387,7 @@ def _quants(candidates: Sequence[Candidate], title: str, values: Sequence[float 
 # ------------------------------------------------------------------------------------------------ values
 
 
-def _value_plot(histograms: Histograms) -> Plot:
+def _value_plot(histograms: Mapping[str, Histogram]) -> Plot:
     """One pair of distributions per tensor; the page shows the chosen one."""
     return {
         "traces": [

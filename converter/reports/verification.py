@@ -1,44 +1,31 @@
-"""Reports of a verification: text for a terminal, Markdown for a job summary, JUnit XML, JSON.
+"""What a verification shows: text for a terminal, Markdown for a job summary, JUnit XML, JSON; html.py has the page.
 
-HTML is in html.py; writing.py makes files of them.
-
-All of them show names out of files that may be hostile: control characters are spelled out, and each writer escapes
-what its format gives a meaning to.
+All of them show names out of files that may be hostile.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree as xml
 
 from converter.findings import CHECKS, Finding
+from converter.reports import markdown as md
+from converter.reports.findings import bounded
+from converter.reports.json import as_json as write_json
+from converter.reports.junit import Case, Suite
+from converter.reports.junit import junit as write_junit
+from converter.reports.markdown import code, plain
+from converter.reports.numbers import decibels, number, percent
 from converter.runtimes.behaviour import Behaviour
 from converter.text import human_bytes, printable, table
 from converter.verify.results import Fidelity, Verification, sqnr_db
 
 WORST = 10  # tensors in a report that does not list all
-SHOWN = 20  # findings of one check, where they are not all listed
 
 
 # ------------------------------------------------------------------------------------------------ what is shown
-
-
-def decibels(value: float | None) -> str:
-    """23.45; an infinite ratio is an exact tensor."""
-    return "" if value is None else "exact" if value == math.inf else f"{value:.2f}"
-
-
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.3g} %"
 
 
 @dataclass(frozen=True)
@@ -144,22 +131,6 @@ def type_rows(verification: Verification) -> list[list[str]]:
     ]
 
 
-def failures_first(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: not finding.failed)
-
-
-def bounded(findings: Iterable[Finding]) -> Iterator[Finding | str]:
-    """Findings, failures first, at most SHOWN of each check; then a line for each check that has more."""
-    seen: dict[str, int] = {}
-    for finding in failures_first(findings):
-        seen[finding.check] = seen.get(finding.check, 0) + 1
-        if seen[finding.check] <= SHOWN:
-            yield finding
-    for check, count in seen.items():
-        if count > SHOWN:
-            yield f"{count - SHOWN} more of {check}; the JSON report lists all"
-
-
 # ------------------------------------------------------------------------------------------------ text
 
 
@@ -187,121 +158,47 @@ def _finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
 
 def as_json(verification: Verification) -> str:
     """The report of schema `SCHEMA` (docs/verify.md)."""
-    return json.dumps(verification.as_dict(), indent=1, allow_nan=False)
+    return write_json("verify", verification.as_dict(), indent=1)
 
 
 # ------------------------------------------------------------------------------------------------ Markdown
 
 
 def markdown(verification: Verification) -> str:
-    """For a job summary or a comment: at most WORST tensors and SHOWN findings of each check."""
+    """For a job summary or a comment: at most WORST tensors, and a few findings of each check."""
     inexact = [tensor for tensor in verification.worst_first if not tensor.exact][:WORST]
-    worst = [[_code(tensor.name), *(_plain(column.text(tensor)) for column in COLUMNS[1:])] for tensor in inexact]
-    sections = [
-        f"## {'✅' if verification.passed else '❌'} {verdict(verification)}: "
-        f"{_code(verification.target)} against {_code(verification.source)}",
-        _markdown_table(("", ""), [[label, _fact(label, value)] for label, value in facts(verification)]),
-        _section("Findings", ("", "check", "subject", "what"), _markdown_findings(verification.findings)),
-        _section("Worst tensors", [column.title for column in COLUMNS], worst),
-        _section("Types", TYPE_HEAD, type_rows(verification)),
-    ]
-    return "\n\n".join(filter(None, sections)) + "\n"
-
-
-def _fact(label: str, value: str) -> str:
-    return _code(value) if label == "worst tensor" else _plain(value)
-
-
-def _markdown_findings(findings: Iterable[Finding]) -> list[list[str]]:
-    rows = []
-    for finding in bounded(findings):
-        if isinstance(finding, str):
-            rows.append(["", "", "", _plain(finding)])
-        else:
-            hint = f" ({_plain(finding.hint)})" if finding.hint else ""
-            mark = "❌" if finding.failed else "ℹ️"  # noqa: RUF001
-            rows.append([mark, finding.check, _code(finding.subject), _plain(finding.message) + hint])
-    return rows
-
-
-def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return f"### {title}\n\n{_markdown_table(head, rows)}" if rows else ""
-
-
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = (head, ["---"] * len(head), *rows)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-_HARMLESS = re.compile(r"[\w ./:+-]+", re.ASCII)
-
-
-def _plain(value: str) -> str:
-    """Text in which nothing is Markdown or HTML: what could be is a character reference."""
-    return re.sub(
-        r"[^\w\s.,;:=+%/()'-]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.",
-        lambda found: f"&#{ord(found[0])};",
-        printable(value),
+    worst = [[code(tensor.name), *(plain(column.text(tensor)) for column in COLUMNS[1:])] for tensor in inexact]
+    words = f"{verdict(verification)}: {code(verification.target)} against {code(verification.source)}"
+    return md.document(
+        (
+            md.heading(verification.passed, words),
+            md.table(("", ""), [[label, _fact(label, value)] for label, value in facts(verification)]),
+            md.findings(verification.findings),
+            md.section("Worst tensors", [column.title for column in COLUMNS], worst),
+            md.section("Types", TYPE_HEAD, type_rows(verification)),
+        )
     )
 
 
-def _code(value: str) -> str:
-    """A name as code."""
-    return f"`{value}`" if _HARMLESS.fullmatch(value) and value.strip() else f"<code>{_plain(value)}</code>"
+def _fact(label: str, value: str) -> str:
+    return code(value) if label == "worst tensor" else plain(value)
 
 
 # ------------------------------------------------------------------------------------------------ JUnit
 
 
 def junit(verification: Verification) -> str:
-    """JUnit XML, as CI systems read it: a test per check and one per tensor, failed where a finding failed."""
+    """A test per check and one per tensor, failed where a finding failed."""
     failed = [finding for finding in verification.findings if finding.failed]
-    names = {tensor.name for tensor in verification.tensors}
-    checks = {name: [finding for finding in failed if finding.check == name] for name in CHECKS}
-    tensors: dict[str, list[Finding]] = {tensor.name: [] for tensor in verification.tensors}
+    checks = [Case(name, [each for each in failed if each.check == name], about) for name, about in CHECKS.items()]
+    of: dict[str, list[Finding]] = {}
     for finding in failed:
-        if finding.subject in names:
-            tensors[finding.subject].append(finding)
-    root = xml.Element("testsuites", {"name": "convert verify", **_counts((checks, tensors), verification.seconds)})
-    _properties(_suite(root, "checks", checks, CHECKS.get, verification.seconds), verification)
-    details = {tensor.name: _details(tensor) for tensor in verification.tensors}
-    _suite(root, "tensors", tensors, details.get, 0.0)
-    xml.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + xml.tostring(root, encoding="unicode") + "\n"
-
-
-def _suite(
-    root: xml.Element, name: str, cases: Mapping[str, list[Finding]], about: Callable[[str], str | None], seconds: float
-) -> xml.Element:
-    suite = xml.SubElement(root, "testsuite", {"name": name, **_counts((cases,), seconds), "skipped": "0"})
-    for subject, findings in cases.items():
-        case = xml.SubElement(suite, "testcase", {"classname": name, "name": printable(subject), "time": "0"})
-        if findings:
-            kind = findings[0].check
-            failure = xml.SubElement(case, "failure", {"type": kind, "message": printable(str(findings[0]))})
-            failure.text = "\n".join(printable(str(finding)) for finding in findings)
-        xml.SubElement(case, "system-out").text = printable(about(subject) or "")
-    return suite
-
-
-def _counts(suites: Iterable[Mapping[str, list[Finding]]], seconds: float) -> dict[str, str]:
-    cases = [findings for suite in suites for findings in suite.values()]
-    failures = sum(1 for findings in cases if findings)
-    return {"tests": str(len(cases)), "failures": str(failures), "errors": "0", "time": f"{seconds:.3f}"}
-
-
-def _properties(suite: xml.Element, verification: Verification) -> None:
-    properties = xml.Element("properties")
-    suite.insert(0, properties)
-    for name, value in (("source", verification.source), ("target", verification.target), *facts(verification)):
-        xml.SubElement(properties, "property", {"name": name, "value": printable(value)})
+        of.setdefault(finding.subject, []).append(finding)
+    tensors = [Case(tensor.name, of.get(tensor.name, ()), _details(tensor)) for tensor in verification.tensors]
+    known = (("source", verification.source), ("target", verification.target), *facts(verification))
+    suites = (Suite("checks", checks, verification.seconds, known), Suite("tensors", tensors))
+    return write_junit("convert verify", suites)
 
 
 def _details(tensor: Fidelity) -> str:
     return ", ".join(f"{column.title}: {column.text(tensor)}" for column in COLUMNS[1:] if column.text(tensor))
-
-
-# ------------------------------------------------------------------------------------------------ files
-
-#: Value histograms of some tensors, for plots: name -> (edges, counts of the source, counts of the target).
-Histograms = Mapping[str, tuple[Sequence[float], Sequence[int], Sequence[int]]]

@@ -188,6 +188,19 @@ def _number(where: str, name: str, value: Any) -> float:
 # ------------------------------------------------------------------------------------------------ thresholds
 
 
+def gated(
+    verification: Verification, gate: Gate, baseline: Mapping[str, Any] | None = None, tolerance: float = 0.0
+) -> Verification:
+    """The verification with the findings of thresholds, and of an earlier report (`read_baseline`) where there is one.
+
+    `tolerance` is that of `against_baseline`.
+    """
+    found = judge(verification, gate)
+    if baseline is not None:
+        found += against_baseline(verification, baseline, tolerance)
+    return replace(verification, findings=(*verification.findings, *found))
+
+
 def judge(verification: Verification, gate: Gate) -> list[Finding]:
     """Findings (check "threshold") of every number that is beyond its threshold, or was not measured."""
     return [

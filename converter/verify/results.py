@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,10 @@ from converter.storage.json import finite
 
 #: Version of the JSON report's schema (docs/verify.md); raised when a field changes its meaning or goes away.
 SCHEMA = 1
+
+
+#: Values of a tensor before and after: bin edges (n + 1, rising), counts of the source's and of the target's (n each).
+Histogram = tuple[Sequence[float], Sequence[int], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class Verification:
     findings: tuple[Finding, ...]
     behaviour: Behaviour | None = None
     seconds: float = 0.0
+    #: values of the worst tensors, by name and the worst first, for plots
+    distributions: Mapping[str, Histogram] = field(default_factory=dict, repr=False)
 
     @property
     def passed(self) -> bool:

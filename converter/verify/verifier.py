@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from converter.pipeline import convert
 from converter.request import PathLike, Request, Source
 from converter.storage.slabs import ProgressCallback
 from converter.tensors.tensor import LazyTensor
+from converter.verify.distributions import worst_distributions
 from converter.verify.measure import Measured, measure
 from converter.verify.metadata import compare_metadata
 from converter.verify.pairing import HEADS, Pair, Pairing, pair
@@ -38,7 +39,7 @@ def verify(
     any_types: bool = False,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
-    while_open: Callable[[list[Measured]], None] | None = None,
+    distributions: int = 0,
 ) -> Verification:
     """Everything that can be said about `target` as a conversion of `source`. Writes nothing.
 
@@ -50,7 +51,7 @@ def verify(
         any_types: types other than those of the recipe that the target names are told, and do not fail.
         threads: workers; the result does not depend on it.
         progress: called after every slab; returning False cancels.
-        while_open: called with what was measured, before both sides are closed.
+        distributions: of how many tensors, the worst first, values are counted before and after, for plots.
 
     Raises:
         ConverterError: a side cannot be read, or the source cannot be mapped to the target's dialect.
@@ -65,14 +66,14 @@ def verify(
         measured, findings = _verify(left, right, writer, request, encode, threads, progress)
         left.check()
         right.check()
-        if while_open is not None:
-            while_open(measured)
+        values = worst_distributions(measured, distributions) if distributions else {}
     tensors = tuple(each.fidelity() for each in measured)
     # Failures first, in the order of the file; what is only worth knowing after them.
     if any_types:
         findings = [replace(each, failed=each.failed and each.check != "type") for each in findings]
     findings.sort(key=lambda finding: not finding.failed)
-    return Verification(str(source.path), str(target.path), tensors, tuple(findings), None, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Verification(str(source.path), str(target.path), tensors, tuple(findings), None, seconds, values)
 
 
 def _verify(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -347,7 +348,7 @@ def test_damage_is_named(
     path = rewritten(good[name], tmp_path / "bad.gguf", given, tensors or (lambda old: old))
     result = check(path)
     assert named(result) == wanted
-    assert result.failed() and {finding.check for finding in result.findings} <= CHECKS.keys()
+    assert not result.passed and {finding.check for finding in result.findings} <= CHECKS.keys()
 
 
 def test_warnings_that_do_not_fail(good: dict[str, Path], tmp_path: Path) -> None:
@@ -357,7 +358,7 @@ def test_warnings_that_do_not_fail(good: dict[str, Path], tmp_path: Path) -> Non
     ]  # fmt: skip
     for number, keys in enumerate(doubtful):
         result = check(rewritten(good["kjv-llama"], tmp_path / f"{number}.gguf", keys))
-        assert len(result.findings) == 1 and not result.failed() and result.failed(strict=True)
+        assert len(result.findings) == 1 and result.passed and not replace(result, strict=True).passed
 
 
 def test_an_id_that_stands_for_none_is_fine(good: dict[str, Path], tmp_path: Path) -> None:
@@ -526,7 +527,7 @@ def test_text_json_and_junit(good: dict[str, Path], tmp_path: Path, capsys: pyte
     out = capsys.readouterr().out
     assert "failed: tokenizer.ggml.eos_token_id: is 9999" in out and "warning: tokenizer.ggml.pre" in out
     suite = ElementTree.parse(tmp_path / "out.xml").getroot()
-    assert suite.attrib["failures"] == "1" and "9999" in (suite.findtext("testcase/failure") or "")
+    assert suite.attrib["failures"] == "1" and "9999" in (suite.findtext("testsuite/testcase/failure") or "")
     assert main(["check", "--json", str(bad)]) == 41
     report = json.loads(capsys.readouterr().out)
     assert [finding["failed"] for finding in report["findings"]] == [True, False]
@@ -551,7 +552,7 @@ def test_what_a_runtime_refuses_fails(good: dict[str, Path], tmp_path: Path) -> 
     """A pre-tokenizer that is not known here may be a new one: only a warning, until the runtime is asked."""
     pytest.importorskip("llama_cpp")
     path = rewritten(good["kjv-llama"], tmp_path / "bad.gguf", {T + "pre": text("never-heard-of")})
-    assert not check(path).failed()
+    assert check(path).passed
     assert named(check(path, runtime=True)) == {("behaviour", "bad.gguf")}
 
 

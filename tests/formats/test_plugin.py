@@ -58,7 +58,7 @@ def test_the_example_is_ten_lines() -> None:
 
 
 def test_a_plugin_is_listed(site: Path) -> None:
-    rows = json.loads(run(site, "formats", "--json").stdout)
+    rows = json.loads(run(site, "formats", "--json").stdout)["formats"]
     assert [(row["read"], row["write"]) for row in rows if row["format"] == "csvt"] == [(True, False)]
     assert {"gguf", "safetensors", "hf"} <= {row["format"] for row in rows}
 
@@ -108,7 +108,7 @@ def test_broken_plugins_are_warnings(tmp_path: Path) -> None:
         install_broken(tmp_path / "site", name, module, f"plugin_{name}:FORMAT")
     result = run(tmp_path / "site", "formats", "--json")
     assert result.returncode == 0
-    assert "gguf" in {row["format"] for row in json.loads(result.stdout)}
+    assert "gguf" in {row["format"] for row in json.loads(result.stdout)["formats"]}
     said = [line.partition(" is broken and left out: ")[0] for line in result.stderr.splitlines()]
     assert said == [f"convert: warning: format plugin {name!r}" for name in sorted(BROKEN)]
 
@@ -136,5 +136,5 @@ def test_a_plugin_that_fails_to_read_is_one_message(tmp_path: Path) -> None:
 def test_a_plugin_cannot_replace_a_format_of_ours(tmp_path: Path) -> None:
     module = GOOD + "FORMAT = Format('gguf', ('.gguf',), None, 'mine', frozenset(), lambda p, s: True, print)\n"
     install_broken(tmp_path / "site", "usurper", module, "usurper:FORMAT")
-    rows = json.loads(run(tmp_path / "site", "formats", "--json").stdout)
+    rows = json.loads(run(tmp_path / "site", "formats", "--json").stdout)["formats"]
     assert [row["description"] for row in rows if row["format"] == "gguf"] != ["mine"]

@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ FLAGS = (
 )  # fmt: skip
 
 
-def histograms(*names: str) -> dict[str, tuple[list[float], list[int], list[int]]]:
-    return {name: ([-1.0, -0.5, 0.0, 0.5, 1.0], [10, 40, 40, 10], [8, 42, 41, 9 + at]) for at, name in enumerate(names)}
+def seen(checked: Verification, *names: str) -> Verification:
+    """With values of these tensors before and after."""
+    edges, before = [-1.0, -0.5, 0.0, 0.5, 1.0], [10, 40, 40, 10]
+    return replace(checked, distributions={name: (edges, before, [8, 42, 41, 9 + at]) for at, name in enumerate(names)})
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +119,7 @@ FULL = verification(
 
 
 def test_every_plot_is_drawn(browser: Any, show: Open) -> None:
-    show(page(FULL, histograms("blk.2.attn_q.weight", "blk.3.attn_q.weight", "not a tensor of this model")))
+    show(page(seen(FULL, "blk.2.attn_q.weight", "blk.3.attn_q.weight", "not a tensor of this model")))
     assert drawn(browser) == {"layers", "map", "sizes", "values", "errors", "positions"}
     assert browser.title == "FAILED: model-q4.gguf"
     assert [o.text for o in browser.find_elements("css selector", "#tensor option")] == [
@@ -127,7 +130,7 @@ def test_every_plot_is_drawn(browser: Any, show: Open) -> None:
 
 
 def test_the_list_chooses_whose_values_are_shown(browser: Any, show: Open) -> None:
-    show(page(FULL, histograms("blk.2.attn_q.weight", "blk.3.attn_q.weight")))
+    show(page(seen(FULL, "blk.2.attn_q.weight", "blk.3.attn_q.weight")))
     last = "return document.getElementById('values').data[1].y.at(-1)"
     assert browser.execute_script(last) == pytest.approx(0.09)
     click(browser, "#tensor option[value='1']")
@@ -167,7 +170,7 @@ def test_hostile_names_are_text(browser: Any, show: Open) -> None:
     tensors = (fidelity(HOSTILE), fidelity(evil), fidelity("blk.2.x", type="<b>Q9</b>"), exact("blk.0.norm"))
     findings = tuple(Finding("values", name, name, hint=name) for name in (HOSTILE, evil))
     checked = Verification(HOSTILE, evil, tensors, findings, behaviour(reference_runtime=HOSTILE), 0.1)
-    show(page(checked, histograms(HOSTILE, evil)))
+    show(page(seen(checked, HOSTILE, evil)))
     assert browser.title.startswith("FAILED: blk.1.<img")
     assert len(browser.find_elements("css selector", "script")) == 3, "the data, plotly, page.js"
     assert not browser.find_elements("css selector", "img[src='x'], .plot a[href], svg a, main a")
@@ -225,7 +228,7 @@ def test_quants_side_by_side(browser: Any, show: Open) -> None:
 def test_plots_are_what_plotly_knows() -> None:
     """plotly's own schema accepts every trace and layout."""
     go = pytest.importorskip("plotly.graph_objects")
-    content = page(FULL, histograms("blk.2.attn_q.weight"))
+    content = page(seen(FULL, "blk.2.attn_q.weight"))
     found = re.search(r'<script type="application/json" id="plots">(.*?)</script>', content)
     assert found is not None
     for plot in json.loads(found[1]).values():

@@ -15,8 +15,9 @@ from support.verifications import HOSTILE, behaviour, exact, fidelity, verificat
 
 from converter.errors import OutputError, UsageError
 from converter.findings import CHECKS, Finding
-from converter.reports.files import WRITERS, write_report
-from converter.reports.verification import SHOWN, WORST, as_json, bounded, junit, markdown, text
+from converter.reports.files import REPORTS, check_reports, write_report
+from converter.reports.findings import SHOWN, bounded
+from converter.reports.verification import WORST, as_json, junit, markdown, text
 from converter.runtimes.behaviour import Behaviour
 from converter.verify.results import SCHEMA, Fidelity, Verification
 
@@ -181,15 +182,15 @@ def test_the_extension_decides(tmp_path: Path, name: str, start: str) -> None:
     path = tmp_path / name
     path.write_text("an earlier report")
     for checked in (EVIL, FAILED):
-        write_report(path, checked)
+        write_report("verify", path, checked)
     assert path.read_text("utf-8").startswith(start)
 
 
 def test_reports_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"report\.pdf.*\.html"):
-        write_report(tmp_path / "report.pdf", FAILED)
+        check_reports("verify", [tmp_path / "r.md", tmp_path / "report.pdf"])
     with pytest.raises(OutputError, match="No such file"):
-        write_report(tmp_path / "nowhere" / "report.md", FAILED)
+        write_report("verify", tmp_path / "nowhere" / "report.md", FAILED)
 
 
 # ------------------------------------------------------------------------------------------------ documentation
@@ -215,4 +216,4 @@ def test_every_field_of_the_json_report_is_documented() -> None:
 
 
 def test_every_report_is_documented() -> None:
-    assert set(re.findall(r"^\| `(\.\w+)` \|", DOCUMENT, re.M)) == set(WRITERS)
+    assert set(re.findall(r"^\| `(\.\w+)` \|", DOCUMENT, re.M)) == set(REPORTS["verify"])

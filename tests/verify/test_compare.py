@@ -16,11 +16,11 @@ from support import builders, models
 import converter
 from converter import compare as comparison
 from converter.checkpoint import Checkpoint
-from converter.cli.commands.compare import plot
 from converter.cli.main import main
 from converter.compare import QUANTS, SCHEMA, Comparison, Quant, compare, with_behaviour
 from converter.errors import Interrupted, MissingImportance, QuantizationError, UsageError
 from converter.formats.registry import open_checkpoint
+from converter.reports.comparison import plot
 from converter.request import Request, Source
 from converter.storage.slabs import Progress
 from converter.tensors.tensor import LazyTensor, Rows

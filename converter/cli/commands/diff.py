@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from converter.cli.console import Parser, ProgressBar, common_arguments, positive
-from converter.text import printable
+from converter.cli.arguments import report_argument, threads_argument
+from converter.cli.console import ProgressBar
+from converter.cli.verbs import Outcome, Verb
 
-if TYPE_CHECKING:
-    from converter.diff import Change, Differences
+VERB = Verb(
+    name="diff",
+    group="prove what was made",
+    arguments="A B",
+    help="metadata, tensors and values that differ; exit code 1 when something does",
+    description=(
+        "Show what differs between two models of any formats: metadata, small files, tensors and their values. "
+        "Exit code 0 when nothing does, 1 when something does, others as for every command."
+    ),
+    examples=(
+        ("convert diff llama-folder/ llama.gguf", "metadata, tensors and values that differ"),
+        ("convert diff before.gguf after.gguf --stat", "one line per group of keys or tensors"),
+    ),
+    exit_codes={1: "the two differ"},
+)
 
-SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 STYLES = {"+": "green", "-": "red", "~": "yellow", "@": "cyan"}
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = Parser(
-        prog="convert diff",
-        description=(
-            "Show what differs between two models of any formats: metadata, small files, tensors and their values. "
-            "Exit code 0 when nothing does, 1 when something does, others as for every command."
-        ),
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Both models, and how they are compared."""
     add = parser.add_argument
     add("before", metavar="A", type=Path, help="file or folder")
     add("after", metavar="B", type=Path, help="file or folder to compare with it")
@@ -36,16 +40,17 @@ def parser() -> argparse.ArgumentParser:
     add("--metadata-only", action="store_true", help="leave the tensors out")
     add("--stat", action="store_true", help="one line per group of keys or tensors")
     add("--raw", action="store_true", help="compare names as they are, map no architecture")
-    add("-j", "--threads", type=positive, metavar="N", help="workers (default: all processors)")
-    common_arguments(parser)
-    return parser
+    report_argument(add, ".json .md or .txt")
+    threads_argument(add)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(args: argparse.Namespace) -> Outcome:
+    """Compare the two; exit code 0 where they are equal, 1 where not."""
     from converter.diff import diff
+    from converter.reports import differences
+    from converter.reports.files import check_reports, write_report
 
-    args = parser().parse_args(argv)
+    check_reports("diff", args.report)
     with ProgressBar(args.quiet or args.json) as progress:
         found = diff(
             args.before,
@@ -57,37 +62,15 @@ def run(argv: Sequence[str]) -> int:
             threads=args.threads,
             progress=progress,
         )
-    if args.json:
-        print(json.dumps(found.as_dict()))
-    elif not args.quiet:
-        show = _painter()
-        for line in _lines(found, args.stat):
-            show(printable(line))
-    return 0 if found.equal else 1
+    for path in args.report:
+        write_report("diff", path, found)
 
+    def show() -> None:
+        write = _painter()
+        for line in differences.lines(found, args.stat) if not args.quiet else ():
+            write(line)
 
-def _lines(found: Differences, stat: bool) -> Iterator[str]:
-    if found.equal:
-        return
-    yield f"--- {found.before}"
-    yield f"+++ {found.after}"
-    for group, compared in found.compared.items():
-        changes = [change for change in found.changes if change.group == group]
-        if changes:
-            mapped = " (Hugging Face names as in GGUF)" if found.mapped and group == "tensors" else ""
-            yield f"@@ {group}: {len(changes)} of {compared} differ{mapped} @@"
-            yield from _statistics(changes) if stat else (f"{SIGNS[each.kind]} {each}" for each in changes)
-
-
-def _statistics(changes: list[Change]) -> Iterator[str]:
-    from converter.diff import family, grouped
-
-    for name, members in grouped(changes, family).items():
-        kinds = grouped(members, lambda change: change.kind)
-        counts = ", ".join(f"{len(each)} {kind}" for kind, each in kinds.items())
-        worst = max((change.facts.get("max_abs", 0.0) for change in members), default=0.0)
-        sign = SIGNS[next(iter(kinds))] if len(kinds) == 1 else "~"
-        yield f"{sign} {name}: {counts}" + (f", max abs {worst:.4g}" if worst else "")
+    return Outcome(found.as_dict, show, 0 if found.equal else 1)
 
 
 def _painter() -> Callable[[str], None]:

@@ -3,125 +3,120 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from converter.cli.console import (
+from converter.cli.arguments import (
     PRECISIONS,
-    Parser,
-    ProgressBar,
-    common_arguments,
+    behaviour_arguments,
     model_arguments,
-    positive,
     quant_arguments,
+    report_argument,
     request_of,
     source_of,
+    text_of,
+    threads_argument,
 )
+from converter.cli.console import ProgressBar
+from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError, UsageError
 
 if TYPE_CHECKING:
-    from converter.findings import Finding
-    from converter.verify.measure import Measured
+    from converter.verify.gate import Metric
     from converter.verify.results import Verification
 
-EXAMPLES = """\
-examples:
-  convert verify llama-folder/ llama-q4_k_m.gguf                   exit code 0, or 41 where something is wrong
-  convert verify a.safetensors b.gguf --imatrix i.gguf             with the matrix it was made with: bytes are compared
-  convert verify a/ b.gguf --runtime --text eval.txt --max-kl 0.05 what the models do, and a threshold
-  convert verify a/ b.gguf --report report.html --report junit.xml reports; the extension tells which
-  convert verify a/ b.gguf --gate verify.toml --baseline last.json thresholds of a file; no worse than last time
-  convert verify --round-trip a.safetensors --via out.gguf         there and back
-"""
+VERB = Verb(
+    name="verify",
+    group="prove what was made",
+    arguments="A B",
+    help="what a conversion did to every tensor, and whether that is right",
+    description="Compare a converted model with its source: tensors, metadata, tokenizer, and what the models do.",
+    examples=(
+        ("convert verify folder/ model.gguf --report report.html", "prove a model that is there; exit code 0, or 41"),
+        (
+            "convert verify a.safetensors b.gguf --imatrix i.gguf",
+            "with its importance matrix: bytes are compared",
+        ),
+        ("convert verify a/ b.gguf --runtime --text eval.txt --max-kl 0.05", "what the models do, and a threshold"),
+        ("convert verify a/ b.gguf --report report.html --report junit.xml", "reports; the extension tells which"),
+        ("convert verify a/ b.gguf --gate verify.toml --baseline last.json", "thresholds; no worse than last time"),
+        ("convert verify --round-trip a.safetensors --via out.gguf", "there and back"),
+    ),
+)
+
+# Of how many tensors, the worst first, a page shows the values before and after.
+DISTRIBUTIONS = 8
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Both models, what is compared, and what is good enough."""
     from converter.verify.gate import MODEL_METRICS, TENSOR_METRICS
 
-    made = Parser(
-        prog="convert verify", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Compare a converted model with its source: tensors, metadata, tokenizer, and what the models do.",
-    )  # fmt: skip
-    made.add_argument("source", metavar="A", type=Path, help="what it was made of: file or folder of any format")
-    made.add_argument("target", metavar="B", type=Path, nargs="?", help="what was made")
-    add = made.add_argument
+    add = parser.add_argument
+    add("source", metavar="A", type=Path, help="what it was made of: file or folder of any format")
+    add("target", metavar="B", type=Path, nargs="?", help="what was made")
     add("--round-trip", action="store_true", help="convert A there and back instead, and compare it with itself")
     add(
         "--via",
-        action="append",
-        default=[],
+        action=_Via,
+        default="source",
         metavar="NAME",
         help="file to go through (out.gguf; may be repeated), or precision of the implied intermediate (f16)",
     )
+    parser.set_defaults(files=())
     add("--no-encode", action="store_true", help="do not encode the source again: faster, sees no single damaged block")
     add("--any-types", action="store_true", help="types other than the recipe's are told, and do not fail")
-    add("-j", "--threads", type=positive, metavar="N", help="workers (default: all processors)")
-    _runtime_arguments(made.add_argument_group("behaviour"))
-    _gate_arguments(made.add_argument_group("gate"), [*TENSOR_METRICS, *MODEL_METRICS])
-    quant_arguments(made.add_argument_group("how B was made, where it does not tell"), via=False)
-    model_arguments(made.add_argument_group("model"))
-    common_arguments(made)
-    return made
+    threads_argument(add)
+    behaviour = parser.add_argument_group("behaviour")
+    behaviour_arguments(behaviour, "run both on the same text: logits, KL divergence, perplexity")
+    _gate_arguments(parser.add_argument_group("gate"), [*TENSOR_METRICS, *MODEL_METRICS])
+    quant_arguments(parser.add_argument_group("how B was made, where it does not tell"), via=False)
+    model_arguments(parser.add_argument_group("model"))
 
 
-def _runtime_arguments(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--runtime", action="store_true", help="run both on the same text: logits, KL divergence, perplexity")
-    add("--text", type=Path, metavar="FILE", help="the text (default: a small built-in one)")
-    add("--tokens", type=positive, default=512, metavar="N", help="tokens to read at most (512)")
-    add("--context", type=positive, default=512, metavar="N", help="tokens of a window (512)")
+class _Via(argparse.Action):
+    """--via has two meanings: a precision goes to `via`, the name of a file to `files`."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if values in PRECISIONS:
+            namespace.via = values
+        else:
+            namespace.files = (*namespace.files, values)
 
 
-def _gate_arguments(group: argparse._ArgumentGroup, metrics: Sequence[object]) -> None:
+def _gate_arguments(group: argparse._ArgumentGroup, metrics: Sequence[Metric]) -> None:
     add = group.add_argument
     add("--gate", type=Path, metavar="FILE", help="thresholds by type, tensor and metric (verify.toml)")
     add("--baseline", type=Path, metavar="REPORT", help="fail where a figure is worse than in this JSON report")
     add("--tolerance", type=float, default=0.01, metavar="SHARE", help="how much worse is no worse (0.01)")
-    add("--report", type=Path, action="append", default=[], metavar="FILE", help="write .json .md .xml .html or .txt")
+    report_argument(add, ".json .md .xml .html or .txt")
     for metric in metrics:
-        name = str(getattr(metric, "name", ""))
-        unit = getattr(metric, "unit", "") or "X"
-        add("--" + name.replace("_", "-"), type=float, metavar=unit.upper(), help=str(getattr(metric, "help", "")))
+        flag = "--" + metric.name.replace("_", "-")
+        add(flag, type=float, metavar=(metric.unit or "X").upper(), help=metric.help)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code: 0, or 41 where something failed."""
-    from converter.reports.distributions import worst_distributions
-    from converter.reports.files import check_report, write_report
-    from converter.reports.verification import Histograms, as_json, text
+def run(args: argparse.Namespace) -> Outcome:
+    """Verify; exit code 0, or 41 where something failed."""
+    from converter.reports import verification
+    from converter.reports.files import check_reports, write_report
 
-    args = parser().parse_args(argv)
     _check(args)
+    check_reports("verify", args.report)
+    result = _judged(args, _round_trip(args) if args.round_trip else _verified(args))
     for path in args.report:
-        check_report(path)
-    histograms: dict[str, Histograms] = {"": {}}
-    wanted = any(path.suffix.lower() == ".html" for path in args.report)
+        write_report("verify", path, result)
 
-    def keep(measured: list[Measured]) -> None:
-        if wanted:
-            histograms[""] = worst_distributions(measured)
+    def show() -> None:
+        if not args.quiet or not result.passed:
+            print(verification.text(result))
 
-    with ProgressBar(args.quiet or args.json) as progress:
-        result = _round_trip(args, progress) if args.round_trip else _verify(args, progress, keep)
-        if args.runtime:
-            result = with_behaviour(result, args.source, args.target, args)
-    result = gated(result, args)
-    for path in args.report:
-        write_report(path, result, histograms[""])
-    if args.json:
-        print(as_json(result))
-    elif not args.quiet or not result.passed:
-        print(text(result))
-    return 0 if result.passed else FidelityError.exit_code
+    return Outcome(result.as_dict, show, 0 if result.passed else FidelityError.exit_code)
 
 
 def _check(args: argparse.Namespace) -> None:
-    args.files = [name for name in args.via if name not in PRECISIONS]
-    args.via = next((name for name in reversed(args.via) if name in PRECISIONS), "source")
     if args.round_trip and args.target is not None:
         raise UsageError("--round-trip takes one model; what it goes through is named by --via")
     if args.round_trip and args.runtime:
@@ -130,57 +125,35 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("give two models to compare, or --round-trip IN --via NAME")
 
 
-def _verify(args: argparse.Namespace, progress: object, keep: object) -> Verification:
+def _verified(args: argparse.Namespace) -> Verification:
     from converter.request import Source
+    from converter.verify.behaviour import with_behaviour
     from converter.verify.verifier import verify
 
-    return verify(
-        source_of(args), Source(args.target, args.target_type), request_of(args),
-        encode=not args.no_encode, any_types=args.any_types, threads=args.threads, progress=progress, while_open=keep,  # type: ignore[arg-type]
-    )  # fmt: skip
+    page = any(path.suffix.lower() == ".html" for path in args.report)
+    with ProgressBar(args.quiet or args.json) as progress:
+        result = verify(
+            source_of(args), Source(args.target, args.target_type), request_of(args), encode=not args.no_encode,
+            any_types=args.any_types, threads=args.threads, progress=progress,
+            distributions=DISTRIBUTIONS if page else 0,
+        )  # fmt: skip
+    if not args.runtime:
+        return result
+    text = text_of(args.text)
+    return with_behaviour(result, text, tokens=args.tokens, context=args.context, threads=args.threads)
 
 
-def _round_trip(args: argparse.Namespace, progress: object) -> Verification:
+def _round_trip(args: argparse.Namespace) -> Verification:
     from converter.verify.verifier import round_trip
 
-    return round_trip(
-        source_of(args), args.files, request_of(args), threads=args.threads, progress=progress,  # type: ignore[arg-type]
-    )  # fmt: skip
+    with ProgressBar(args.quiet or args.json) as progress:
+        return round_trip(source_of(args), args.files, request_of(args), threads=args.threads, progress=progress)
 
 
-def with_behaviour(result: Verification, source: Path, target: Path, args: argparse.Namespace) -> Verification:
-    """The result with what both models do with the text; tokenizers that cut it differently are a finding."""
-    from converter.findings import Finding
-    from converter.runtimes.behaviour import behaviour, probe_ids
-
-    text = args.text.read_text("utf-8") if args.text is not None else None
-    findings: list[Finding] = []
-    wanted, got = probe_ids(source, text), probe_ids(target, text)
-    if wanted is not None and got is not None and wanted != got:
-        pairs = enumerate(zip(wanted, got, strict=False))
-        at = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(got)))
-        findings.append(Finding("probe", "tokenizer", f"cuts the text differently from token {at} on"))
-    found = behaviour(source, target, text, tokens=args.tokens, context=args.context, threads=args.threads)
-    if found.mean_kl is not None and not math.isfinite(found.mean_kl):
-        findings.append(Finding("behaviour", "logits", "are not finite"))
-    return replace(result, behaviour=found, findings=(*result.findings, *findings))
-
-
-def gated(result: Verification, args: argparse.Namespace) -> Verification:
-    """The result with the findings of thresholds and baseline."""
-    from converter.verify.gate import (
-        MODEL_METRICS,
-        TENSOR_METRICS,
-        Gate,
-        against_baseline,
-        judge,
-        read_baseline,
-        read_gate,
-    )
+def _judged(args: argparse.Namespace, result: Verification) -> Verification:
+    from converter.verify.gate import MODEL_METRICS, TENSOR_METRICS, Gate, gated, read_baseline, read_gate
 
     gate = read_gate(args.gate) if args.gate is not None else Gate()
     gate = gate.with_flags({metric.name: getattr(args, metric.name) for metric in (*TENSOR_METRICS, *MODEL_METRICS)})
-    found = judge(result, gate)
-    if args.baseline is not None:
-        found += against_baseline(result, read_baseline(args.baseline), args.tolerance)
-    return replace(result, findings=(*result.findings, *found))
+    baseline = read_baseline(args.baseline) if args.baseline is not None else None
+    return gated(result, gate, baseline, args.tolerance)

@@ -6,23 +6,23 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from converter.reports.verification import Histograms
 from converter.tensors.streams import values
 from converter.verify.measure import Measured
+from converter.verify.results import Histogram
 
 BINS = 200
 #: Larger tensors are counted by their first rows only.
 MOST_ELEMENTS = 1 << 22
 
 
-def worst_distributions(measured: Iterable[Measured], count: int = 8) -> Histograms:
-    """Of the tensors with the largest relative error: bin edges, counts of the source's and of the target's values."""
+def worst_distributions(measured: Iterable[Measured], count: int) -> dict[str, Histogram]:
+    """The values of the `count` tensors with the largest relative error, by name, the worst first."""
     floating = (m for m in measured if m.pair.candidate.info.dtype.floating and m.pair.reference.info.dtype.floating)
     worst = sorted((m for m in floating if m.noise and m.energy), key=lambda m: -m.noise / m.energy)
     return {m.pair.name: bins for m in worst[:count] if (bins := _bins(m)) is not None}
 
 
-def _bins(m: Measured) -> tuple[list[float], list[int], list[int]] | None:
+def _bins(m: Measured) -> Histogram | None:
     pair, info = m.pair, m.pair.candidate.info
     rows = min(info.n_rows, max(1, MOST_ELEMENTS // max(1, info.row)))
     before, after = values(pair.reference, 0, rows), values(pair.candidate, 0, rows)

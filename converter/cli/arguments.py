@@ -1,0 +1,167 @@
+"""Arguments that several verbs share: types of single values, groups of options, and the request they make.
+
+Everything heavy is imported inside the functions that need it, so that `convert --help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from converter import __version__
+from converter.errors import UsageError
+
+if TYPE_CHECKING:
+    from converter.request import Request, Source
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our error type, and without abbreviations: a later option must not change an old script."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n`{self.prog} --help` explains")
+
+
+def size(text: str) -> int:
+    """`2G`, `500MB`, `64K` or a plain number of bytes; decimal, as llama.cpp and Hugging Face count."""
+    match = re.fullmatch(r"(\d{1,15})([KMGT]?)B?", text.strip().upper())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2G, 500M or 64K")
+    return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}[match[2]]
+
+
+def pattern(text: str) -> tuple[str, str]:
+    """`PATTERN=TYPE` in its two parts."""
+    pattern, equals, wanted = text.rpartition("=")
+    if not equals or not pattern or not wanted:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=TYPE")
+    return pattern, wanted
+
+
+def positive(text: str) -> int:
+    """A number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+PRECISIONS = ("source", "f16", "bf16", "f32")
+
+
+def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: bool = True) -> None:
+    """What decides the types of the output; --quant and --via only where the verb has none of its own."""
+    add = group.add_argument
+    if quant:
+        add("-q", "--quant", metavar="TYPE", help="q4_k_m, Q8_0, f16, ... (`convert quants` lists them)")
+    add(
+        "--tensor-type",
+        type=pattern,
+        action="append",
+        default=[],
+        metavar="PATTERN=TYPE",
+        help="type for tensors whose GGUF name matches the regular expression; may be repeated, the first match wins",
+    )
+    add("--output-type", metavar="TYPE", help="type of the output (lm_head) tensor")
+    add("--embedding-type", metavar="TYPE", help="type of the token embedding")
+    add("--leave-output", action="store_true", help="keep the output tensor in its source type")
+    add("--pure", action="store_true", help="one type for all tensors, no mixture")
+    add("--no-fallback", action="store_true", help="fail where a row does not fit the wanted type")
+    add("--allow-requantize", action="store_true", help="encode tensors that are already quantized again")
+    add("--imatrix", type=Path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
+    add(
+        "--include-weights",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="use the importance matrix only for tensors with PART in their names; may be repeated",
+    )
+    add(
+        "--exclude-weights",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="do not use it for tensors with PART in their names; may be repeated",
+    )
+    if via:
+        add(
+            "--via",
+            choices=PRECISIONS,
+            default="source",
+            help="precision of the implied intermediate (default: the source's own, nothing is rounded twice)",
+        )
+    add("--dtype", metavar="TYPE", help="f16, bf16 or f32 for plain outputs; decodes quantized tensors")
+
+
+def model_arguments(group: argparse._ArgumentGroup) -> None:
+    """What decides how the input is read."""
+    add = group.add_argument
+    add("--config", type=Path, metavar="DIR", help="folder to take config.json and tokenizer from")
+    add("--arch", metavar="NAME", help="architecture, where config.json does not tell")
+    add("--pre", metavar="NAME", help="pre-tokenizer, where the tokenizer does not tell")
+    add("--name", help="general.name of the output")
+    add("--key", metavar="PATH", help="part of a checkpoint that holds several (optimizer.state); `.` takes all")
+    add("--no-tokenizer", action="store_true", help="write no tokenizer")
+    add("--tensors-only", action="store_true", help="keep tensor names as they are, map no architecture")
+    add("--from", dest="source_type", metavar="FORMAT", help="format of IN, where its content does not tell")
+    add("--to", dest="target_type", metavar="FORMAT", help="format of OUT, where its extension does not tell")
+
+
+def threads_argument(add: Callable[..., object]) -> None:
+    """How many workers; `add` is `add_argument` of a parser or a group."""
+    add("-j", "--threads", type=positive, metavar="N", help="workers (default: all processors)")
+
+
+def report_argument(add: Callable[..., object], extensions: str) -> None:
+    """Reports as files; `add` is `add_argument` of a parser or a group, `extensions` are those of `reports.files`."""
+    help = f"write {extensions}; may be repeated"
+    add("--report", type=Path, action="append", default=[], metavar="FILE", help=help)
+
+
+def behaviour_arguments(group: argparse._ArgumentGroup, help: str) -> None:
+    """Whether models are run on a text, and how much of it."""
+    add = group.add_argument
+    add("--runtime", action="store_true", help=help)
+    add("--text", type=Path, metavar="FILE", help="the text (default: a small built-in one)")
+    add("--tokens", type=positive, default=512, metavar="N", help="tokens to read at most (512)")
+    add("--context", type=positive, default=512, metavar="N", help="tokens of a window (512)")
+
+
+def text_of(path: Path | None) -> str | None:
+    """The text of a file, None for none.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
+    try:
+        return None if path is None else path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text") from error
+
+
+def common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command has."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
+    parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
+    parser.add_argument("--version", action="version", version=f"model-converter {__version__}")
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """The source that the arguments of a command name."""
+    from converter.request import Source
+
+    return Source(args.source, args.source_type, args.config, args.key)
+
+
+def request_of(args: argparse.Namespace) -> Request:
+    """The request that the arguments of a command make; what the command does not ask for has its default."""
+    from converter.request import FIELDS, Request
+
+    given = vars(args) | {"tensor_types": args.tensor_type, "format": args.target_type}
+    return Request(**{name: given[name] for name in FIELDS if name in given})

@@ -1,0 +1,60 @@
+"""`convert plan IN OUT`: what a conversion would do, tensor by tensor."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from converter.cli.arguments import request_of, source_of
+from converter.cli.commands import convert
+from converter.cli.console import print_events, print_table
+from converter.cli.verbs import Outcome, Verb
+from converter.text import human_bytes
+
+if TYPE_CHECKING:
+    from converter.planning import Plan
+
+VERB = Verb(
+    name="plan",
+    group="convert",
+    arguments="IN OUT",
+    help="the type of every tensor, sizes and memory; reads no weights, writes nothing",
+    description="Show what a conversion would do; reads no weights, writes nothing.",
+    examples=(("convert plan llama-folder/ llama.gguf -q q5_k_m", "what would happen, tensor by tensor"),),
+)
+add_arguments = convert.add_arguments
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Plan, and let go of the source again."""
+    from converter import pipeline
+
+    plan = pipeline.plan(source_of(args), args.target, request_of(args))
+    plan.checkpoint.close()
+
+    def show() -> None:
+        _show(plan, args.threads)
+        if not args.quiet:
+            print_events(plan.report.events)
+
+    return Outcome(plan.as_dict, show)
+
+
+def _show(plan: Plan, threads: int | None) -> None:
+    rows = (
+        [
+            step.name,
+            "x".join(map(str, step.shape)) or "scalar",
+            step.source_type,
+            step.type,
+            f"{step.bytes:,}",
+            step.rule + ("; imatrix" if step.imatrix else ""),
+        ]
+        for step in plan.steps
+    )
+    print_table(["tensor", "shape", "from", "to", "bytes", "rule"], rows, right=(4,))
+    print(
+        f"\n{len(plan.layout.files)} file(s), {plan.total_bytes:,} bytes ({human_bytes(plan.total_bytes)}), "
+        f"{plan.n_parameters:,} parameters, {plan.bits_per_weight:.2f} bits per weight"
+    )
+    print(f"needs {human_bytes(plan.total_bytes)} of disk and about {human_bytes(plan.memory(threads))} of memory")

@@ -1,0 +1,160 @@
+"""The table of verbs: one module in `commands/` each. Parsers, help and the README are made of it."""
+
+from __future__ import annotations
+
+import argparse
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from converter.cli import commands
+from converter.cli.arguments import Parser, common_arguments
+from converter.errors import exit_codes
+
+DEFAULT = "convert"  # the verb that is not named
+GROUPS = ("convert", "prove what was made", "look at what is there", "set up the shell")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What help says about a verb.
+
+    `arguments` are its positional ones, `help` is its line in the list of all verbs, `description` opens its own help.
+    Of the `examples` (command, what it does) the first stands in the overall help, too; of the default verb all do.
+    `exit_codes` are those that no error has.
+    """
+
+    name: str
+    group: str
+    arguments: str
+    help: str
+    description: str
+    examples: tuple[tuple[str, str], ...] = ()
+    exit_codes: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb did: `data` for programs (--json), `show` prints it for people; only one of them is called."""
+
+    data: Callable[[], Mapping[str, Any]]
+    show: Callable[[], None]
+    exit_code: int = 0
+
+
+def names() -> list[str]:
+    """All verbs by name; nothing is imported."""
+    return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+
+
+def module(name: str) -> ModuleType:
+    """The module of a verb: `VERB`, `add_arguments(parser)`, `run(args) -> Outcome`."""
+    return import_module(f"{commands.__name__}.{name}")
+
+
+def all_verbs() -> list[Verb]:
+    """In the order of help: by group, in each by name, the default verb first."""
+    verbs: list[Verb] = [module(name).VERB for name in names()]
+    return sorted(verbs, key=lambda verb: (GROUPS.index(verb.group), verb.name != DEFAULT, verb.name))
+
+
+def chosen(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb that a command line names, or the default one, and what is left of it."""
+    if argv and argv[0] != DEFAULT and argv[0] in names():
+        return argv[0], list(argv[1:])
+    return DEFAULT, list(argv or ["--help"])
+
+
+def parser(name: str) -> Parser:
+    """The parser of a verb."""
+    made_of = module(name)
+    verb: Verb = made_of.VERB
+    prog = "convert" if name == DEFAULT else f"convert {name}"
+    epilog = overview() if name == DEFAULT else _block("examples", _aligned(verb.examples))
+    made = Parser(prog=prog, description=verb.description, epilog=epilog, formatter_class=_HelpFormatter)
+    made_of.add_arguments(made)
+    common_arguments(made)
+    return made
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps a description, and leaves what has lines of its own as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+# ------------------------------------------------------------------------------------------------ made of the table
+
+
+def overview() -> str:
+    """What stands below the options in `convert --help`: examples, verbs by group, exit codes."""
+    verbs = all_verbs()
+    examples = [each for verb in verbs for each in verb.examples[: None if verb.name == DEFAULT else 1]]
+    named = [verb for verb in verbs if verb.name != DEFAULT]
+    width = max(len(_usage(verb)) for verb in named)
+    parts = [_block("examples", _aligned(examples))]
+    for group in GROUPS:
+        own = [(_usage(verb), verb.help) for verb in named if verb.group == group]
+        parts.append(_block(f"commands to {group}", _aligned(own, width)))
+    codes = (f"{_span([code for code, _ in kinds])} {family}" for family, kinds in exit_codes())
+    parts.append(_block("exit codes", _wrapped(["0 done", *_own_codes(), *codes])))
+    return "\n".join(filter(None, parts))
+
+
+def markdown() -> str:
+    """The README's list of verbs."""
+    rows = [(f"`{_command(verb)}`", verb.help) for verb in all_verbs()]
+    return _table("command", "what it does", rows)
+
+
+def exit_code_markdown() -> str:
+    """The README's list of exit codes."""
+    rows = [("0", "done")]
+    rows += [(str(code), f"`{verb.name}`: {words}") for verb in all_verbs() for code, words in verb.exit_codes.items()]
+    for family, kinds in exit_codes():
+        words = ", ".join(words for _, words in kinds if words)
+        rows.append((" ".join(str(code) for code, _ in kinds), f"{family}: {words}" if words else family))
+    return _table("exit code", "meaning", rows)
+
+
+def _table(left: str, right: str, rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join((f"| {left} | {right} |", "|---|---|", *(f"| {one} | {other} |" for one, other in rows)))
+
+
+def _command(verb: Verb) -> str:
+    return f"convert {verb.arguments if verb.name == DEFAULT else _usage(verb)}".rstrip()
+
+
+def _usage(verb: Verb) -> str:
+    return f"{verb.name} {verb.arguments}".rstrip()
+
+
+def _own_codes() -> Iterator[str]:
+    for verb in all_verbs():
+        yield from (f"{code} {verb.name}: {words}" for code, words in verb.exit_codes.items())
+
+
+def _span(codes: Sequence[int]) -> str:
+    return str(codes[0]) if len(codes) == 1 else f"{codes[0]}-{codes[-1]}"
+
+
+def _block(title: str, lines: Sequence[str]) -> str:
+    return f"{title}:\n" + "".join(f"  {line}\n" for line in lines) if lines else ""
+
+
+def _aligned(rows: Sequence[tuple[str, str]], width: int = 0) -> list[str]:
+    width = max([width, *(len(left) for left, _ in rows)])
+    return [f"{left:<{width}}  {right}".rstrip() for left, right in rows]
+
+
+def _wrapped(words: Sequence[str], width: int = 100) -> list[str]:
+    lines = [""]
+    for each in words:
+        if lines[-1] and len(lines[-1]) + len(each) > width:
+            lines.append("")
+        lines[-1] += f"  {each}" if lines[-1] else each
+    return lines
