@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from support import models
+from support.paths import ROOT
 
 from converter import errors, pipeline
 from converter.cli import verbs
