@@ -16,7 +16,7 @@ DECODER_HPARAMS = (
     HParam("n_head", ("num_attention_heads", "n_head", "n_heads"), ("attention.head_count",), required=True),
     HParam("n_head_kv", ("num_key_value_heads", "n_kv_heads"), ("attention.head_count_kv",), default="n_head"),
     HParam(
-        "rope_type", ("rope.rope_type",), ("rope.scaling.type",), "str", default="default",
+        "rope_type", ("rope.rope_type",), ("rope.scaling.type",), "str", default="'default'",
         values=(("linear", "linear"), ("yarn", "yarn"), ("longrope", "longrope"), ("su", "longrope")),
     ),
     HParam(
@@ -67,6 +67,16 @@ RELATIONS = (
         "n_expert == 0 or n_expert_used > 0", "n_expert_used", "must be positive where there are experts"
     ),
 )
+
+# How the text model's tensors are called alone, and inside a model for several kinds of input.
+TEXT_MODEL_ALIASES = (
+    ("{rest}", "model.{rest}"),
+    ("model.language_model.{rest}", "model.{rest}"),
+    ("language_model.{rest}", "{rest}"),
+)
+
+# Saved by old versions of transformers; the runtime computes them.
+ROPE_BUFFERS = (H + "self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
 
 NORM = ("n_embd",)
 

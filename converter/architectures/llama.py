@@ -3,18 +3,18 @@
 Source: the reference converter's LlamaModel; transformers' configuration classes for the defaults.
 """
 
-from dataclasses import replace
-
 from converter.architectures.common import (
     ATTENTION_INTERLEAVED,
     DECODER_HPARAMS,
     DENSE_FFN,
     NORM_TENSORS,
+    ROPE_BUFFERS,
+    TEXT_MODEL_ALIASES,
     TOP_TENSORS,
     G,
     H,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when
 from converter.architectures.styles import LLAMA
 from converter.architectures.traits import Relation, Traits
 from converter.tensors.ops import Split
@@ -57,7 +57,7 @@ ARCHITECTURES = (
             *TOP_TENSORS,
             *NORM_TENSORS,
             *ATTENTION_INTERLEAVED,
-            *(replace(rule, when="n_expert == 0") for rule in DENSE_FFN),
+            *only_when("n_expert == 0", DENSE_FFN),
             T(MOE + "gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd"), when="n_expert > 0"),
             T(EXPERT + "w1.weight", G + "ffn_gate_exps.weight", shape=("n_ff", "n_embd"), when="n_expert > 0"),
             T(EXPERT + "w2.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff"), when="n_expert > 0"),
@@ -77,8 +77,8 @@ ARCHITECTURES = (
                 shape=("n_expert", "n_embd"), when="n_expert > 0", read_only=True,
             ),
         ),
-        ignore=(H + "self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
-        aliases=(("", "model."), ("model.language_model.", "model."), ("language_model.", "")),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
             LLAMA,
             large="n_layer == 80 and n_head != n_head_kv",

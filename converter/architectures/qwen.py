@@ -10,6 +10,8 @@ from converter.architectures.common import (
     DENSE_FFN,
     NORM_TENSORS,
     QK_NORM,
+    ROPE_BUFFERS,
+    TEXT_MODEL_ALIASES,
     TOP_TENSORS,
     G,
     H,
@@ -20,8 +22,6 @@ from converter.architectures.traits import Traits
 from converter.tensors.ops import Split
 
 EXPERT = H + "mlp.experts.{expert}."
-ALIASES = (("", "model."), ("model.language_model.", "model."), ("language_model.", ""))
-IGNORE = (H + "self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
 DEFAULTS = {
     "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768, "num_key_value_heads": 32,
 }
@@ -35,8 +35,8 @@ ARCHITECTURES = (
         ),
         hparams=DECODER_HPARAMS,
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
-        ignore=IGNORE,
-        aliases=ALIASES,
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
         traits=Traits(SPM_OR_BPE, large="n_layer == 80"),
     ),
     Architecture(
@@ -47,8 +47,8 @@ ARCHITECTURES = (
         ),
         hparams=DECODER_HPARAMS,
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
-        ignore=IGNORE,
-        aliases=ALIASES,
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
         traits=Traits(SPM_OR_BPE),
     ),
     Architecture(
@@ -86,8 +86,8 @@ ARCHITECTURES = (
                 shape=("n_expert", "n_embd", "n_ff_exp"), read_only=True,
             ),
         ),
-        ignore=IGNORE,
-        aliases=ALIASES,
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
         traits=Traits(SPM_OR_BPE),
     ),
 )

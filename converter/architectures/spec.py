@@ -1,15 +1,26 @@
-"""What an architecture file may say. Data only; `converter/mapping` reads it in both directions."""
+"""What an architecture file may say. Data only; `converter/mapping` reads it in both directions.
+
+Sizes, conditions and defaults are texts in the language of `converter.tensors.expressions`. Names are templates:
+`{block}` and `{expert}` stand for numbers, `{rest}` and other words for one or more components; the same template
+parses and formats. What contradicts itself is refused, with the row named, when the Architecture is built.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import graphlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from converter.architectures.traits import Traits
-from converter.tensors.ops import Chain, Op, Size
+from converter.tensors.expressions import BLOCK, PRESENT, RESERVED, ExpressionError, names
+from converter.tensors.ops import ROW, Chain, Op, Size
 
 Names = tuple[str, ...]
+Values = tuple[tuple[str | int | float | bool, str | int | float | bool], ...]
+
+SCALARS = ("u32", "i32", "u64", "f32", "str", "bool")
+NUMBERED = ("{block}", "{expert}")
 
 
 @dataclass(frozen=True)
@@ -19,24 +30,38 @@ class HParam:
     Attributes:
         name: what expressions call it.
         config: dotted keys in config.json; the first that is there wins, the first of all is written.
-        gguf: keys below "{arch}."; none for facts that only expressions need.
-        type: metadata type of the GGUF key.
-        default: value, or expression over earlier hparams, where config.json has none.
+        gguf: keys below "{arch}.", or absolute ones with a leading "/"; none for facts that only expressions need.
+            A key that two rows write keeps the place of the first and the value of the last.
+        type: of the GGUF key: "u32", or "i32[]" for a list, or "u32 or i32[]" for one or the other by content.
+        default: value, or expression over other hparams, where config.json has none.
+        back: the same on the way back, where the GGUF has none; without it `default` counts in both directions.
+        per_block: `default` and `back` are computed once for each block and make a list.
         always: write the GGUF key even if the value came from `default`.
         required: a config without it is an error.
-        values: for texts, config value -> GGUF value; a value that is not listed is not written.
-        when: condition under which the GGUF key is written.
+        values: config value -> GGUF value; of several that mean the same, the first is written on the way back.
+            A value that is not listed is not written, or an error if `closed`.
+        when: condition under which the GGUF key is written, and `default` computed.
+        early: the GGUF key stands directly after general.architecture.
     """
 
     name: str
-    config: Names
+    config: Names = ()
     gguf: Names = ()
     type: str = "u32"
     default: Size | float | None = None
+    back: Size | float | None = None
+    per_block: bool = False
     always: bool = False
     required: bool = False
-    values: tuple[tuple[str, str], ...] = ()
+    values: Values = ()
+    closed: bool = False
     when: str | None = None
+    early: bool = False
+
+    @property
+    def types(self) -> Names:
+        """The types that the GGUF key may have."""
+        return tuple(self.type.split(" or "))
 
 
 @dataclass(frozen=True)
@@ -46,10 +71,11 @@ class TensorRule:
     Attributes:
         hf, gguf: name templates with `{block}` and `{expert}`; the same string parses and formats.
             `{expert}` only in `hf` means that the experts are stacked. Empty `hf`: the tensor is generated.
+            Several rules may share a name under different conditions.
         ops: from `hf` to `gguf`; the way back is their inverse.
         shape: of each `hf` tensor, as expressions; checked against the file before anything is written.
         optional: a model (or a block) may lack it.
-        when: condition on the hyperparameters under which the rule applies at all.
+        when: condition under which the rule applies, to the model or, where the names have `{block}`, to a block.
         tied_to: the `gguf` tensor that stands in for it when embeddings are tied.
         generator: name of the function that computes it from the config.
         read_only: another layout of tensors that an earlier rule writes; never used on the way back.
@@ -79,8 +105,14 @@ class TensorRule:
 class HFClass:
     """A class of transformers that writes this architecture, and what its config leaves out.
 
-    `defaults` are the class's own defaults, used where config.json is silent; `when` picks the class on
-    the way back. A class without a `head` stores no output tensor, whatever its config says.
+    Attributes:
+        name, model_type: what config.json calls it.
+        defaults: the class's own defaults, used where config.json is silent; a text is an expression over its keys.
+        facts: hparams that this class has whatever its config says.
+        constants: what config.json says besides the hparams, on the way back.
+        takes: condition on the way to GGUF, where the class belongs to this architecture for some of its configs.
+        when: condition that picks the class on the way back.
+        head: whether it stores an output tensor; a class without one does not, whatever its config says.
     """
 
     name: str
@@ -88,6 +120,9 @@ class HFClass:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     when: str | None = None
     head: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    takes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +134,13 @@ class Architecture:
         hf: its transformers classes.
         hparams: in the order in which their GGUF keys are written.
         tensors: rules, tried in order.
-        ignore: templates of tensors that are dropped on purpose (the runtime computes them).
-        aliases: (prefix in some checkpoints, canonical prefix).
+        ignore: templates of tensors that are dropped on purpose (the runtime computes them, or another file has them).
+        aliases: (template of names in some checkpoints, template of the canonical name), applied in this order,
+            one after the other.
         traits: what other rooms ask: tokenizer, window, state, quantization, relations.
+
+    Raises:
+        ValueError: a row contradicts itself or another.
     """
 
     gguf: str
@@ -113,13 +152,124 @@ class Architecture:
     traits: Traits = field(default_factory=Traits)
 
     def __post_init__(self) -> None:
-        names = [hparam.name for hparam in self.hparams]
-        if len(set(names)) != len(names):
-            raise ValueError(f"{self.gguf}: an hparam is listed twice")
-        for side in ("hf", "gguf"):
-            templates = [name for rule in self.tensors if not rule.read_only for name in getattr(rule, side)]
-            if len(set(templates)) != len(templates):
-                raise ValueError(f"{self.gguf}: a {side} name stands in two rules")
+        for row, problem in _problems(self):
+            raise ValueError(f"{self.gguf}: {row}: {problem}" if row else f"{self.gguf}: {problem}")
+
+    def key(self, name: str) -> str:
+        """The whole GGUF key that a row's `gguf` means."""
+        return name[1:] if name.startswith("/") else f"{self.gguf}.{name}"
+
+
+# ------------------------------------------------------------------------------------------- validation
+
+
+def _problems(architecture: Architecture) -> Iterator[tuple[str, str]]:
+    """(row, what is wrong with it), the worst first."""
+    known = [hparam.name for hparam in architecture.hparams]
+    if len(set(known)) != len(known):
+        yield "", "an hparam is listed twice"
+    for side in ("hf", "gguf"):
+        claims = [(name, r.when) for r in architecture.tensors if not r.read_only for name in getattr(r, side)]
+        if len(set(claims)) != len(claims):
+            yield "", f"a {side} name stands in two rules under the same condition"
+    for hparam in architecture.hparams:
+        yield from ((f"hparam {hparam.name}", problem) for problem in _hparam_problems(hparam, known))
+    yield from _circle(architecture.hparams)
+    outputs = {name for rule in architecture.tensors for name in rule.gguf}
+    for rule in architecture.tensors:
+        row = f"tensor {', '.join((*rule.hf, *rule.gguf)[:2])}"
+        yield from ((row, problem) for problem in _rule_problems(rule, known, outputs))
+    for hf in architecture.hf:
+        for condition in (hf.when, hf.takes):
+            yield from ((f"class {hf.name}", problem) for problem in _unknown(condition, known))
+        if strange := hf.facts.keys() - set(known):
+            yield f"class {hf.name}", f"there is no hparam {', '.join(sorted(strange))}"
+    for template in architecture.ignore:
+        yield from ((f"ignore {template}", problem) for problem in _template_problems(template))
+    for pattern, template in architecture.aliases:
+        row = f"alias {pattern}"
+        yield from ((row, problem) for name in (pattern, template) for problem in _template_problems(name))
+        if set(_fields(pattern)) != set(_fields(template)):
+            yield row, "both sides must have the same {words}"
+
+
+def _hparam_problems(hparam: HParam, known: list[str]) -> Iterator[str]:
+    if hparam.name in RESERVED or not hparam.name.isidentifier():
+        yield "is no name that expressions can have"
+    if strange := [kind for kind in hparam.types if kind.removesuffix("[]") not in SCALARS]:
+        yield f"there is no type {strange[0]}"
+    if hparam.per_block and not any(kind.endswith("[]") for kind in hparam.types):
+        yield f"one value for each block is a list, not {hparam.type}"
+    if hparam.per_block and hparam.default is None and hparam.back is None:
+        yield "nothing to compute for each block"
+    blocks = {BLOCK} if hparam.per_block else set()
+    for text in (hparam.default, hparam.back):
+        yield from _unknown(text, [*known, PRESENT, *blocks])
+    yield from _unknown(hparam.when, known)
+    if len({left for left, _ in hparam.values}) != len(hparam.values):
+        yield "a config value is listed twice"
+
+
+def _rule_problems(rule: TensorRule, known: list[str], outputs: set[str]) -> Iterator[str]:
+    if bool(rule.hf) == bool(rule.generator) or not rule.gguf:
+        yield "a tensor comes from the file or from a generator, and goes somewhere"
+    for name in (*rule.hf, *rule.gguf):
+        yield from _template_problems(name, NUMBERED)
+    if len({"{block}" in name for name in (*rule.hf, *rule.gguf)}) > 1:
+        yield "all names of a rule lie in blocks or none does"
+    if not rule.stacked and any("{expert}" in name for name in rule.gguf) > any("{expert}" in name for name in rule.hf):
+        yield "{expert} on the GGUF side only"
+    if rule.tied_to and rule.tied_to not in outputs:
+        yield f"tied to {rule.tied_to}, which no rule writes"
+    blocks = [BLOCK] if rule.per_block else []
+    for text in (*rule.shape, rule.when, *_sizes(rule.ops)):
+        yield from _unknown(text, [*known, PRESENT, *blocks])
+
+
+def _unknown(text: Size | float | None, known: Iterable[str]) -> Iterator[str]:
+    if isinstance(text, str):
+        try:
+            strange = names(text) - set(known)
+        except ExpressionError as error:
+            yield str(error)
+        else:
+            yield from (f"{text!r}: there is no hparam {name}" for name in sorted(strange))
+
+
+def _sizes(value: Any) -> Iterator[str]:
+    """The expressions in an op, a chain or a tuple of sizes."""
+    if isinstance(value, str):
+        yield from () if value == ROW else (value,)
+    elif isinstance(value, tuple):
+        yield from (text for item in value for text in _sizes(item))
+    elif isinstance(value, Op):
+        yield from (text for item in fields(value) for text in _sizes(getattr(value, item.name)))
+
+
+def _fields(template: str) -> Names:
+    return tuple(part for part in template.split(".") if "{" in part or "}" in part)
+
+
+def _template_problems(template: str, allowed: Names | None = None) -> Iterator[str]:
+    for part in _fields(template):
+        if not (part[0] == "{" and part[-1] == "}" and part[1:-1].isidentifier()):
+            yield f"{template}: {part} must be a component of its own"
+        elif allowed is not None and part not in allowed:
+            yield f"{template}: {part} is none of {', '.join(allowed)}"
+    if len(set(_fields(template))) != len(_fields(template)):
+        yield f"{template}: a word stands twice"
+
+
+def _circle(hparams: Iterable[HParam]) -> Iterator[tuple[str, str]]:
+    """Defaults that need each other."""
+    graph = {h.name: names(h.default) if isinstance(h.default, str) else frozenset() for h in hparams}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        yield f"hparam {error.args[1][0]}", f"defaults in a circle: {', '.join(error.args[1])}"
+
+
+# ------------------------------------------------------------------------------------- rows, shorter to write
 
 
 def T(
@@ -129,11 +279,13 @@ def T(
     return TensorRule(_names(hf), _names(gguf), ops, shape, **options)
 
 
-def pair(hf: str, gguf: str, *ops: Op, shape: tuple[Size, ...], bias: bool = False) -> tuple[TensorRule, TensorRule]:
+def pair(
+    hf: str, gguf: str, *ops: Op, shape: tuple[Size, ...], bias: bool = False, **options: Any
+) -> tuple[TensorRule, TensorRule]:
     """A weight and its bias, which is optional unless `bias`."""
     return (
-        T(f"{hf}.weight", f"{gguf}.weight", *ops, shape=shape),
-        T(f"{hf}.bias", f"{gguf}.bias", *ops, shape=shape[:1], optional=not bias),
+        T(f"{hf}.weight", f"{gguf}.weight", *ops, shape=shape, **options),
+        T(f"{hf}.bias", f"{gguf}.bias", *ops, shape=shape[:1], **{"optional": not bias, **options}),
     )
 
 
@@ -145,6 +297,11 @@ def amended(hparams: Iterable[HParam], **changes: Mapping[str, Any]) -> tuple[HP
 def without(rules: Iterable[TensorRule], *gguf: str) -> tuple[TensorRule, ...]:
     """Shared rows less those whose first GGUF name is in `gguf`."""
     return tuple(rule for rule in rules if rule.gguf[0] not in gguf)
+
+
+def only_when(condition: str, rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
+    """Shared rows under a condition."""
+    return tuple(replace(rule, when=condition) for rule in rules)
 
 
 def _names(value: str | Names) -> Names:

@@ -2,22 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from converter.architectures.spec import Architecture, HFClass, HParam
-from converter.errors import ArchitectureError
+from converter.errors import ArchitectureError, short
 from converter.metadata import Array, Metadata, Value
-from converter.tensors.expressions import ExpressionError, evaluate
+from converter.tensors.expressions import BLOCK, PRESENT, ExpressionError, Sizes, compute, evaluate
 
 HParams = dict[str, Any]
+
+# A config that says more than this is not a model but an attack on our memory.
+_LIMIT = 1 << 31
+MAX_BLOCKS = 1 << 16  # where there is a value for each
+MAX_ITEMS = 1 << 20  # of a list in a header
+_F32_MAX = float(np.finfo(np.float32).max)
+_RANGES: dict[str, tuple[float, float]] = {
+    "u32": (0, _LIMIT - 1), "i32": (-_LIMIT, _LIMIT - 1), "u64": (0, (1 << 64) - 1), "f32": (-_F32_MAX, _F32_MAX),
+}  # fmt: skip
+
+
+class Scope:
+    """What expressions see: the hyperparameters, the names of the tensors that are read, and a block where one is."""
+
+    def __init__(self, hparams: HParams, present: Container[str] = ()) -> None:
+        self._model: dict[str, Any] = {**hparams, PRESENT: present}
+        self._block = self._model
+
+    def at(self, block: int | None) -> Sizes:
+        """The names as they are in a block; None for the model as a whole."""
+        if block is None:
+            return self._model
+        if self._block.get(BLOCK) != block:
+            self._block = {**self._model, BLOCK: block}
+        return self._block
+
+    def holds(self, condition: str | None, block: int | None = None) -> bool:
+        """Whether a row applies; one without a condition always does."""
+        return condition is None or bool(evaluate(condition, self.at(block)))
+
+    def size(self, text: str | int, block: int | None = None) -> int:
+        """A size in a block."""
+        return evaluate(text, self.at(block))
+
+
+# ----------------------------------------------------------------------------------------------- config.json
+
+# Where the text model of a config for several kinds of input stands.
+TEXT_CONFIGS = (
+    "text_config", "llm_config", "lm_config", "language_config", "thinker_config.text_config", "lfm",
+    "transformer_layer_config",
+)  # fmt: skip
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that is the text model's own; empty where the whole config is."""
+    return next((part for key in TEXT_CONFIGS if (part := _object(_lookup(config, key)))), {})
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of transformers 4 or 5, with a nested text model lifted and every rope fact under "rope"."""
-    flat = {**config, **_object(config.get("text_config"))}
+    flat = {**config, **text_config(config)}
     rope = dict(_object(flat.get("rope_parameters")) or _object(flat.get("rope_scaling")))
     rope = dict(_object(rope.get("full_attention")) or rope)
     for key in ("rope_theta", "original_max_position_embeddings"):
@@ -40,29 +88,38 @@ def _lookup(config: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
-def read_config(architecture: Architecture, hf: HFClass, config: Mapping[str, Any]) -> tuple[HParams, set[str]]:
+def read_config(
+    architecture: Architecture, hf: HFClass, config: Mapping[str, Any], present: Container[str] = ()
+) -> tuple[HParams, set[str]]:
     """Hyperparameters by name, and the names of those that the config (or its class) really gives.
+
+    `present` are the names of the model's tensors, for rows that ask.
 
     Raises:
         ArchitectureError: a required key is missing, or a value is of the wrong kind.
     """
     flat = flat_config(config)
-    found: HParams = {}
-    given: set[str] = set()
+    said: HParams = {}
     for hparam in architecture.hparams:
-        value = next((v for key in hparam.config if (v := _lookup(flat, key)) is not None), None)
+        value = hf.facts.get(hparam.name)
+        if value is None:
+            value = next((v for key in hparam.config if (v := _lookup(flat, key)) is not None), None)
         if value is None:
             value = _class_default(hf, hparam, flat)
         if value is not None:
-            given.add(hparam.name)
+            said[hparam.name] = _checked(hparam, value, _config_name(hparam))
         elif hparam.required:
             raise ArchitectureError(f"config.json has no {hparam.config[0]}, which {architecture.gguf} needs")
-        elif hparam.default is not None:
-            value = _default(hparam, found)
-        if value is not None:
-            name = hparam.config[0] if hparam.config else hparam.name
-            found[hparam.name] = _checked(hparam, value, f"config.json: {name}")
-    return found, given
+    found = _Derived(architecture, said, present, back=False).all()
+    return {name: _checked(row, found[name], _config_name(row)) for name, row in _rows(architecture, found)}, set(said)
+
+
+def _config_name(hparam: HParam) -> str:
+    return f"config.json: {hparam.config[0] if hparam.config else hparam.name}"
+
+
+def _rows(architecture: Architecture, found: HParams) -> Iterator[tuple[str, HParam]]:
+    return ((hparam.name, hparam) for hparam in architecture.hparams if hparam.name in found)
 
 
 def _class_default(hf: HFClass, hparam: HParam, flat: Mapping[str, Any]) -> Any:
@@ -71,113 +128,233 @@ def _class_default(hf: HFClass, hparam: HParam, flat: Mapping[str, Any]) -> Any:
         default = hf.defaults.get(key.removeprefix("rope."))
         try:
             if default is not None:
-                return evaluate(default, flat) if isinstance(default, str) else default
+                return compute(default, flat) if isinstance(default, str) else default
         except ExpressionError:
             continue
     return None
 
 
-def _default(hparam: HParam, found: HParams) -> Any:
-    if not isinstance(hparam.default, str) or hparam.type == "str":
-        return hparam.default
-    return evaluate(hparam.default, found)
+class _Derived(Mapping[str, Any]):
+    """Hyperparameters that are said, and those that follow from them, computed when they are asked for."""
+
+    def __init__(self, architecture: Architecture, said: HParams, present: Container[str], back: bool) -> None:
+        self._rows = {hparam.name: hparam for hparam in architecture.hparams}
+        self._values: HParams = {**said, PRESENT: present}
+        self._pending: list[str] = []
+        self._back = back
+
+    def all(self) -> HParams:
+        """Every hyperparameter that has a value, in the order of the rows."""
+        return {name: self[name] for name in self._rows if self._value(name) is not None}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._value(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _value(self, name: str) -> Any:
+        if name not in self._values and name in self._rows:
+            if name in self._pending:
+                raise ArchitectureError(f"{', '.join(self._pending)}: each follows from another, and none is given")
+            self._pending.append(name)
+            self._values[name] = self._computed(self._rows[name])
+            self._pending.pop()
+        return self._values.get(name)
+
+    def _computed(self, row: HParam) -> Any:
+        default = row.back if self._back and row.back is not None else row.default
+        if default is None or not _holds(row.when, self):
+            return None
+        if not isinstance(default, str):
+            return default
+        if not row.per_block:
+            return _as_bool(row, compute(default, self))
+        if (n_layer := self["n_layer"]) > MAX_BLOCKS:
+            raise ArchitectureError(f"{n_layer} blocks, which no model has")
+        blocks = (ChainMap({BLOCK: block}, self) for block in range(n_layer))  # type: ignore[arg-type]
+        return [_as_bool(row, compute(default, block)) for block in blocks]
 
 
-# A config that says more than this is not a model but an attack on our memory.
-_LIMIT = 1 << 31
+def _holds(condition: str | None, hparams: Sizes) -> bool:
+    return condition is None or bool(evaluate(condition, hparams))
 
 
-_F32_MAX = float(np.finfo(np.float32).max)
+def _as_bool(row: HParam, value: Any) -> Any:
+    """Conditions are 0 or 1, which JSON and GGUF tell from false and true."""
+    return bool(value) if row.type.startswith("bool") and value in (0, 1) else value
+
+
+# ------------------------------------------------------------------------------------------------ types
+
+
+def _fits(kind: str, value: Any) -> bool:
+    """Whether a value is one of a metadata type: "u32", or "u32[]" for a list."""
+    if kind.endswith("[]"):
+        return isinstance(value, list) and all(_fits(kind[:-2], item) for item in value)
+    if kind in ("str", "bool"):
+        return isinstance(value, str if kind == "str" else bool)
+    if isinstance(value, bool) or not isinstance(value, int | float if kind == "f32" else int):
+        return False
+    lowest, highest = _RANGES[kind]
+    return lowest <= value <= highest
 
 
 def _checked(hparam: HParam, value: Any, where: str) -> Any:
-    kinds: dict[str, type | tuple[type, ...]] = {"u32": int, "f32": (int, float), "str": str, "bool": bool}
-    wrong = not isinstance(value, kinds[hparam.type]) or (isinstance(value, bool) and hparam.type != "bool")
-    if not wrong and hparam.type in ("u32", "f32"):
-        wrong = not (0 <= value < _LIMIT if hparam.type == "u32" else -_F32_MAX <= value <= _F32_MAX)
-    if wrong:
+    """`value`, if it is one that config.json may have for this row."""
+    if hparam.values:
+        kinds = {type(ours) for ours, _ in hparam.values}
+        if not all(type(item) in kinds for item in _items(value)):
+            wanted = " or ".join(sorted(kind.__name__ for kind in kinds))
+            raise ArchitectureError(f"{where} is {str(value)[:40]!r}, not a usable {wanted} value")
+        if hparam.closed and _translated(hparam, value) is None:
+            known = ", ".join(short(ours) for ours, _ in hparam.values)
+            raise ArchitectureError(f"{where} is {short(value)}, which is none of {known}")
+    elif not any(_fits(kind, value) for kind in hparam.types):
         raise ArchitectureError(f"{where} is {str(value)[:40]!r}, not a usable {hparam.type} value")
     return value
 
 
-def hparam_metadata(architecture: Architecture, hparams: HParams, given: set[str]) -> Metadata:
-    """The architecture's GGUF keys, in the order of its rows."""
-    metadata: Metadata = {}
-    for hparam in architecture.hparams:
-        value = hparams.get(hparam.name)
-        if value is None or not (hparam.always or hparam.name in given) or not holds(hparam.when, hparams):
-            continue
-        if hparam.values:
-            value = dict(hparam.values).get(value)
-            if value is None:
-                continue
-        for key in hparam.gguf:
-            metadata[f"{architecture.gguf}.{key}"] = Value(hparam.type, value)
-    return metadata
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
-def read_metadata(
-    architecture: Architecture, metadata: Mapping[str, Value | Array], n_rows: int | None = None
-) -> HParams:
-    """Hyperparameters by name from a GGUF file's keys; the vocabulary is `n_rows` where no key tells.
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and a == b
 
-    Raises:
-        ArchitectureError: a required key is missing or of the wrong kind.
-    """
-    found: HParams = {}
-    for hparam in architecture.hparams:
-        value: Any = None
-        for key in hparam.gguf:
-            entry = metadata.get(f"{architecture.gguf}.{key}")
-            if isinstance(entry, Value):
-                value = _config_value(hparam, entry.value)
-        if hparam.name == "n_vocab" and value is None:
-            tokens = metadata.get("tokenizer.ggml.tokens")
-            value = len(tokens) if isinstance(tokens, Array) else n_rows
-        if value is None and hparam.required and hparam.gguf:
-            raise ArchitectureError(f"the file has no {architecture.gguf}.{hparam.gguf[0]}")
-        if value is None and hparam.default is not None:
-            value = _default(hparam, found)
-        if value is not None:
-            name = f"{architecture.gguf}.{hparam.gguf[0]}" if hparam.gguf else hparam.name
-            found[hparam.name] = _checked(hparam, value, name)
-    return found
+
+def _translated(hparam: HParam, value: Any) -> Any:
+    """What the GGUF calls a value of config.json; nothing where it has no word for it."""
+    if not hparam.values:
+        return value
+    words = [next((theirs for ours, theirs in hparam.values if _same(ours, item)), None) for item in _items(value)]
+    return None if None in words else words if isinstance(value, list) else words[0]
 
 
 def _config_value(hparam: HParam, value: Any) -> Any:
     """What config.json calls a GGUF value; nothing where it has no word for it."""
     if not hparam.values:
         return value
-    return next((ours for ours, theirs in hparam.values if theirs == value), None)
+    words = [next((ours for ours, theirs in hparam.values if _same(theirs, item)), None) for item in _items(value)]
+    return None if None in words else words if isinstance(value, list) else words[0]
+
+
+# ----------------------------------------------------------------------------------------------- GGUF keys
+
+
+def hparam_metadata(architecture: Architecture, hparams: HParams, given: set[str], early: bool = False) -> Metadata:
+    """The architecture's GGUF keys, in the order of its rows; only the early ones if `early`."""
+    metadata: Metadata = {}
+    for hparam in architecture.hparams:
+        value = hparams.get(hparam.name)
+        if value is None or not (hparam.always or hparam.name in given) or not _holds(hparam.when, hparams):
+            continue
+        value = _translated(hparam, value)
+        if value is None or value == [] or (early and not hparam.early):
+            continue
+        for key in hparam.gguf:
+            metadata[architecture.key(key)] = _typed(hparam, value)
+    return metadata
+
+
+def _typed(hparam: HParam, value: Any) -> Value | Array:
+    kind = next((kind for kind in hparam.types if _fits(kind, value)), "")
+    if not kind:
+        raise ArchitectureError(f"{hparam.name} is {short(value)}, not a usable {hparam.type} value")
+    return Array(kind[:-2], value) if kind.endswith("[]") else Value(kind, value)
+
+
+def read_metadata(
+    architecture: Architecture,
+    metadata: Mapping[str, Value | Array],
+    n_rows: int | None = None,
+    present: Container[str] = (),
+) -> HParams:
+    """Hyperparameters by name from a GGUF file's keys; the vocabulary is `n_rows` where no key tells.
+
+    `present` are the names of the file's tensors, for rows that ask.
+
+    Raises:
+        ArchitectureError: a required key is missing or of the wrong kind.
+    """
+    said: HParams = {}
+    for hparam in architecture.hparams:
+        value: Any = None
+        for key in hparam.gguf:
+            entry = _plain(hparam, metadata.get(architecture.key(key)))
+            if entry is not None:
+                value = _config_value(hparam, entry)
+        if hparam.name == "n_vocab" and value is None:
+            tokens = metadata.get("tokenizer.ggml.tokens")
+            value = len(tokens) if isinstance(tokens, Array) else n_rows
+        if value is not None:
+            said[hparam.name] = _checked(hparam, value, _key_name(architecture, hparam))
+        elif hparam.required and hparam.gguf and hparam.back is None:
+            raise ArchitectureError(f"the file has no {_key_name(architecture, hparam)}")
+    found = _Derived(architecture, said, present, back=True).all()
+    return {
+        name: _checked(row, found[name], _key_name(architecture, row)) for name, row in _rows(architecture, found)
+    }  # fmt: skip
+
+
+def _key_name(architecture: Architecture, hparam: HParam) -> str:
+    return architecture.key(hparam.gguf[0]) if hparam.gguf else hparam.name
+
+
+def _plain(hparam: HParam, entry: Value | Array | None) -> Any:
+    """A key's value as Python has it; nothing for a list where the row knows none."""
+    if not isinstance(entry, Array):
+        return entry.value if entry is not None else None
+    if not any(kind.endswith("[]") for kind in hparam.types):
+        return None
+    if len(entry) > MAX_ITEMS:
+        raise ArchitectureError(f"{hparam.name} has {len(entry)} values")
+    return entry.values.tolist() if isinstance(entry.values, np.ndarray) else list(entry.values)
+
+
+# ----------------------------------------------------------------------------------------- config.json again
 
 
 def write_config(architecture: Architecture, hparams: HParams, tied: bool) -> dict[str, Any]:
-    """A config.json (in the layout of transformers 4, which 5 reads too) for these hyperparameters."""
-    hf = next(cls for cls in architecture.hf if holds(cls.when, hparams))
+    """A config.json (in the layout of transformers 4, which 5 reads too) for these hyperparameters.
+
+    Raises:
+        ArchitectureError: no class of the architecture is for them.
+    """
+    hf = next((cls for cls in architecture.hf if _holds(cls.when, hparams)), None)
+    if hf is None:
+        raise ArchitectureError(f"no transformers class of {architecture.gguf} is for such a model")
     config: dict[str, Any] = {"architectures": [hf.name], "model_type": hf.model_type, "tie_word_embeddings": tied}
-    rope: dict[str, Any] = {}
     for hparam in architecture.hparams:
         value = hparams.get(hparam.name)
-        if value is None or not hparam.config or not holds(hparam.when, hparams):
+        if value is None or not hparam.config or not _holds(hparam.when, hparams):
             continue
         key = hparam.config[0]
-        plain = _shortest(value) if hparam.type == "f32" else value
-        if key.startswith("rope."):
-            rope[key.removeprefix("rope.")] = plain
-        elif not (hparam.default == 0 and value == 0):
-            config[key] = plain
+        if key.startswith("rope.") or not (hparam.default == 0 and value == 0):
+            _put(config, key, _shortest(value))
+    rope = config.pop("rope", {})
     if "rope_theta" in rope:
         config["rope_theta"] = rope.pop("rope_theta")
     if rope.get("rope_type", "default") != "default":
         config["rope_scaling"] = rope
-    return config
+    return {**config, **hf.constants}
 
 
-def _shortest(value: float) -> float:
+def _put(config: dict[str, Any], dotted: str, value: Any) -> None:
+    *parts, last = dotted.split(".")
+    for part in parts:
+        config = config.setdefault(part, {})
+    config[last] = value
+
+
+def _shortest(value: Any) -> Any:
     """The shortest decimal that is the same F32: 1e-05 rather than 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
-def holds(condition: str | None, hparams: HParams) -> bool:
-    """Whether a row applies; one without a condition always does."""
-    return condition is None or bool(evaluate(condition, hparams))
+    if isinstance(value, list):
+        return [_shortest(item) for item in value]
+    return float(str(np.float32(value))) if isinstance(value, float) else value

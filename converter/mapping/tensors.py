@@ -5,8 +5,9 @@ Nothing here knows a model: the rows of `converter/architectures` do, and both d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,63 +19,41 @@ from converter.events import Event, Ignored, Note
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.generators import GENERATORS, llama3_rope_config
 from converter.mapping.hparams import (
+    MAX_BLOCKS,
     HParams,
+    Scope,
     flat_config,
-    holds,
     hparam_metadata,
     read_config,
     read_metadata,
     write_config,
 )
+from converter.mapping.names import Match, RuleNames, fill, is_ignored, spellings
+from converter.metadata import Metadata
 from converter.tensors.dtypes import F32
-from converter.tensors.expressions import evaluate
 from converter.tensors.ops import Chain, Stack, inverse
 from converter.tensors.streams import compose
 from converter.tensors.tensor import LazyTensor, from_array
 
 
 @dataclass(frozen=True)
-class _Match:
-    rule: TensorRule
-    slot: int
-    block: int | None
-    expert: int | None
+class _Applies:
+    """Asks whether a rule applies to the block that a tensor's name says; what is generated always may be there."""
 
+    scope: Scope
+    n_layer: int | None
+    name: str
 
-class _Names:
-    """Finds the rule of a name. Templates have `{block}` and `{expert}` as whole components, so a table does it."""
-
-    def __init__(self, rules: Iterable[TensorRule], side: str) -> None:
-        self._table: dict[tuple[str, ...], list[tuple[TensorRule, int, tuple[str, ...]]]] = {}
-        for rule in rules:
-            for slot, template in enumerate(getattr(rule, side)):
-                parts = template.split(".")
-                key = tuple("#" if part.startswith("{") or _is_index(part) else part for part in parts)
-                numbers = tuple(part for part, kind in zip(parts, key, strict=True) if kind == "#")
-                self._table.setdefault(key, []).append((rule, slot, numbers))
-
-    def find(self, name: str) -> _Match | None:
-        parts = name.split(".")
-        numbers = [part for part in parts if _is_index(part)]
-        for rule, slot, kinds in self._table.get(tuple("#" if _is_index(part) else part for part in parts), ()):
-            if all(kind.startswith("{") or kind == number for kind, number in zip(kinds, numbers, strict=True)):
-                at = {kind: int(number) for kind, number in zip(kinds, numbers, strict=True)}
-                return _Match(rule, slot, at.get("{block}"), at.get("{expert}"))
-        return None
-
-
-def _is_index(part: str) -> bool:
-    return part.isascii() and part.isdecimal() and len(part) < 10 and str(int(part)) == part
-
-
-def _fill(template: str, block: int | None, expert: int | None = None) -> str:
-    return template.replace("{block}", str(block)).replace("{expert}", str(expert))
+    def __call__(self, rule: TensorRule, block: int | None) -> bool:
+        if block is not None and self.n_layer is not None and block >= self.n_layer:
+            raise ShapeMismatch(f"{self.name}: config.json says {self.n_layer} layers")
+        return rule.generator is not None or self.scope.holds(rule.when, block)
 
 
 _Groups = dict[tuple[TensorRule, "int | None"], dict[tuple[int, "int | None"], LazyTensor]]
 
 
-def _group(matches: Iterable[tuple[_Match, LazyTensor]]) -> _Groups:
+def _group(matches: Iterable[tuple[Match, LazyTensor]]) -> _Groups:
     groups: _Groups = {}
     for match, tensor in matches:
         if 0 in tensor.info.shape:
@@ -100,13 +79,17 @@ def _unmatched(architecture: Architecture, names: Sequence[str]) -> UnmatchedTen
 
 @dataclass(frozen=True)
 class Mapped:
-    """A checkpoint in the other dialect, with what happened on the way."""
+    """A checkpoint in the other dialect, with what happened on the way.
+
+    `config` are GGUF keys or a config.json; `early` those of the keys that stand before `general.type`.
+    """
 
     architecture: Architecture
     hparams: HParams
     tensors: dict[str, LazyTensor]
     config: dict[str, Any]
     events: tuple[Event, ...]
+    early: Metadata = field(default_factory=dict)
 
 
 def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
@@ -117,33 +100,51 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
         tensor, a shape that the config contradicts.
     """
     architecture, hf = detect(checkpoint.config, name)
-    hparams, given = read_config(architecture, hf, checkpoint.config)
+    present = _Spelled(architecture, checkpoint.tensors)
+    hparams, given = read_config(architecture, hf, checkpoint.config, present)
+    scope = Scope(hparams, present)
     events: list[Event] = []
-    matches = _match_hf(architecture, checkpoint, hparams, events)
+    matches = _match_hf(architecture, checkpoint, scope, events)
     outputs: dict[str, LazyTensor] = {}
     for (rule, block), group in _group(matches).items():
-        outputs.update((tensor.name, tensor) for tensor in _forward(rule, block, group, hparams))
+        outputs.update((tensor.name, tensor) for tensor in _forward(rule, block, group, scope))
     for rule in architecture.tensors:
-        if rule.generator and holds(rule.when, hparams):
+        if rule.generator and scope.holds(rule.when):
             outputs[rule.gguf[0]] = _generated(rule, checkpoint.config, hparams)
-    events += _check_complete(architecture, hf, hparams, outputs, checkpoint.config)
-    return Mapped(architecture, hparams, outputs, dict(hparam_metadata(architecture, hparams, given)), tuple(events))
+    events += _check_complete(architecture, hf, scope, outputs, checkpoint.config)
+    keys = hparam_metadata(architecture, hparams, given)
+    early = hparam_metadata(architecture, hparams, given, early=True)
+    return Mapped(architecture, hparams, outputs, dict(keys), tuple(events), early)
+
+
+class _Spelled(Container[str]):
+    """The names of a checkpoint's tensors and what the aliases make of them; made when it is asked."""
+
+    def __init__(self, architecture: Architecture, names: Iterable[str]) -> None:
+        self._architecture, self._names = architecture, names
+
+    @cached_property
+    def _all(self) -> frozenset[str]:
+        return frozenset(each for name in self._names for each in spellings(self._architecture, name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all
 
 
 def _match_hf(
-    architecture: Architecture, checkpoint: Checkpoint, hparams: HParams, events: list[Event]
-) -> list[tuple[_Match, LazyTensor]]:
-    rules = _Names((rule for rule in architecture.tensors if holds(rule.when, hparams)), "hf")
-    ignored = _Names((TensorRule((template,), ()) for template in architecture.ignore), "hf")
+    architecture: Architecture, checkpoint: Checkpoint, scope: Scope, events: list[Event]
+) -> list[tuple[Match, LazyTensor]]:
+    rules = RuleNames(architecture.tensors, "hf")
+    n_layer = scope.size("n_layer")
     matches, unknown = [], []
     for name, tensor in checkpoint.tensors.items():
-        spellings = [name, *(new + name.removeprefix(old) for old, new in architecture.aliases if name.startswith(old))]
-        match = next((found for spelling in spellings if (found := rules.find(spelling))), None)
+        applies = _Applies(scope, n_layer, name)
+        match = rules.find(name, applies)
+        spelled = [] if match else spellings(architecture, name)
+        match = match or next((found for each in spelled if (found := rules.find(each, applies))), None)
         if match is not None:
-            if match.block is not None and match.block >= hparams["n_layer"]:
-                raise ShapeMismatch(f"{name}: config.json says {hparams['n_layer']} layers")
             matches.append((match, tensor))
-        elif any(ignored.find(spelling) for spelling in spellings):
+        elif is_ignored(architecture, spelled):
             events.append(Ignored(name))
         else:
             unknown.append(name)
@@ -153,31 +154,32 @@ def _match_hf(
 
 
 def _forward(
-    rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor], hparams: HParams
+    rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor], scope: Scope
 ) -> list[LazyTensor]:
-    experts: Sequence[int | None] = range(hparams["n_expert"]) if rule.stacked else (None,)
+    experts: Sequence[int | None] = range(scope.size("n_expert", block)) if rule.stacked else (None,)
     sources = []
     for slot, template in enumerate(rule.hf):
         for expert in experts:
             if (slot, expert) not in group:
-                raise MissingTensor(f"{_fill(template, block, expert)}: not in the file, its siblings are")
+                raise MissingTensor(f"{fill(template, block, expert)}: not in the file, its siblings are")
             sources.append(group[slot, expert])
     if len(sources) != len(group):
         extra = next(iter(group.keys() - {(slot, expert) for slot in range(len(rule.hf)) for expert in experts}))
-        raise ShapeMismatch(f"{group[extra].name}: config.json says {hparams['n_expert']} experts")
-    expected = tuple(evaluate(size, hparams) for size in rule.shape)
+        raise ShapeMismatch(f"{group[extra].name}: config.json says {len(experts)} experts")
+    expected = tuple(scope.size(size, block) for size in rule.shape)
     for source in sources:
         if rule.shape and source.info.shape != expected:
             raise ShapeMismatch(
                 f"{source.name} is {list(source.info.shape)}, config.json makes it {list(expected)}\n"
                 "config.json does not belong to these weights"
             )
-    return compose(_chain(rule, hparams), sources, [_fill(name, block) for name in rule.gguf])
+    return compose(bound(rule, scope, block), sources, [fill(name, block) for name in rule.gguf])
 
 
-def _chain(rule: TensorRule, hparams: HParams) -> Chain:
-    chain = (*((Stack(len(range(hparams["n_expert"]))),) if rule.stacked else ()), *rule.ops)
-    return tuple(op.bind(hparams) for op in chain)
+def bound(rule: TensorRule, scope: Scope, block: int | None) -> Chain:
+    """The ops of a rule in a block, their sizes evaluated; experts are stacked first."""
+    chain = (*((Stack("n_expert"),) if rule.stacked else ()), *rule.ops)
+    return tuple(op.bind(scope.at(block)) for op in chain)
 
 
 def _generated(rule: TensorRule, config: Mapping[str, Any], hparams: HParams) -> LazyTensor:
@@ -189,18 +191,21 @@ def _generated(rule: TensorRule, config: Mapping[str, Any], hparams: HParams) ->
 def _check_complete(
     architecture: Architecture,
     hf: HFClass,
-    hparams: HParams,
+    scope: Scope,
     outputs: Mapping[str, LazyTensor],
     config: Mapping[str, Any],
 ) -> list[Event]:
-    """Every rule that applies has its tensors; says so where the embedding stands in for the head."""
+    """Every rule has its tensors wherever it applies; says so where the embedding stands in for the head."""
     events: list[Event] = []
     tied = flat_config(config).get("tie_word_embeddings", True)
+    n_layer = scope.size("n_layer")
+    if n_layer > MAX_BLOCKS:
+        raise MissingTensor(f"config.json says {n_layer} layers, which no file has")
     for rule in architecture.tensors:
-        if rule.optional or rule.read_only or rule.generator or not holds(rule.when, hparams):
+        if rule.optional or rule.read_only or rule.generator:
             continue
-        for block in range(hparams["n_layer"]) if rule.per_block else (None,):
-            if all(_fill(name, block) in outputs for name in rule.gguf):
+        for block in range(n_layer) if rule.per_block else (None,):
+            if not scope.holds(rule.when, block) or all(fill(name, block) in outputs for name in rule.gguf):
                 continue
             if rule.tied_to and (tied or not hf.head):
                 why = "tied" if tied and hf.head else f"{hf.name} has no head"
@@ -208,7 +213,7 @@ def _check_complete(
                 continue
             expert = 0 if rule.stacked else None
             raise MissingTensor(
-                f"{_fill(rule.hf[0], block, expert)}: not in the file, {architecture.gguf} needs it\n"
+                f"{fill(rule.hf[0], block, expert)}: not in the file, {architecture.gguf} needs it\n"
                 "a shard may be missing, or config.json may belong to another model"
             )
     return events
@@ -226,10 +231,11 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
     architecture = detect_gguf(checkpoint.config, name)
     embedding = checkpoint.tensors.get("token_embd.weight")
     n_rows = embedding.info.shape[0] if embedding and embedding.info.shape else None
-    hparams = read_metadata(architecture, checkpoint.config, n_rows)
+    hparams = read_metadata(architecture, checkpoint.config, n_rows, checkpoint.tensors)
+    scope = Scope(hparams, checkpoint.tensors)
     rules = [rule for rule in architecture.tensors if not rule.read_only]
-    names = _Names(rules, "gguf")
-    found = [(names.find(tensor.name), tensor) for tensor in checkpoint.tensors.values()]
+    names = RuleNames(rules, "gguf")
+    found = [(names.find(name, _Applies(scope, None, name)), tensor) for name, tensor in checkpoint.tensors.items()]
     if unknown := [tensor.name for match, tensor in found if match is None]:
         raise _unmatched(architecture, unknown)
     events: list[Event] = []
@@ -240,7 +246,7 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
             rope = _rope_back(group[0, None], hparams)
             events.append(Ignored(rule.gguf[0]) if rope else Note(f"{rule.gguf[0]}: of no known rope scaling, dropped"))
             continue
-        outputs.update((tensor.name, tensor) for tensor in _backward(rule, block, group, hparams))
+        outputs.update((tensor.name, tensor) for tensor in _backward(rule, block, group, scope))
     tied = not any(rule.tied_to and rule.gguf[0] in checkpoint.tensors for rule in rules)
     config = write_config(architecture, hparams, tied)
     if rope:
@@ -249,18 +255,18 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
 
 
 def _backward(
-    rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor], hparams: HParams
+    rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor], scope: Scope
 ) -> list[LazyTensor]:
     sources = []
     for slot, template in enumerate(rule.gguf):
         if (slot, None) not in group:
-            raise MissingTensor(f"{_fill(template, block)}: not in the file, its siblings are")
+            raise MissingTensor(f"{fill(template, block)}: not in the file, its siblings are")
         sources.append(group[slot, None])
-    experts: Sequence[int | None] = range(hparams["n_expert"]) if rule.stacked else (None,)
+    experts: Sequence[int | None] = range(scope.size("n_expert", block)) if rule.stacked else (None,)
     if rule.stacked and sources[0].info.shape[:1] != (len(experts),):
         raise ShapeMismatch(f"{sources[0].name} is {list(sources[0].info.shape)}, the file says {len(experts)} experts")
-    names = [_fill(template, block, expert) for template in rule.hf for expert in experts]
-    return compose(inverse(_chain(rule, hparams)), sources, names)
+    names = [fill(template, block, expert) for template in rule.hf for expert in experts]
+    return compose(inverse(bound(rule, scope, block)), sources, names)
 
 
 def _rope_back(tensor: LazyTensor, hparams: HParams) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""Names of tensors by templates: which rule a name belongs to, in which block, of which expert; and other spellings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from converter.architectures.spec import Architecture, TensorRule
+
+_INDEX = "0|[1-9][0-9]{0,8}"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A name as a rule's: the place among the rule's names, and the numbers in it."""
+
+    rule: TensorRule
+    slot: int
+    block: int | None
+    expert: int | None
+
+
+class RuleNames:
+    """Finds the rule of a name. Templates have `{block}` and `{expert}` as whole components, so a table does it."""
+
+    def __init__(self, rules: Iterable[TensorRule], side: str) -> None:
+        self._table: dict[tuple[str, ...], list[tuple[TensorRule, int, tuple[str, ...]]]] = {}
+        for rule in rules:
+            for slot, template in enumerate(getattr(rule, side)):
+                parts = template.split(".")
+                key = tuple("#" if part.startswith("{") or _is_index(part) else part for part in parts)
+                numbers = tuple(part for part, kind in zip(parts, key, strict=True) if kind == "#")
+                self._table.setdefault(key, []).append((rule, slot, numbers))
+
+    def find(self, name: str, applies: Callable[[TensorRule, int | None], bool]) -> Match | None:
+        """The first rule of this name that applies to its block."""
+        parts = name.split(".")
+        numbers = [part for part in parts if _is_index(part)]
+        for rule, slot, kinds in self._table.get(tuple("#" if _is_index(part) else part for part in parts), ()):
+            if all(kind.startswith("{") or kind == number for kind, number in zip(kinds, numbers, strict=True)):
+                at = {kind: int(number) for kind, number in zip(kinds, numbers, strict=True)}
+                if applies(rule, at.get("{block}")):
+                    return Match(rule, slot, at.get("{block}"), at.get("{expert}"))
+        return None
+
+
+def _is_index(part: str) -> bool:
+    return part.isascii() and part.isdecimal() and len(part) < 10 and str(int(part)) == part
+
+
+def fill(template: str, block: int | None, expert: int | None = None) -> str:
+    """The name that a template means in a block."""
+    return template.replace("{block}", str(block)).replace("{expert}", str(expert))
+
+
+# ------------------------------------------------------------------------------------ aliases and ignored names
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """Numbers where `{block}` or `{expert}` stands, one or more components where another word does."""
+    parts = []
+    for part in template.split("."):
+        inside = _INDEX if part in ("{block}", "{expert}") else ".+"
+        parts.append(f"(?P<{part[1:-1]}>{inside})" if part.startswith("{") else re.escape(part))
+    return re.compile(r"\.".join(parts), re.DOTALL)
+
+
+def spellings(architecture: Architecture, name: str) -> list[str]:
+    """A name and what it is called under the aliases, each of which also rewrites what those before it made."""
+    found = [name]
+    for pattern, template in architecture.aliases:
+        for each in tuple(found):
+            if match := _pattern(pattern).fullmatch(each):
+                new = template
+                for word, text in match.groupdict().items():
+                    new = new.replace("{" + word + "}", text)
+                found += [new] if new not in found else []
+    return found
+
+
+def is_ignored(architecture: Architecture, names: Iterable[str]) -> bool:
+    """Whether a tensor of one of these names is dropped on purpose."""
+    return any(_pattern(template).fullmatch(name) for name in names for template in architecture.ignore)
