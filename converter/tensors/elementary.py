@@ -51,6 +51,22 @@ def power(base: float, exponents: NDArray[Any]) -> Floats:
     return _chunked(lambda x: _exp(x * high, x * low), exponents)
 
 
+def double_power(base: float, exponent: float) -> float:
+    """`base` to the power of `exponent` as the nearest double; a number that none is near is infinite.
+
+    Raises:
+        ValueError: a negative number to the power of what is no integer.
+        ZeroDivisionError: a negative power of zero.
+    """
+    if exponent == 0:
+        return 1.0
+    if base == 0 and exponent < 0:
+        raise ZeroDivisionError("a negative power of zero")
+    if base < 0 and not float(exponent).is_integer():
+        raise ValueError("a negative number has no such power")
+    return float(Context(prec=50).power(Decimal(base), Decimal(exponent)))
+
+
 def _chunked(function: Callable[[Doubles], Doubles], values: NDArray[Any]) -> Floats:
     given = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     result = np.empty_like(given)

@@ -37,6 +37,7 @@ from functools import lru_cache
 from typing import Any
 
 from converter.errors import ArchitectureError, short
+from converter.tensors.elementary import double_power
 
 Sizes = Mapping[str, Any]
 _Node = Callable[[Sizes], Any]
@@ -130,7 +131,7 @@ def _number(value: Any) -> Any:
 
 
 def _bounded(value: Any) -> Any:
-    if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ExpressionError(f"{value} is no number to go on with")
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise ExpressionError("a number on the way is too large")
@@ -138,10 +139,10 @@ def _bounded(value: Any) -> Any:
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    whole = isinstance(base, int) and isinstance(exponent, int)
+    whole = isinstance(base, int) and isinstance(exponent, int) and exponent >= 0
     if abs(exponent) > MAX_EXPONENT or (whole and base.bit_length() * exponent > MAX_BITS):
         raise ExpressionError("a number on the way is too large")
-    return base**exponent
+    return pow(base, exponent) if whole else double_power(base, exponent)
 
 
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {

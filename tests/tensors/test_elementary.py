@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from decimal import Context, Decimal
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from converter.tensors.elementary import CHUNK, exp, log, power
+from converter.tensors.elementary import CHUNK, double_power, exp, log, power
 
 EXACT = Context(prec=60)
 BF16 = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
@@ -109,3 +110,22 @@ def test_torch_is_at_most_one_unit_off() -> None:
     assert len(off) < 0.02 * len(values)
     assert np.abs(ours[off].view(np.int32) - theirs[off].view(np.int32)).max(initial=0) <= 1
     assert ours[off].tolist() == correct(EXACT.exp, values[off])
+
+
+def test_powers_of_doubles_are_the_nearest_double() -> None:
+    """An expression's power reaches the file, too; expectations are 60 digits, rounded once."""
+    assert double_power(2.0, 0.5).hex() == "0x1.6a09e667f3bcdp+0"
+    assert double_power(10.0, -2.0).hex() == "0x1.47ae147ae147bp-7"
+    rng = np.random.default_rng(1)
+    for base, exponent in zip(rng.uniform(0.01, 1e6, 200), rng.uniform(-20, 20, 200), strict=True):
+        found = double_power(float(base), float(exponent))
+        exact = EXACT.power(Decimal(float(base)), Decimal(float(exponent)))
+        assert found == float(exact)
+        assert abs(found - float(base) ** float(exponent)) <= 2 * math.ulp(found)
+    assert double_power(-2.0, 3) == -8.0
+    assert double_power(0.0, 0) == 1.0
+    assert double_power(1e300, 2.0) == math.inf
+    with pytest.raises(ZeroDivisionError):
+        double_power(0.0, -1)
+    with pytest.raises(ValueError, match="no such power"):
+        double_power(-1.0, 0.5)
