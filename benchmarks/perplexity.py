@@ -53,7 +53,7 @@ def _losses(model: object, window: list[int]) -> Iterator[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--markdown", action="store_true", help="a table for the README")
+    parser.add_argument("--markdown", action="store_true", help="a table for docs/quantization.md")
     args = parser.parse_args()
     text = TEXT.read_text()
     line = "| {} | {:,} | {:.2f} | {:.3f} |" if args.markdown else "{:<8} {:>10,} {:>8.2f} {:>9.3f}"

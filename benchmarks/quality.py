@@ -41,7 +41,7 @@ def fixture_weights() -> list[NDArray[np.float32]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--markdown", action="store_true", help="a table for the README")
+    parser.add_argument("--markdown", action="store_true", help="a table for docs/quantization.md")
     args = parser.parse_args()
     normal = np.random.default_rng(0).standard_normal((64, 4096), np.float32)
     real = fixture_weights()

@@ -1,4 +1,4 @@
-"""What `convert formats`, `quants` and `architectures` print; the README's tables come from here too."""
+"""What `convert formats`, `quants` and `architectures` print; docs/formats.md has its table from here, too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def format_rows() -> list[dict[str, Any]]:
 
 
 def format_markdown() -> str:
-    """The table of formats for the README."""
+    """The table of formats for docs/formats.md."""
     rows = format_rows()
     lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
     for row in rows:
