@@ -7,8 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from converter.cli import verbs
 from converter.errors import ConverterError, Interrupted, OutputError
@@ -65,8 +64,7 @@ def _handle_signals() -> None:
 # ---------------------------------------------------------------------------------------------- errors
 
 
-@dataclass(frozen=True)
-class _Failure:
+class _Failure(NamedTuple):
     """An error as it is told: the kind (a class of `converter.errors` where it is one of ours), exit code, words."""
 
     kind: str

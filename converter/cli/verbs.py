@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from converter.cli import commands
 from converter.cli.arguments import Parser, common_arguments
@@ -18,8 +17,7 @@ DEFAULT = "convert"  # the verb that is not named
 GROUPS = ("convert", "prove what was made", "look at what is there", "set up the shell")
 
 
-@dataclass(frozen=True)
-class Verb:
+class Verb(NamedTuple):  # a dataclass would cost `--help` 10 ms
     """What help says about a verb.
 
     `arguments` are its positional ones, `help` is its line in the list of all verbs, `description` opens its own help.
@@ -33,11 +31,10 @@ class Verb:
     help: str
     description: str
     examples: tuple[tuple[str, str], ...] = ()
-    exit_codes: Mapping[int, str] = field(default_factory=dict)
+    exit_codes: tuple[tuple[int, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a verb did: `data` for programs (--json), `show` prints it for people; only one of them is called."""
 
     data: Callable[[], Mapping[str, Any]]
@@ -47,7 +44,8 @@ class Outcome:
 
 def names() -> list[str]:
     """All verbs by name; nothing is imported."""
-    return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+    # pkgutil.iter_modules would do, but imports `inspect`, which costs as much as all else that help needs.
+    return sorted(path.stem for folder in commands.__path__ for path in Path(folder).glob("[a-z]*.py"))
 
 
 def module(name: str) -> ModuleType:
@@ -114,7 +112,7 @@ def markdown() -> str:
 def exit_code_markdown() -> str:
     """The README's list of exit codes."""
     rows = [("0", "done")]
-    rows += [(str(code), f"`{verb.name}`: {words}") for verb in all_verbs() for code, words in verb.exit_codes.items()]
+    rows += [(str(code), f"`{verb.name}`: {words}") for verb in all_verbs() for code, words in verb.exit_codes]
     for family, kinds in exit_codes():
         words = ", ".join(words for _, words in kinds if words)
         rows.append((" ".join(str(code) for code, _ in kinds), f"{family}: {words}" if words else family))
@@ -135,7 +133,7 @@ def _usage(verb: Verb) -> str:
 
 def _own_codes() -> Iterator[str]:
     for verb in all_verbs():
-        yield from (f"{code} {verb.name}: {words}" for code, words in verb.exit_codes.items())
+        yield from (f"{code} {verb.name}: {words}" for code, words in verb.exit_codes)
 
 
 def _span(codes: Sequence[int]) -> str:

@@ -24,7 +24,7 @@ from converter.cli.verbs import GROUPS, Outcome, Verb
 VERB = Verb(
     "frobnicate", GROUPS[-1], "FILE", "turn the knobs", "Turn all knobs of a file.",
     examples=(("convert frobnicate model.gguf --knob 7", "the seventh"), ("convert frobnicate x", "again")),
-    exit_codes={3: "a knob came off"},
+    exit_codes=((3, "a knob came off"),),
 )
 
 

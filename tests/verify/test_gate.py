@@ -12,7 +12,16 @@ from support.verifications import behaviour, exact, fidelity, verification
 
 from converter.errors import ConverterError, CorruptFile, UnsupportedFeature, UsageError
 from converter.runtimes.behaviour import Behaviour
-from converter.verify.gate import MODEL_METRICS, TENSOR_METRICS, Gate, against_baseline, judge, read_baseline, read_gate
+from converter.verify.gate import (
+    MODEL_METRICS,
+    TENSOR_METRICS,
+    Gate,
+    against_baseline,
+    gated,
+    judge,
+    read_baseline,
+    read_gate,
+)
 from converter.verify.results import Fidelity, Verification
 
 
@@ -260,3 +269,16 @@ def test_the_documented_gates_are_gates(tmp_path: Path) -> None:
     example = (docs / "verify.md").read_text("utf-8").partition("```toml\n")[2].partition("```")[0]
     assert gate(tmp_path, example).model == {"max_bits_per_weight": 5.0, "max_ppl_increase": 0.01}
     assert read_gate(docs / "ci/verify.toml").types["Q4_K"] == {"min_sqnr": 20.0}
+
+
+# ------------------------------------------------------------------------------------------------ both
+
+
+def test_gated_adds_what_a_threshold_and_an_earlier_report_say(tmp_path: Path) -> None:
+    before = verification(1)
+    worse = verification(1, fidelity("new"))
+    found = gated(worse, gate(tmp_path, "max_nmse = 1e-9"))
+    assert found.findings and {finding.check for finding in found.findings} == {"threshold"} and not found.passed
+    found = gated(worse, Gate(), before.as_dict(), tolerance=0.01)
+    assert ("baseline", "new") in {(finding.check, finding.subject) for finding in found.findings}
+    assert gated(before, Gate(), before.as_dict()) == before == gated(before, Gate())

@@ -24,7 +24,7 @@ VERB = Verb(
         ("convert diff llama-folder/ llama.gguf", "metadata, tensors and values that differ"),
         ("convert diff before.gguf after.gguf --stat", "one line per group of keys or tensors"),
     ),
-    exit_codes={1: "the two differ"},
+    exit_codes=((1, "the two differ"),),
 )
 
 STYLES = {"+": "green", "-": "red", "~": "yellow", "@": "cyan"}
