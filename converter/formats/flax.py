@@ -31,6 +31,7 @@ from converter.formats.base import MAX_AXES, Format, WriteOptions, check_element
 from converter.storage.files import Bytes, open_bytes
 from converter.storage.json import parse_json
 from converter.storage.layout import FileLayout, Layout, Slot
+from converter.storage.windows import Windows
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo, from_array
 
@@ -102,9 +103,9 @@ class _Token:
 class _Wire:
     """Reads items from bytes [position, end) of the file; every length is compared with what is left."""
 
-    def __init__(self, path: Path, buffer: memoryview, position: int, end: int) -> None:
-        self.path = path
-        self._buffer = buffer
+    def __init__(self, data: Windows, position: int, end: int) -> None:
+        self.path = data.path
+        self._data = data
         self.position = position
         self.end = end
 
@@ -114,16 +115,19 @@ class _Wire:
 
     def inside(self, token: _Token) -> _Wire:
         """A reader of the items within an extension."""
-        return _Wire(self.path, self._buffer, token.start, token.start + token.value)
+        return _Wire(self._data, token.start, token.start + token.value)
 
-    def _take(self, size: int, what: str) -> memoryview:
+    def _skip(self, size: int, what: str) -> None:
         if size > self.left:
             raise CorruptFile(
                 f"{self.path}: {what} at offset {self.position} needs {size} bytes, {self.left} are left\n"
                 "the file is truncated or damaged; download it again"
             )
         self.position += size
-        return self._buffer[self.position - size : self.position]
+
+    def _take(self, size: int, what: str) -> memoryview:
+        self._skip(size, what)
+        return self._data.at(self.position - size, size, what)
 
     def token(self) -> _Token:
         """The next item; a text, bin or extension is skipped, an array's or map's items come next."""
@@ -154,12 +158,12 @@ class _Wire:
             return _Token(kind, value, self.position)
         code = struct.unpack(">b", self._take(1, "an extension"))[0] if kind == "ext" else 0
         start = self.position
-        self._take(value, {"str": "a text", "bin": "binary data", "ext": "an extension"}[kind])
+        self._skip(value, {"str": "a text", "bin": "binary data", "ext": "an extension"}[kind])
         return _Token(kind, value, start, code)
 
     def raw(self, token: _Token) -> bytes:
         """The bytes of a short text or bin."""
-        return bytes(self._buffer[token.start : token.start + token.value])
+        return bytes(self._data.at(token.start, token.value, "a text"))
 
     def text(self, token: _Token, what: str) -> str:
         try:
@@ -235,7 +239,8 @@ def open_flax(path: Path) -> Checkpoint:
     """
     mapped = open_bytes(path)
     try:
-        tree = _walk(mapped)
+        with mapped.scattered():
+            tree = _walk(mapped)
         tensors, events = _tensors(mapped, tree)
     except BaseException:
         mapped.close()
@@ -254,8 +259,7 @@ def open_flax(path: Path) -> Checkpoint:
 
 def _walk(mapped: Bytes) -> _Tree:
     """Every leaf of the file, by a stack of our own: depth and size are bounded whatever the file says."""
-    buffer = memoryview(mapped.view(0, mapped.size, "the file").data)
-    wire, tree = _Wire(mapped.path, buffer, 0, mapped.size), _Tree()
+    wire, tree = _Wire(Windows(mapped), 0, mapped.size), _Tree()
     first = wire.token()
     if first.kind != "map":
         raise CorruptFile(f"{mapped.path}: not a map of parameters; a Flax checkpoint is one")

@@ -22,8 +22,8 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
 from converter.events import Event, Note
 from converter.formats.base import Format, check_elements, check_name
-from converter.formats.gguf import Cursor
 from converter.storage.files import Bytes, open_bytes
+from converter.storage.windows import Cursor
 from converter.tensors.dtypes import BY_GGUF, F32, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -94,7 +94,7 @@ def open_ggml(path: Path) -> Checkpoint:
     mapped = open_bytes(path)
     try:
         cursor = Cursor(mapped)
-        layout = _layout(path, bytes(cursor.buffer[:256]))
+        layout = _layout(path, bytes(cursor.ahead(256, "the header")))
         reader = _Reader(mapped, cursor, layout, {"ggml.layout": layout}, {})
         events = _READERS[layout](reader)
     except BaseException:
@@ -258,7 +258,7 @@ def _tensors(reader: _Reader, types: frozenset[str], alignment: int) -> None:
         info = _entry(reader, types)
         if info.name in reader.tensors:
             raise CorruptFile(f"{reader.path}: tensor {short(info.name)} stands twice")
-        reader.cursor.take(-reader.cursor.position % alignment, "padding")
+        reader.cursor.skip(-reader.cursor.position % alignment, "padding")
         reader.tensors[info.name] = _tensor(reader, info)
 
 
@@ -301,7 +301,7 @@ def _dtype(path: Path, name: str, code: int, types: frozenset[str]) -> DType:
 def _tensor(reader: _Reader, info: TensorInfo) -> LazyTensor:
     """The tensor that begins here; its bytes are stepped over."""
     mapped, offset, row = reader.mapped, reader.cursor.position, info.row_nbytes
-    reader.cursor.take(info.nbytes, f"tensor {short(info.name)}")
+    reader.cursor.skip(info.nbytes, f"tensor {short(info.name)}")
 
     def read(start: int, stop: int) -> Rows:
         data = mapped.view(offset + start * row, (stop - start) * row, f"tensor {short(info.name)}")

@@ -24,6 +24,7 @@ from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Value, number
 from converter.metadata import BY_GGUF as VALUE_TYPES
 from converter.storage.files import Bytes, open_bytes
 from converter.storage.layout import FileLayout, Layout, Slot
+from converter.storage.windows import WINDOW, Cursor
 from converter.tensors.dtypes import BY_GGUF, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -86,39 +87,8 @@ def _text(data: bytes) -> str | bytes:
         return data
 
 
-class Cursor:
-    """Reads forward through a file's header; a declared size is compared with what is left before it is used."""
-
-    def __init__(self, mapped: Bytes) -> None:
-        self.path = mapped.path
-        self.buffer = mapped.view(0, mapped.size, "the file").data
-        self.position = 0
-
-    @property
-    def left(self) -> int:
-        return len(self.buffer) - self.position
-
-    def take(self, size: int, what: str) -> memoryview:
-        if size > self.left:
-            raise CorruptFile(
-                f"{self.path}: {what} at offset {self.position} needs {size} bytes, {self.left} are left\n"
-                "the file is truncated or its header lies; download it again"
-            )
-        self.position += size
-        return self.buffer[self.position - size : self.position]
-
-    def u32(self, what: str) -> int:
-        return int(_U32.unpack(self.take(4, what))[0])
-
-    def u64(self, what: str) -> int:
-        return int(_U64.unpack(self.take(8, what))[0])
-
-    def count(self, smallest: int, what: str) -> int:
-        """A number of entries of at least `smallest` bytes each."""
-        number = self.u64(what)
-        if number * smallest > self.left:
-            raise CorruptFile(f"{self.path}: {what} says {number}, the file has room for {self.left // smallest}")
-        return number
+class _Reader(Cursor):
+    """A cursor that knows GGUF's texts."""
 
     def string(self, what: str) -> str | bytes:
         return _text(bytes(self.take(self.u64(what), what)))
@@ -134,10 +104,32 @@ class Cursor:
         return text
 
     def strings(self, count: int, what: str) -> Strings:
-        start = self.position
-        end = _native.skip_strings(self.buffer, start, count)
-        self.take((end if end >= 0 else len(self.buffer) + 1) - start, what)
-        return Strings(self.buffer[start:end], count)
+        """An array of texts, whose end nobody knows before it is reached.
+
+        Every text that is left takes 8 bytes at least, so as many can be asked for without leaving the header.
+        """
+        begin, left, longest = self.position, count, 0
+        while left:
+            window = self.ahead(WINDOW + 8 * left + longest, what)
+            end, whole = _fitting(window, left)
+            if not whole and len(window) == self.left:
+                self.skip(self.left + 1, what)  # raises: it is cut off
+            longest = 0 if whole else _U64.unpack_from(window)[0]
+            self.skip(end, what)
+            left -= whole
+        size, self.position = self.position - begin, begin
+        raw = self.ahead(size, what)
+        self.skip(size, what)
+        return Strings(raw, count)
+
+
+def _fitting(window: memoryview, count: int) -> tuple[int, int]:
+    """Where in `window` the last of the next `count` texts ends that are there as a whole, and how many these are."""
+    end = whole = 0
+    for step in (1 << bit for bit in reversed(range(count.bit_length()))):
+        if whole + step <= count and (stop := _native.skip_strings(window, end, step)) >= 0:
+            end, whole = stop, whole + step
+    return end, whole
 
 
 @dataclass(frozen=True)
@@ -232,7 +224,7 @@ def _others(path: Path, first: _Part, count: int) -> list[_Part]:
 def _read(path: Path) -> _Part:
     mapped = open_bytes(path)
     try:
-        cursor = Cursor(mapped)
+        cursor = _Reader(mapped)
         n_tensors, n_pairs = _header(cursor)
         metadata: Metadata = {}
         for _ in range(n_pairs):
@@ -253,7 +245,7 @@ def _read(path: Path) -> _Part:
         raise
 
 
-def _header(cursor: Cursor) -> tuple[int, int]:
+def _header(cursor: _Reader) -> tuple[int, int]:
     if bytes(cursor.take(4, "the magic")) != MAGIC:
         raise CorruptFile(f"{cursor.path}: not a GGUF file")
     version = cursor.u32("the version")
@@ -265,7 +257,7 @@ def _header(cursor: Cursor) -> tuple[int, int]:
     return n_tensors, cursor.count(8 + 4 + 1, "the number of metadata keys")
 
 
-def _value(cursor: Cursor, code: int, key: str, depth: int) -> Value | Array:
+def _value(cursor: _Reader, code: int, key: str, depth: int) -> Value | Array:
     if code == ARRAY_GGUF:
         return _array(cursor, key, depth)
     kind = VALUE_TYPES.get(code)
@@ -279,7 +271,7 @@ def _value(cursor: Cursor, code: int, key: str, depth: int) -> Value | Array:
     return Value(kind.name, struct.unpack(kind.struct, data)[0])
 
 
-def _array(cursor: Cursor, key: str, depth: int) -> Array:
+def _array(cursor: _Reader, key: str, depth: int) -> Array:
     what = f"metadata {short(key)}"
     code = cursor.u32(f"the element type of {what}")
     if code == ARRAY_GGUF:
@@ -310,7 +302,7 @@ def _alignment(path: Path, metadata: Metadata) -> int:
     return value
 
 
-def _entry(cursor: Cursor) -> _Entry:
+def _entry(cursor: _Reader) -> _Entry:
     name = cursor.name("a tensor name", MAX_NAME - 1)
     what = f"tensor {short(name)}"
     n_dims = cursor.u32(what)

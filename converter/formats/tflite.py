@@ -22,6 +22,7 @@ from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.events import Dropped, Event, Note
 from converter.formats.base import MAX_AXES, Format, check_elements, check_name
 from converter.storage.files import Bytes, expands_too_far, open_bytes
+from converter.storage.windows import Windows
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -139,15 +140,15 @@ class Reader:
     """
 
     def __init__(self, mapped: Bytes) -> None:
-        self.path, self.size = mapped.path, mapped.size
-        self.data = mapped.view(0, mapped.size, "the file").data
+        self.path, self.size, self.data = mapped.path, mapped.size, Windows(mapped)
         self._budget = _ROOM + _RATIO * self.size
         self._fields: dict[tuple[str, int], dict[str, int]] = {}
 
     def number(self, position: int, code: str) -> int:
         """A scalar, `code` as in `struct`."""
         self._need(position, struct.calcsize(code), "a number")
-        value: int = struct.unpack_from(code, self.data, position)[0]
+        buffer, start = self.data.near(position)
+        value: int = struct.unpack_from(code, buffer, position - start)[0]
         return value
 
     def _need(self, position: int, size: int, what: str) -> None:
@@ -183,15 +184,16 @@ class Reader:
         if found.count > _MAX_NAME:
             raise CorruptFile(f"{self.path}: the text at offset {found.start} is over {_MAX_NAME} bytes")
         try:
-            return str(self.data[found.start : found.start + found.count], "utf-8")
+            return str(self.data.at(found.start, found.count, "a text"), "utf-8")
         except UnicodeDecodeError:
             raise CorruptFile(f"{self.path}: the text at offset {found.start} is not UTF-8") from None
 
     def array(self, position: int, dtype: str) -> NDArray[np.generic]:
         """A vector of numbers, copied."""
-        found = self.vector(position, np.dtype(dtype).itemsize)
+        width = np.dtype(dtype).itemsize
+        found = self.vector(position, width)
         self._spend(8 * found.count)
-        return np.frombuffer(self.data, dtype, found.count, found.start).copy()
+        return np.frombuffer(self.data.at(found.start, found.count * width, "numbers"), dtype).copy()
 
     def table(self, position: int, name: str) -> dict[str, int]:
         """The fields a table has and where they are; a table that is met again is not looked through again."""
@@ -267,7 +269,7 @@ def open_tflite(path: Path) -> Checkpoint:
     mapped = open_bytes(path)
     try:
         reader = Reader(mapped)
-        if bytes(reader.data[4:8]) != IDENTIFIER:
+        if mapped.size < 8 or reader.data.at(4, 4, "the identifier") != IDENTIFIER:
             raise CorruptFile(f"{path}: not a TFLite file")
         model = reader.table(reader.check(), "Model")
         version = reader.number(model["version"], "<I") if "version" in model else 0

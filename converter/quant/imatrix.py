@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingImportance, QuantizationError, UsageError, short
 from converter.events import Event, NoImportance, Note
-from converter.formats.gguf import MAGIC, Cursor, open_gguf
+from converter.formats.gguf import MAGIC, open_gguf
 from converter.metadata import Metadata, Value, array_of, number_of, u32
 from converter.quant.recipes import TOKEN_EMBEDDINGS, Recipe, needs_imatrix
 from converter.storage.files import Bytes, open_bytes
+from converter.storage.windows import Cursor
 from converter.tensors.tensor import LazyTensor, TensorInfo
 
 Floats = NDArray[np.float32]
@@ -294,7 +295,7 @@ def _dat_entry(mapped: Bytes, cursor: Cursor, what: str) -> tuple[str, Entry]:
     if size < 1:
         raise CorruptFile(f"{mapped.path}: {what}, {short(name)}, has {size} values")
     offset = cursor.position
-    cursor.take(4 * size, f"{what}, {short(name)},")
+    cursor.skip(4 * size, f"{what}, {short(name)},")
     divisor = np.array([calls if calls > 0 else 1], np.float32)
 
     def read(start: int, stop: int) -> Floats:

@@ -1,4 +1,4 @@
-"""Protocol Buffers' wire format, read where it lies: fields of a message as ranges of the buffer, nothing copied.
+"""Protocol Buffers' wire format, read where it lies: fields of a message as ranges of the file, nothing copied.
 
 And written: the bytes of one field each.
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import CorruptFile
+from converter.storage.windows import BLOCK, Windows
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT = 10
@@ -25,7 +26,7 @@ _CHUNK = 1 << 18
 
 
 class Field(NamedTuple):
-    """One field: `value` is its unsigned number (0 for BYTES), [start, stop) where its payload lies in the buffer."""
+    """One field: `value` is its unsigned number (0 for BYTES), [start, stop) where its payload lies in the file."""
 
     number: int
     wire: int
@@ -39,75 +40,82 @@ class Field(NamedTuple):
         return self.value - (1 << 64) if self.value >> 63 else self.value
 
 
-def varint(data: memoryview, position: int, stop: int, path: Path) -> tuple[int, int]:
+def varint(data: Windows, position: int, stop: int) -> tuple[int, int]:
     """An unsigned varint at `position` and where it ends.
 
     Raises:
         CorruptFile: it leaves [position, stop), or is longer than 10 bytes.
     """
+    buffer, base = data.near(position)
     value = 0
     for shift in range(0, 7 * MAX_VARINT, 7):
         if position >= stop:
             break
-        byte = data[position]
+        byte = buffer[position - base]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value & _U64, position
-    raise CorruptFile(f"{path}: a number at offset {position} does not end")
+    raise CorruptFile(f"{data.path}: a number at offset {position} does not end")
 
 
-def fields(
-    data: memoryview, start: int, stop: int, path: Path, wanted: Container[int] | None = None
-) -> Iterator[Field]:
-    """The fields of the message in data[start:stop], in the order they stand; of `wanted` numbers, or all.
+def fields(data: Windows, start: int, stop: int, wanted: Container[int] | None = None) -> Iterator[Field]:
+    """The fields of the message in [start, stop), in the order they stand; of `wanted` numbers, or all.
+
+    Payloads are stepped over, so that of a tensor's bytes none is asked for.
 
     Raises:
         CorruptFile: a field leaves the message, has number 0 or a wire type that is not one of the four.
     """
-    position = start
+    position, end = start, -1
     while position < stop:
+        if position >= end:  # what stands before a payload is shorter than a block's margin
+            buffer, base = data.near(position)
+            end = base + BLOCK
         at = position
-        key = data[position]
+        key = buffer[position - base]
         position += 1
         if key > 0x7F:
-            key, position = varint(data, at, stop, path)
+            key, position = varint(data, at, stop)
         number, wire = key >> 3, key & 7
         value, begin = 0, position
         if wire == BYTES or wire == VARINT:
             # Most numbers are of one byte; a call for each would take as long as all the rest.
-            if position < stop and (value := data[position]) < 0x80:
+            if position < stop and (value := buffer[position - base]) < 0x80:
                 position += 1
             else:
-                value, position = varint(data, position, stop, path)
+                value, position = varint(data, position, stop)
             if wire == BYTES:
                 begin, position, value = position, position + value, 0
         elif wire in _FIXED:
             position += _FIXED[wire]
-            value = int.from_bytes(data[begin : min(position, stop)], "little")
+            value = int.from_bytes(buffer[begin - base : min(position, stop) - base], "little")
         else:
-            raise CorruptFile(f"{path}: wire type {wire} at offset {at} is none of Protocol Buffers'")
+            raise CorruptFile(f"{data.path}: wire type {wire} at offset {at} is none of Protocol Buffers'")
         if not 0 < number < 1 << 29 or position > stop:
             raise CorruptFile(
-                f"{path}: field {number} at offset {at} needs {position - begin} bytes, {stop - begin} are left\n"
+                f"{data.path}: field {number} at offset {at} needs {position - begin} bytes, {stop - begin} are left\n"
                 "the file is truncated or damaged; download it again"
             )
         if wanted is None or number in wanted:
             yield Field(number, wire, value, begin, position)
 
 
-def text(data: memoryview, field: Field, path: Path, limit: int = 1 << 16) -> str:
+def text(data: Windows, field: Field, limit: int = 1 << 16) -> str:
     """A string field.
 
     Raises:
         CorruptFile: it is no string, longer than `limit` bytes, or not UTF-8.
     """
-    if field.wire != BYTES or field.stop - field.start > limit:
-        raise CorruptFile(f"{path}: field {field.number} at offset {field.start} is no text of at most {limit} bytes")
+    size = field.stop - field.start
+    if field.wire != BYTES or size > limit:
+        raise CorruptFile(
+            f"{data.path}: field {field.number} at offset {field.start} is no text of at most {limit} bytes"
+        )
     try:
-        return str(data[field.start : field.stop], "utf-8")
+        return str(data.at(field.start, size, "a text"), "utf-8")
     except UnicodeDecodeError:
-        raise CorruptFile(f"{path}: the text at offset {field.start} is not UTF-8") from None
+        raise CorruptFile(f"{data.path}: the text at offset {field.start} is not UTF-8") from None
 
 
 def count_varints(packed: NDArray[np.uint8]) -> int:

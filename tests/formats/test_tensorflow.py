@@ -45,6 +45,7 @@ from converter.formats.tensorflow import sstable
 from converter.formats.tensorflow.sstable import MAGIC, unsnappy
 from converter.formats.tensorflow.values import slice_key
 from converter.request import Source
+from converter.storage.files import InMemory
 
 RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -73,10 +74,10 @@ def test_stored_checksums_are_masked() -> None:
 def test_snappy() -> None:
     # a literal, a copy of 4 from 3 before (overlapping itself), a copy of 5 by a 16-bit offset, one by 32 bits
     packed = b"\x12" + b"\x08abc" + bytes([0b001, 3]) + bytes([4 << 2 | 2, 7, 0]) + bytes([5 << 2 | 3, 12, 0, 0, 0])
-    assert unsnappy(memoryview(packed), Path("t")) == b"abcabcaabcababcabc"
+    assert unsnappy(InMemory(Path("t"), packed)) == b"abcabcaabcababcabc"
     for bad in (packed[:-1], packed[:1] + b"\x08ab", b"\x05\x01\x03", b"\xff\xff\xff\xff\x0f\x00a", packed + b"\x00z"):
         with pytest.raises(CorruptFile):
-            unsnappy(memoryview(bad), Path("t"))
+            unsnappy(InMemory(Path("t"), bad))
 
 
 # --------------------------------------------------------------------------------------------------- version 2

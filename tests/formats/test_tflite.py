@@ -20,7 +20,9 @@ from converter.events import Dropped
 from converter.formats.registry import open_checkpoint
 from converter.formats.tflite import QUANTIZATION, TYPES
 from converter.request import Source
+from converter.storage.files import MappedFile
 from converter.storage.protobuf import fields
+from converter.storage.windows import Windows
 
 RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -210,14 +212,15 @@ def test_codes_and_scales_are_the_floats_within_half_a_step(data: Path) -> None:
 
 def test_constants_are_those_of_the_onnx_twin(data: Path) -> None:
     path = twin(data, "basic-pitch/nmp.onnx")
-    content = memoryview(path.read_bytes())
+    content = Windows(MappedFile(path))
     wanted = set()
-    for graph in (field for field in fields(content, 0, len(content), path) if field.number == 7):
-        for initializer in fields(content, graph.start, graph.stop, path):
+    for graph in (field for field in fields(content, 0, content.size) if field.number == 7):
+        for initializer in fields(content, graph.start, graph.stop):
             if initializer.number == 5:
-                parts = {each.number: each for each in fields(content, initializer.start, initializer.stop, path)}
+                parts = {each.number: each for each in fields(content, initializer.start, initializer.stop)}
                 if parts[2].value == 1 and 9 in parts:
-                    wanted.add(np.sort(np.frombuffer(content[parts[9].start : parts[9].stop], "<f4")).tobytes())
+                    values = content.at(parts[9].start, parts[9].stop - parts[9].start, "values")
+                    wanted.add(np.sort(np.frombuffer(values, "<f4")).tobytes())
     found = [array for array in everything(data / "basic-pitch" / "nmp.tflite").values() if array.dtype == np.float32]
     assert sum(array.size for array in found) == 35740
     assert all(np.sort(array.ravel()).tobytes() in wanted for array in found)  # the layouts differ, the numbers do not

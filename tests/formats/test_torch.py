@@ -34,7 +34,8 @@ from converter.formats.torch.writer import layout
 from converter.request import Source
 from converter.storage import output
 from converter.storage.checksums import CRC32
-from converter.storage.files import MappedFile
+from converter.storage.files import InMemory, MappedFile
+from converter.storage.windows import Windows
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo
 
@@ -159,7 +160,7 @@ def test_pickles_of_every_protocol_are_values() -> None:
     encode = pickle_machine.Named("_codecs.encode", lambda text, _="": text.encode("latin1"))
     for protocol in range(6):
         data = pickle.dumps(value, protocol)
-        machine = pickle_machine.PickleMachine(data, Path("x"), "it", lambda _, name: encode, id)
+        machine = pickle_machine.PickleMachine(Windows(InMemory(Path("x"), data)), "it", lambda _, name: encode, id)
         assert machine.run() == value
         assert machine.position == len(data)
 

@@ -22,7 +22,8 @@ from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, short
 from converter.events import Decoded, Dropped, Event, Note
 from converter.formats.base import MAX_AXES, check_elements, check_name, child
 from converter.storage.files import Bytes, open_bytes
-from converter.storage.protobuf import BYTES, FIXED32, FIXED64, VARINT, Field, fields, text, varints
+from converter.storage.protobuf import BYTES, FIXED32, FIXED64, VARINT, Field, count_varints, fields, text, varints
+from converter.storage.windows import Windows
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -275,7 +276,7 @@ class Model:
         self.opset = 0  # version of the default operators
         self.bare = True  # nothing to run: tensors that nothing uses
         self.taken: set[str] = set()  # names of the graphs' values that end in SUFFIX
-        self._data = memoryview(self.file.view(0, self.file.size, "the file").data)
+        self._data = Windows(self.file)
         self._lost: list[Event] = []
         self._sparse: list[str] = []
         self._sums: dict[Path, set[str]] = {}
@@ -296,7 +297,7 @@ class Model:
             CorruptFile: a wrong wire type, or a field that stands twice where one is meant.
         """
         rules, found = schema.rules, _Message()
-        for field in fields(self._data, *span, self.path, rules):
+        for field in fields(self._data, *span, rules):
             name, wires, once = rules[field.number]
             if field.wire not in wires:
                 raise CorruptFile(f"{self.path}: {name} of {schema.name} at offset {field.start} is of another type")
@@ -308,7 +309,7 @@ class Model:
 
     def _text(self, found: Sequence[Field], limit: int = MAX_NAME) -> str:
         """A text that may be absent, as Protocol Buffers has it: empty then."""
-        return text(self._data, found[0], self.path, limit) if found else ""
+        return text(self._data, found[0], limit) if found else ""
 
     # -- graphs
 
@@ -400,7 +401,7 @@ class Model:
         if op in QUANTIZED_OPS:
             self._ops[op] += 1
             self._operands.update((self._text([each]), op) for each in found["input"])
-        self._take(self._data[each.start : each.stop] for each in found["output"])
+        self._take(self._data.at(each.start, each.stop - each.start, "a name") for each in found["output"])
         if not found["attribute"]:
             return
         label = self._text(found["output"][:1]) or self._text(found["name"]) or op
@@ -449,7 +450,7 @@ class Model:
         nbytes = sum(stop - start for start, stop in pieces)
         n = nbytes // 4
         if which == "ints":
-            n = sum(int(np.count_nonzero(self._view(piece) < 0x80)) for piece in pieces)
+            n = sum(count_varints(self._view(piece)) for piece in pieces)
         elif nbytes % 4:
             raise CorruptFile(f"{self.path}: the constant {short(name)} ends within a number")
         return Stored((n,), code, self.file, _offsets(pieces), coded=which == "ints")
@@ -635,7 +636,7 @@ class Model:
     def length_at(self, box: Box) -> int:
         """Where the length before a message begins: its last byte has no high bit, nor has the key before it."""
         at = box.start - 1
-        while self._data[at - 1] > 0x7F:
+        while self._data.at(at - 1, 1, "a length")[0] > 0x7F:
             at -= 1
         return at
 
@@ -643,7 +644,7 @@ class Model:
         """What a message has besides the fields of these numbers, as ranges of the file."""
         spans: list[Span] = []
         at = box.start
-        for field in fields(self._data, box.start, box.stop, self.path):
+        for field in fields(self._data, box.start, box.stop):
             if field.number not in numbers:
                 if spans and spans[-1][1] == at:
                     spans[-1] = (spans[-1][0], field.stop)

@@ -34,8 +34,9 @@ from converter.formats.tensorflow.values import (
     tensor_type,
 )
 from converter.storage.checksums import CRC32C
-from converter.storage.files import Bytes, InMemory, expands_too_far, open_bytes, regular_size
+from converter.storage.files import Bytes, expands_too_far, open_bytes, regular_size
 from converter.storage.protobuf import BYTES, FIXED32, VARINT, Field, fields, text
+from converter.storage.windows import Windows
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -113,7 +114,7 @@ def _open_table(path: Path, table: Path, notes: tuple[Event, ...]) -> Checkpoint
         entries = read_table(maps[0])
         if not entries or entries[0].key:
             raise CorruptFile(f"{table}: has no header entry")
-        first = next(fields(entries[0].data, entries[0].start, entries[0].stop, table), None)
+        first = next(fields(entries[0].data, entries[0].start, entries[0].stop), None)
         if first is not None and first.number == 1 and first.wire == BYTES:
             tensors, events = _slices_v1(table, maps, entries)
         else:
@@ -209,13 +210,13 @@ def _header(index: Path, entry: Entry) -> int:
     """How many shards there are."""
     shards, big_endian = 0, 0
     needs, refused = 0, False
-    for field in fields(entry.data, entry.start, entry.stop, index):
+    for field in fields(entry.data, entry.start, entry.stop):
         if field.number == 1 and field.wire == VARINT:
             shards = field.signed
         elif field.number == 2 and field.wire == VARINT:
             big_endian = field.value
         elif field.number == 3 and field.wire == BYTES:
-            versions = list(fields(entry.data, field.start, field.stop, index))
+            versions = list(fields(entry.data, field.start, field.stop))
             needs = max((each.signed for each in versions if each.number == 2), default=0)
             refused = any(each.number == 3 and each.wire == VARINT and each.value == VERSION for each in versions)
     if needs > VERSION or refused:
@@ -232,13 +233,13 @@ def _entry(index: Path, entry: Entry) -> _Stored:
     numbers = {1: 0, 3: 0, 4: 0, 5: 0, 6: 0}
     shape: tuple[int, ...] = ()
     slices: list[Slice] = []
-    for field in fields(entry.data, entry.start, entry.stop, index):
+    for field in fields(entry.data, entry.start, entry.stop):
         if field.number in numbers and field.wire == (FIXED32 if field.number == 6 else VARINT):
             numbers[field.number] = field.signed
         elif field.number == 2 and field.wire == BYTES:
-            shape = tensor_shape(entry.data, field.start, field.stop, index, name)
+            shape = tensor_shape(entry.data, field.start, field.stop, name)
         elif field.number == 7 and field.wire == BYTES:
-            slices.append(tensor_slice(entry.data, field.start, field.stop, index))
+            slices.append(tensor_slice(entry.data, field.start, field.stop))
     return _Stored(name, numbers[1], shape, numbers[3], numbers[4], numbers[5], numbers[6], tuple(slices))
 
 
@@ -328,7 +329,7 @@ class _Sliced:
     type: int
     shape: tuple[int, ...]
     slices: list[Slice]
-    found: dict[bytes, tuple[Bytes, Entry, Field]]
+    found: dict[bytes, tuple[Entry, Field]]
 
 
 def _slices_v1(table: Path, maps: list[Bytes], entries: Sequence[Entry]) -> tuple[dict[str, LazyTensor], list[Event]]:
@@ -347,7 +348,7 @@ def _slices_v1(table: Path, maps: list[Bytes], entries: Sequence[Entry]) -> tupl
     for mapped, found in tables:
         _declared_v1(mapped.path, found, sliced)
         for entry in found[1:]:
-            _found_v1(mapped, entry, sliced)
+            _found_v1(entry, sliced)
     tensors: dict[str, LazyTensor] = {}
     events: list[Event] = []
     declared, given = 0, sum(mapped.size for mapped in maps)
@@ -372,9 +373,9 @@ def _declared_v1(path: Path, entries: Sequence[Entry], sliced: dict[str, _Sliced
         raise CorruptFile(f"{path}: has no header entry")
     head = entries[0]
     head.block.verify()
-    metas = [each for each in fields(head.data, head.start, head.stop, path) if each.number == 1 and each.wire == BYTES]
+    metas = [each for each in fields(head.data, head.start, head.stop) if each.number == 1 and each.wire == BYTES]
     for meta in metas:
-        for each in fields(head.data, meta.start, meta.stop, path):
+        for each in fields(head.data, meta.start, meta.stop):
             if each.number != 1 or each.wire != BYTES:
                 continue
             name, item = _meta_v1(path, head.data, each)
@@ -386,32 +387,32 @@ def _declared_v1(path: Path, entries: Sequence[Entry], sliced: dict[str, _Sliced
             known.slices += item.slices
 
 
-def _meta_v1(path: Path, data: memoryview, field: Field) -> tuple[str, _Sliced]:
+def _meta_v1(path: Path, data: Windows, field: Field) -> tuple[str, _Sliced]:
     raw, item = b"", _Sliced(0, (), [], {})
-    for each in fields(data, field.start, field.stop, path):
+    for each in fields(data, field.start, field.stop):
         if each.number == 1 and each.wire == BYTES:
-            raw = bytes(data[each.start : each.stop])
+            raw = bytes(data.at(each.start, each.stop - each.start, "a name"))
         elif each.number == 2 and each.wire == BYTES:
-            item.shape = tensor_shape(data, each.start, each.stop, path, repr(raw[:80]))
+            item.shape = tensor_shape(data, each.start, each.stop, repr(raw[:80]))
         elif each.number == 3 and each.wire == VARINT:
             item.type = each.signed
         elif each.number == 4 and each.wire == BYTES:
-            item.slices.append(tensor_slice(data, each.start, each.stop, path))
+            item.slices.append(tensor_slice(data, each.start, each.stop))
     return _name(path, raw), item
 
 
-def _found_v1(mapped: Bytes, entry: Entry, sliced: dict[str, _Sliced]) -> None:
+def _found_v1(entry: Entry, sliced: dict[str, _Sliced]) -> None:
     """Note where the values of one slice are; nothing of them is read."""
-    path, data = mapped.path, entry.data
-    for saved in fields(data, entry.start, entry.stop, path):
+    path, data = entry.data.path, entry.data
+    for saved in fields(data, entry.start, entry.stop):
         if saved.number != 2 or saved.wire != BYTES:
             continue
         raw, part, values = b"", None, None
-        for each in fields(data, saved.start, saved.stop, path):
+        for each in fields(data, saved.start, saved.stop):
             if each.number == 1 and each.wire == BYTES:
-                raw = bytes(data[each.start : each.stop])
+                raw = bytes(data.at(each.start, each.stop - each.start, "a name"))
             elif each.number == 2 and each.wire == BYTES:
-                part = tensor_slice(data, each.start, each.stop, path)
+                part = tensor_slice(data, each.start, each.stop)
             elif each.number == 3 and each.wire == BYTES:
                 values = each
         name = _name(path, raw)
@@ -419,7 +420,7 @@ def _found_v1(mapped: Bytes, entry: Entry, sliced: dict[str, _Sliced]) -> None:
             raise CorruptFile(f"{path}: the entry for tensor {short(name)} is none that the header lists")
         if entry.key in sliced[name].found:
             raise CorruptFile(f"{path}: a slice of tensor {short(name)} stands twice")
-        sliced[name].found[entry.key] = (mapped, entry, values)
+        sliced[name].found[entry.key] = (entry, values)
 
 
 def _part_v1(table: Path, info: TensorInfo, item: _Sliced, part: Slice) -> tuple[Box, LazyTensor]:
@@ -427,13 +428,9 @@ def _part_v1(table: Path, info: TensorInfo, item: _Sliced, part: Slice) -> tuple
     place = item.found.pop(slice_key(info.name, part), None)
     if place is None:
         raise CorruptFile(f"{table}: a slice of tensor {short(info.name)} is not there, or is wanted twice")
-    mapped, entry, values = place
-    # The values of a block that is not compressed stay in the file: its buffer begins where the block does.
-    source = mapped if not entry.block.unpacked else InMemory(mapped.path, entry.data)
-    shift = entry.block.offset if not entry.block.unpacked else 0
-    buffer = source.view(0, source.size, "the file").data
-    proto = tensor_proto(buffer, values.start + shift, values.stop + shift, mapped.path, info.name)
-    tensor = proto_tensor(source, proto, TensorInfo(info.name, where.shape, info.dtype))
+    entry, values = place
+    proto = tensor_proto(entry.data, values.start, values.stop, info.name)
+    tensor = proto_tensor(entry.data.source, proto, TensorInfo(info.name, where.shape, info.dtype))
 
     def read(first: int, last: int) -> Rows:
         entry.block.verify()
@@ -472,11 +469,12 @@ def open_graph(path: Path) -> Checkpoint:
         events: list[Event] = [Note("the graph is not converted, only its constants")]
         declared = 0
         seen: set[str] = set()
-        for name, value in _constants(mapped):
+        data = Windows(mapped)
+        for name, value in _constants(data):
             if name in seen:
                 raise CorruptFile(f"{path}: two constants are called {short(name)}")
             seen.add(name)
-            tensor = _constant(mapped, name, value, events)
+            tensor = _constant(data, name, value, events)
             if tensor is None:
                 continue
             declared += tensor.info.nbytes
@@ -501,71 +499,67 @@ def open_graph(path: Path) -> Checkpoint:
     )
 
 
-def _constants(mapped: Bytes) -> Iterator[tuple[str, Field]]:
+def _constants(data: Windows) -> Iterator[tuple[str, Field]]:
     """The constants' names and where their TensorProtos are."""
-    path, data = mapped.path, mapped.view(0, mapped.size, "the file").data
-    for top in fields(data, 0, mapped.size, path):
+    for top in fields(data, 0, data.size):
         if top.number == 1 and top.wire == BYTES:
-            yield from _node(path, data, top, "")
+            yield from _node(data, top, "")
         elif top.number == 2 and top.wire == BYTES:
-            for function in fields(data, top.start, top.stop, path):
+            for function in fields(data, top.start, top.stop):
                 if function.number == 1 and function.wire == BYTES:
-                    yield from _function(path, data, function)
+                    yield from _function(data, function)
         elif (top.number, top.wire) not in ((2, BYTES), (3, VARINT), (4, BYTES), (5, BYTES)):
-            raise CorruptFile(f"{path}: field {top.number} at offset {top.start} is none of a graph's")
+            raise CorruptFile(f"{data.path}: field {top.number} at offset {top.start} is none of a graph's")
 
 
-def _function(path: Path, data: memoryview, function: Field) -> Iterator[tuple[str, Field]]:
-    parts = list(fields(data, function.start, function.stop, path))
+def _function(data: Windows, function: Field) -> Iterator[tuple[str, Field]]:
+    parts = list(fields(data, function.start, function.stop))
     signatures = [part for part in parts if part.number == 1 and part.wire == BYTES]
     names = [
-        text(data, each, path)
-        for part in signatures
-        for each in fields(data, part.start, part.stop, path)
-        if each.number == 1
+        text(data, each) for part in signatures for each in fields(data, part.start, part.stop) if each.number == 1
     ]
     for part in parts:
         if part.number == 3 and part.wire == BYTES:
-            yield from _node(path, data, part, f"{names[-1] if names else ''}/")
+            yield from _node(data, part, f"{names[-1] if names else ''}/")
 
 
-def _node(path: Path, data: memoryview, node: Field, prefix: str) -> Iterator[tuple[str, Field]]:
+def _node(data: Windows, node: Field, prefix: str) -> Iterator[tuple[str, Field]]:
     name, operation = "", ""
     attributes: list[Field] = []
-    for field in fields(data, node.start, node.stop, path):
+    for field in fields(data, node.start, node.stop):
         if field.number == 1:
-            name = text(data, field, path)
+            name = text(data, field)
         elif field.number == 2:
-            operation = text(data, field, path)
+            operation = text(data, field)
         elif field.number == 5 and field.wire == BYTES:
             attributes.append(field)
     if operation != "Const":
         return
-    values = [value for attribute in attributes for value in _tensor_values(path, data, attribute)]
+    values = [value for attribute in attributes for value in _tensor_values(data, attribute)]
     if len(values) != 1 or not name:
-        raise CorruptFile(f"{path}: the constant {short(name)} has {len(values)} values")
-    check_name(path, prefix + name)
+        raise CorruptFile(f"{data.path}: the constant {short(name)} has {len(values)} values")
+    check_name(data.path, prefix + name)
     yield prefix + name, values[0]
 
 
-def _tensor_values(path: Path, data: memoryview, attribute: Field) -> Iterator[Field]:
+def _tensor_values(data: Windows, attribute: Field) -> Iterator[Field]:
     """The tensor of an attribute that is called `value`."""
-    parts = list(fields(data, attribute.start, attribute.stop, path))
-    if not any(part.number == 1 and bytes(data[part.start : part.stop]) == b"value" for part in parts):
+    parts = list(fields(data, attribute.start, attribute.stop))
+    keys = (part for part in parts if part.number == 1 and part.stop - part.start == len(b"value"))
+    if not any(bytes(data.at(key.start, len(b"value"), "a key")) == b"value" for key in keys):
         return
     for part in parts:
         if part.number == 2 and part.wire == BYTES:
-            yield from (f for f in fields(data, part.start, part.stop, path) if f.number == 8 and f.wire == BYTES)
+            yield from (f for f in fields(data, part.start, part.stop) if f.number == 8 and f.wire == BYTES)
 
 
-def _constant(mapped: Bytes, name: str, value: Field, events: list[Event]) -> LazyTensor | None:
-    data = mapped.view(0, mapped.size, "the file").data
-    proto = tensor_proto(data, value.start, value.stop, mapped.path, name)
-    dtype = tensor_type(proto.type, mapped.path, name)
+def _constant(data: Windows, name: str, value: Field, events: list[Event]) -> LazyTensor | None:
+    proto = tensor_proto(data, value.start, value.stop, name)
+    dtype = tensor_type(proto.type, data.path, name)
     if dtype is None:
         events.append(Note(f"{name}: holds {NO_NUMBERS[proto.type % 100]}, no numbers; left out"))
         return None
-    return proto_tensor(mapped, proto, TensorInfo(name, proto.shape or (), dtype))
+    return proto_tensor(data.source, proto, TensorInfo(name, proto.shape or (), dtype))
 
 
 DTYPES = frozenset(dtype.name for dtype in TYPES.values())

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from converter.errors import CorruptFile, UnsupportedFeature
 from converter.storage.checksums import CRC32C
-from converter.storage.files import Bytes
+from converter.storage.files import Bytes, InMemory, Part, check_inside
 from converter.storage.protobuf import varint
+from converter.storage.windows import Windows
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48
@@ -37,10 +38,10 @@ def masked(crc: int) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """A key and where its value lies in its block's data."""
+    """A key and where its value lies: in the file, or in what a compressed block unpacks to."""
 
     key: bytes
-    data: memoryview
+    data: Windows
     start: int
     stop: int
     block: Block
@@ -49,12 +50,13 @@ class Entry:
 class Block:
     """One block: found where a handle says, unpacked when looked into, its checksum compared when asked for."""
 
-    def __init__(self, mapped: Bytes, offset: int, size: int) -> None:
-        self.path, self.offset, self.size = mapped.path, offset, size
-        self._mapped = mapped
+    def __init__(self, file: Windows, offset: int, size: int) -> None:
+        self.path, self.offset, self.size = file.path, offset, size
+        self._file = file
         self._lock = threading.Lock()
         self._verified = False
-        self.compression = int(mapped.view(offset, size + _TRAILER, "a block")[size])
+        check_inside(file.source, offset, size + _TRAILER, "a block")
+        self.compression = file.at(offset + size, 1, "a block")[0]
 
     @property
     def end(self) -> int:
@@ -65,7 +67,7 @@ class Block:
         """How many bytes a compressed block says it is; 0 for others."""
         if self.compression == _PLAIN:
             return 0
-        return varint(self._mapped.view(self.offset, self.size, "a block").data, 0, self.size, self.path)[0]
+        return varint(self._file, self.offset, self.offset + self.size)[0]
 
     def verify(self) -> None:
         """Compare the checksum, once.
@@ -78,9 +80,9 @@ class Block:
                 return
             crc = 0
             for at in range(0, self.size + 1, _PIECE):
-                piece = self._mapped.view(self.offset + at, min(_PIECE, self.size + 1 - at), "a block")
+                piece = self._file.source.view(self.offset + at, min(_PIECE, self.size + 1 - at), "a block")
                 crc = CRC32C.of(piece.data, crc)
-            stored = self._mapped.view(self.end - 4, 4, "a checksum").tobytes()
+            stored = self._file.source.view(self.end - 4, 4, "a checksum").tobytes()
             if int.from_bytes(stored, "little") != masked(crc):
                 raise CorruptFile(
                     f"{self.path}: the block at offset {self.offset} does not have its CRC-32C\n"
@@ -88,19 +90,19 @@ class Block:
                 )
             self._verified = True
 
-    def data(self) -> memoryview:
-        """The block's content.
+    def content(self) -> tuple[Windows, int, int]:
+        """What the block holds: bytes [start, stop) of the file, or of what they unpack to.
 
         Raises:
             CorruptFile, UnsupportedFeature: compressed badly, or in a way that is not Snappy's.
         """
-        raw = self._mapped.view(self.offset, self.size, "a block").data
         if self.compression == _PLAIN:
-            return raw
+            return self._file, self.offset, self.offset + self.size
         if self.compression != _SNAPPY:
             raise UnsupportedFeature(f"{self.path}: a block has compression {self.compression}; 0 and 1 can be read")
         self.verify()
-        return memoryview(unsnappy(raw, self.path))
+        unpacked = unsnappy(Part(self._file.source, self.offset, self.size))
+        return Windows(InMemory(self.path, unpacked)), 0, len(unpacked)
 
     def entries(self) -> Iterator[Entry]:
         """The entries in order.
@@ -108,32 +110,35 @@ class Block:
         Raises:
             CorruptFile: lengths that leave the block, restart points that are no entries.
         """
-        data, path = self.data(), self.path
-        restarts, stop = self._restarts(data)
-        position, key, seen = 0, b"", 0
+        data, start, end = self.content()
+        restarts, stop = self._restarts(data, start, end)
+        position, key, seen = start, b"", 0
         while position < stop:
             begin = position
-            shared, position = varint(data, position, stop, path)
-            fresh, position = varint(data, position, stop, path)
-            length, position = varint(data, position, stop, path)
-            restart = seen < len(restarts) and int(restarts[seen]) == begin
+            shared, position = varint(data, position, stop)
+            fresh, position = varint(data, position, stop)
+            length, position = varint(data, position, stop)
+            restart = seen < len(restarts) and int(restarts[seen]) == begin - start
             if shared > len(key) or fresh + length > stop - position or (restart and shared):
-                raise CorruptFile(f"{path}: entry at {begin} of the block at offset {self.offset} leaves the block")
+                raise CorruptFile(
+                    f"{self.path}: entry at {begin - start} of the block at offset {self.offset} leaves the block"
+                )
             seen += restart
-            key = key[:shared] + bytes(data[position : position + fresh])
+            key = key[:shared] + bytes(data.at(position, fresh, "a key"))
             position += fresh + length
             yield Entry(key, data, position - length, position, self)
-        if seen < len(restarts) and not (stop == 0 and len(restarts) == 1):
-            raise CorruptFile(f"{path}: the block at offset {self.offset} has restart points that are no entries")
+        if seen < len(restarts) and not (stop == start and len(restarts) == 1):
+            raise CorruptFile(f"{self.path}: the block at offset {self.offset} has restart points that are no entries")
 
-    def _restarts(self, data: memoryview) -> tuple[NDArray[np.uint32], int]:
-        count = int.from_bytes(data[-4:], "little") if len(data) >= 4 else 0
-        stop = len(data) - 4 - 4 * count
-        if stop < 0 or count == 0:
+    def _restarts(self, data: Windows, start: int, end: int) -> tuple[NDArray[np.uint32], int]:
+        """Where entries with a whole key begin, and where the entries end."""
+        count = int.from_bytes(data.at(end - 4, 4, "restart points"), "little") if end - start >= 4 else 0
+        stop = end - 4 - 4 * count
+        if stop < start or count == 0:
             raise CorruptFile(
-                f"{self.path}: the block at {self.offset} claims {count} restart points in {len(data)} bytes"
+                f"{self.path}: the block at {self.offset} claims {count} restart points in {end - start} bytes"
             )
-        return np.frombuffer(data[stop:-4], "<u4"), stop
+        return np.frombuffer(data.at(stop, 4 * count, "restart points"), "<u4"), stop
 
 
 def is_table(path: Path) -> bool:
@@ -152,24 +157,24 @@ def read_table(mapped: Bytes) -> list[Entry]:
     Raises:
         CorruptFile, UnsupportedFeature
     """
-    path = mapped.path
-    footer = mapped.view(mapped.size - FOOTER, FOOTER, "the footer").data
-    if bytes(footer[-8:]) != MAGIC:
+    path, file, footer = mapped.path, Windows(mapped), mapped.size - FOOTER
+    if file.at(footer, FOOTER, "the footer")[-8:] != MAGIC:
         raise CorruptFile(f"{path}: does not end as a TensorFlow table does\nthe file is truncated or of another kind")
-    meta, position = _handle(mapped, footer, 0, 40)
-    index, position = _handle(mapped, footer, position, 40)
-    if any(footer[position:40]):
+    handles = footer + FOOTER - len(MAGIC)
+    meta, position = _handle(file, file, footer, handles)
+    index, position = _handle(file, file, position, handles)
+    if any(file.at(position, handles - position, "the footer")):
         raise CorruptFile(f"{path}: the footer has more in it than it should")
     for block in (meta, index):
         block.verify()
     blocks, limits = [], []
     for entry in index.entries():
-        block, end = _handle(mapped, entry.data, entry.start, entry.stop)
+        block, end = _handle(file, entry.data, entry.start, entry.stop)
         if end != entry.stop:
             raise CorruptFile(f"{path}: an entry of the index of blocks is longer than it should be")
         blocks.append(block)
         limits.append(entry.key)
-    _check_cover(path, [*blocks, meta, index], mapped.size - FOOTER)
+    _check_cover(path, [*blocks, meta, index], footer)
     if sum(block.unpacked for block in blocks) > _MAX_UNPACKED:
         raise UnsupportedFeature(f"{path}: more than {_MAX_UNPACKED} bytes in compressed blocks; save it without")
     entries: list[Entry] = []
@@ -183,10 +188,11 @@ def read_table(mapped: Bytes) -> list[Entry]:
     return entries
 
 
-def _handle(mapped: Bytes, data: memoryview, position: int, stop: int) -> tuple[Block, int]:
-    offset, position = varint(data, position, stop, mapped.path)
-    size, position = varint(data, position, stop, mapped.path)
-    return Block(mapped, offset, size), position
+def _handle(file: Windows, data: Windows, position: int, stop: int) -> tuple[Block, int]:
+    """The block of `file` that the handle at `position` of `data` means."""
+    offset, position = varint(data, position, stop)
+    size, position = varint(data, position, stop)
+    return Block(file, offset, size), position
 
 
 def _check_cover(path: Path, blocks: list[Block], stop: int) -> None:
@@ -199,13 +205,14 @@ def _check_cover(path: Path, blocks: list[Block], stop: int) -> None:
         raise CorruptFile(f"{path}: the blocks end at {end}, the footer starts at {stop}")
 
 
-def unsnappy(data: memoryview, path: Path) -> bytes:
+def unsnappy(packed: Bytes) -> bytes:
     """Snappy-compressed bytes, unpacked.
 
     Raises:
         CorruptFile: damaged, or claiming a size that so few bytes cannot have.
     """
-    size, position = varint(data, 0, len(data), path)
+    path, data = packed.path, packed.view(0, packed.size, "a compressed block").data
+    size, position = varint(Windows(packed), 0, packed.size)
     if size > min(_MAX_RATIO * len(data), _MAX_UNPACKED):
         raise CorruptFile(f"{path}: {len(data)} compressed bytes say that they are {size}")
     out = bytearray()

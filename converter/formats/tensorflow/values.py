@@ -20,11 +20,12 @@ from converter.storage.protobuf import (
     BYTES,
     FIXED32,
     FIXED64,
+    MAX_VARINT,
     VARINT,
-    count_varints,
     fields,
     varints,
 )
+from converter.storage.windows import Windows
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -98,16 +99,16 @@ def tensor_type(code: int, path: Path, name: str) -> DType | None:
     raise UnsupportedFeature(f"{path}: tensor {short(name)} has TensorFlow's type {code}, which cannot be read")
 
 
-def tensor_shape(data: memoryview, start: int, stop: int, path: Path, name: str) -> tuple[int, ...]:
+def tensor_shape(data: Windows, start: int, stop: int, name: str) -> tuple[int, ...]:
     """A TensorShapeProto, every size known.
 
     Raises:
         CorruptFile: unknown or negative sizes, too many axes or elements.
     """
-    shape: list[int] = []
-    for field in fields(data, start, stop, path):
+    path, shape = data.path, list[int]()
+    for field in fields(data, start, stop):
         if field.number == 2 and field.wire == BYTES:
-            sizes = [f.signed for f in fields(data, field.start, field.stop, path) if (f.number, f.wire) == (1, VARINT)]
+            sizes = [f.signed for f in fields(data, field.start, field.stop) if (f.number, f.wire) == (1, VARINT)]
             shape.append(sizes[-1] if sizes else 0)
         elif field.number == 3 and field.value:
             raise CorruptFile(f"{path}: tensor {short(name)} has no shape")
@@ -117,24 +118,24 @@ def tensor_shape(data: memoryview, start: int, stop: int, path: Path, name: str)
     return tuple(shape)
 
 
-def tensor_slice(data: memoryview, start: int, stop: int, path: Path) -> Slice:
+def tensor_slice(data: Windows, start: int, stop: int) -> Slice:
     """A TensorSliceProto.
 
     Raises:
         CorruptFile: negative numbers, too many axes.
     """
     extents: list[tuple[int, int | None]] = []
-    for field in fields(data, start, stop, path):
+    for field in fields(data, start, stop):
         if field.number != 1 or field.wire != BYTES:
             continue
         begin, length = 0, None
-        for part in fields(data, field.start, field.stop, path):
+        for part in fields(data, field.start, field.stop):
             if part.number == 1 and part.wire == VARINT:
                 begin = part.signed
             elif part.number == 2 and part.wire == VARINT:
                 length = part.signed
         if begin < 0 or (length is not None and length < 0) or len(extents) == MAX_AXES:
-            raise CorruptFile(f"{path}: a slice at offset {field.start} makes no sense")
+            raise CorruptFile(f"{data.path}: a slice at offset {field.start} makes no sense")
         extents.append((begin, length))
     return tuple(extents)
 
@@ -149,7 +150,7 @@ class Proto:
     values: dict[int, list[tuple[int, int, int]]]  # field number -> (wire type, start, stop)
 
 
-def tensor_proto(data: memoryview, start: int, stop: int, path: Path, name: str) -> Proto:
+def tensor_proto(data: Windows, start: int, stop: int, name: str) -> Proto:
     """Look through a TensorProto.
 
     Raises:
@@ -158,18 +159,20 @@ def tensor_proto(data: memoryview, start: int, stop: int, path: Path, name: str)
     kind, shape, content = 0, None, None
     values: dict[int, list[tuple[int, int, int]]] = {}
     pieces = 0
-    for field in fields(data, start, stop, path):
+    for field in fields(data, start, stop):
         if field.number == 1 and field.wire == VARINT:
             kind = field.signed
         elif field.number == 2 and field.wire == BYTES:
-            shape = tensor_shape(data, field.start, field.stop, path, name)
+            shape = tensor_shape(data, field.start, field.stop, name)
         elif field.number == _CONTENT and field.wire == BYTES:
             content = (field.start, field.stop)
         elif field.number in _VALUES:
             pieces += 1
             values.setdefault(field.number, []).append((field.wire, field.start, field.stop))
             if pieces > _MAX_PIECES:
-                raise UnsupportedFeature(f"{path}: tensor {short(name)} has its values in over {_MAX_PIECES} pieces")
+                raise UnsupportedFeature(
+                    f"{data.path}: tensor {short(name)} has its values in over {_MAX_PIECES} pieces"
+                )
     return Proto(kind, shape, content if content and content[0] < content[1] else None, values)
 
 
@@ -196,25 +199,31 @@ def proto_tensor(mapped: Bytes, proto: Proto, info: TensorInfo) -> LazyTensor:
     if any(wire not in (BYTES, wires[width]) for wire, _, _ in pieces):
         raise CorruptFile(f"{path}: {what} has values of a width that is not its type's")
     nbytes = sum(stop - start for _, start, stop in pieces)
-    if width == 0:
-        views = [mapped.view(start, stop - start, what) for _, start, stop in pieces]
-        count = sum(count_varints(view) for view in views)
-    else:
-        count, odd = divmod(nbytes, info.dtype.type_size)
+    if width:
+        most, odd = divmod(nbytes, info.dtype.type_size)
         if odd or any((stop - start) % width for _, start, stop in pieces):
             raise CorruptFile(f"{path}: {what} has {nbytes} bytes of values, {info.dtype} takes {info.dtype.type_size}")
-    if count > info.n_elements:
-        raise CorruptFile(f"{path}: {what} has {count} values, its shape {list(info.shape)} has {info.n_elements}")
-    if width and len(pieces) == 1 and count == info.n_elements:
+        _check_count(most, info, f"{path}: {what}")
+    else:  # varints are counted when they are read; here it is enough that there can be as few as there must
+        most = nbytes
+        _check_count(-(-nbytes // MAX_VARINT), info, f"{path}: {what}")
+    if width and len(pieces) == 1 and most == info.n_elements:
         return stored(mapped, pieces[0][1], info)
 
     def values() -> NDArray[np.uint8]:
         parts = [mapped.view(start, stop - start, what) for _, start, stop in pieces]
         data = np.concatenate(parts) if parts else np.empty(0, np.uint8)
         data = data if width else _narrowed(varints(data, path), info.dtype, path, what)
-        return data.reshape(-1, info.dtype.type_size) if count else np.zeros((1, info.dtype.type_size), np.uint8)
+        given = data.reshape(-1, info.dtype.type_size)
+        _check_count(len(given), info, f"{path}: {what}")
+        return given if len(given) else np.zeros((1, info.dtype.type_size), np.uint8)
 
-    return _repeated(values, max(count, 1), info, f"{path}: {what}")
+    return _repeated(values, most > 1, info, f"{path}: {what}")
+
+
+def _check_count(count: int, info: TensorInfo, what: str) -> None:
+    if count > info.n_elements:
+        raise CorruptFile(f"{what} has {count} values, its shape {list(info.shape)} has {info.n_elements}")
 
 
 def _narrowed(numbers: NDArray[np.uint64], dtype: DType, path: Path, what: str) -> NDArray[np.uint8]:
@@ -227,15 +236,15 @@ def _narrowed(numbers: NDArray[np.uint64], dtype: DType, path: Path, what: str) 
     return narrow.view(np.uint8)
 
 
-def _repeated(values: Callable[[], NDArray[np.uint8]], count: int, info: TensorInfo, source: str) -> LazyTensor:
-    """Values that may be fewer than the elements: the last one fills the rest."""
+def _repeated(values: Callable[[], NDArray[np.uint8]], several: bool, info: TensorInfo, source: str) -> LazyTensor:
+    """Values that may be fewer than the elements, `several` or one: the last one fills the rest."""
 
     def read(first: int, last: int) -> Rows:
         given = values()
-        index = np.minimum(np.arange(first * info.row, last * info.row), count - 1)
+        index = np.minimum(np.arange(first * info.row, last * info.row), len(given) - 1)
         return np.ascontiguousarray(given[index]).reshape(last - first, info.row_nbytes)
 
-    return LazyTensor(info, read, source, work_nbytes=16 * info.row + info.row_nbytes, indivisible=count > 1)
+    return LazyTensor(info, read, source, work_nbytes=16 * info.row + info.row_nbytes, indivisible=several)
 
 
 def stored(mapped: Bytes, offset: int, info: TensorInfo) -> LazyTensor:

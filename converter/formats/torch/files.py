@@ -15,7 +15,8 @@ from converter.errors import ConverterError, CorruptFile, MissingPart, Unsupport
 from converter.events import Dropped, Event, Note
 from converter.formats.torch.pickle import MAX_NBYTES, MAX_OPCODES, PickleMachine
 from converter.formats.torch.values import Names, Storage, storage_of
-from converter.storage.files import Bytes, check_inside
+from converter.storage.files import Bytes, InMemory, Part, check_inside
+from converter.storage.windows import Windows
 from converter.storage.zip import LOCAL, Archive, Plain, Record, open_archive
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -124,7 +125,7 @@ def _member(archive: Archive, prefix: str, which: str, script: bool, used: dict[
     pickle = archive.small(f"{prefix}{which}.pkl", MAX_NBYTES)
     # Deflated, a small file could keep the machine busy for long; a real one has more bytes of data than opcodes.
     limit = min(MAX_OPCODES, FREE_OPCODES + archive.mapped.size)
-    machine = PickleMachine(pickle, path, f"{which}.pkl", names.find, persistent, limit)
+    machine = PickleMachine(Windows(InMemory(path, pickle)), f"{which}.pkl", names.find, persistent, limit)
     value = _run(machine, names, path)
     if machine.position != len(pickle):
         raise CorruptFile(f"{path}: {len(pickle) - machine.position} bytes follow the end of {which}.pkl")
@@ -155,14 +156,14 @@ def _known(used: dict[str, Storage], storage: Storage) -> Storage:
 
 def _stream(mapped: Bytes) -> TorchFile:
     path = mapped.path
-    data = mapped.view(0, min(mapped.size, MAX_NBYTES), "the file").data
+    data = Windows(Part(mapped, 0, min(mapped.size, MAX_NBYTES)))
     used: dict[str, Storage] = {}
     position = 0
 
     def value(what: str, persistent: Callable[[Any], Any] = _no_storage) -> Any:
         nonlocal position
         names = Names(script=False)
-        machine = PickleMachine(data, path, what, names.find, persistent)
+        machine = PickleMachine(data, what, names.find, persistent)
         machine.position = position
         result = _run(machine, names, path)
         position = machine.position

@@ -11,10 +11,10 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from converter.errors import ConverterError, CorruptFile
+from converter.storage.windows import Windows
 
 MAX_NBYTES = 128 << 20
 # Bounds of time and memory: an opcode makes at most one value of about 100 bytes, whatever text it carries.
@@ -51,8 +51,7 @@ class PickleMachine:
 
     def __init__(
         self,
-        data: memoryview | bytes,
-        path: Path,
+        data: Windows,
         what: str,
         find: Callable[[str, str], Any],
         persistent: Callable[[Any], Any],
@@ -60,7 +59,7 @@ class PickleMachine:
     ) -> None:
         self.position = 0
         self._data = data
-        self._path, self._what = path, what
+        self._path, self._what = data.path, what
         self._find, self._persistent, self._limit = find, persistent, limit
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
@@ -74,12 +73,15 @@ class PickleMachine:
             CorruptFile: it is not a pickle, or beyond the limits above.
             ConverterError: what the table or `persistent` raises.
         """
-        data, table, start = self._data, _OPCODES, self.position
+        table, start, end = _OPCODES, self.position, -1
         try:
             for _ in range(self._limit):
                 start = self.position
+                if start >= end:
+                    buffer, base = self._data.near(start)
+                    end = base + len(buffer)
                 self.position += 1
-                table[data[start]](self)
+                table[buffer[start - base]](self)
                 if self._result:
                     return self._result[0]
         except ConverterError as error:
@@ -94,13 +96,13 @@ class PickleMachine:
 
     # ------------------------------------------------------------------------------------------- reading
 
-    def take(self, nbytes: int) -> memoryview | bytes:
+    def take(self, nbytes: int) -> memoryview:
         """The next `nbytes` of the stream."""
-        start, stop = self.position, self.position + nbytes
-        if nbytes < 0 or stop > len(self._data):
-            raise ValueError(f"{nbytes} bytes wanted, {len(self._data) - start} are left")
-        self.position = stop
-        return self._data[start:stop]
+        start = self.position
+        if not 0 <= nbytes <= self._data.size - start:
+            raise ValueError(f"{nbytes} bytes wanted, {self._data.size - start} are left")
+        self.position += nbytes
+        return self._data.at(start, nbytes, self._what)
 
     def uint(self, width: int) -> int:
         return int.from_bytes(self.take(width), "little")
@@ -110,7 +112,7 @@ class PickleMachine:
         window, end = 128, -1
         while end < 0 and window < _MAX_LINE:
             window *= 2
-            raw = bytes(self._data[self.position : self.position + window])
+            raw = bytes(self._data.at(self.position, min(window, self._data.size - self.position), self._what))
             end = raw.find(b"\n")
         if end < 0:
             raise ValueError("a line does not end")
@@ -166,7 +168,7 @@ class PickleMachine:
             raise ValueError(f"protocol {number}")
 
     def frame(self) -> None:
-        if (size := self.uint(8)) > len(self._data) - self.position:
+        if (size := self.uint(8)) > self._data.size - self.position:
             raise ValueError(f"a frame of {size} bytes")
 
     def integer_line(self) -> None:
