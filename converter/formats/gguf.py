@@ -39,6 +39,7 @@ SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", 
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 REMOVED = frozenset((4, 5, 31, 32, 33, 36, 37, 38))
 
+_STEP = 1 << 12  # texts of an array that are looked for at once
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -125,10 +126,13 @@ class _Reader(Cursor):
 
 def _fitting(window: memoryview, count: int) -> tuple[int, int]:
     """Where in `window` the last of the next `count` texts ends that are there as a whole, and how many these are."""
-    end = whole = 0
-    for step in (1 << bit for bit in reversed(range(count.bit_length()))):
-        if whole + step <= count and (stop := _native.skip_strings(window, end, step)) >= 0:
+    end, whole, step = 0, 0, _STEP
+    while step:
+        stop = _native.skip_strings(window, end, step) if whole + step <= count else -1
+        if stop >= 0:
             end, whole = stop, whole + step
+        else:
+            step //= 2
     return end, whole
 
 

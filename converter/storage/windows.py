@@ -40,11 +40,11 @@ class Windows:
         Raises:
             CorruptFile: the range leaves the file; `what` names it in the message.
         """
-        if 0 <= nbytes <= self.size - position:
-            buffer, start = self.near(position)
-            low = position - start
-            if low + nbytes <= len(buffer):
-                return buffer[low : low + nbytes]
+        if 0 <= position <= self.size - nbytes:
+            found = self._blocks.get(position >> _BITS) or self.near(position)[0]
+            low = position & BLOCK - 1
+            if low + nbytes <= len(found):
+                return found[low : low + nbytes]
         return self.source.view(position, nbytes, what).data
 
 
