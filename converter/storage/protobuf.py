@@ -8,6 +8,7 @@ Groups (deprecated before any model format existed) are refused.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -150,8 +151,13 @@ def varints(packed: NDArray[np.uint8], path: Path) -> NDArray[np.uint64]:
 
 
 def number(field: int, value: int) -> bytes:
-    """A field that is an unsigned number."""
-    return _key(field, VARINT) + varint_bytes(value)
+    """A field that is a whole number, at most of 64 bits; negative ones in two's complement."""
+    return _key(field, VARINT) + varint_bytes(value & _U64)
+
+
+def float32(field: int, value: float) -> bytes:
+    """A field that is a float of 32 bits."""
+    return _key(field, FIXED32) + struct.pack("<f", value)
 
 
 def blob(field: int, data: bytes) -> bytes:

@@ -1,23 +1,24 @@
 """SentencePiece `tokenizer.model`: the few protobuf fields a conversion needs.
 
 Source: sentencepiece_model.proto (ModelProto: pieces = 1, trainer_spec = 2, normalizer_spec = 3).
-The reader knows the wire format only: it never trusts a length beyond the buffer it was given.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from converter.errors import TokenizerError
+from converter.errors import CorruptFile, TokenizerError
+from converter.storage.files import InMemory
+from converter.storage.protobuf import BYTES, FIXED32, VARINT, Field, fields
+from converter.storage.windows import Windows
 from converter.tokenizers.files import MAX_TOKENS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 
 _FLOAT = struct.Struct("<f")
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_TYPES = {UNIGRAM: "unigram", BPE: "bpe"}
 
 
@@ -43,38 +44,41 @@ def read_sentencepiece(data: bytes, name: str = "tokenizer.model") -> SentencePi
     Raises:
         TokenizerError: not a SentencePiece model, truncated, or of a kind (word, char) that GGUF cannot hold.
     """
+    try:
+        return _read(Windows(InMemory(Path(name), data)), name)
+    except CorruptFile as error:
+        raise TokenizerError(str(error)) from None
+
+
+def _read(data: Windows, name: str) -> SentencePieceModel:
     pieces: list[bytes] = []
     scores: list[float] = []
     types: list[int] = []
-    trainer: dict[int, object] = {}
-    normalizer: dict[int, object] = {}
-    view = memoryview(data)
-    for field, value in _fields(view, name):
-        if field == 1:
+    trainer: dict[int, Field] = {}
+    normalizer: dict[int, Field] = {}
+    for field in fields(data, 0, data.size):
+        if field.number == 1:
             if len(pieces) >= MAX_TOKENS:
                 raise TokenizerError(f"{name}: more than {MAX_TOKENS} pieces")
-            message = _message(value, name)
-            piece, score, kind = _usual_piece(bytes(message)) or _any_piece(message, name, len(pieces))
+            piece, score, kind = _usual_piece(_bytes(data, field)) or _any_piece(data, field, len(pieces))
             pieces.append(piece)
             scores.append(score)
             types.append(kind)
-        elif field == 2:
-            trainer.update(_fields(_message(value, name), name))
-        elif field == 3:
-            normalizer.update(_fields(_message(value, name), name))
+        elif field.number in (2, 3):
+            part = trainer if field.number == 2 else normalizer
+            part.update((each.number, each) for each in fields(data, *_message(data, field)))
     _check(pieces, types, name)
-    model_type = _integer(trainer.get(3, UNIGRAM), name)
+    model_type = _integer(data, trainer.get(3), UNIGRAM)
     if model_type not in _MODEL_TYPES:
         raise TokenizerError(f"{name}: model type {model_type} is not unigram or BPE, no GGUF tokenizer holds it")
-    charsmap = normalizer.get(2, b"")
     return SentencePieceModel(
         pieces,
         scores,
         types,
         model_type,
-        add_dummy_prefix=bool(_integer(normalizer.get(3, 1), name)),
-        remove_extra_whitespaces=bool(_integer(normalizer.get(4, 1), name)),
-        precompiled_charsmap=bytes(_message(charsmap, name)),
+        add_dummy_prefix=bool(_integer(data, normalizer.get(3), 1)),
+        remove_extra_whitespaces=bool(_integer(data, normalizer.get(4), 1)),
+        precompiled_charsmap=_bytes(data, normalizer[2]) if 2 in normalizer else b"",
     )
 
 
@@ -91,19 +95,19 @@ def _usual_piece(message: bytes) -> tuple[bytes, float, int] | None:
     return message[2:end], _FLOAT.unpack_from(message, end + 1)[0], rest[1] if rest else NORMAL
 
 
-def _any_piece(view: memoryview, name: str, at: int) -> tuple[bytes, float, int]:
+def _any_piece(data: Windows, message: Field, at: int) -> tuple[bytes, float, int]:
     piece, score, kind = b"", 0.0, NORMAL
-    for field, value in _fields(view, name):
-        if field == 1:
-            piece = bytes(_message(value, name))
-        elif field == 2:
-            if not isinstance(value, float):
-                raise TokenizerError(f"{name}: piece {at} has a score that is not a 32-bit float")
-            score = value
-        elif field == 3:
-            kind = _integer(value, name)
+    for field in fields(data, message.start, message.stop):
+        if field.number == 1:
+            piece = _bytes(data, field)
+        elif field.number == 2:
+            if field.wire != FIXED32:
+                raise TokenizerError(f"{data.path}: piece {at} has a score that is not a 32-bit float")
+            score = _FLOAT.unpack(field.value.to_bytes(4, "little"))[0]
+        elif field.number == 3:
+            kind = _integer(data, field, NORMAL)
     if not NORMAL <= kind <= BYTE:
-        raise TokenizerError(f"{name}: piece {at} has unknown type {kind}")
+        raise TokenizerError(f"{data.path}: piece {at} has unknown type {kind}")
     return piece, score, kind
 
 
@@ -123,52 +127,22 @@ def _check(pieces: list[bytes], types: list[int], name: str) -> None:
             raise TokenizerError(f"{name}: piece {i} is not UTF-8; the file is damaged") from None
 
 
-def _message(value: object, name: str) -> memoryview:
-    if not isinstance(value, memoryview | bytes):
-        raise TokenizerError(f"{name}: a protobuf field has the wrong wire type; is it a SentencePiece model?")
-    return memoryview(value)
+def _message(data: Windows, field: Field) -> tuple[int, int]:
+    """Where the message or the text that a field is begins and ends."""
+    if field.wire != BYTES:
+        raise TokenizerError(_WRONG.format(data.path))
+    return field.start, field.stop
 
 
-def _integer(value: object, name: str) -> int:
-    if not isinstance(value, int):
-        raise TokenizerError(f"{name}: a protobuf field has the wrong wire type; is it a SentencePiece model?")
-    return value
+def _bytes(data: Windows, field: Field) -> bytes:
+    start, stop = _message(data, field)
+    return bytes(data.at(start, stop - start, "a field"))
 
 
-def _fields(view: memoryview, name: str) -> Iterator[tuple[int, object]]:
-    """(field number, value) of one message: int for varints, float for 32-bit, memoryview for the rest."""
-    at, end = 0, len(view)
-    while at < end:
-        tag, at = _varint(view, at, name)
-        field, wire = tag >> 3, tag & 7
-        if field == 0:
-            raise TokenizerError(f"{name}: damaged at byte {at} of a message (field number 0)")
-        if wire == _VARINT:
-            value, at = _varint(view, at, name)
-            yield field, value
-            continue
-        if wire == _BYTES:
-            size, at = _varint(view, at, name)
-        elif wire in (_FIXED32, _FIXED64):
-            size = 4 if wire == _FIXED32 else 8
-        else:
-            raise TokenizerError(f"{name}: damaged at byte {at} of a message (wire type {wire})")
-        if size > end - at:
-            raise TokenizerError(f"{name}: truncated, a field declares {size} bytes and {end - at} are left")
-        chunk = view[at : at + size]
-        at += size
-        yield field, _FLOAT.unpack(chunk)[0] if wire == _FIXED32 else chunk
+def _integer(data: Windows, field: Field | None, default: int) -> int:
+    if field is not None and field.wire != VARINT:
+        raise TokenizerError(_WRONG.format(data.path))
+    return default if field is None else field.value
 
 
-def _varint(view: memoryview, at: int, name: str) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(view):
-        byte = view[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise TokenizerError(f"{name}: damaged at byte {at} of a message (a number longer than 64 bits)")
-    raise TokenizerError(f"{name}: truncated inside a number")
+_WRONG = "{}: a protobuf field has the wrong wire type; is it a SentencePiece model?"

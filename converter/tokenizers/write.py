@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from converter.errors import TokenizerError
 from converter.metadata import Metadata, array_of, scalar_of
+from converter.storage.protobuf import blob, float32, number
 from converter.tokenizers.build import ADDED_SCORE, MARK
 from converter.tokenizers.pretokenizer import expression_of, to_json
 from converter.tokenizers.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
@@ -309,30 +309,13 @@ def _model(vocab: _Vocab, metadata: Metadata) -> dict[str, bytes]:
     last = max(vocab.used()) + 1
     types = [UNKNOWN if i == unknown else kind for i, kind in enumerate(vocab.types[:last])]
     pieces = b"".join(
-        _field(1, _field(1, vocab.texts[i].encode()) + b"\x15" + struct.pack("<f", vocab.scores[i]) + _number(3, kind))
+        blob(1, blob(1, vocab.texts[i].encode()) + float32(2, vocab.scores[i]) + number(3, kind))
         for i, kind in enumerate(types)
     )
     ids = {"unk": unknown, **{name: scalar_of(metadata, ID_KEYS[name]) for name in ("bos", "eos", "pad")}}
-    trainer = _number(3, BPE) + _number(4, last) + _number(35, bool(vocab.of_type(BYTE)))
+    trainer = number(3, BPE) + number(4, last) + number(35, bool(vocab.of_type(BYTE)))
     for field, name in ((40, "unk"), (41, "bos"), (42, "eos"), (43, "pad")):
         i = ids[name]
-        trainer += _number(field, i if isinstance(i, int) else -1)
-    normalizer = _field(1, b"identity") + _number(3, scalar_of(metadata, SPACE_PREFIX) is not False) + _number(4, 0)
-    return {"tokenizer.model": pieces + _field(2, trainer) + _field(3, normalizer + _number(5, 1))}
-
-
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(int(value))
-
-
-def _field(field: int, data: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(data)) + data
+        trainer += number(field, i if isinstance(i, int) else -1)
+    normalizer = blob(1, b"identity") + number(3, scalar_of(metadata, SPACE_PREFIX) is not False) + number(4, 0)
+    return {"tokenizer.model": pieces + blob(2, trainer) + blob(3, normalizer + number(5, 1))}

@@ -11,11 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from support import builders, samples, torch_files
 
+from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile
-from converter.formats.base import Format
+from converter.formats.base import Format, WriteOptions
 from converter.formats.registry import formats, open_checkpoint, readers
 from converter.metadata import TYPES
-from converter.storage import files
+from converter.request import Source
+from converter.storage import files, output
 from converter.storage.files import Bytes, InMemory, MappedFile, Part
 from converter.storage.windows import BLOCK, MARGIN, WINDOW, Cursor, Windows
 from converter.tensors.dtypes import DTYPES
@@ -78,7 +80,7 @@ def zeros(name: str, *shape: int) -> LazyTensor:
 
 def opening(path: Path, format: str, opened: Sequence[Counting], room: int = AROUND) -> tuple[int, int, int]:
     """Bytes of the header (what is no tensor), bytes asked for on opening, bytes of them that differ; checked."""
-    with open_checkpoint(path, format=format) as checkpoint:
+    with open_checkpoint(Source(path, format)) as checkpoint:
         tensors = sum(tensor.info.nbytes for tensor in checkpoint.tensors.values())
         asked = sum(file.asked for file in opened)
     assert opened, f"{format} opens files in a way of its own"
@@ -109,6 +111,15 @@ def test_headers_between_tensors_are_looked_at_by_small_windows(
     around = MANY * 2 * (BLOCK + MARGIN)
     header, asked, distinct = opening(path, name, opened, around)
     assert asked <= header + around and distinct < MANY * EACH * 4 / 64
+
+
+def test_tensors_within_an_onnx_model(tmp_path: Path, opened: list[Counting]) -> None:
+    layout, path = formats()["onnx"].layout, tmp_path / "m.onnx"
+    checkpoint = Checkpoint("test", path, None, {f"t{i}": zeros(f"t{i}", 4, EACH) for i in range(MANY)})
+    assert layout is not None
+    output.write(layout(checkpoint, path, WriteOptions(external_data="never")))
+    header, asked, _ = opening(path, "onnx", opened, AROUND + MANY * (BLOCK + MARGIN))
+    assert asked <= header + AROUND + MANY * (BLOCK + MARGIN)
 
 
 def vocabulary(count: int) -> bytes:
