@@ -1,0 +1,150 @@
+"""One view of a model: the same answers in every dialect that can give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.builders import llama_folder, safetensors_of
+from support.families import FAMILIES, NO_TOKENIZER, family_config, random_tensors, write
+
+import converter
+from converter import Request
+from converter.checkpoint import Checkpoint
+from converter.errors import ArchitectureError
+from converter.formats.registry import formats, open_checkpoint
+from converter.mapping.view import VIEWS, ModelView, view
+from converter.metadata import text
+from converter.request import Source
+
+# A kind that GGUF has no word for is not written there.
+SAID_BY_CONFIG_ALONE = {"rope_type"}
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as closing:
+        yield closing
+
+
+def both(source: Path, stack: ExitStack, request: Request) -> tuple[ModelView, ModelView]:
+    """A folder as it is, and as the GGUF made of it."""
+    target = source.parent / "model.gguf"
+    converter.convert(source, target, request)
+    one, other = (stack.enter_context(open_checkpoint(Source(path))) for path in (source, target))
+    return view(one), view(other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_the_same_in_both_dialects(family: str, tmp_path: Path, stack: ExitStack) -> None:
+    config = family_config(family, rms_norm_eps=2.0**-20)  # which F32 holds
+    folder, gguf = both(write(tmp_path / "hf", config, random_tensors(config, "F32"), "F32"), stack, NO_TOKENIZER)
+    assert folder.architecture is gguf.architecture and folder.architecture is not None
+    assert folder.hparams is not None and gguf.hparams is not None
+    assert folder.name == gguf.name == folder.architecture.gguf
+    assert folder.whole and gguf.whole and not folder.unknown and not gguf.unknown
+    assert folder.n_rows == gguf.n_rows == config["vocab_size"]
+    for name in gguf.hparams.keys() - SAID_BY_CONFIG_ALONE:
+        assert folder.hparams[name] == gguf.hparams[name], name
+    shapes = [{name: tensor.info.shape for name, tensor in each.ggml.items()} for each in (folder, gguf)]
+    assert shapes[0] == shapes[1]
+    assert {key: gguf.keys[key] for key in folder.keys} == folder.keys
+    assert {folder.embedding, folder.head} <= folder.checkpoint.tensors.keys()
+    assert {gguf.embedding, gguf.head} <= gguf.checkpoint.tensors.keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_instances_are_the_tensors_of_the_file(family: str, tmp_path: Path, stack: ExitStack) -> None:
+    config = family_config(family)
+    source = write(tmp_path / "hf", config, random_tensors(config, "F32"), "F32")
+    for each in both(source, stack, NO_TOKENIZER):
+        assert each.architecture is not None and each.hparams is not None
+        stored = {name: tensor.info.shape for name, tensor in each.canonical.items() if name != "rope_freqs.weight"}
+        instances = [i for i in each.instances(each.architecture, each.hparams) if not i.rule.generator]
+        shapes = {name: shape for i in instances for name, shape in zip(i.names, i.shapes, strict=True)}
+        may_lack = {name for i in instances if i.rule.optional or i.rule.read_only for name in i.names}
+        assert shapes.keys() - may_lack <= stored.keys()
+        assert stored.items() <= shapes.items()
+
+
+def test_other_spellings_are_canonical_and_what_is_dropped_is_not_there(tmp_path: Path, stack: ExitStack) -> None:
+    config = family_config("llama")
+    tensors = random_tensors(config, "F32")
+    renamed = {name.removeprefix("model."): array for name, array in tensors.items()}
+    renamed["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(16, np.float32)
+    model = view(stack.enter_context(open_checkpoint(Source(write(tmp_path / "hf", config, renamed, "F32")))))
+    assert model.canonical.keys() == tensors.keys()
+    assert model.n_rows == config["vocab_size"]
+
+
+def test_the_tokenizer_is_the_same_keys(tmp_path: Path, stack: ExitStack) -> None:
+    folder, gguf = both(llama_folder(tmp_path / "hf"), stack, Request())
+    assert folder.tokenizer() == gguf.tokenizer() is not None
+    bare = stack.enter_context(open_checkpoint(Source(llama_folder(tmp_path / "bare", tokenizer=False))))
+    assert view(bare).tokenizer() is None
+
+
+def test_what_config_json_says_of_the_head(tmp_path: Path, stack: ExitStack) -> None:
+    for said, tied in ((True, True), (False, False), (None, None), ("yes", None)):
+        folder = llama_folder(tmp_path / str(said), config={"tie_word_embeddings": said})
+        assert view(stack.enter_context(open_checkpoint(Source(folder)))).tied is tied
+    headless = llama_folder(tmp_path / "encoder", config={"architectures": ["LlamaModel"], "tie_word_embeddings": True})
+    assert view(stack.enter_context(open_checkpoint(Source(headless)))).tied is None
+
+
+def test_plain_arrays_are_nothing_in_particular(tmp_path: Path, stack: ExitStack) -> None:
+    path = tmp_path / "plain.safetensors"
+    path.write_bytes(safetensors_of({"model.embed_tokens.weight": np.ones((4, 2), np.float32)}))
+    model = view(stack.enter_context(open_checkpoint(Source(path))))
+    assert model.architecture is None and model.hf_class is None and model.hparams is None and not model.unknown
+    assert model.name is None and model.n_rows is None and model.tied is None and model.tokenizer() is None
+    assert not model.named and not model.keyed and model.whole
+    assert not model.keys and not model.ggml and not model.config
+    assert model.canonical is model.checkpoint.tensors
+
+
+def test_an_architecture_that_is_not_known_here() -> None:
+    gguf = view(Checkpoint("gguf", Path("a.gguf"), "gguf", {}, {"general.architecture": text("mystery")}))
+    assert gguf.architecture is None and gguf.name == "mystery" and "no architecture answers to" in gguf.unknown
+    folder = view(Checkpoint("hf", Path("a"), "hf", {}, {"architectures": ["MysteryForCausalLM"]}))
+    assert folder.architecture is None and folder.name == "MysteryForCausalLM" and "Mystery" in folder.unknown
+    assert view(folder.checkpoint, "llama").architecture is not None
+    nothing = view(Checkpoint("gguf", Path("a.gguf"), "gguf", {}, {}))
+    assert nothing.architecture is None and nothing.name is None and not nothing.unknown
+
+
+def test_parts_of_models_are_not_whole(tmp_path: Path, stack: ExitStack) -> None:
+    whole = stack.enter_context(open_checkpoint(Source(llama_folder(tmp_path / "hf"))))
+    for kind, answer in (("model", True), ("adapter", False), ("mmproj", False), ("imatrix", False), ("vocab", False)):
+        config = {"general.architecture": text("llama"), "general.type": text(kind)}
+        assert view(whole.replace(dialect="gguf", config=config)).whole is answer
+        assert not view(Checkpoint("gguf", Path("a.gguf"), "gguf", {}, config)).whole
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"num_hidden_layers": 1 << 30}, f"{1 << 30} layers, and the file has 12 tensors"),
+        ({"num_local_experts": (1 << 18) + 1}, f"{(1 << 18) + 1} experts in each of 1 layers, which no model has"),
+    ],
+)
+def test_a_config_cannot_claim_more_than_the_file_holds(
+    said: dict[str, int], problem: str, tmp_path: Path, stack: ExitStack
+) -> None:
+    model = view(stack.enter_context(open_checkpoint(Source(llama_folder(tmp_path / "hf", config=said)))))
+    with pytest.raises(ArchitectureError, match=f"config.json: {problem}"):
+        _ = model.hparams
+    assert model.canonical is model.checkpoint.tensors, "no name of a billion layers is made"
+
+
+def test_as_many_experts_as_the_limit_are_read(tmp_path: Path, stack: ExitStack) -> None:
+    folder = llama_folder(tmp_path / "hf", config={"num_local_experts": 1 << 18})
+    hparams = view(stack.enter_context(open_checkpoint(Source(folder)))).hparams
+    assert hparams is not None and hparams["n_expert"] == 1 << 18
+
+
+def test_every_dialect_of_a_format_has_a_view() -> None:
+    assert {each.dialect for each in formats().values()} == VIEWS.keys()
