@@ -9,7 +9,7 @@ from converter.architectures.spec import Architecture
 from converter.findings import Finding
 from converter.mapping.hparams import HParams
 from converter.mapping.view import Instance, ModelView
-from converter.metadata import Array, Value
+from converter.metadata import Array, Value, scalar_of
 from converter.tensors.expressions import ExpressionError, evaluate
 from converter.tensors.tensor import LazyTensor
 
@@ -25,27 +25,25 @@ LOADER_KEYS = frozenset(
 
 def keys(architecture: Architecture, metadata: Metadata) -> Iterator[Finding]:
     """Keys of a GGUF that are missing, of another type than runtimes read, or differ though they say the same."""
-    prefix = architecture.gguf + "."
     for hparam in architecture.hparams:
         for name in hparam.gguf:
-            key = prefix + name
+            key = architecture.key(name)
             entry = metadata.get(key)
             # The number of tokens is also that of the tokenizer's.
             needed = (hparam.required and hparam.name != "n_vocab") or name in LOADER_KEYS
             if entry is None and needed:
                 yield Finding("metadata", key, f"is missing, and {architecture.gguf} models are not loaded without it")
-            elif isinstance(entry, Value) and entry.type != hparam.type:
+            elif isinstance(entry, Value) and entry.type not in hparam.types:
                 yield Finding("metadata", key, f"is of type {entry.type}, not {hparam.type}, which runtimes insist on")
-            elif isinstance(entry, Array):
+            elif isinstance(entry, Array) and f"{entry.type}[]" not in hparam.types:
                 message = f"has {len(entry)} values of its own: tensors are not compared with them"
                 yield Finding("metadata", key, message, failed=False)
-        said = {
-            name: entry.value for name in hparam.gguf if isinstance(entry := metadata.get(f"{prefix}{name}"), Value)
-        }
+        whole_keys = map(architecture.key, hparam.gguf)
+        said = {key: value for key in whole_keys if (value := scalar_of(metadata, key)) is not None}
         if len(set(said.values())) > 1:
             first, *others = said
-            message = f"is {said[first]!r}, and {prefix}{others[0]}, which must be the same, {said[others[0]]!r}"
-            yield Finding("metadata", prefix + first, message)
+            message = f"is {said[first]!r}, and {others[0]}, which must be the same, {said[others[0]]!r}"
+            yield Finding("metadata", first, message)
 
 
 def relations(model: ModelView, architecture: Architecture, hparams: HParams) -> Iterator[Finding]:

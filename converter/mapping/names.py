@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from converter.architectures.spec import Architecture, TensorRule
 
@@ -84,3 +84,17 @@ def spellings(architecture: Architecture, name: str) -> list[str]:
 def is_ignored(architecture: Architecture, names: Iterable[str]) -> bool:
     """Whether a tensor of one of these names is dropped on purpose."""
     return any(_pattern(template).fullmatch(name) for name in names for template in architecture.ignore)
+
+
+class Spelled(Container[str]):
+    """The names of a checkpoint's tensors and what the aliases make of them; made when it is asked."""
+
+    def __init__(self, architecture: Architecture, names: Iterable[str]) -> None:
+        self._architecture, self._names = architecture, names
+
+    @cached_property
+    def _all(self) -> frozenset[str]:
+        return frozenset(each for name in self._names for each in spellings(self._architecture, name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all

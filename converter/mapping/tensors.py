@@ -5,9 +5,8 @@ Nothing here knows a model: the rows of `converter/architectures` do, and both d
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from converter.mapping.hparams import (
     read_metadata,
     write_config,
 )
-from converter.mapping.names import Match, RuleNames, fill, is_ignored, spellings
+from converter.mapping.names import Match, RuleNames, Spelled, fill, is_ignored, spellings
 from converter.metadata import Metadata
 from converter.tensors.dtypes import F32
 from converter.tensors.ops import Chain, Stack, inverse
@@ -100,7 +99,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
         tensor, a shape that the config contradicts.
     """
     architecture, hf = detect(checkpoint.config, name)
-    present = _Spelled(architecture, checkpoint.tensors)
+    present = Spelled(architecture, checkpoint.tensors)
     hparams, given = read_config(architecture, hf, checkpoint.config, present)
     scope = Scope(hparams, present)
     events: list[Event] = []
@@ -115,20 +114,6 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
     keys = hparam_metadata(architecture, hparams, given)
     early = hparam_metadata(architecture, hparams, given, early=True)
     return Mapped(architecture, hparams, outputs, dict(keys), tuple(events), early)
-
-
-class _Spelled(Container[str]):
-    """The names of a checkpoint's tensors and what the aliases make of them; made when it is asked."""
-
-    def __init__(self, architecture: Architecture, names: Iterable[str]) -> None:
-        self._architecture, self._names = architecture, names
-
-    @cached_property
-    def _all(self) -> frozenset[str]:
-        return frozenset(each for name in self._names for each in spellings(self._architecture, name))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._all
 
 
 def _match_hf(

@@ -7,7 +7,7 @@ at models (check, verify, diff, inspect) asks the view and compares no dialects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,11 +16,11 @@ from converter.architectures.spec import Architecture, HFClass, HParam, TensorRu
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, ConverterError, UnknownArchitecture
 from converter.mapping.detect import detect, detect_gguf
-from converter.mapping.hparams import HParams, flat_config, read_config, read_metadata
-from converter.mapping.tensors import Mapped, to_gguf
+from converter.mapping.hparams import HParams, Scope, flat_config, read_config, read_metadata
+from converter.mapping.names import Spelled, fill, is_ignored, spellings
+from converter.mapping.tensors import Mapped, bound, to_gguf
 from converter.metadata import Metadata, Value, text_of
-from converter.tensors.expressions import evaluate
-from converter.tensors.ops import Shape, Stack, infer
+from converter.tensors.ops import Shape, infer
 from converter.tensors.tensor import LazyTensor
 
 #: `general.type` of files that are no whole models: they need neither tokenizer nor the architecture's tensors.
@@ -126,7 +126,7 @@ class ModelView:
 
     def said_by(self, architecture: Architecture, hparam: HParam) -> str:
         """The key that says a hyperparameter."""
-        return f"{architecture.gguf}.{hparam.gguf[0]}" if hparam.gguf else hparam.name
+        return architecture.key(hparam.gguf[0]) if hparam.gguf else hparam.name
 
     @property
     def tied(self) -> bool | None:
@@ -148,22 +148,25 @@ class ModelView:
 
     def instances(self, architecture: Architecture, hparams: HParams) -> Iterator[Instance]:
         """The tensors that the architecture gives a model of these hyperparameters, in this dialect."""
-        for rule in architecture.tensors:
-            # A file does not say all that a config does (`rope_type == 'llama3'`): what is computed may be there.
-            applies = rule.generator or rule.when is None or evaluate(rule.when, hparams)
-            if not applies or not self._stores(rule):
-                continue
-            shapes = self._shapes(rule, hparams)
-            for block in range(hparams["n_layer"]) if rule.per_block else (0,):
-                yield Instance(rule, self._names(rule, block, hparams), shapes, _filled(rule.gguf, block))
+        scope = Scope(hparams, self._present(architecture))
+        for rule in filter(self._stores, architecture.tensors):
+            for block in range(hparams["n_layer"]) if rule.per_block else (None,):
+                # A file does not say all that a config does (`rope_type == 'llama3'`): what is computed may be there.
+                if rule.generator or scope.holds(rule.when, block):
+                    gguf = tuple(fill(template, block) for template in rule.gguf)
+                    yield Instance(rule, self._names(rule, block, scope), self._shapes(rule, block, scope), gguf)
+
+    def _present(self, architecture: Architecture) -> Container[str]:
+        """The names of the tensors, for rows that ask."""
+        return self.checkpoint.tensors
 
     def _stores(self, rule: TensorRule) -> bool:
         return False
 
-    def _names(self, rule: TensorRule, block: int, hparams: HParams) -> tuple[str, ...]:
+    def _names(self, rule: TensorRule, block: int | None, scope: Scope) -> tuple[str, ...]:
         return ()
 
-    def _shapes(self, rule: TensorRule, hparams: HParams) -> tuple[Shape, ...]:
+    def _shapes(self, rule: TensorRule, block: int | None, scope: Scope) -> tuple[Shape, ...]:
         return ()
 
     # -------------------------------------------------------------------------- as a runtime sees it
@@ -209,7 +212,9 @@ class HFView(ModelView):
         return flat_config(self.checkpoint.config)
 
     def _read_hparams(self, architecture: Architecture) -> HParams | None:
-        return read_config(architecture, self.hf_class, self.checkpoint.config)[0] if self.hf_class else None
+        if self.hf_class is None:
+            return None
+        return read_config(architecture, self.hf_class, self.checkpoint.config, self._present(architecture))[0]
 
     def said_by(self, architecture: Architecture, hparam: HParam) -> str:
         return f"config.json: {hparam.config[0]}" if hparam.config else super().said_by(architecture, hparam)
@@ -229,17 +234,16 @@ class HFView(ModelView):
         if architecture is None or hparams is None or not self.whole:
             return self.checkpoint.tensors
         known = {name for each in self.instances(architecture, hparams) for name in each.names}
-        ignored = {
-            name for template in architecture.ignore for block in range(hparams["n_layer"])
-            for name in _filled((template,), block)
-        }  # fmt: skip
         result: dict[str, LazyTensor] = {}
         for name, tensor in self.checkpoint.tensors.items():
-            aliases = ((old, new) for old, new in architecture.aliases if name.startswith(old))
-            spellings = [name, *(new + name.removeprefix(old) for old, new in aliases)]
-            if not any(spelling in ignored for spelling in spellings):
-                result[next((spelling for spelling in spellings if spelling in known), name)] = tensor
+            spelled = spellings(architecture, name)
+            canonical = next((each for each in spelled if each in known), None)
+            if canonical is not None or not is_ignored(architecture, spelled):
+                result[canonical or name] = tensor
         return result
+
+    def _present(self, architecture: Architecture) -> Container[str]:
+        return Spelled(architecture, self.checkpoint.tensors)
 
     @property
     def n_rows(self) -> int | None:
@@ -249,14 +253,12 @@ class HFView(ModelView):
     def _stores(self, rule: TensorRule) -> bool:
         return bool(rule.hf)
 
-    def _names(self, rule: TensorRule, block: int, hparams: HParams) -> tuple[str, ...]:
-        experts = range(hparams["n_expert"]) if rule.stacked else (0,)
-        templates = _filled(rule.hf, block)
-        return tuple(template.replace("{expert}", str(expert)) for template in templates for expert in experts)
+    def _names(self, rule: TensorRule, block: int | None, scope: Scope) -> tuple[str, ...]:
+        experts = range(_n_stacked(rule, block, scope))
+        return tuple(fill(template, block, expert) for template in rule.hf for expert in experts)
 
-    def _shapes(self, rule: TensorRule, hparams: HParams) -> tuple[Shape, ...]:
-        shape = tuple(evaluate(size, hparams) for size in rule.shape)
-        return (shape,) * (len(rule.hf) * (hparams["n_expert"] if rule.stacked else 1)) if shape else ()
+    def _shapes(self, rule: TensorRule, block: int | None, scope: Scope) -> tuple[Shape, ...]:
+        return _hf_shapes(rule, block, scope)
 
     @cached_property
     def _mapped(self) -> Mapped | None:
@@ -307,20 +309,18 @@ class GGUFView(ModelView):
     def _read_hparams(self, architecture: Architecture) -> HParams | None:
         # The vocabulary is what the embedding has; whether the tokenizer has as many tokens is another question.
         keys = {key: value for key, value in self.checkpoint.config.items() if key != TOKENS}
-        return read_metadata(architecture, keys, self.n_rows)
+        return read_metadata(architecture, keys, self.n_rows, self._present(architecture))
 
     def _stores(self, rule: TensorRule) -> bool:
         return not rule.read_only
 
-    def _names(self, rule: TensorRule, block: int, hparams: HParams) -> tuple[str, ...]:
-        return _filled(rule.gguf, block)
+    def _names(self, rule: TensorRule, block: int | None, scope: Scope) -> tuple[str, ...]:
+        return tuple(fill(template, block) for template in rule.gguf)
 
-    def _shapes(self, rule: TensorRule, hparams: HParams) -> tuple[Shape, ...]:
-        shape = tuple(evaluate(size, hparams) for size in rule.shape)
-        count = len(rule.hf) * (hparams["n_expert"] if rule.stacked else 1)
-        chain = (*((Stack(hparams["n_expert"]),) if rule.stacked else ()), *rule.ops)
+    def _shapes(self, rule: TensorRule, block: int | None, scope: Scope) -> tuple[Shape, ...]:
+        shapes = _hf_shapes(rule, block, scope)
         try:
-            return tuple(infer(tuple(op.bind(hparams) for op in chain), [shape] * count)) if shape else ()
+            return tuple(infer(bound(rule, scope, block), shapes)) if shapes else ()
         except ArchitectureError:
             return ()
 
@@ -345,13 +345,20 @@ def view(checkpoint: Checkpoint, arch: str | None = None) -> ModelView:
     return VIEWS[checkpoint.dialect](checkpoint, arch)
 
 
-def _filled(templates: tuple[str, ...], block: int) -> tuple[str, ...]:
-    return tuple(template.replace("{block}", str(block)) for template in templates)
+def _n_stacked(rule: TensorRule, block: int | None, scope: Scope) -> int:
+    """How many tensors of each Hugging Face name of a rule become one of ggml's."""
+    return scope.size("n_expert", block) if rule.stacked else 1
+
+
+def _hf_shapes(rule: TensorRule, block: int | None, scope: Scope) -> tuple[Shape, ...]:
+    shape = tuple(scope.size(size, block) for size in rule.shape)
+    return (shape,) * (len(rule.hf) * _n_stacked(rule, block, scope)) if shape else ()
 
 
 def _excess(hparams: HParams, n_tensors: int) -> str:
     """What is wrong with a model that claims more layers or experts than a file of so many tensors can have; or ""."""
     n_layer, n_expert = hparams["n_layer"], hparams.get("n_expert", 0)
+    n_expert = max(n_expert, default=0) if isinstance(n_expert, list) else n_expert
     if n_layer > n_tensors:
         return f"{n_layer} layers, and the file has {n_tensors} tensors"
     if n_layer * n_expert > MAX_EXPERTS:
