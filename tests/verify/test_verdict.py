@@ -192,6 +192,24 @@ def test_only_the_first_wrong_tensors_are_looked_at_again(monkeypatch: pytest.Mo
     assert len(asked) == 20
 
 
+def test_a_small_error_is_judged_by_its_ratio() -> None:
+    assert said(encoded(encoder_noise=1e-6, noise=4e-6)) is None
+    assert said(encoded(encoder_noise=1e-6, noise=5e-6)) == (
+        "values",
+        "squared error is 5.0 times what a correct Q4_K encoder has on this data",
+    )
+
+
+def test_rows_of_one_element_are_counted_one_by_one() -> None:
+    shape = (600, 1)
+    pair = Pair("w", tensor("w", F32, shape), tensor("w", F32, shape), tensor("w", F16, shape))
+    sums: dict[str, Any] = {"tried": True, "differing": 1, "blocks": 600, "zero": False}
+    changed = said(Measured(pair, first_differing=3, **sums), SAME, SAME)
+    assert changed is not None and changed[1].endswith("the first in row 3, column 0")
+    uneven = said(Measured(pair, excess=65, excess_at=256, **sums))
+    assert uneven is not None and uneven[1].startswith("the 256 values from row 256, column 0 on")
+
+
 def test_rows_without_elements_divide_nothing_by_zero() -> None:
     empty = Measured(
         Pair("s", tensor("s", BF16, (0,)), tensor("s", BF16, (0,)), tensor("s", F16, (0,))),
