@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import math
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter import _native, pipeline, planning
+from converter import pipeline, planning
 from converter.checkpoint import Checkpoint
 from converter.errors import Interrupted, UsageError, about
 from converter.events import Event, Report, TypeFallback
@@ -42,6 +41,7 @@ from converter.storage.slabs import Progress, ProgressCallback
 from converter.tensors import kernels
 from converter.tensors.dtypes import DType, dtype
 from converter.tensors.encode import Importance, Watch, encode_rows
+from converter.tensors.kernels import NO_DIFFERENCES, Differences
 from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor
 from converter.verify.results import sqnr_db
@@ -279,27 +279,10 @@ def _limited(context: int, metadata: Metadata) -> int:
 
 @dataclass
 class _Error:
-    """What one type does to one tensor, summed up over its slabs.
-
-    Slabs end in any order, so their sums are kept and added exactly at the end: the result is the same for any threads.
-    """
+    """What one type does to one tensor, known when all its slabs have been looked at."""
 
     weights: Importance | None = None
-    noise: float = 0.0
-    energy: float = 0.0
-    max_abs: float = 0.0
-    nonfinite: int = 0
-    _slabs: list[tuple[float, float]] = field(default_factory=list)
-
-    def add(self, noise: float, energy: float, max_abs: float, nonfinite: int) -> None:
-        self._slabs.append((noise, energy))
-        self.max_abs = max(self.max_abs, max_abs)
-        self.nonfinite += nonfinite
-
-    def settle(self) -> None:
-        """All slabs are there."""
-        self.noise, self.energy = (math.fsum(sums) for sums in zip(*self._slabs, strict=True))
-        self._slabs.clear()
+    found: Differences = NO_DIFFERENCES
 
 
 _Errors = dict[str, dict[str, _Error]]  # tensor -> type -> what it costs
@@ -325,26 +308,24 @@ def _job(tensor: LazyTensor, intermediate: LazyTensor, wanted: Mapping[str, _Err
     info, between = tensor.info, intermediate.info.dtype
     types = {dtype(name): error for name, error in wanted.items()}
     per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
-    lock, left = threading.Lock(), [info.n_rows]
 
-    def work(start: int, stop: int) -> None:
+    def look(start: int, stop: int) -> list[Differences]:
         reference = values(tensor, start, stop)
         numbers = reference if between is info.dtype else _through(reference, between)
         found = []
         for type_, error in types.items():
             same = type_ is between
             candidate = numbers if same else _through(numbers, type_, error.weights, start, per_matrix)
-            found.append(_difference(reference, candidate))
-        with lock:
-            left[0] -= stop - start
-            for error, sums in zip(types.values(), found, strict=True):
-                error.add(*sums)
-                if not left[0]:
-                    error.settle()
+            found.append(kernels.compare(reference, candidate))
+        return found
+
+    def done(seen: list[list[Differences]]) -> None:
+        for error, parts in zip(types.values(), zip(*seen, strict=True), strict=True):
+            error.found = Differences.together(parts)
 
     # Read, as numbers, as those of the intermediate, and one type at a time encoded and as numbers again.
     widest = max(type_.row_nbytes(info.row) for type_ in types)
-    return slabs.Job((tensor,), work, tensor.row_work + 12 * info.row + widest)
+    return slabs.gathering((tensor,), look, done, tensor.row_work + 12 * info.row + widest)
 
 
 def _through(
@@ -354,14 +335,8 @@ def _through(
     return kernels.decode(encode_rows(numbers, type_, weights, start, per_matrix), type_)
 
 
-def _difference(reference: Floats, candidate: Floats) -> tuple[float, float, float, int]:
-    """Noise, energy, the largest error, and the values that are not finite on one side alone."""
-    noise, energy, _, _, largest, *_, mismatched = _native.compare(reference.reshape(-1), candidate.reshape(-1), 0)
-    return noise, energy, largest, mismatched
-
-
 def _quant(name: str, plan: Plan, errors: _Errors, context: int) -> Quant:
-    own = {step.name: errors[step.name][step.type] for step in plan.steps if step.name in errors}
+    own = {step.name: errors[step.name][step.type].found for step in plan.steps if step.name in errors}
     nmse = {tensor: _nmse(error.noise, error.energy) for tensor, error in own.items()}
     worst = min(nmse, key=lambda tensor: (-nmse[tensor], tensor), default=None)
     worst = worst if worst is not None and nmse[worst] else None
@@ -374,7 +349,7 @@ def _quant(name: str, plan: Plan, errors: _Errors, context: int) -> Quant:
         max_abs=max((error.max_abs for error in own.values()), default=0.0),
         worst_tensor=worst,
         worst_sqnr_db=sqnr_db(nmse[worst] if worst is not None else 0.0),
-        nonfinite=sum(error.nonfinite for error in own.values()),
+        nonfinite=sum(error.mismatched for error in own.values()),
         types=dict(Counter(step.type for step in plan.steps).most_common()),
         memory=_memory(plan, context),
         events=tuple(plan.report.events),

@@ -6,9 +6,9 @@ GGUF's, the first is looked at as the GGUF that it would become, by its architec
 
 from __future__ import annotations
 
-import threading
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from converter import _native
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingPart, TokenizerError, about
 from converter.formats.registry import formats, open_checkpoint
@@ -26,6 +25,7 @@ from converter.planning import build
 from converter.request import PathLike, Request, Source
 from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback
+from converter.tensors import kernels
 from converter.tensors.dtypes import DType
 from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor
@@ -292,13 +292,15 @@ class Gap:
     before: Any = None
     after: Any = None
 
-    def __add__(self, other: Gap) -> Gap:
-        lead = min((self, other), key=lambda gap: (gap.first < 0, gap.first))
+    @classmethod
+    def together(cls, gaps: Sequence[Gap]) -> Gap:
+        """Of all slabs of a tensor, in order."""
+        lead = next((gap for gap in gaps if gap.first >= 0), gaps[0])
         return replace(
             lead,
-            differing=self.differing + other.differing,
-            max_abs=max(self.max_abs, other.max_abs),
-            noise=self.noise + other.noise,
+            differing=sum(gap.differing for gap in gaps),
+            max_abs=max(gap.max_abs for gap in gaps),
+            noise=math.fsum(gap.noise for gap in gaps),
         )
 
 
@@ -308,24 +310,24 @@ class _Pair:
     def __init__(self, old: LazyTensor, new: LazyTensor) -> None:
         self.old, self.new = old, new
         self.gap = Gap()
-        self._lock = threading.Lock()
 
     def job(self) -> slabs.Job:
         row = self.old.info.row
         wide = 2 * (4 if _as_floats(self.old.info.dtype) and _as_floats(self.new.info.dtype) else 24) * row
         work = self.old.row_work + self.new.row_work + (0 if self.identical_types else wide)
-        return slabs.Job((self.old, self.new), self._compare, work)
+        return slabs.gathering((self.old, self.new), self._compare, self._done, work)
 
     @property
     def identical_types(self) -> bool:
         return self.old.info.dtype is self.new.info.dtype
 
-    def _compare(self, start: int, stop: int) -> None:
+    def _compare(self, start: int, stop: int) -> Gap:
         if self.identical_types and np.array_equal(self.old.rows(start, stop), self.new.rows(start, stop)):
-            return
-        found = _gap(self.old, self.new, start, stop)
-        with self._lock:
-            self.gap = self.gap + found
+            return Gap()
+        return _gap(self.old, self.new, start, stop)
+
+    def _done(self, gaps: list[Gap]) -> None:
+        self.gap = Gap.together(gaps)
 
     def change(self) -> Change | None:
         """The line for this pair; None where nothing differs."""
@@ -387,9 +389,10 @@ def _gap(old: LazyTensor, new: LazyTensor, start: int, stop: int) -> Gap:
     """What is between rows [start, stop) of two tensors."""
     if _as_floats(old.info.dtype) and _as_floats(new.info.dtype):
         a, b = (values(tensor, start, stop).reshape(-1) for tensor in (old, new))
-        noise, _, _, _, max_abs, _, _, _, differing, *_ = _native.compare(a, b, 0)
-        if not differing:
+        found = kernels.compare(a, b)
+        if not found.differing_values:
             return Gap()
+        max_abs, noise = found.max_abs, found.noise
     else:
         a, b = (_wide(tensor, start, stop) for tensor in (old, new))
         with np.errstate(all="ignore"):

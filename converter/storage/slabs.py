@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from converter import workers
 from converter.errors import ConverterError, Interrupted
 from converter.tensors import kernels
 from converter.tensors.tensor import LazyTensor
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,28 @@ class Job:
     def nbytes(self) -> int:
         """Stored bytes of all tensors."""
         return sum(tensor.info.nbytes for tensor in self.tensors)
+
+
+def gathering(
+    tensors: tuple[LazyTensor, ...], look: Callable[[int, int], Part], done: Callable[[list[Part]], None], row_work: int
+) -> Job:
+    """A job that looks at row ranges, and at the end calls `done` once with what was seen, in the order of the rows.
+
+    So what is made of it does not depend on the threads.
+    """
+    parts: dict[int, Part] = {}
+    lock, left = threading.Lock(), [tensors[0].info.n_rows]
+
+    def work(start: int, stop: int) -> None:
+        part = look(start, stop)
+        with lock:
+            parts[start] = part
+            left[0] -= stop - start
+            if not left[0]:
+                done([parts[at] for at in sorted(parts)])
+                parts.clear()
+
+    return Job(tensors, work, row_work)
 
 
 def slab_rows(tensors: Sequence[LazyTensor], row_work: int) -> int:

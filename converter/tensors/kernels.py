@@ -14,9 +14,10 @@ another (one of `available_isas()`). It changes speed, never bytes.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,6 +150,67 @@ def nonfinite(data: Bytes, dtype: DType) -> int:
         raise QuantizationError(f"{dtype.name} is not a dense floating type")
     values = _values(data, dtype).astype(np.float32)
     return int(values.size - np.count_nonzero(np.isfinite(values)))
+
+
+class Differences(NamedTuple):
+    """How far a candidate's numbers are from a reference's; sums are over what is finite on both sides.
+
+    Attributes:
+        noise, energy, energy_candidate, product: sums of (a - b)^2, a^2, b^2 and a * b; a is the reference.
+        max_abs, max_rel: the largest |a - b|, and the largest |a - b| / |a| where a is not 0.
+        worst, worst_at: the largest noise of 256 elements in a row, and the number of the first of them (-1: no noise).
+        differing_values: elements that are not equal.
+        nonfinite_reference, nonfinite: elements that are NaN or infinite, on either side.
+        mismatched: elements that are so on one side only, or differently.
+    """
+
+    noise: float = 0.0
+    energy: float = 0.0
+    energy_candidate: float = 0.0
+    product: float = 0.0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    worst: float = 0.0
+    worst_at: int = -1
+    differing_values: int = 0
+    nonfinite_reference: int = 0
+    nonfinite: int = 0
+    mismatched: int = 0
+
+    @classmethod
+    def together(cls, parts: Sequence[Differences]) -> Differences:
+        """Of all parts of a tensor, at least one; sums are rounded once, so that the order does not matter."""
+        worst = max(parts, key=lambda part: (part.worst, -part.worst_at))
+        return cls(
+            noise=math.fsum(part.noise for part in parts),
+            energy=math.fsum(part.energy for part in parts),
+            energy_candidate=math.fsum(part.energy_candidate for part in parts),
+            product=math.fsum(part.product for part in parts),
+            max_abs=max(part.max_abs for part in parts),
+            max_rel=max(part.max_rel for part in parts),
+            worst=worst.worst,
+            worst_at=worst.worst_at,
+            differing_values=sum(part.differing_values for part in parts),
+            nonfinite_reference=sum(part.nonfinite_reference for part in parts),
+            nonfinite=sum(part.nonfinite for part in parts),
+            mismatched=sum(part.mismatched for part in parts),
+        )
+
+
+#: Of two arrays that hold the same, or of nothing.
+NO_DIFFERENCES = Differences()
+
+
+def compare(
+    reference: Floats, candidate: Floats, at: int = 0, histogram: NDArray[np.uint64] | None = None
+) -> Differences:
+    """Compare two C-contiguous float32 arrays of equally many elements, whose first is number `at` of its tensor.
+
+    Args:
+        histogram: (8192,), to which |a - b| of one group of 256 in four is added: its exponent and five bits.
+    """
+    counts = None if histogram is None else histogram.view(np.uint8)
+    return Differences(*_native.compare(reference.reshape(-1), candidate.reshape(-1), at, counts))
 
 
 def quantize(x: Floats, dtype: str, *, weights: Floats | None = None, threads: int | None = None) -> Bytes:

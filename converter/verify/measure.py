@@ -7,6 +7,7 @@ error of the encoder's own result on the same data is measured too: that is the 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from converter import _native
 from converter.errors import QuantizationError
 from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback
 from converter.tensors import kernels
+from converter.tensors.dtypes import DType
 from converter.tensors.encode import encode_rows
+from converter.tensors.kernels import NO_DIFFERENCES, Differences
 from converter.tensors.streams import decoded, values
 from converter.tensors.tensor import Rows
 from converter.verify import bounds
@@ -37,7 +39,7 @@ ALL_MEASURED, STRIDE, EVERY = 1 << 19, 1 << 16, 4
 
 @dataclass
 class Measured:
-    """What was summed up of one pair; the kernel's sums under its names."""
+    """What was summed up of one pair; the sums of `kernels.Differences` under their names."""
 
     pair: Pair
     #: elements that the sums are over
@@ -68,34 +70,6 @@ class Measured:
     reference_zero: bool = True
     zero: bool = True
     histogram: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
-
-    def merge(self, other: Measured) -> None:
-        """Add what another slab gave."""
-        for name in ("noise", "energy", "energy_candidate", "product", "encoder_noise", "allowed", "expected"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in (
-            "elements",
-            "differing_values",
-            "nonfinite_reference",
-            "nonfinite",
-            "mismatched",
-            "blocks",
-            "differing",
-        ):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.max_abs, self.max_rel = max(self.max_abs, other.max_abs), max(self.max_rel, other.max_rel)
-        if (other.worst, -other.worst_at) > (self.worst, -self.worst_at):
-            self.worst, self.worst_at = other.worst, other.worst_at
-        if (other.excess, -other.excess_at) > (self.excess, -self.excess_at):
-            self.excess, self.excess_at = other.excess, other.excess_at
-        if other.first_differing >= 0 and (self.first_differing < 0 or other.first_differing < self.first_differing):
-            self.first_differing = other.first_differing
-        self.tried = self.tried or other.tried
-        self.reference_zero, self.zero = self.reference_zero and other.reference_zero, self.zero and other.zero
-        if not self.histogram.size:
-            self.histogram = other.histogram
-        elif other.histogram.size:
-            self.histogram = self.histogram + other.histogram
 
     @property
     def lossless(self) -> bool:
@@ -177,33 +151,80 @@ def measure(
         ConverterError: what a source raised while it was read.
         Interrupted: cancelled.
     """
-    lock = threading.Lock()
     # Of nothing there is no slab, and it is what it should be.
     results = [Measured(pair, tried=not pair.candidate.info.n_elements) for pair in pairs]
-    slabs.run([_job(result, encode, lock) for result in results], threads, progress)
+    slabs.run([_job(results, index, encode) for index in range(len(results))], threads, progress)
     return results
 
 
-def _job(result: Measured, encode: bool, lock: threading.Lock) -> slabs.Job:
-    pair = result.pair
+def _job(results: list[Measured], index: int, encode: bool) -> slabs.Job:
+    pair = results[index].pair
     tensors = (pair.candidate,) if pair.rounded is pair.reference else (pair.candidate, pair.rounded)
+    counts, lock = results[index], threading.Lock()
 
-    def work(start: int, stop: int) -> None:
+    def look(start: int, stop: int) -> _Part:
         part = _measure_rows(pair, start, stop, encode)
-        with lock:
-            result.merge(part)
+        if part.histogram is not None:
+            with lock:  # integers, which may be added in any order; to keep one array for each slab would be much
+                counts.histogram = counts.histogram + part.histogram if counts.histogram.size else part.histogram
+            part.histogram = None
+        return part
+
+    def done(parts: list[_Part]) -> None:
+        results[index] = _together(pair, parts, counts.histogram)
 
     # Read, as numbers, encoded again and those as numbers.
     row_work = 16 * pair.candidate.info.row + pair.reference.row_work + pair.candidate.row_work
-    return slabs.Job((*tensors, pair.reference), work, row_work)
+    return slabs.gathering((*tensors, pair.reference), look, done, row_work)
 
 
-def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> Measured:
-    info = pair.candidate.info
+@dataclass
+class _Part:
+    """What one slab gives; the fields are those of Measured."""
+
+    found: Differences = NO_DIFFERENCES
+    elements: int = 0
+    tried: bool = False
+    blocks: int = 0
+    differing: int = 0
+    first_differing: int = -1
+    encoder_noise: float = 0.0
+    allowed: float = 0.0
+    expected: float = 0.0
+    excess: float = 0.0
+    excess_at: int = -1
+    reference_zero: bool = True
+    zero: bool = True
+    histogram: NDArray[np.uint64] | None = None
+
+
+def _together(pair: Pair, parts: Sequence[_Part], histogram: NDArray[np.uint64]) -> Measured:
+    """All slabs of a pair."""
+    excess = max(parts, key=lambda part: (part.excess, -part.excess_at))
+    return Measured(
+        pair,
+        **Differences.together([part.found for part in parts])._asdict(),
+        elements=sum(part.elements for part in parts),
+        tried=any(part.tried for part in parts),
+        blocks=sum(part.blocks for part in parts),
+        differing=sum(part.differing for part in parts),
+        first_differing=min((part.first_differing for part in parts if part.first_differing >= 0), default=-1),
+        encoder_noise=math.fsum(part.encoder_noise for part in parts),
+        allowed=math.fsum(part.allowed for part in parts),
+        expected=math.fsum(part.expected for part in parts),
+        excess=excess.excess,
+        excess_at=excess.excess_at,
+        reference_zero=all(part.reference_zero for part in parts),
+        zero=all(part.zero for part in parts),
+        histogram=histogram,
+    )
+
+
+def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> _Part:
+    info, part = pair.candidate.info, _Part()
     stored = np.ascontiguousarray(pair.candidate.rows(start, stop))
-    part = Measured(pair)
     if not info.dtype.floating or not pair.reference.info.dtype.floating:
-        return _measure_plain(part, stored, start, stop)
+        return _measure_plain(pair, stored, start, stop)
     reference = values(pair.reference, start, stop)
     part.tried, made = _encoded(pair, start, stop, reference, encode)
     same = made is not None and _equal(made, stored)
@@ -212,14 +233,14 @@ def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> Measured:
         return part
     candidate = kernels.decode(stored, info.dtype)
     _add(part, reference, candidate, start * info.row)
-    part.reference_zero, part.zero = part.energy == 0, part.energy_candidate == 0
-    part.encoder_noise = part.noise
+    part.reference_zero, part.zero = part.found.energy == 0, part.found.energy_candidate == 0
+    part.encoder_noise = part.found.noise
     if made is None:
         part.allowed, part.expected = _derived(pair, reference)
     elif not same:
-        _compare_bytes(part, made, stored, start * info.row)
+        _compare_bytes(part, info.dtype, made, stored, start * info.row)
         own = kernels.decode(made, info.dtype)
-        part.encoder_noise = _native.compare(reference.reshape(-1), own.reshape(-1), 0)[0]
+        part.encoder_noise = kernels.compare(reference, own).noise
         _find_excess(part, reference.reshape(-1), candidate.reshape(-1), own.reshape(-1), start * info.row)
     return part
 
@@ -263,48 +284,46 @@ def _encoded(pair: Pair, start: int, stop: int, reference: Floats, encode: bool)
     return pair.explained, encode_rows(numbers, info.dtype, weights, start, per_matrix)
 
 
-def _measure_plain(part: Measured, stored: Rows, start: int, stop: int) -> Measured:
+def _measure_plain(pair: Pair, stored: Rows, start: int, stop: int) -> _Part:
     """Integers, bools and complex numbers: they are equal or they are not, unless both become real numbers."""
-    info, reference = part.pair.candidate.info, part.pair.reference
-    part.tried, part.blocks = True, stored.size // info.dtype.type_size
+    info, reference = pair.candidate.info, pair.reference
+    part = _Part(tried=True, blocks=stored.size // info.dtype.type_size)
     raw = np.ascontiguousarray(reference.rows(start, stop))
     if reference.info.dtype is info.dtype:
         different = (raw != stored).reshape(-1, info.dtype.type_size).any(axis=1)
-        part.differing_values = part.differing = int(np.count_nonzero(different))
+        part.differing = int(np.count_nonzero(different))
+        part.found = Differences(differing_values=part.differing)
         part.reference_zero, part.zero = not raw.any(), not stored.any()
         return part
     try:
         decoded(reference)
-        decoded(part.pair.candidate)
+        decoded(pair.candidate)
     except QuantizationError:
-        part.differing_values = part.differing = part.blocks
+        part.differing = part.blocks
+        part.found = Differences(differing_values=part.blocks)
         return part
-    a, b = values(reference, start, stop), values(part.pair.candidate, start, stop)
+    a, b = values(reference, start, stop), values(pair.candidate, start, stop)
     _add(part, a, b, start * info.row)
     part.reference_zero, part.zero = not a.any(), not b.any()
-    part.differing = part.differing_values
+    part.differing = part.found.differing_values
     return part
 
 
-def _add(part: Measured, a: Floats, b: Floats, at: int) -> None:
+def _add(part: _Part, reference: Floats, candidate: Floats, at: int) -> None:
     histogram = np.zeros(BUCKETS, np.uint64)
-    part.elements = a.size
-    (
-        part.noise, part.energy, part.energy_candidate, part.product, part.max_abs, part.max_rel, part.worst,
-        part.worst_at, part.differing_values, part.nonfinite_reference, part.nonfinite, part.mismatched,
-    ) = _native.compare(a.reshape(-1), b.reshape(-1), at, histogram.view(np.uint8))  # fmt: skip
-    if part.differing_values:
+    part.elements = reference.size
+    part.found = kernels.compare(reference, candidate, at, histogram)
+    if part.found.differing_values:
         part.histogram = histogram
 
 
-def _compare_bytes(part: Measured, made: Rows, stored: Rows, at: int) -> None:
-    dtype = part.pair.candidate.info.dtype
+def _compare_bytes(part: _Part, dtype: DType, made: Rows, stored: Rows, at: int) -> None:
     different = (made.reshape(-1, dtype.type_size) != stored.reshape(-1, dtype.type_size)).any(axis=1)
     part.differing = int(np.count_nonzero(different))
     part.first_differing = at + dtype.block_size * int(np.argmax(different))
 
 
-def _find_excess(part: Measured, reference: Floats, candidate: Floats, own: Floats, at: int) -> None:
+def _find_excess(part: _Part, reference: Floats, candidate: Floats, own: Floats, at: int) -> None:
     """How much worse than the encoder's own result the worst group is; a quarter of the mean noise is no matter."""
     mine, theirs = _group_noise(reference, own), _group_noise(reference, candidate)
     floor = max(float(mine.mean()) / 4, 1e-30)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from converter.errors import Interrupted, LossyError
-from converter.storage.slabs import Job, Progress, Slab, row_ranges, run, slab_rows, slabs_of
+from converter.storage.slabs import Job, Progress, Slab, gathering, row_ranges, run, slab_rows, slabs_of
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo
@@ -143,3 +144,21 @@ def test_stop_and_cancel() -> None:
     assert rows.seen[:1024].all() and not rows.seen[1024:].any()
     with pytest.raises(Interrupted, match=r"^cancelled$"):
         run([rows.job], 1, lambda progress: progress.done < progress.total)
+
+
+@pytest.mark.parametrize("threads", [1, 6])
+def test_what_was_seen_is_gathered_in_the_order_of_the_rows(threads: int) -> None:
+    """Once for each tensor, when all its slabs are there, whichever came last."""
+    seen: dict[str, list[list[tuple[int, int]]]] = {"a": [], "b": [], "none": []}
+
+    def look(start: int, stop: int) -> tuple[int, int]:
+        time.sleep(0.002 if start == 0 else 0)
+        return start, stop
+
+    tensors = [tensor("a", 3000, 1024), tensor("none", 5, 0), tensor("b", 7, 600_000)]
+    run([gathering((each,), look, seen[each.name].append, each.row_work) for each in tensors], threads)
+    assert seen == {
+        "a": [[(start, min(3000, start + 512)) for start in range(0, 3000, 512)]],
+        "b": [[(row, row + 1) for row in range(7)]],
+        "none": [],
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -538,6 +539,38 @@ def test_environment_chooses_the_instruction_set() -> None:
         assert run.stdout.decode().strip() == one
     run = subprocess.run([sys.executable, "-c", code], env={**os.environ, "CONVERTER_ISA": "vax"}, capture_output=True)
     assert run.returncode != 0 and b"CONVERTER_ISA=vax cannot run here" in run.stderr
+
+
+def test_differences_have_names() -> None:
+    """Exact in binary: each field of what the kernel returns, with the first element's number and a histogram."""
+    a = np.array([1, 2, 4, 0, np.inf, np.nan, 3], np.float32)
+    b = np.array([1, 2.5, 3, 0, np.inf, 1, -np.inf], np.float32)
+    histogram = np.zeros(8192, np.uint64)
+    found = kernels.compare(a, b, 512, histogram)
+    assert found == kernels.Differences(
+        noise=1.25, energy=21.0, energy_candidate=16.25, product=18.0, max_abs=1.0, max_rel=0.25, worst=1.25,
+        worst_at=512, differing_values=4, nonfinite_reference=2, nonfinite=2, mismatched=2,
+    )  # fmt: skip
+    for error in (0.5, 1.0):
+        assert histogram[np.float32(error).view(np.uint32) >> 18] == 1
+    assert kernels.compare(a[:1], b[:1]) == kernels.NO_DIFFERENCES._replace(
+        energy=1.0, energy_candidate=1.0, product=1.0
+    )
+
+
+def test_differences_of_several_parts_do_not_depend_on_their_order() -> None:
+    """Sums are rounded once; of equally bad groups the first counts."""
+    parts = [
+        kernels.Differences(1e16, 1.0, 2.0, -1.0, 3.0, 0.5, 7.0, 768, 1, 2, 3, 4),
+        kernels.Differences(1.0, 1e-30, 2.0, 1.0, 4.0, 0.25, 7.0, 256, 10, 20, 30, 40),
+        kernels.Differences(1.0, -1.0, 2.0, 0.0, 1.0, 0.75, 6.0, 0, 100, 200, 300, 400),
+        kernels.NO_DIFFERENCES,
+    ]
+    expected = kernels.Differences(1e16 + 2.0, 1e-30, 6.0, 0.0, 4.0, 0.75, 7.0, 256, 111, 222, 333, 444)
+    assert 1e16 + 1.0 + 1.0 != expected.noise  # what adding in order would give
+    for order in itertools.permutations(parts):
+        assert kernels.Differences.together(order) == expected
+    assert kernels.Differences.together(parts[-1:]) == kernels.NO_DIFFERENCES
 
 
 def test_ml_dtypes_agree_on_names() -> None:
