@@ -404,7 +404,8 @@ def _hf_metadata(checkpoint: Checkpoint, mapped: Mapped, request: Request, repor
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     general, events = general_metadata(folder.resolve().name, checkpoint.assets, shapes, name=request.model.name)
     report.extend(events)
-    metadata: Metadata = {"general.architecture": Value("str", mapped.architecture.gguf), **general, **mapped.config}
+    first: Metadata = {"general.architecture": Value("str", mapped.architecture.gguf), **mapped.early}
+    metadata: Metadata = {**first, **general, **mapped.config}
     if not request.model.no_tokenizer:
         metadata.update(_tokenizer(checkpoint, mapped, request, report))
     return metadata

@@ -201,9 +201,7 @@ def test_values_on_the_way_to_a_file_depend_on_no_machine(path: Path) -> None:
 
 
 def test_powers_on_the_way_to_a_file_are_squares_or_constants() -> None:
-    """`**` of anything else asks the same functions. A hyperparameter that an expression computes is one number, which
-    is rounded from float64 to F32: all processors agree in the 29 bits between, but for one value in some 500 million.
-    """
+    """`**` of anything else asks the same functions."""
     found = {
         (name(path), ast.unparse(node))
         for path in modules()

@@ -19,7 +19,7 @@ from converter.tensors.ops import ROW, Chain, Op, Size
 Names = tuple[str, ...]
 Values = tuple[tuple[str | int | float | bool, str | int | float | bool], ...]
 
-SCALARS = ("u32", "i32", "u64", "f32", "str", "bool")
+PYTHON_TYPES: Mapping[str, type] = {"u32": int, "i32": int, "u64": int, "f32": float, "str": str, "bool": bool}
 NUMBERED = ("{block}", "{expert}")
 
 
@@ -196,7 +196,7 @@ def _problems(architecture: Architecture) -> Iterator[tuple[str, str]]:
 def _hparam_problems(hparam: HParam, known: list[str]) -> Iterator[str]:
     if hparam.name in RESERVED or not hparam.name.isidentifier():
         yield "is no name that expressions can have"
-    if strange := [kind for kind in hparam.types if kind.removesuffix("[]") not in SCALARS]:
+    if strange := [kind for kind in hparam.types if kind.removesuffix("[]") not in PYTHON_TYPES]:
         yield f"there is no type {strange[0]}"
     if hparam.per_block and not any(kind.endswith("[]") for kind in hparam.types):
         yield f"one value for each block is a list, not {hparam.type}"
@@ -206,8 +206,12 @@ def _hparam_problems(hparam: HParam, known: list[str]) -> Iterator[str]:
     for text in (hparam.default, hparam.back):
         yield from _unknown(text, [*known, PRESENT, *blocks])
     yield from _unknown(hparam.when, known)
-    if len({left for left, _ in hparam.values}) != len(hparam.values):
+    if len({(type(ours), ours) for ours, _ in hparam.values}) != len(hparam.values):
         yield "a config value is listed twice"
+    kinds = {PYTHON_TYPES[kind.removesuffix("[]")] for kind in hparam.types} if not strange else set()
+    for _, theirs in hparam.values:
+        if kinds and type(theirs) not in kinds:
+            yield f"{theirs!r} is no {hparam.type}"
 
 
 def _rule_problems(rule: TensorRule, known: list[str], outputs: set[str]) -> Iterator[str]:

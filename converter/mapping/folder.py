@@ -11,12 +11,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from converter.architectures.spec import Architecture, HFClass
 from converter.checkpoint import Checkpoint
-from converter.errors import TokenizerError
+from converter.errors import ArchitectureError, TokenizerError
 from converter.events import Event, MetadataLost
 from converter.mapping.detect import detect
 from converter.mapping.general_keys import count_parameters, general_files
-from converter.mapping.hparams import read_config
+from converter.mapping.hparams import HParams, read_config
 from converter.mapping.tensors import Mapped
 from converter.metadata import Metadata, number_of, scalar_of
 from converter.tensors.tensor import LazyTensor
@@ -116,7 +117,7 @@ def _of_gguf(source: Checkpoint, mapped: Mapped, tokenizer: bool) -> tuple[dict[
         sampled = {"do_sample": True} if generation.keys() & SAMPLED else {}
         made["generation_config.json"] = _dump({**ids, **sampled, **generation})
     held.update(REDUNDANT)
-    held.update(f"{mapped.architecture.gguf}.{key}" for hparam in mapped.architecture.hparams for key in hparam.gguf)
+    held.update(mapped.architecture.key(key) for hparam in mapped.architecture.hparams for key in hparam.gguf)
     if tokenizer and _has_tokenizer(metadata):
         files, keys = _tokenizer(metadata)
         made.update(files)
@@ -151,13 +152,20 @@ def _said(mapped: Mapped, source: Checkpoint) -> dict[str, Any]:
     architecture, hf = detect(config)
     whole, _ = read_config(architecture, hf, config)
     for hparam in mapped.architecture.hparams:
-        said = any(f"{mapped.architecture.gguf}.{key}" in source.config for key in hparam.gguf)
+        said = any(mapped.architecture.key(key) in source.config for key in hparam.gguf)
         if said or hparam.required or not hparam.config or hparam.config[0] not in config:
             continue
         less = {key: value for key, value in config.items() if key != hparam.config[0]}
-        if read_config(architecture, hf, less)[0] == whole:
+        if _means(architecture, hf, less, whole):
             config = less
     return config
+
+
+def _means(architecture: Architecture, hf: HFClass, config: Mapping[str, Any], hparams: HParams) -> bool:
+    try:
+        return read_config(architecture, hf, config)[0] == hparams
+    except ArchitectureError:  # what another row is computed from
+        return False
 
 
 def _token_ids(metadata: Metadata) -> dict[str, int]:

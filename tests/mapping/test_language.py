@@ -1,0 +1,523 @@
+"""What an architecture file can say, each mechanism on a made-up architecture: to GGUF and back, through real files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.families import NO_TOKENIZER, Tensors, write
+
+import converter
+from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule
+from converter.errors import ArchitectureError, MissingTensor, ShapeMismatch, UnknownArchitecture, UnmatchedTensor
+from converter.formats.safetensors import open_safetensors
+from converter.mapping import detect
+from converter.mapping.hparams import hparam_metadata, read_config, read_metadata, write_config
+from converter.metadata import Array, Value
+
+H, G = "model.layers.{block}.", "blk.{block}."
+N_LAYER = HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True)
+N_EMBD = HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True)
+CONFIG = {"architectures": ["ToyForCausalLM"], "model_type": "toy", "num_hidden_layers": 4, "hidden_size": 8}
+NORM = T(H + "norm.weight", G + "attn_norm.weight", shape=("n_embd",))
+
+
+def toy(
+    *hparams: HParam, tensors: tuple[TensorRule, ...] = (NORM,), gguf: str = "toy", hf: Any = None, **fields: Any
+) -> Architecture:
+    classes = hf or (HFClass("ToyForCausalLM", "toy"),)
+    return Architecture(gguf, classes, (N_LAYER, N_EMBD, *hparams), tensors, **fields)
+
+
+class Trip:
+    """A model to GGUF and back: the keys of the GGUF, its tensors, and what came back."""
+
+    def __init__(
+        self, path: Path, architectures: tuple[Architecture, ...], config: Mapping[str, Any], tensors: Tensors
+    ):
+        known = {architecture.gguf: architecture for architecture in architectures}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(detect, "architectures", lambda: known)
+            folder = write(path / "m", dict(config), tensors, "F32")
+            converter.convert(folder, path / "m.gguf", NO_TOKENIZER, threads=1)
+            plan = converter.convert(path / "m.gguf", path / "back.safetensors", NO_TOKENIZER, threads=1)
+        self.config = dict(plan.checkpoint.config)
+        with converter.open_checkpoint(path / "m.gguf") as gguf:
+            self.keys = dict(gguf.config)
+            self.tensors = {name: tensor.info.shape for name, tensor in gguf.tensors.items()}
+        self.given, self.back = bytes_of(folder / "model.safetensors"), bytes_of(path / "back.safetensors")
+
+
+def bytes_of(path: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    with open_safetensors(path) as checkpoint:
+        return {
+            name: (t.info.shape, t.rows(0, t.info.n_rows).tobytes()) for name, t in checkpoint.tensors.items()
+        }  # fmt: skip
+
+
+def random(shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    rng = np.random.default_rng(1)
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def norms(n_layer: int = 4, n_embd: int = 8) -> Tensors:
+    return random({f"model.layers.{i}.norm.weight": (n_embd,) for i in range(n_layer)})
+
+
+def same(trip: Trip, **config: Any) -> None:
+    """The tensors came back to the byte, and the config says this again."""
+    assert trip.back == trip.given
+    assert {key: trip.config.get(key) for key in config} == config
+
+
+# ------------------------------------------------------------------------------- lists (M1), values per block (M2)
+
+LISTS = (
+    HParam("n_head_kv", ("num_key_value_heads",), ("attention.head_count_kv",), "u32 or i32[]"),
+    HParam("pattern", ("sliding_window_pattern",), ("attention.sliding_window_pattern",), "u32 or bool[]"),
+    HParam("sparsity", ("sparsity",), ("activation_sparsity_scale",), "f32[]"),
+    HParam("labels", ("labels",), ("classifier.output_labels",), "str[]"),
+    HParam("sections", ("rope_sections",), ("rope.dimension_sections",), "i32[]"),
+    HParam("sizes", ("sizes",), ("sizes",), "u64[]"),
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "keys"),
+    [
+        (
+            {
+                "num_key_value_heads": [0, 2, 0, 2],
+                "sliding_window_pattern": [True, False, True, True],
+                "sparsity": [0.95, 0.0, 0.1, 1e-05],
+                "labels": ["yes", "né"],
+                "rope_sections": [8, -1, 0],
+                "sizes": [1 << 40],
+            },
+            {
+                "attention.head_count_kv": Array("i32", [0, 2, 0, 2]),
+                "attention.sliding_window_pattern": Array("bool", [True, False, True, True]),
+                "activation_sparsity_scale": Array("f32", [float(np.float32(v)) for v in (0.95, 0.0, 0.1, 1e-05)]),
+                "classifier.output_labels": Array("str", ["yes", "né"]),
+                "rope.dimension_sections": Array("i32", [8, -1, 0]),
+                "sizes": Array("u64", [1 << 40]),
+            },
+        ),
+        (
+            {"num_key_value_heads": 2, "sliding_window_pattern": 6},
+            {"attention.head_count_kv": Value("u32", 2), "attention.sliding_window_pattern": Value("u32", 6)},
+        ),
+    ],
+    ids=["lists", "numbers"],
+)
+def test_scalar_or_list_by_content(said: dict[str, Any], keys: dict[str, Any], tmp_path: Path) -> None:
+    trip = Trip(tmp_path, (toy(*LISTS),), {**CONFIG, **said}, norms())
+    found = {key.removeprefix("toy."): value for key, value in trip.keys.items() if key.startswith("toy.")}
+    assert found == {"block_count": Value("u32", 4), "embedding_length": Value("u32", 8), **keys}
+    same(trip, **said)
+
+
+def test_an_empty_list_is_not_written(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, (toy(*LISTS),), {**CONFIG, "labels": [], "num_key_value_heads": []}, norms())
+    assert not {"toy.classifier.output_labels", "toy.attention.head_count_kv"} & trip.keys.keys()
+    assert "labels" not in trip.config
+
+
+@pytest.mark.parametrize("value", [["a"], [True], [1.5], [1 << 40], "2", 1.5, True, [[1]]])
+def test_a_list_of_the_wrong_kind_is_an_error(value: Any) -> None:
+    architecture = toy(*LISTS)
+    with pytest.raises(ArchitectureError, match=r"num_key_value_heads is .*not a usable u32 or i32\[\] value"):
+        read_config(architecture, architecture.hf[0], {**CONFIG, "num_key_value_heads": value})
+
+
+HYBRID = toy(
+    HParam("kinds", ("layer_types",), (), "str[]", back="'full_attention' if n_head_kv else 'conv'", per_block=True),
+    HParam("kv", ("num_key_value_heads",), back="max(n_head_kv)"),
+    HParam(
+        "n_head_kv", (), ("attention.head_count_kv",), "i32[]", per_block=True, always=True,
+        default="kv if kinds[block] == 'full_attention' else 0",
+    ),
+    HParam("n_dense", ("first_k_dense_replace",), ("leading_dense_block_count",), default=0),
+    HParam("n_expert", ("num_experts",), ("expert_count",)),
+    HParam("is_moe", (), (), "bool[]", default="block >= n_dense", per_block=True),
+    HParam("ff", ("intermediate_size",), back="first(n_ff)"),
+    HParam(
+        "n_ff", (), ("feed_forward_length",), "u32 or i32[]", per_block=True, always=True,
+        default="ff * (1 + block % 2)",
+    ),
+    tensors=(
+        T(H + "attn.k.weight", G + "attn_k.weight", shape=("n_head_kv * 2", "n_embd"), when="n_head_kv > 0"),
+        T(H + "conv.weight", G + "shortconv.conv.weight", shape=("n_embd", 3), when="kinds == 'conv'"),
+        T(H + "mlp.up.weight", G + "ffn_up.weight", shape=("n_ff", "n_embd"), when="not is_moe"),
+        T(
+            H + "mlp.experts.{expert}.up.weight", G + "ffn_up_exps.weight",
+            shape=("n_ff", "n_embd"), when="is_moe",
+        ),
+    ),
+)  # fmt: skip
+HYBRID_CONFIG = {
+    **CONFIG, "layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_key_value_heads": 2,
+    "first_k_dense_replace": 1, "num_experts": 3, "intermediate_size": 6,
+}  # fmt: skip
+
+
+def hybrid_tensors() -> Tensors:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(4):
+        shapes |= {f"model.layers.{i}.attn.k.weight": (4, 8)} if i % 2 else {f"model.layers.{i}.conv.weight": (8, 3)}
+        rows = 6 * (1 + i % 2)
+        up = [f"experts.{expert}.up" for expert in range(3)] if i else ["up"]
+        shapes |= {f"model.layers.{i}.mlp.{name}.weight": (rows, 8) for name in up}
+    return random(shapes)
+
+
+def test_blocks_differ_and_come_back(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, (HYBRID,), HYBRID_CONFIG, hybrid_tensors())
+    assert trip.keys["toy.attention.head_count_kv"] == Array("i32", [0, 2, 0, 2])
+    assert trip.keys["toy.feed_forward_length"] == Array("i32", [6, 12, 6, 12])
+    assert trip.tensors["blk.3.ffn_up_exps.weight"] == (3, 12, 8)
+    same(trip, **{key: HYBRID_CONFIG[key] for key in HYBRID_CONFIG if key not in CONFIG})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"model.layers.1.attn.k.weight": None}, MissingTensor, "layers.1.attn.k.weight"),
+        ({"model.layers.2.conv.weight": None}, MissingTensor, "layers.2.conv.weight"),
+        ({"model.layers.2.attn.k.weight": (4, 8)}, UnmatchedTensor, "layers.2.attn.k.weight"),
+        ({"model.layers.0.mlp.experts.0.up.weight": (6, 8)}, UnmatchedTensor, "layers.0.mlp.experts.0"),
+        ({"model.layers.3.mlp.experts.1.up.weight": (6, 8)}, ShapeMismatch, r"makes it \[12, 8\]"),
+        ({"model.layers.4.conv.weight": (8, 3)}, ShapeMismatch, "says 4 layers"),
+    ],
+)
+def test_each_block_must_be_complete(change: dict[str, Any], error: Any, said: str, tmp_path: Path) -> None:
+    tensors = hybrid_tensors()
+    for name, shape in change.items():
+        tensors.pop(name, None)
+        if shape:
+            tensors |= random({name: shape})
+    with pytest.raises(error, match=said):
+        Trip(tmp_path, (HYBRID,), HYBRID_CONFIG, tensors)
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "moe"),
+    [
+        (
+            (
+                HParam("period", ("period",), ("period",)),
+                HParam("offset", ("offset",), ("offset",)),
+                HParam("moe", (), (), "bool[]", "block % period == offset", per_block=True),
+            ),
+            {"period": 2, "offset": 1},
+            [False, True, False, True],
+        ),
+        (
+            (
+                HParam("letters", (), (), "str[]", back="'E' if moe else '-'", per_block=True),
+                HParam("pattern", ("hybrid_override_pattern",), (), "str", back="join(letters)"),
+                HParam("moe", (), ("moe",), "bool[]", "pattern[block] == 'E'", per_block=True, always=True),
+            ),
+            {"hybrid_override_pattern": "-EE-"},
+            [False, True, True, False],
+        ),
+        (
+            (
+                HParam("listed", ("moe_layers",), (), "u32[]", back="where(moe, 1)"),
+                HParam("moe", (), ("moe",), "bool[]", "block + 1 in listed", per_block=True, always=True),
+            ),
+            {"moe_layers": [1, 4]},
+            [True, False, False, True],
+        ),
+        (
+            (
+                HParam("listed", ("moe_layers_enum",), (), "str", back="join(where(moe), ',')"),
+                HParam("moe", (), ("moe",), "bool[]", "block in numbers(listed)", per_block=True, always=True),
+            ),
+            {"moe_layers_enum": "2,3"},
+            [False, False, True, True],
+        ),
+        (
+            (
+                HParam("freq", ("moe_layer_freq",), (), "u32[]", back="1 if moe else 0", per_block=True),
+                HParam("dense", (), ("leading_dense_block_count",), default="where(freq)[0]", always=True),
+                HParam("moe", (), (), "bool[]", default="block >= dense", per_block=True),
+            ),
+            {"moe_layer_freq": [0, 0, 1, 1]},
+            [False, False, True, True],
+        ),
+    ],
+    ids=["period", "letters", "indexes", "comma-joined", "leading zeros"],
+)
+def test_facts_per_block_are_rows(rows: tuple[HParam, ...], config: dict[str, Any], moe: list[bool]) -> None:
+    architecture = toy(*rows)
+    hparams, given = read_config(architecture, architecture.hf[0], {**CONFIG, **config})
+    assert hparams["moe"] == moe
+    metadata = hparam_metadata(architecture, hparams, given)
+    back = read_metadata(architecture, metadata)
+    assert back["moe"] == moe
+    again = write_config(architecture, back, tied=True)
+    assert {key: again.get(key) for key in config} == config
+
+
+# ------------------------------------------------------------------------------------------ numbers (M3, M4)
+
+
+def test_numbers_are_computed_and_recovered(tmp_path: Path) -> None:
+    architecture = toy(
+        HParam("head_dim", ("head_dim",), ("attention.key_length",)),
+        HParam("n_rot", (), ("rope.dimension_count",), default="int(partial * head_dim)", always=True),
+        HParam("partial", ("partial_rotary_factor",), (), "f32", default=1.0, back="n_rot / head_dim"),
+        HParam("depth", ("scale_depth",), (), "f32", back="residual * sqrt(n_layer)"),
+        HParam("residual", (), ("residual_scale",), "f32", default="depth / sqrt(n_layer)", always=True),
+        HParam("log", ("mscale_all_dim",), (), "f32", back="yarn_log / 0.1"),
+        HParam("yarn_log", (), ("rope.scaling.yarn_log_multiplier",), "f32", default="0.1 * log", always=True),
+        HParam("ff", ("block_ff_dim",), back="n_ff"),
+        HParam("n_ff", (), ("feed_forward_length",), default="round_up(2 * ff // 3, 256)", always=True),
+    )
+    said = {"head_dim": 96, "partial_rotary_factor": 0.25, "scale_depth": 1.5, "mscale_all_dim": 1.0}
+    trip = Trip(tmp_path, (architecture,), {**CONFIG, **said, "block_ff_dim": 6656}, norms())
+    found = {key.removeprefix("toy."): value for key, value in trip.keys.items()}
+    assert found["rope.dimension_count"] == Value("u32", 24)
+    assert found["residual_scale"] == Value("f32", 0.75)
+    assert found["rope.scaling.yarn_log_multiplier"] == Value("f32", float(np.float32(0.1)))
+    assert found["feed_forward_length"] == Value("u32", 4608)
+    same(trip, **said, block_ff_dim=4608)
+
+
+GATING = HParam(
+    "gating", ("scoring_func", "score_function"), ("expert_gating_func",),
+    values=(("softmax", 1), ("sigmoid", 2), ("Sigmoid", 2)), closed=True,
+)  # fmt: skip
+TYPED = (
+    GATING,
+    HParam("norm", ("norm_topk_prob",), ("expert_weights_norm",), "u32", values=((True, 1), (False, 0))),
+    HParam("window", ("sliding_window",), ("attention.sliding_window",), default=0, always=True),
+    HParam("topk", ("moe_topk",), (), "u32 or u32[]", back="n_used"),
+    HParam("n_used", (), ("expert_used_count",), default="first(topk)", always=True),
+    HParam("layers", ("deepstack_indexes",), (), "u32[]"),
+    HParam("n_deep", (), ("n_deepstack_layers",), default="len(layers)", always=True),
+)
+
+
+def test_values_change_their_type(tmp_path: Path) -> None:
+    said = {"norm_topk_prob": True, "sliding_window": None, "moe_topk": [6, 6, 6, 6], "deepstack_indexes": [5, 11]}
+    hf = (HFClass("ToyForCausalLM", "toy", facts={}),)
+    trip = Trip(tmp_path, (toy(*TYPED[:5], hf=hf),), {**CONFIG, **said, "score_function": "Sigmoid"}, norms())
+    found = {key.removeprefix("toy."): value for key, value in trip.keys.items()}
+    assert found["expert_gating_func"] == Value("u32", 2)
+    assert found["expert_weights_norm"] == Value("u32", 1)
+    assert found["attention.sliding_window"] == Value("u32", 0)
+    assert found["expert_used_count"] == Value("u32", 6)
+    same(trip, norm_topk_prob=True, sliding_window=None, moe_topk=6, scoring_func="sigmoid")
+    hparams, given = read_config(toy(*TYPED), hf[0], {**CONFIG, **said})
+    assert hparam_metadata(toy(*TYPED), hparams, given)["toy.n_deepstack_layers"] == Value("u32", 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("tanh", "none of 'softmax', 'sigmoid'"), (1, "not a usable str value"), (["softmax"], None)]
+)
+def test_a_value_without_a_word_is_an_error_where_all_are_known(value: Any, said: str | None) -> None:
+    architecture = toy(GATING)
+    if said is None:
+        assert read_config(architecture, architecture.hf[0], {**CONFIG, "scoring_func": value})[0]["gating"] == value
+        return
+    with pytest.raises(ArchitectureError, match=said):
+        read_config(architecture, architecture.hf[0], {**CONFIG, "scoring_func": value})
+
+
+# ------------------------------------------------------------------------- constants, places of keys (M5, M7)
+
+
+def test_constants_absolute_keys_and_their_places(tmp_path: Path) -> None:
+    architecture = toy(
+        HParam("ctx", ("max_position_embeddings",), ("context_length",)),
+        HParam("causal", (), ("attention.causal",), "bool"),
+        HParam("mask", ("mask_token_id",), ("/tokenizer.ggml.mask_token_id",)),
+        HParam("alpha", ("alpha",), ("xielu.alpha_p",), "f32[]", early=True),
+        HParam("ctx_always", (), ("context_length",), default=1 << 18, always=True),
+        hf=(
+            HFClass("ToyForCausalLM", "toy", when="causal"),
+            HFClass("ToyEncoder", "toy_enc", facts={"causal": False}, constants={"use_bidirectional_attention": True}),
+        ),
+    )
+    said = {"architectures": ["ToyEncoder"], "mask_token_id": 7, "alpha": [0.5, 0.25]}
+    trip = Trip(tmp_path, (architecture,), {**CONFIG, **said, "max_position_embeddings": 512}, norms())
+    keys = list(trip.keys)
+    assert keys[:3] == ["general.architecture", "toy.xielu.alpha_p", "general.type"]
+    toys = [key for key in keys if key.startswith(("toy.", "tokenizer."))][1:]
+    assert toys[:5] == [
+        "toy.block_count", "toy.embedding_length", "toy.context_length", "toy.attention.causal",
+        "tokenizer.ggml.mask_token_id",
+    ]  # fmt: skip
+    assert trip.keys["toy.context_length"] == Value("u32", 1 << 18)
+    assert trip.keys["toy.attention.causal"] == Value("bool", False)
+    same(trip, **said, model_type="toy_enc", use_bidirectional_attention=True)
+
+
+def test_presence_says_what_no_key_does(tmp_path: Path) -> None:
+    bias = T(H + "q.bias", G + "attn_q.bias", shape=("n_embd",), optional=True)
+    architecture = toy(
+        HParam("bias", ("attention_bias",), (), "bool", back="present('blk.0.attn_q.bias')"),
+        HParam("mtp", (), ("nextn",), default="present('model.layers.0.q.bias')", always=True),
+        tensors=(NORM, bias),
+        aliases=(("{rest}", "model.{rest}"),),
+    )
+    biases = random({f"layers.{i}.q.bias": (8,) for i in range(4)})
+    with_bias = Trip(tmp_path, (architecture,), CONFIG, {**norms(), **biases})
+    assert with_bias.config["attention_bias"] is True
+    assert with_bias.keys["toy.nextn"] == Value("u32", 1)
+    (tmp_path / "plain").mkdir()
+    plain = Trip(tmp_path / "plain", (architecture,), CONFIG, norms())
+    assert plain.config["attention_bias"] is False
+    assert plain.keys["toy.nextn"] == Value("u32", 0)
+
+
+# ------------------------------------------------------------------------- nested configs, choice of class (M6)
+
+
+@pytest.mark.parametrize("place", ["text_config", "llm_config", "language_config", "thinker_config.text_config"])
+def test_the_text_model_of_a_nested_config(place: str, tmp_path: Path) -> None:
+    inner: dict[str, Any] = {**CONFIG, "hidden_size": 8}
+    for part in reversed(place.split(".")):
+        inner = {part: inner}
+    config = {**inner, "architectures": ["ToyForEverything"], "model_type": "toy_vl", "hidden_size": 4}
+    trip = Trip(tmp_path, (toy(),), config, norms())
+    assert trip.keys["toy.embedding_length"] == Value("u32", 8)
+    same(trip, architectures=["ToyForCausalLM"], model_type="toy", hidden_size=8)
+
+
+def test_a_class_goes_to_the_architecture_that_its_config_shows(tmp_path: Path) -> None:
+    expert = HParam("n_expert", ("num_experts",), ("expert_count",), default=0)
+    dense = toy(expert, hf=(HFClass("ToyForCausalLM", "toy", takes="n_expert == 0"),))
+    moe = toy(expert, gguf="toymoe", hf=(HFClass("ToyForCausalLM", "toy", takes="n_expert > 0"),))
+    for name, n_expert in (("toy", 0), ("toymoe", 4)):
+        (tmp_path / name).mkdir()
+        trip = Trip(tmp_path / name, (dense, moe), {**CONFIG, "num_experts": n_expert}, norms())
+        assert trip.keys["general.architecture"] == Value("str", name)
+        same(trip, architectures=["ToyForCausalLM"])
+    with pytest.raises(UnknownArchitecture):
+        Trip(tmp_path, (moe,), CONFIG, norms())
+
+
+def test_a_nested_key_is_written_where_it_was_read(tmp_path: Path) -> None:
+    architecture = toy(HParam("state", ("ssm_cfg.layer.d_state",), ("ssm.state_size",)))
+    trip = Trip(tmp_path, (architecture,), {**CONFIG, "ssm_cfg": {"layer": {"d_state": 16}}}, norms())
+    same(trip, ssm_cfg={"layer": {"d_state": 16}})
+
+
+# ------------------------------------------------------------------------------------------------ names (M8)
+
+NAMED = toy(
+    tensors=(
+        T(H + "LayerNorm.weight", G + "attn_norm.weight", shape=("n_embd",)),
+        T(H + "mlp.sinks", G + "attn_sinks.weight", shape=(3,)),
+        T(H + "mlp.router.weight", G + "ffn_gate_inp.weight", shape=("n_embd",), when="block % 2 == 0"),
+        T(H + "mlp.router.weight", G + "ffn_gate.weight", shape=("n_embd",), when="block % 2 == 1"),
+    ),
+    aliases=(
+        ("bert.{rest}", "model.{rest}"),
+        ("{start}.gamma", "{start}.weight"),
+        ("model.layers.{block}.block_sparse_moe.{rest}", "model.layers.{block}.mlp.{rest}"),
+    ),
+    ignore=("vision_tower.{rest}", "model.layers.{block}.attn.masked_bias"),
+)
+
+
+def test_names_by_other_spellings_conditions_and_prefixes(tmp_path: Path) -> None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(4):
+        shapes |= {f"model.layers.{i}.LayerNorm.weight": (8,), f"model.layers.{i}.mlp.sinks": (3,)}
+        shapes |= {f"model.layers.{i}.mlp.router.weight": (8,)}
+    tensors = random(shapes)
+    trip = Trip(tmp_path, (NAMED,), CONFIG, tensors)
+    assert ("blk.2.ffn_gate_inp.weight" in trip.tensors, "blk.2.ffn_gate.weight" in trip.tensors) == (True, False)
+    assert ("blk.3.ffn_gate_inp.weight" in trip.tensors, "blk.3.ffn_gate.weight" in trip.tensors) == (False, True)
+    same(trip)
+    (tmp_path / "old").mkdir()
+    renamed = {}
+    for name, array in tensors.items():
+        old_name = name.replace("model.", "bert.").replace("LayerNorm.weight", "LayerNorm.gamma")
+        renamed[old_name.replace("mlp", "block_sparse_moe")] = array
+    dropped = random({"vision_tower.blocks.0.q.weight": (2,), "model.layers.3.attn.masked_bias": (1,)})
+    old = Trip(tmp_path / "old", (NAMED,), CONFIG, {**renamed, **dropped})
+    assert old.back == trip.back
+    (tmp_path / "bad").mkdir()
+    with pytest.raises(UnmatchedTensor, match="other_tower"):
+        Trip(tmp_path / "bad", (NAMED,), CONFIG, {**tensors, **random({"other_tower.q": (2,)})})
+
+
+# --------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"hparams": (HParam("block"),)}, "hparam block: is no name"),
+        ({"hparams": (HParam("max"),)}, "hparam max: is no name"),
+        ({"hparams": (HParam("a", type="u33"),)}, "hparam a: there is no type u33"),
+        ({"hparams": (HParam("a", type="u32 or f16[]"),)}, "there is no type f16"),
+        ({"hparams": (HParam("a", per_block=True, default=1),)}, "is a list, not u32"),
+        ({"hparams": (HParam("a", type="u32[]", per_block=True),)}, "nothing to compute"),
+        ({"hparams": (HParam("a", default="b + 1"),)}, "hparam a: 'b \\+ 1': there is no hparam b"),
+        ({"hparams": (HParam("a", default="block"),)}, "there is no hparam block"),
+        ({"hparams": (HParam("a", back="1 +"),)}, "ends too early"),
+        ({"hparams": (HParam("a", when="b > 1"),)}, "there is no hparam b"),
+        ({"hparams": (HParam("a", values=(("x", 1), ("x", 2))),)}, "listed twice"),
+        ({"hparams": (HParam("a", values=(("x", "y"),)),)}, "'y' is no u32"),
+        ({"hparams": (HParam("a", default="b"), HParam("b", default="a"))}, "defaults in a circle"),
+        ({"tensors": (T("a.{block}", "x"),)}, "lie in blocks or none"),
+        ({"tensors": (T("a.b{block}", "x.{block}"),)}, "a component of its own"),
+        ({"tensors": (T("a.{rest}", "x.{rest}"),)}, "{rest} is none of"),
+        ({"tensors": (T("a", "x.{expert}"),)}, "on the GGUF side only"),
+        ({"tensors": (T((), "x"),)}, "from the file or from a generator"),
+        ({"tensors": (T("a", "x", tied_to="y"),)}, "tied to y"),
+        ({"tensors": (T("a", "x", shape=("n",)),)}, "tensor a, x: 'n': there is no hparam n"),
+        ({"tensors": (T("a", "x", when="block > 1"),)}, "there is no hparam block"),
+        ({"tensors": (T("a", "x"), T("a", "y"))}, "hf name stands in two rules"),
+        ({"tensors": (T("a", "x", when="1"), T("a", "x", when="1"))}, "hf name stands in two rules"),
+        ({"ignore": ("a.{b",)}, "ignore a.{b"),
+        ({"aliases": (("{rest}.a", "{other}.b"),)}, "the same {words}"),
+        ({"aliases": (("{a}.{a}", "{a}.b"),)}, "stands twice"),
+        ({"hf": (HFClass("A", "a", when="x"),)}, "class A: 'x'"),
+        ({"hf": (HFClass("A", "a", takes="x > 0"),)}, "class A: 'x > 0'"),
+        ({"hf": (HFClass("A", "a", facts={"x": 1}),)}, "there is no hparam x"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_by_its_row(rows: dict[str, Any], said: str) -> None:
+    fields = {"hf": (HFClass("A", "a"),), "hparams": (), "tensors": (), **rows}
+    with pytest.raises(ValueError, match=f"^toy: .*{said}"):
+        Architecture("toy", **fields)
+
+
+def test_two_rules_may_share_names_under_two_conditions() -> None:
+    Architecture("toy", (), (HParam("n", ("n",)),), (T("a", "x", when="n > 1"), T("a", "x", when="n < 2")))
+
+
+def test_values_that_follow_from_each_other_need_one_to_be_given() -> None:
+    architecture = toy(HParam("a", ("a",), ("a",), back="b"), HParam("b", (), ("b",), default="a"))
+    keys = {"toy.block_count": Value("u32", 4), "toy.embedding_length": Value("u32", 8)}
+    assert read_metadata(architecture, {**keys, "toy.b": Value("u32", 3)})["a"] == 3
+    with pytest.raises(ArchitectureError, match="a, b: each follows from another"):
+        read_metadata(architecture, keys)
+
+
+def test_a_config_of_more_blocks_than_any_model_has_takes_no_memory() -> None:
+    architecture = toy(HParam("a", (), (), "u32[]", "block", per_block=True))
+    with pytest.raises(ArchitectureError, match="2000000000 blocks, which no model has"):
+        read_config(architecture, architecture.hf[0], {**CONFIG, "num_hidden_layers": 2 * 10**9})
+
+
+def test_a_folder_keeps_what_another_row_is_computed_from(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detect, "architectures", lambda: {"toy": HYBRID})
+        folder = write(tmp_path / "m", HYBRID_CONFIG, hybrid_tensors(), "F32")
+        converter.convert(folder, tmp_path / "m.gguf", NO_TOKENIZER, threads=1)
+        converter.convert(tmp_path / "m.gguf", f"{tmp_path / 'back'}/", NO_TOKENIZER, threads=1)
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["layer_types"] == HYBRID_CONFIG["layer_types"]
+    assert config["num_key_value_heads"] == 2
