@@ -296,8 +296,8 @@ def _keyed(model: ModelView) -> bool:
     return model.keyed
 
 
-def _in_files(model: ModelView) -> bool:
-    return model.named and not model.keyed
+def _filed(model: ModelView) -> bool:
+    return model.filed
 
 
 #: In this order. The first is taken by opening the file; a reader refuses what is broken.
@@ -311,6 +311,6 @@ STEPS = (
     CheckStep(
         "tokenizer", "tokens against the embedding, types, scores, ids, merges, chat templates", _keyed, _tokenizer
     ),
-    CheckStep("tokenizer files", "the same, of a folder's files", _in_files, _tokenizer_files),
+    CheckStep("tokenizer files", "the same, of a folder's files", _filed, _tokenizer_files),
     CheckStep("values", "scales of every block finite, no NaN or infinity, tensors not all zero", _any, _values),
 )

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from converter.architectures.common import RELATIONS
 from converter.architectures.spec import Architecture
+from converter.architectures.traits import Relation
 from converter.findings import Finding
-from converter.mapping.hparams import HParams
+from converter.mapping.hparams import HParams, Scope
 from converter.mapping.view import Instance, ModelView
 from converter.metadata import Array, Value, scalar_of
-from converter.tensors.expressions import ExpressionError, evaluate
+from converter.tensors.expressions import ExpressionError, evaluate, names
 from converter.tensors.tensor import LazyTensor
 
 Metadata = Mapping[str, Value | Array]
@@ -54,11 +55,8 @@ def relations(model: ModelView, architecture: Architecture, hparams: HParams) ->
         return Finding("metadata", model.said_by(architecture, rows[name]), f"is {hparams[name]}: {message}")
 
     for relation in (*RELATIONS, *architecture.traits.relations):
-        try:
-            if hparams.get(relation.name) is not None and not evaluate(relation.condition, hparams):
-                yield finding(relation.name, relation.message)
-        except ExpressionError:  # of names that this architecture does not have
-            continue
+        if hparams.get(relation.name) is not None and not _holds(relation, hparams):
+            yield finding(relation.name, relation.message)
     for hparam in architecture.hparams:
         # What no config gives follows from the rest, and the runtime compares it.
         if hparam.config or not isinstance(hparam.default, str) or hparams.get(hparam.name) is None:
@@ -71,6 +69,16 @@ def relations(model: ModelView, architecture: Architecture, hparams: HParams) ->
             yield finding(hparam.name, f"does not fit the others, which make it {follows} ({hparam.default})")
 
 
+def _holds(relation: Relation, hparams: HParams) -> bool:
+    """Whether a relation holds, in every block where its numbers differ from block to block."""
+    scope = Scope(hparams)
+    per_block = any(isinstance(hparams.get(name), list) for name in names(relation.condition))
+    try:
+        return all(scope.holds(relation.condition, at) for at in (range(hparams["n_layer"]) if per_block else (None,)))
+    except ExpressionError:  # of names that this architecture does not have
+        return True
+
+
 # --------------------------------------------------------------------------------------------- tensors
 
 
@@ -78,9 +86,9 @@ def tensors(model: ModelView, architecture: Architecture, hparams: HParams) -> I
     """Tensors that are missing, extra or of another shape than the keys or the config say."""
     known, found = list(model.instances(architecture, hparams)), model.canonical
     shapes = {name: shape for each in known if each.shapes for name, shape in zip(each.names, each.shapes, strict=True)}
-    names = {name for each in known for name in each.names}
+    expected = {name for each in known for name in each.names}
     for name, tensor in found.items():
-        if name not in names:
+        if name not in expected:
             yield Finding("extra", tensor.name, f"{architecture.gguf} has no such tensor{_beyond(name, hparams)}")
         elif name in shapes and tensor.info.shape != shapes[name]:
             stored = list(tensor.info.shape)

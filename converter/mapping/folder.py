@@ -19,6 +19,7 @@ from converter.mapping.detect import detect
 from converter.mapping.general_keys import count_parameters, general_files
 from converter.mapping.hparams import HParams, read_config
 from converter.mapping.tensors import Mapped
+from converter.mapping.view import view
 from converter.metadata import Metadata, number_of, scalar_of
 from converter.tensors.tensor import LazyTensor
 
@@ -52,7 +53,7 @@ def with_small_files(
         made, events = _of_gguf(source, mapped, tokenizer)
         made["config.json"] = _dump({**_said(mapped, source), **_token_ids(dict(source.config)), **_type_of(result)})
         return result.replace(made=made, assets={}), events
-    if source.dialect != "hf":
+    if not view(source).filed:
         return result, []
     assets = dict(result.assets) if tokenizer else _without_tokenizer(result.assets)
     config = _retyped(source.config, _type_of(result)) if _changed(source, result) else dict(source.config)

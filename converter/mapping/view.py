@@ -49,12 +49,13 @@ class ModelView:
     Attributes:
         named: whether an architecture may know the names.
         keyed: whether the file itself holds typed key/values, its tokenizer among them.
+        filed: whether config.json and other files beside the tensors say what it is.
         embedding, head: usual names of the token embedding, and of the output that may be the same tensor.
         identity: the key or file that says which architecture it is.
         makes: "X makes", where X says the hyperparameters; for messages.
     """
 
-    named = keyed = False
+    named = keyed = filed = False
     embedding = head = identity = makes = ""
 
     def __init__(self, checkpoint: Checkpoint, arch: str | None = None) -> None:
@@ -193,7 +194,7 @@ class ModelView:
 class HFView(ModelView):
     """Hugging Face names; config.json says what they are, files beside it hold the tokenizer."""
 
-    named = True
+    named = filed = True
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     identity, makes = "config.json", "config.json makes"
 
@@ -338,6 +339,8 @@ class GGUFView(ModelView):
 
 
 VIEWS: dict[str | None, type[ModelView]] = {None: ModelView, "hf": HFView, "gguf": GGUFView}
+#: Output tensors that may be the embedding, by their names in every dialect.
+HEADS = {each.head: each.embedding for each in VIEWS.values() if each.named}
 
 
 def view(checkpoint: Checkpoint, arch: str | None = None) -> ModelView:

@@ -167,7 +167,7 @@ def round_trip(
 def _known(made: Path, source: Source) -> Source:
     """A file that was made of `source`; one of tensors alone has its config and tokenizer from there."""
     with open_checkpoint(made) as checkpoint:
-        if checkpoint.dialect is not None:
+        if view(checkpoint).named:
             return Source(made)
     folder = source.config or source.path
     folder = folder if folder.is_dir() else folder.parent

@@ -18,6 +18,8 @@ from support import builders, ggml_oracle, models
 from support.rewriting import Keys, Tensors, again, item, patched, reshaped, rewritten, without
 
 import converter
+from converter.architectures import architectures
+from converter.check import rows
 from converter.check.check import STEPS, Checked, check
 from converter.check.scales import KINDS, SCALES
 from converter.check.tokens import templates
@@ -27,6 +29,7 @@ from converter.errors import Interrupted, OutputError
 from converter.findings import CHECKS
 from converter.formats import gguf
 from converter.formats.base import WriteOptions
+from converter.mapping.view import view
 from converter.metadata import Array, Value, text, u32
 from converter.runtimes import generation
 from converter.storage import output
@@ -589,3 +592,14 @@ def test_threads_do_not_change_the_result(good: dict[str, Path], tmp_path: Path)
     one, many = check(path, threads=1), check(path, threads=7)
     assert one.findings == many.findings and "d of block 0" in one.findings[0].message
     assert "3 such blocks" in one.findings[0].message
+
+
+def test_relations_hold_in_every_block() -> None:
+    """Numbers that differ from block to block are compared block by block."""
+    llama, model = architectures()["llama"], view(Checkpoint("gguf", Path("a.gguf"), "gguf", {}))
+    numbers: dict[str, Any] = {"n_layer": 2, "n_embd": 8, "n_head": [4, 8], "n_head_kv": [2, 8], "n_rot": 2}
+    assert [str(finding) for finding in rows.relations(model, llama, numbers)] == []
+    wrong = rows.relations(model, llama, {**numbers, "n_head_kv": [2, 3]})
+    assert [str(finding) for finding in wrong] == [
+        "llama.attention.head_count_kv: is [2, 3]: does not divide the number of heads"
+    ]

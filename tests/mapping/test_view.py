@@ -13,10 +13,11 @@ from support.families import FAMILIES, NO_TOKENIZER, family_config, random_tenso
 
 import converter
 from converter import Request
+from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError
 from converter.formats.registry import formats, open_checkpoint
-from converter.mapping.view import VIEWS, ModelView, view
+from converter.mapping.view import HEADS, VIEWS, ModelView, view
 from converter.metadata import text
 from converter.request import Source
 
@@ -148,3 +149,43 @@ def test_as_many_experts_as_the_limit_are_read(tmp_path: Path, stack: ExitStack)
 
 def test_every_dialect_of_a_format_has_a_view() -> None:
     assert {each.dialect for each in formats().values()} == VIEWS.keys()
+
+
+TOY = Architecture(
+    "toy",
+    (HFClass("ToyModel", "toy"),),
+    (
+        HParam("n_layer", ("n_layer",), ("block_count",), required=True),
+        HParam("n_embd", ("n_embd",), ("embedding_length",)),
+        HParam("n_head_kv", ("n_head_kv",), ("attention.head_count_kv",), type="u32 or u32[]"),
+        HParam("kinds", ("kinds",), (), type="str[]"),
+    ),
+    (
+        T("l.{block}.k", "blk.{block}.attn_k.weight", shape=("n_head_kv * 2", "n_embd"), when="kinds[block] == 'full'"),
+        T("l.{block}.s", "blk.{block}.ssm_in.weight", shape=("n_embd",), when="kinds[block] != 'full'"),
+        T("l.{block}.e.{expert}", "blk.{block}.e_exps.weight", shape=(2, 3), when="0"),
+    ),
+)  # fmt: skip
+TOY_NUMBERS = {"n_layer": 3, "n_embd": 8, "n_head_kv": [4, 0, 2], "kinds": ["full", "state", "full"]}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "names"),
+    [
+        ("hf", ("l.0.k", "l.2.k", "l.1.s")),
+        ("gguf", ("blk.0.attn_k.weight", "blk.2.attn_k.weight", "blk.1.ssm_in.weight")),
+    ],
+)
+def test_instances_differ_from_block_to_block(dialect: str, names: tuple[str, ...]) -> None:
+    model = view(Checkpoint("any", Path("toy"), dialect, {}))
+    instances = list(model.instances(TOY, TOY_NUMBERS))
+    assert [(i.names, i.shapes) for i in instances] == [
+        (names[0:1], ((8, 8),)), (names[1:2], ((4, 8),)), (names[2:3], ((8,),))
+    ]  # fmt: skip
+    assert [i.gguf for i in instances] == [
+        ("blk.0.attn_k.weight",), ("blk.2.attn_k.weight",), ("blk.1.ssm_in.weight",)
+    ]  # fmt: skip
+
+
+def test_the_names_of_heads_and_embeddings() -> None:
+    assert HEADS == {"output.weight": "token_embd.weight", "lm_head.weight": "model.embed_tokens.weight"}
