@@ -26,6 +26,7 @@ from converter.quant.recipes import (
     TensorSpec,
     assign,
     converter_type,
+    kept_because,
     needs_imatrix,
     recipe,
     sort_key,
@@ -329,6 +330,107 @@ def test_stacked_matrices_of_ling_3_are_experts_only_in_the_ffn() -> None:
     for arch, latent in (("bailingmoe3", "Q8_0"), ("deepseek2", "MXFP4")):
         types = assign(RECIPES["MXFP4_MOE"], specs, replaced(arch=arch, n_expert=4))
         assert [types[spec.name].type for spec in specs] == [latent, "MXFP4"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "layers", "shares_keys"),
+    [
+        ("llama", 80, True), ("llama-embed", 80, True), ("qwen2", 80, False), ("deci", 80, False), ("olmo", 80, False),
+        ("jais2", 68, False),
+    ],
+)  # fmt: skip
+def test_which_models_are_70b(arch: str, layers: int, shares_keys: bool) -> None:
+    """The table of llama.cpp: by architecture and block count, Llama only where heads share keys (65B is the other)."""
+
+    def attn_v(n_layer: int, n_head_kv: int) -> str:
+        facts = replaced(arch=arch, n_layer=n_layer, n_head_kv=n_head_kv)
+        return one("blk.0.attn_v.weight", "Q3_K_S", dense(1), facts).type
+
+    assert [attn_v(n, 2) for n in (layers - 1, layers, layers + 1)] == ["Q3_K", "Q5_K", "Q3_K"]
+    assert attn_v(layers, 8) == ("Q3_K" if shares_keys else "Q5_K")
+
+
+@pytest.mark.parametrize(("layer", "fits"), [(-1, False), (0, True), (15, True), (16, False)])
+def test_the_layer_of_an_expert_is_one_of_the_models(layer: int, fits: bool) -> None:
+    facts, name = replaced(n_expert=2), f"blk.{layer}.ffn_down_exps.weight"
+    stray = [TensorSpec(name, (2, 2, 256), "F16")]
+    if fits:
+        assert one(name, "Q4_K_M", stray, facts).type == "Q6_K"
+    else:
+        with pytest.raises(QuantizationError, match=r"from 0 to 15\n.*--pure"):
+            one(name, "Q4_K_M", stray, facts)
+        assert one(name, "Q4_K_M", stray, replaced(n_expert=1)).type == "Q6_K"  # one expert is none: counted
+
+
+@pytest.mark.parametrize(
+    ("n_head", "n_head_kv", "shared"), [(8, 2, True), (8, 3, False), (12, 3, True), (8, 0, False), (3, 1, False)]
+)
+def test_four_heads_share_a_key(n_head: int, n_head_kv: int, shared: bool) -> None:
+    found = one("blk.9.attn_v.weight", "Q2_K_S", dense(), replaced(n_head=n_head, n_head_kv=n_head_kv)).type
+    assert found == ("Q4_K" if shared else "Q2_K")
+
+
+@pytest.mark.parametrize(
+    ("experts", "of_four", "of_eight"),
+    [(3, "Q2_K", "IQ2_XS"), (4, "Q4_K", "IQ2_XS"), (7, "Q4_K", "IQ2_XS"), (8, "Q4_K", "Q4_K"), (9, "Q4_K", "IQ2_XS")],
+)
+def test_how_many_experts_count(experts: int, of_four: str, of_eight: str) -> None:
+    types = assign(RECIPES["IQ2_XS"], sparse(experts=experts), replaced(n_expert=experts))
+    assert (types["blk.9.attn_v.weight"].type, types["blk.9.attn_k.weight"].type) == (of_four, of_eight)
+
+
+def test_names_with_a_block_number() -> None:
+    assert [sort_key(name)[0] for name in ("blk.7.x", "blk.+7.x", "blk. 7.x", "blk.-7.x", "v.blk.7.x", "blk.x")] == [
+        7, 7, 7, -7, -1, -1,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"),
+    [
+        ((), True),
+        ((256,), True),
+        ((1, 256), True),
+        ((1, 1, 256), True),
+        ((2, 256), False),
+        ((2, 1), False),
+        ((2, 1, 256), False),
+    ],
+)
+def test_leading_axes_of_one_do_not_count(shape: tuple[int, ...], kept: bool) -> None:
+    spec = TensorSpec("blk.0.x.weight", shape, "BF16")
+    assert (kept_because(spec, traits_of("llama"), leave_output=False) == "1-D") is kept
+
+
+def test_what_only_leave_output_keeps() -> None:
+    output, other = TensorSpec("output.weight", (2, 256), "F16"), TensorSpec("blk.0.x.weight", (2, 256), "F16")
+    llama = traits_of("llama")
+    assert [kept_because(output, llama, leave) for leave in (True, False)] == ["--leave-output", None]
+    assert kept_because(other, llama, leave_output=True) is None
+    assert kept_because(TensorSpec("blk.0.x.weight", (2, 256), "I32"), llama, leave_output=False) == "integers"
+
+
+def test_only_quantized_types_have_to_fit_and_only_large_blocks_need_a_substitute() -> None:
+    assert one("blk.0.ffn_up.weight", "F16", dense(row=7)).type == "F16"
+    assert one("blk.9.ffn_up.weight", "MXFP4_MOE", dense(row=100)).type == "F16"
+    assert one("blk.9.ffn_up.weight", "Q4_K_S", dense(row=255)) == Choice("F16", "base type of Q4_K_S", "Q4_K")
+
+
+def test_stacks_are_matrices_along_a_third_axis() -> None:
+    for shape, found in (((2, 2, 256), "MXFP4"), ((1, 2, 256), "Q8_0"), ((2, 256), "Q8_0"), ((5, 1, 2, 256), "Q8_0")):
+        assert one("blk.0.x.weight", "MXFP4_MOE", [TensorSpec("blk.0.x.weight", shape, "F16")]).type == found
+
+
+def test_three_near_names_and_two_that_are_like_none() -> None:
+    with pytest.raises(UsageError, match=r"did you mean (\w+) or (\w+) or (\w+)\?\n") as near:
+        recipe("q4_k_")
+    assert {"Q4_K", "Q4_K_M", "Q4_K_S"} == set(re.findall(r"Q4_K\w*", str(near.value).split("\n")[0]))
+    with pytest.raises(UsageError, match=r"names look like output\.weight, token_embd\.weight$"):
+        one("output.weight", "Q4_K_M", dense(), tensor_types=(("zzzzzzzzzzzzzzzz", "q8_0"),))
+    with pytest.raises(UsageError) as caught:
+        one("output.weight", "Q4_K_M", dense(), tensor_types=(("ffn_gown", "q8_0"),))
+    assert str(caught.value).partition("near names: ")[2].split(", ")[0] == "ffn_down"
+    assert len(str(caught.value).partition("near names: ")[2].split(", ")) == 3
 
 
 def test_names_aliases_and_numbers() -> None:

@@ -389,6 +389,7 @@ def test_sizes_that_fit_nothing_are_refused(op: Op, shapes: list[Shape]) -> None
 def test_ends_of_the_axes_that_fit() -> None:
     assert Split(-2, (1, 1)).infer([(4, 3)]) == [(2, 3), (2, 3)]
     assert Split(1, (1, 1)).infer([(4, 2)]) == [(4, 1), (4, 1)]
+    assert Split(0, (1,)).infer([(4, 3)]) == [(4, 3)]
     assert Concat(-2, (1, 1)).infer([(2, 3), (2, 3)]) == [(4, 3)]
     assert Concat(1, (1, 1)).infer([(2, 3), (2, 3)]) == [(2, 6)]
     assert Unstack(1).infer([(1, 2)]) == [(2,)]
