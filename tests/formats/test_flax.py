@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from converter.cli.main import main
 from converter.errors import ConverterError, CorruptFile, UnsupportedFeature
-from converter.formats import flax
 from converter.formats.base import WriteOptions
+from converter.formats.flax import reader, writer
 from converter.formats.registry import open_checkpoint
 from converter.request import Source
 from converter.storage import output
@@ -79,7 +79,7 @@ def read_all(path: Path) -> dict[str, np.ndarray]:
 def save(path: Path, target: Path) -> Path:
     """The checkpoint at `path`, written as Flax."""
     with open_checkpoint(path) as checkpoint:
-        output.write(flax.layout(checkpoint, target, WriteOptions()), threads=2)
+        output.write(writer.layout(checkpoint, target, WriteOptions()), threads=2)
     return target
 
 
@@ -164,16 +164,16 @@ def test_what_no_checkpoint_needs_is_unsupported(tmp_path: Path, case: str) -> N
 
 
 def test_more_items_than_any_checkpoint_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flax, "MAX_NODES", 100)
+    monkeypatch.setattr(reader, "MAX_NODES", 100)
     path = written(tmp_path, maps(a=GOOD, b=b"\xdc\x00\x62" + b"\xc0" * 98))
     assert set(read_all(path)) == {"a"}
     with pytest.raises(UnsupportedFeature, match="100 items"):
         read_all(written(tmp_path, maps(a=GOOD, b=b"\xdc\x00\x63" + b"\xc0" * 99)))
 
 
-@pytest.mark.parametrize("name", flax.TYPES)
+@pytest.mark.parametrize("name", reader.TYPES)
 def test_every_type_arrives_bit_for_bit(tmp_path: Path, name: str) -> None:
-    dtype = DTYPES[flax.TYPES[name]]
+    dtype = DTYPES[reader.TYPES[name]]
     data = bytes(range(1, 1 + 2 * dtype.type_size)) if name != "bool" else b"\1\0"
     path = written(tmp_path, maps(a=maps(b=ndarray((2,), name, data)), s=ndarray((), name, data[: dtype.type_size], 3)))
     found = read_all(path)
@@ -255,12 +255,12 @@ def test_complex_and_nan_come_back(tmp_path: Path) -> None:
 )
 def test_leaves_that_are_not_ours(tmp_path: Path, leaves: str) -> None:
     with open_checkpoint(written(tmp_path, maps(a=GOOD))) as checkpoint, pytest.raises(CorruptFile):
-        flax.layout(checkpoint.replace(metadata={flax.LEAVES: leaves}), tmp_path / "o.msgpack", WriteOptions())
+        writer.layout(checkpoint.replace(metadata={reader.LEAVES: leaves}), tmp_path / "o.msgpack", WriteOptions())
 
 
 def test_a_leaf_cannot_replace_an_array(tmp_path: Path) -> None:
     with open_checkpoint(written(tmp_path, maps(a=GOOD))) as checkpoint, pytest.raises(UnsupportedFeature):
-        flax.layout(checkpoint.replace(metadata={flax.LEAVES: '[[["a"], 1]]'}), tmp_path / "o", WriteOptions())
+        writer.layout(checkpoint.replace(metadata={reader.LEAVES: '[[["a"], 1]]'}), tmp_path / "o", WriteOptions())
 
 
 @pytest.mark.parametrize("limit", [8, 24, 40, 1000])
@@ -268,7 +268,7 @@ def test_large_arrays_are_written_in_chunks(tmp_path: Path, monkeypatch: pytest.
     values = np.arange(40, dtype="<f4")
     raw = values.tobytes()
     path = written(tmp_path, maps(a=ndarray((2, 4, 5), "float32", raw), b=ndarray((40,), "float32", raw)))
-    monkeypatch.setattr(flax, "CHUNK_NBYTES", limit)
+    monkeypatch.setattr(writer, "CHUNK_NBYTES", limit)
     out = save(path, tmp_path / "out.msgpack")
     assert (MARK[2:] in out.read_bytes()) == (limit < 160)
     found = read_all(out)
@@ -282,7 +282,7 @@ def checkpoint_of(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
 
     tensors = {name: from_array(name, array, BY_NUMPY[array.dtype], "test") for name, array in arrays.items()}
     target = folder / "w.msgpack"
-    output.write(flax.layout(Checkpoint("test", folder, None, tensors), target, WriteOptions()), threads=1)
+    output.write(writer.layout(Checkpoint("test", folder, None, tensors), target, WriteOptions()), threads=1)
     return target
 
 
@@ -301,7 +301,7 @@ def test_a_name_that_would_be_a_mark_is_refused(tmp_path: Path) -> None:
 KEYS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), max_size=5)
 ARRAYS = st.dictionaries(
     st.lists(KEYS, min_size=1, max_size=4).map(".".join),
-    st.tuples(st.sampled_from(sorted(flax.TYPES)), st.lists(st.integers(0, 4), max_size=4)),
+    st.tuples(st.sampled_from(sorted(reader.TYPES)), st.lists(st.integers(0, 4), max_size=4)),
     min_size=1,
     max_size=6,
 )
@@ -313,7 +313,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, spec: dict[str, tu
     folder = tmp_path_factory.mktemp("flax")
     arrays = {}
     for seed, (name, (type_, shape)) in enumerate(spec.items()):
-        numpy = DTYPES[flax.TYPES[type_]].numpy
+        numpy = DTYPES[reader.TYPES[type_]].numpy
         assert numpy is not None
         data = np.random.default_rng(seed).integers(0, 256, int(np.prod(shape)) * numpy.itemsize, np.uint8)
         arrays[name] = (data % 2 if type_ == "bool" else data).view(numpy).reshape(shape)
@@ -361,8 +361,8 @@ def test_any_bytes(tmp_path: Path, data: bytes) -> None:
         read_all(written(tmp_path, data))
     except ConverterError:
         pass
-    flax.sniff(Path("x.msgpack"), data[:64])
-    flax.sniff(Path("x.bin"), data[:64])
+    reader.sniff(Path("x.msgpack"), data[:64])
+    reader.sniff(Path("x.bin"), data[:64])
 
 
 # ---------------------------------------------------------------------------------------------- real files

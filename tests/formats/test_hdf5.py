@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from converter.cli.main import main
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature, UsageError
 from converter.events import Dropped
 from converter.formats.base import WriteOptions
+from converter.formats.hdf5 import data as hdf5_data
 from converter.formats.hdf5 import file as hdf5_file
 from converter.formats.hdf5 import writer
 from converter.formats.hdf5.data import fletcher32
@@ -453,6 +456,25 @@ def test_trees_and_heaps_that_lie(tmp_path: Path) -> None:
         lie = raw[: start + at] + piece + raw[start + at + len(piece) :]
         with pytest.raises(ConverterError):
             opened(tmp_path / "x.h5", resealed(lie, start, nbytes)).close()
+
+
+def test_bands_are_decoded_side_by_side_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that want two bands meet inside their decoding; those that want the same one share what comes out."""
+    both, decode, decoded = threading.Barrier(2), hdf5_data._band, list[int]()
+
+    def met(of: hdf5_data.Dataset, start: int) -> Any:
+        decoded.append(start)
+        both.wait(timeout=30)
+        return decode(of, start)
+
+    monkeypatch.setattr(hdf5_data, "_band", met)
+    with open_checkpoint(FIXTURES / "old.h5") as checkpoint, ThreadPoolExecutor(4) as pool:
+        tensor = checkpoint.tensors["packed"]
+        rows = [(0, 1), (16, 17), (0, 2), (16, 18)]  # a band is 15 of them
+        found = list(pool.map(lambda each: tensor.rows(*each).tobytes(), rows))
+    assert sorted(decoded) == [0, 3]
+    whole = np.arange(105, dtype="<i4").reshape(35, 3)
+    assert found == [whole[start:stop].tobytes() for start, stop in rows]
 
 
 def test_chunks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

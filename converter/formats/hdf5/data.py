@@ -337,21 +337,34 @@ def _chunk(
 
 
 @dataclass
-class Bands:
-    """The last decoded bands (all chunks that begin at one index of the first axis), for all datasets of a file."""
+class _Band:
+    """One band, decoded by whoever comes first; others wait for it."""
 
-    kept: OrderedDict[tuple[str, int], NDArray[np.uint8]] = field(default_factory=OrderedDict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    data: NDArray[np.uint8] | None = None
+
+
+@dataclass
+class Bands:
+    """The last decoded bands (all chunks that begin at one index of the first axis), for all datasets of a file.
+
+    Several threads decode several bands at once, none of them twice.
+    """
+
+    kept: OrderedDict[tuple[str, int], _Band] = field(default_factory=OrderedDict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def band(self, of: Dataset, start: int) -> NDArray[np.uint8]:
         """Bytes of elements [start, start + chunk) of the first axis, in order."""
         with self.lock:
-            found = self.kept.pop((of.path, start), None)
-            found = _band(of, start) if found is None else found
+            found = self.kept.pop((of.path, start), None) or _Band()
             self.kept[of.path, start] = found
             while len(self.kept) > _BANDS:
                 self.kept.popitem(last=False)
-        return found
+        with found.lock:
+            if found.data is None:
+                found.data = _band(of, start)
+            return found.data
 
 
 def stored_bytes(of: Dataset, bands: Bands, start: int, nbytes: int) -> Rows:
