@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import builders, samples, torch_files
+from support import builders, samples, tensorflow_files, torch_files
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile
@@ -19,6 +19,7 @@ from converter.metadata import TYPES
 from converter.request import Source
 from converter.storage import files, output
 from converter.storage.files import Bytes, InMemory, MappedFile, Part
+from converter.storage.protobuf import blob
 from converter.storage.windows import BLOCK, MARGIN, WINDOW, Cursor, Windows
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo
@@ -163,6 +164,17 @@ def test_the_streams_of_old_torch(tmp_path: Path, opened: list[Counting]) -> Non
     path.write_bytes(torch_files.stream(torch_files.dictionary({"w": w}), [("0", numel, bytes(4 * numel))]))
     _, asked, _ = opening(path, "torch", opened)
     assert asked < AROUND
+
+
+def test_checkpoints_of_the_first_tensorflow(tmp_path: Path, opened: list[Counting]) -> None:
+    """Values lie in blocks between keys; the block that the header is in is compared with its checksum as a whole."""
+    row = 1 << 16
+    proto = blob(5, bytes(4 * row))
+    tensors = {f"t{i}": (1, (row,), [(((0, None),), proto)]) for i in range(6)}
+    path = tmp_path / "m.ckpt"
+    path.write_bytes(tensorflow_files.v1(tensors))
+    header, asked, _ = opening(path, "tensorflow", opened, AROUND + 4 * row)
+    assert header < 2048 and asked <= header + AROUND + 2 * 4 * row
 
 
 # ------------------------------------------------------------------------------------------- kinds of Bytes

@@ -1,7 +1,7 @@
 """HDF5: generic trees of datasets, and what Keras 1 to 3 keeps in them (`.h5`, `.weights.h5`, `.keras`).
 
 Source: the HDF5 File Format Specification 3.0; for the names, what Keras writes. Files are read and written by our own
-code (`_hdf5_reader`, `_hdf5_data`, `_hdf5_writer`). Names are paths, but for Keras: there they are the layers' and
+code (`reader`, `data`, `writer`). Names are paths, but for Keras: there they are the layers' and
 weights' true names. Configurations, Lambda layers among them, are text and stay text. Attributes travel as metadata,
 those of the root under their names, others as `path@name`, and by them a file from Keras becomes one for Keras again.
 """

@@ -1,6 +1,6 @@
 """PyTorch files, `.pt .pth .bin .ckpt`: zip archives, streams of before 1.6, TorchScript, sharded sets; without torch.
 
-A pickle in them is read as data by a machine of our own with a table of names (`_pickle`, `_torch_values`); nothing in
+A pickle in them is read as data by a machine of our own with a table of names (`pickle`, `values`); nothing in
 a file is imported, looked up or called. Tensors stay in the file until they are asked for.
 """
 
@@ -55,7 +55,7 @@ def _first_member(path: Path) -> bytes:
 def open_torch(path: Path) -> Checkpoint:
     """A file, or a sharded set by its index: the model's tensors, by their path in what was saved.
 
-    Of a checkpoint with several parts the model is taken (`MODEL_KEYS` of `_torch_tree`); events tell what is left.
+    Of a checkpoint with several parts the model is taken (`MODEL_KEYS` of `tree`); events tell what is left.
     Config and tokenizer come from the file's own folder; with a config.json the names are Hugging Face's.
 
     Raises:
