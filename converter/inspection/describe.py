@@ -106,7 +106,7 @@ class Description:
             "architecture": self.architecture,
             "parameters": self.n_parameters,
             "tensor_bytes": self.tensor_bytes,
-            "metadata": {key: _plain(value, full) for key, value in self.metadata.items()},
+            "metadata": {key: _as_json(value, full) for key, value in self.metadata.items()},
             "tensors": [tensor.as_dict() for tensor in self.tensors],
             "memory": self.memory.as_dict() if self.memory else None,
         }
@@ -162,10 +162,10 @@ def _printed(value: Value | Array, full: bool) -> str:
     return text if full or len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
 
 
-def _plain(value: Value | Array, full: bool) -> Any:
+def _as_json(value: Value | Array, full: bool) -> Any:
     if isinstance(value, Array):
         items = value.values if full else value.values[:_SHOWN_ITEMS]
-        cut = [_plain(item, full) if isinstance(item, Array) else _json(item) for item in items]
+        cut = [_as_json(item, full) if isinstance(item, Array) else _json(item) for item in items]
         return cut if full or len(value) <= len(cut) else {"type": value.type, "length": len(value), "first": cut}
     return _json(value.value)
 

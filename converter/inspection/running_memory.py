@@ -86,7 +86,7 @@ def estimate(metadata: Mapping[str, Any], tensors: Tensors, contexts: Iterable[i
 
     Never raises for odd metadata: the estimate then has a `reason` in place of numbers.
     """
-    model = _Model.read(metadata, tensors)
+    model = _Quantities.read(metadata, tensors)
     if isinstance(model, str):
         return Estimate((), model)
     if contexts is None:
@@ -134,14 +134,14 @@ class _Header:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
-        self.arch = str(self._plain("general.architecture"))
+        self.arch = str(self._value("general.architecture"))
 
-    def _plain(self, key: str) -> Any:
+    def _value(self, key: str) -> Any:
         value = self.metadata.get(key)
         return value.value if isinstance(value, Value) else value
 
     def get(self, key: str) -> Any:
-        return self._plain(f"{self.arch}.{key}")
+        return self._value(f"{self.arch}.{key}")
 
     def count(self, key: str, default: int = 0) -> int:
         """A count, or the largest of a list of counts."""
@@ -170,7 +170,7 @@ def _is_count(value: object) -> bool:
 
 
 @dataclass(frozen=True)
-class _Model:
+class _Quantities:
     """What the formulae ask of a model. `keys` are the cached elements per cell of each attention layer."""
 
     facts: ModelFacts
@@ -187,7 +187,7 @@ class _Model:
     state: int
 
     @classmethod
-    def read(cls, metadata: Mapping[str, Any], tensors: Tensors) -> _Model | str:
+    def read(cls, metadata: Mapping[str, Any], tensors: Tensors) -> _Quantities | str:
         """The model, or why there is none."""
         header = _Header(metadata)
         embedding = tensors.get("token_embd.weight", ((), ""))[0]
@@ -328,7 +328,7 @@ _STATE_KEYS = tuple(
 # -- weights ------------------------------------------------------------------------------------------------------
 
 
-def _weights(model: _Model, tensors: Tensors) -> Iterator[tuple[str, int]]:
+def _weights(model: _Quantities, tensors: Tensors) -> Iterator[tuple[str, int]]:
     """Bytes of all tensors: as they are, then as each type of TYPES would store them.
 
     A tensor that is quantized now counts as F16 where a recipe leaves it alone. A type that does not fit the model's
