@@ -316,3 +316,40 @@ def test_json() -> None:
     assert Estimate((need,)).as_dict()["needs"] == [
         {"type": "F16", "context": 2048, "bits_per_weight": 16.0, "weights": 3, "cache": 2, "compute": 1, "total": 6}
     ]
+
+
+# ------------------------------------------------------------------------------------------ each number at its edge
+
+
+def test_a_cache_grows_in_steps_of_256_cells_of_two_bytes() -> None:
+    """Four layers of four heads with 64 values in a key and 64 in a value, F16."""
+    needs = estimate(*described(decoder()), [1, 256, 257, 512, 513]).needs[:5]
+    cell = 4 * 4 * (64 + 64) * 2
+    assert [need.cache for need in needs] == [256 * cell, 256 * cell, 512 * cell, 512 * cell, 768 * cell]
+
+
+def test_a_window_keeps_the_batch_that_is_read_too() -> None:
+    """512 tokens of a batch beside the window, in steps of 256 cells, and never more than the context."""
+    cell = 4 * 4 * (64 + 64) * 2
+    slides: dict[str, Any] = {"attention__sliding_window_pattern": [True] * 4}
+    assert cache_of(decoder(), **slides, attention__sliding_window=256) == 768 * cell
+    assert cache_of(decoder(), **slides, attention__sliding_window=257) == 1024 * cell
+    assert cache_of(decoder(), **slides, attention__sliding_window=100_000) == 8192 * cell
+
+
+def test_a_batch_has_512_tokens_and_no_more_than_the_cells() -> None:
+    needs = estimate(*described(decoder(vocab=100_000)), [1, 256, 257, 512, 8192]).needs[:5]
+    logits = 4 * (100_000 + 2 * 512)
+    assert [need.compute for need in needs] == [tokens * logits for tokens in (256, 256, 512, 512, 512)]
+    assert estimate(*described(decoder())).as_dict()["assumes"]["batch"] == 512
+
+
+def test_contexts_that_are_asked_for() -> None:
+    needs = estimate(*described(decoder())).needs
+    assert sorted({need.context for need in needs}) == [2048, 8192, 32768, 131072]
+
+
+def test_no_count_of_a_header_has_more_than_32_bits() -> None:
+    for length, contexts in (((1 << 32) - 1, {2048, 8192, 32768, (1 << 32) - 1}), (1 << 32, {2048, 8192, 32768})):
+        needs = estimate(*described(decoder(context_length=("uint64", length)))).needs
+        assert {need.context for need in needs} == contexts

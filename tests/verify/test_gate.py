@@ -13,8 +13,11 @@ from support.verifications import behaviour, exact, fidelity, verification
 from converter.errors import ConverterError, CorruptFile, UnsupportedFeature, UsageError
 from converter.runtimes.behaviour import Behaviour
 from converter.verify.gate import (
+    MODEL_FIGURES,
     MODEL_METRICS,
+    TENSOR_FIGURES,
     TENSOR_METRICS,
+    Figure,
     Gate,
     against_baseline,
     gated,
@@ -282,3 +285,43 @@ def test_gated_adds_what_a_threshold_and_an_earlier_report_say(tmp_path: Path) -
     found = gated(worse, Gate(), before.as_dict(), tolerance=0.01)
     assert ("baseline", "new") in {(finding.check, finding.subject) for finding in found.findings}
     assert gated(before, Gate(), before.as_dict()) == before == gated(before, Gate())
+
+
+# ------------------------------------------------------------------------------------------ each number at its edge
+
+#: What a figure of a baseline may differ by without being worse, and the value that is best.
+FLOORS = {
+    "nmse": (1e-12, 0.0),
+    "max_abs": (1e-12, 0.0),
+    "nonfinite": (0.0, 0.0),
+    "summary.nmse": (1e-12, 0.0),
+    "summary.bits_per_weight": (0.0, 0.0),
+    "behaviour.mean_kl": (1e-4, 0.0),
+    "behaviour.top1": (1e-3, 1.0),
+    "behaviour.candidate_ppl": (0.0, 0.0),
+    "behaviour.cosine": (1e-4, 1.0),
+}
+
+
+@pytest.mark.parametrize("figure", [*TENSOR_FIGURES, *MODEL_FIGURES], ids=lambda figure: figure.path)
+@pytest.mark.parametrize("tolerance", [0.0, 0.25])
+def test_how_much_worse_than_the_baseline_is_worse(figure: Figure, tolerance: float) -> None:
+    floor, best = FLOORS[figure.path]
+    away = -1 if best else 1  # the direction in which things get worse
+    before = best + away * 0.5 * (floor or 1.0)
+    edge = before + away * (0.5 * (floor or 1.0) * tolerance + floor)
+    step = 1e-3 * (floor or 1.0)
+    assert not figure.worse(edge - away * step, before, tolerance)
+    assert figure.worse(edge + away * step, before, tolerance)
+    assert figure.worse(float("nan"), before, tolerance)
+    assert not figure.worse(best, before, tolerance)
+
+
+def test_a_gate_has_a_megabyte_at_most(tmp_path: Path) -> None:
+    path = tmp_path / "verify.toml"
+    line = "min_sqnr = 15\n#"
+    path.write_text(line + "x" * ((1 << 20) - len(line)))
+    assert read_gate(path).tensors == {"min_sqnr": 15}
+    path.write_text(line + "x" * ((1 << 20) - len(line) + 1))
+    with pytest.raises(UsageError, match="larger than 1048576 bytes"):
+        read_gate(path)

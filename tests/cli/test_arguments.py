@@ -1,0 +1,33 @@
+"""What the options take: each unit, and each kind of text at its edge."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from converter.cli.arguments import positive, size
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("0", 0), ("64", 64), ("64b", 64), ("64K", 64_000), ("64kb", 64_000), ("500MB", 500_000_000),
+        (" 5g ", 5_000_000_000), ("2T", 2_000_000_000_000), ("9" * 15, 10**15 - 1),
+    ],
+)  # fmt: skip
+def test_sizes_are_decimal(text: str, nbytes: int) -> None:
+    assert size(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5G", "64KiB", "64 K", "1P", "1" * 16, "0x10"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size such as 2G, 500M or 64K"):
+        size(text)
+
+
+def test_positive_begins_at_one() -> None:
+    assert positive("1") == 1
+    for text in ("0", "-1", "", "1.0", "one"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a positive number"):
+            positive(text)
