@@ -23,7 +23,7 @@ from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import hparam_metadata, read_config, read_metadata, write_config
 from converter.metadata import TYPES, Value
 from converter.quant.recipes import ModelFacts
-from converter.tensors.expressions import evaluate
+from converter.tensors.expressions import compute, evaluate
 from converter.tensors.ops import Stack, apply, infer, inverse
 
 FOLDER = Path(package.__file__).parent
@@ -48,18 +48,28 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
     """Small numbers for every hparam, so that the expressions of the rows have values."""
     numbers = {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_head_kv": 2, "head_dim": 8, "n_vocab": 32}
     numbers["n_expert"] = n_expert
-    kinds: dict[str, Any] = {"u32": 12, "f32": 0.5, "str": "default", "bool": True}
-    return {hparam.name: numbers.get(hparam.name, kinds[hparam.type]) for hparam in architecture.hparams}
+    kinds: dict[str, Any] = {"u32": 12, "i32": 12, "u64": 12, "f32": 0.5, "str": "default", "bool": True}
+
+    def value(hparam: HParam) -> Any:
+        if hparam.name in numbers:
+            return numbers[hparam.name]
+        if hparam.values:
+            return kinds["str"] if hparam.types == ("str",) else hparam.values[0][0]
+        kind = hparam.types[0]
+        return [kinds[kind[:-2]]] * numbers["n_layer"] if kind.endswith("[]") else kinds[kind]
+
+    return {hparam.name: value(hparam) for hparam in architecture.hparams}
 
 
 def sized(architecture: Architecture, rule: TensorRule) -> dict[str, Any] | None:
-    """Hyperparameters under which the rule applies."""
+    """Hyperparameters under which the rule applies, in block 1 of two where its names say so."""
     for n_expert in (4, 0):
         hparams = small_hparams(architecture, n_expert)
         for rope in ("default", "llama3"):
             hparams["rope_type"] = rope
-            if rule.when is None or evaluate(rule.when, hparams):
-                return hparams
+            sizes = {**hparams, "present": (), **({"block": 1} if rule.per_block else {})}
+            if rule.when is None or evaluate(rule.when, sizes):
+                return sizes
     return None
 
 
@@ -78,14 +88,31 @@ def test_architecture_files_are_data(path: Path) -> None:
         ast.With,
         ast.Match,
     )
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, control)]
-    assert [(node.lineno, type(node).__name__) for node in nodes] == []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [(node.lineno, type(node).__name__) for node in ast.walk(tree) if isinstance(node, control)] == []
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.comprehension)]
+    assert not [ast.unparse(loop) for loop in loops if loop.ifs or not isinstance(loop.iter, ast.Name | ast.Tuple)]
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    sources = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
+    allowed = {"__future__", "collections.abc", "dataclasses", "converter.metadata", "converter.tensors.ops"}
+    assert {source for source in sources if not str(source).startswith("converter.architectures.")} <= allowed
+    own = {alias.asname or alias.name for node in imports for alias in node.names} | {"dict", "tuple", "frozenset"}
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert called <= own, "a row is made by what the specification offers"
+
+
+def test_every_architecture_validates() -> None:
+    """It was when it was built; and each is built again from its fields, so that no row slips in another way."""
+    assert all(replace(architecture) == architecture for architecture in EVERY)
+    with pytest.raises(ValueError, match="llama: tensor x, x: 'n_nothing': there is no hparam n_nothing"):
+        llama = architectures()["llama"]
+        replace(llama, tensors=(*llama.tensors, T("x", "x", shape=("n_nothing",))))
 
 
 def test_every_file_registers_what_it_says() -> None:
     assert {"llama", "qwen2", "qwen3", "qwen3moe"} <= architectures().keys()
     assert all(name == architecture.gguf for name, architecture in architectures().items())
-    classes = [hf.name for architecture in EVERY for hf in architecture.hf]
+    classes = [hf.name for architecture in EVERY for hf in architecture.hf if hf.takes is None]
     assert len(set(classes)) == len(classes)
 
 
@@ -123,29 +150,26 @@ def test_rules_are_invertible_on_their_shapes(architecture: Architecture, rule: 
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
 def test_every_gguf_tensor_has_one_writer(architecture: Architecture) -> None:
     """Alternative layouts are for reading only, and their tensors are those of a rule that writes."""
-    written = [name for rule in architecture.tensors if not rule.read_only for name in rule.gguf]
+    written = [(name, rule.when) for rule in architecture.tensors if not rule.read_only for name in rule.gguf]
     assert len(set(written)) == len(written)
     read = {name for rule in architecture.tensors if rule.read_only for name in rule.gguf}
-    assert read <= set(written)
-    tied = {rule.tied_to for rule in architecture.tensors if rule.tied_to}
-    assert tied <= set(written)
+    assert read <= {name for name, _ in written}
 
 
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
 def test_hparams(architecture: Architecture) -> None:
-    names = [hparam.name for hparam in architecture.hparams]
-    keys = [key for hparam in architecture.hparams for key in hparam.gguf]
-    assert len(set(names)) == len(names)
-    assert len(set(keys)) == len(keys)
-    assert all(hparam.type in TYPES for hparam in architecture.hparams)
-    assert {"n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_vocab"} <= set(names)
-    hparams = small_hparams(architecture, 4)
-    for index, hparam in enumerate(architecture.hparams):
-        known = {name: hparams[name] for name in names[:index]}
-        if isinstance(hparam.default, str) and hparam.type != "str":
-            assert evaluate(hparam.default, known) >= 0, "defaults may use earlier hparams only"
-        for condition in filter(None, (hparam.when,)):
-            assert evaluate(condition, hparams) in (0, 1)
+    last = {key: hparam for hparam in architecture.hparams for key in hparam.gguf}
+    for hparam in architecture.hparams:
+        assert all(last[key] is hparam or last[key].always for key in hparam.gguf), "the key of two rows is the last's"
+        assert all(kind.removesuffix("[]") in TYPES for kind in hparam.types)
+    names = {hparam.name for hparam in architecture.hparams}
+    assert {"n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_vocab"} <= names
+    sizes = {**small_hparams(architecture, 4), "present": ()}
+    for hparam in architecture.hparams:
+        at = {**sizes, "block": 1} if hparam.per_block else sizes
+        for text in (hparam.default, hparam.back):
+            assert not isinstance(text, str) or compute(text, at) is not None
+        assert hparam.when is None or evaluate(hparam.when, sizes) in (0, 1)
 
 
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
