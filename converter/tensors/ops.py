@@ -269,10 +269,9 @@ class Concat(Op):
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         first = shapes[0]
-        _check(-len(first) <= self.axis < len(first), self, shapes)
+        alike = all(len(shape) == len(first) for shape in shapes)
+        _check(alike and -len(first) <= self.axis < len(first), self, shapes)
         axis = self.axis % len(first)
-        rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
-        _check(len(rest) == 1 and len(shapes) == len(self.sizes), self, shapes)
         joined = (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
         _check(self.inverse().infer([joined]) == list(shapes), self, shapes)
         return [joined]

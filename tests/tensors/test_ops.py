@@ -376,6 +376,10 @@ def test_a_scalar_has_no_axis_to_move(op: Op) -> None:
         (Concat(2, (1, 1)), [(4, 4), (4, 4)]),
         (Concat(-3, (1, 1)), [(4, 4), (4, 4)]),
         (Concat(0, (1, 1, 1)), [(4, 4), (4, 4)]),
+        (Concat(0, (1, 1)), [(), ()]),
+        (Concat(1, (1, 1)), [(4, 4), (4,)]),
+        (Concat(0, (1, 1)), [(4, 4), (4, 4, 1)]),
+        (Concat(0, (1, 1)), [(4, 4), (4, 5)]),
         (Concat(0, (1, 2)), [(4, 4), (4, 4)]),
         (Unstack(4), [(4, 4), (4, 4)]),
     ],
@@ -399,6 +403,15 @@ def test_a_reshape_moves_rows_only_where_both_shapes_end_in_the_row() -> None:
     assert Reshape((2, "row"), (2, 1, "row")).reach(2) == "rows"
     assert Reshape((2, "row"), (24,)).reach(2) == "whole"
     assert Reshape((24,), (2, "row")).reach(1) == "whole"
+
+
+@pytest.mark.parametrize("op", [Split, Concat])
+def test_only_the_last_axis_is_cut_within_rows(op: type[Split] | type[Concat]) -> None:
+    def reach(axis: int, ndim: int) -> str:
+        return op(axis, (1, 1)).reach(ndim)
+
+    assert [reach(axis, 3) for axis in (-3, -2, -1, 0, 1, 2)] == ["rows", "rows", "whole", "rows", "rows", "whole"]
+    assert reach(0, 1) == "whole"
 
 
 def test_the_ops_that_lose_something() -> None:
