@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from converter.errors import ArchitectureError
-from converter.mapping.generators import llama3_rope_freqs
+from converter.mapping.generators import LLAMA3_DEFAULTS, llama3_rope_config, llama3_rope_freqs
 from converter.tensors.elementary import power
 
 # head_dim, rope_theta, factor, low and high factor, context: as config.json of the model says.
@@ -112,3 +112,48 @@ def test_short_wavelengths_are_kept_even_where_long_ones_begin_before() -> None:
     config = (64, 10000.0, 8.0, 4.0, 1.0, 8192)
     assert ours(config).tolist() == torchs(config).tolist()
     assert ours(config).tolist() == ours((64, 10000.0, 8.0, 1.0, 1.0, 8192)).tolist()
+
+
+@pytest.mark.parametrize("key", ["rope_theta", *LLAMA3_DEFAULTS])
+@pytest.mark.parametrize("value", [0, -8.0, 1e-30, 1e30, math.nan, math.inf, True, "8", None, [8]])
+def test_what_is_no_positive_number_is_named(key: str, value: Any) -> None:
+    with pytest.raises(ArchitectureError, match=f"rope scaling: {key} is .*, not a positive number"):
+        llama3_rope_freqs({key: value}, {"head_dim": 64})
+
+
+def test_numbers_up_to_the_limits_are_taken() -> None:
+    assert llama3_rope_freqs({"factor": 1e29}, {"head_dim": 64}).max() == np.float32(1e29)
+    assert llama3_rope_freqs({"factor": 2e-30}, {"head_dim": 64}).min() == np.float32(2e-30)
+    assert (
+        llama3_rope_freqs({"factor": 8}, {"head_dim": 64}).tolist() == llama3_rope_freqs({}, {"head_dim": 64}).tolist()
+    )
+
+
+@pytest.mark.parametrize("exponent", range(5, 21))
+def test_the_context_is_read_back_from_the_divisors(exponent: int) -> None:
+    rope = {"rope_theta": 1e7, "factor": 32.0, "original_max_position_embeddings": 1 << exponent}
+    freqs = llama3_rope_freqs(rope, {"head_dim": 256})
+    found = llama3_rope_config(freqs, {"rope_theta": 1e7}, {"head_dim": 256})
+    assert found == {
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 1 << exponent,
+    }  # fmt: skip
+
+
+def test_what_is_no_usual_scaling_is_none() -> None:
+    rope, head = {"rope_theta": 1e7}, {"head_dim": 256}
+    for context in (1 << 4, 1 << 21, 8192 + 512):
+        freqs = llama3_rope_freqs({**rope, "original_max_position_embeddings": context}, head)
+        assert llama3_rope_config(freqs, rope, head) == {}
+    freqs = llama3_rope_freqs(rope, head)
+    close, apart = freqs * np.float32(1.000005), freqs * np.float32(1.00002)
+    assert llama3_rope_config(close, rope, head)["original_max_position_embeddings"] == 8192
+    assert llama3_rope_config(apart, rope, head) == {}
+    for wrong in (freqs * np.float32(0), freqs * np.float32(1e30), freqs * np.float32(np.nan)):
+        assert llama3_rope_config(wrong, rope, head) == {}
+
+
+def test_of_contexts_that_give_the_same_the_nearest_to_the_published_is_meant() -> None:
+    """Without stretching all are the same; with few divisors those on either side of 8192 may be."""
+    found = llama3_rope_config(np.ones(32, np.float32), {"rope_theta": 10000.0}, {"head_dim": 64})
+    assert (found["factor"], found["original_max_position_embeddings"]) == (1.0, 8192)

@@ -397,6 +397,7 @@ def test_ends_of_the_axes_that_fit() -> None:
     assert Concat(-2, (1, 1)).infer([(2, 3), (2, 3)]) == [(4, 3)]
     assert Concat(1, (1, 1)).infer([(2, 3), (2, 3)]) == [(2, 6)]
     assert Unstack(1).infer([(1, 2)]) == [(2,)]
+    assert Stack(1).infer([(2,)]) == [(1, 2)]
 
 
 def test_a_reshape_moves_rows_only_where_both_shapes_end_in_the_row() -> None:
