@@ -34,7 +34,7 @@ _PUBLIC = {
     "run": "pipeline",
     "Request": "request",
     "Source": "request",
-    "Plan": "planning",
+    "Plan": "planning.plan",
     "Checkpoint": "checkpoint",
     "LazyTensor": "tensors.tensor",
     "TensorInfo": "tensors.tensor",

@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter import pipeline, planning
-from converter.checkpoint import Checkpoint
+from converter import pipeline
 from converter.errors import Interrupted, UsageError, about
 from converter.events import Event, Report, TypeFallback
 from converter.formats.registry import open_checkpoint, source_format, target_format
 from converter.inspection import running_memory
-from converter.metadata import Metadata, number_of, text_of
-from converter.planning import Plan, Unencoded
-from converter.quant.imatrix import ImportanceMatrix, assign_weights
+from converter.metadata import number_of, text_of
+from converter.planning.build import finished
+from converter.planning.draft import Draft, begin, run
+from converter.planning.passes import ASKED, FILES, MODEL, choose, open_matrix, weigh
+from converter.planning.plan import Plan, Step
 from converter.quant.recipes import recipe
 from converter.request import PathLike, Request, Source
 from converter.runtimes.base import package
@@ -40,10 +41,9 @@ from converter.storage.json import finite
 from converter.storage.slabs import Progress, ProgressCallback
 from converter.tensors import kernels
 from converter.tensors.dtypes import DType, dtype
-from converter.tensors.encode import Importance, Watch, encode_rows
+from converter.tensors.encode import Importance, encode_rows
 from converter.tensors.kernels import NO_DIFFERENCES, Differences
 from converter.tensors.streams import values
-from converter.tensors.tensor import LazyTensor
 from converter.verify.results import sqnr_db
 
 #: Version of the JSON report's schema; raised when a field changes its meaning or goes away.
@@ -218,57 +218,37 @@ def compare(
     with about(source.path):
         opened = open_checkpoint(source)
     with opened, about(source.path):
-        matrix = planning.open_imatrix(request)
+        draft = begin(opened, target_format(_TARGET, "gguf"), request.replace(strict=False), _TARGET)
+        draft = run(draft, (*MODEL, open_matrix))
         try:
-            found = _measured(opened, names, request, matrix, context, threads, progress)
+            plans = {name: _plan(draft, source, request.replace(quant=name)) for name in names}
+            found = _measured(plans, _limited(context, draft.checkpoint.config), threads, progress)
         finally:
-            if matrix is not None:
-                matrix.close()
+            if draft.matrix is not None:
+                draft.matrix.close()
         opened.check()
-    return replace(found, source=str(source.path), seconds=time.monotonic() - started)
+    events = tuple(draft.report.events)
+    return replace(found, source=str(source.path), events=events, seconds=time.monotonic() - started)
+
+
+def _plan(draft: Draft, source: Source, request: Request) -> Plan:
+    """The plan of one quant, from the model that all have in common; what is said of that one is not said again."""
+    own = replace(draft, request=request, report=Report(strict=request.output.strict))
+    return finished(run(own, (*ASKED, choose, weigh, *FILES)), source)
 
 
 def _measured(
-    opened: Checkpoint,
-    names: Sequence[str],
-    request: Request,
-    matrix: ImportanceMatrix | None,
-    context: int,
-    threads: int | None,
-    progress: ProgressCallback | None,
+    plans: Mapping[str, Plan], context: int, threads: int | None, progress: ProgressCallback | None
 ) -> Comparison:
-    raw, plans, events = _plans(opened, names, request)
-    context = _limited(context, raw.metadata)
-    errors = _wanted(raw, plans, matrix)
-    slabs.run([_job(raw.read[name], raw.tensors[name], own) for name, own in errors.items()], threads, progress)
+    steps = {step.name: step for plan in plans.values() for step in plan.steps}
+    errors = _wanted(plans)
+    slabs.run([_job(steps[name], own) for name, own in errors.items()], threads, progress)
     made = [_quant(name, plan, errors, context) for name, plan in plans.items()]
     made.sort(key=lambda quant: (-quant.bytes, quant.name))
-    return Comparison("", tuple(made), context, events)
+    return Comparison("", tuple(made), context)
 
 
-# ------------------------------------------------------------------------------------------------ planning
-
-
-def _plans(
-    opened: Checkpoint, names: Sequence[str], request: Request
-) -> tuple[Unencoded, dict[str, Plan], tuple[Event, ...]]:
-    """The source as a GGUF that nothing was encoded for yet, and the plan of each quant, made from that."""
-    writer = target_format(_TARGET, "gguf")
-    report = Report()
-    report.extend(list(opened.events))
-    way = planning.route(opened, writer, request)
-    raw = planning.unencoded(opened, way, request, report, Watch())
-    mapped = opened.replace(
-        tensors=raw.tensors, config=raw.metadata, dialect="gguf" if way.map else opened.dialect, events=(), closers=()
-    )
-    plans = {}
-    for name in names:
-        plans[name] = planning.build(mapped, _TARGET, writer, request.replace(quant=name))
-        plans[name].checkpoint.close()  # of the importance matrix alone: the source's own closers are not among them
-    return raw, plans, tuple(report.events)
-
-
-def _limited(context: int, metadata: Metadata) -> int:
+def _limited(context: int, metadata: Mapping[str, Any]) -> int:
     """`context`, or the model's own where that is less."""
     limit = number_of(metadata, f"{text_of(metadata, 'general.architecture')}.context_length") or 0
     return min(context, limit) if limit > 0 else context
@@ -288,24 +268,20 @@ class _Error:
 _Errors = dict[str, dict[str, _Error]]  # tensor -> type -> what it costs
 
 
-def _wanted(raw: Unencoded, plans: Mapping[str, Plan], matrix: ImportanceMatrix | None) -> _Errors:
+def _wanted(plans: Mapping[str, Plan]) -> _Errors:
     """What there is to measure: each tensor with values, in every type that a quant gives it."""
-    infos = [tensor.info for tensor in raw.tensors.values()]
     errors: _Errors = {}
-    for name, plan in plans.items():
-        types = {step.name: step.type for step in plan.steps}
-        weights = assign_weights(matrix, recipe(name), infos, types)[0] if matrix is not None else {}
-        for tensor, type_ in types.items():
-            own = raw.read[tensor].info
-            kept_whole = not own.dtype.floating and own.dtype.name == type_  # integers and the like, which stay exact
-            if own.n_elements and not kept_whole:
-                errors.setdefault(tensor, {}).setdefault(type_, _Error(weights.get(tensor)))
+    for step in (step for plan in plans.values() for step in plan.steps):
+        own = step.read.info
+        kept_whole = not own.dtype.floating and own.dtype.name == step.type  # integers and the like, which stay exact
+        if own.n_elements and not kept_whole:
+            errors.setdefault(step.name, {}).setdefault(step.type, _Error(step.weights))
     return errors
 
 
-def _job(tensor: LazyTensor, intermediate: LazyTensor, wanted: Mapping[str, _Error]) -> slabs.Job:
-    """Reads `tensor` once and measures it in every type of `wanted`."""
-    info, between = tensor.info, intermediate.info.dtype
+def _job(step: Step, wanted: Mapping[str, _Error]) -> slabs.Job:
+    """Reads a tensor once and measures it in every type of `wanted`."""
+    tensor, info, between = step.read, step.read.info, step.intermediate.info.dtype
     types = {dtype(name): error for name, error in wanted.items()}
     per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
 

@@ -21,7 +21,7 @@ from converter.errors import ArchitectureError, MissingPart, TokenizerError, abo
 from converter.formats.registry import formats, open_checkpoint
 from converter.mapping.view import view
 from converter.metadata import Array, Value
-from converter.planning import build
+from converter.planning.build import build
 from converter.request import PathLike, Request, Source
 from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback

@@ -6,13 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from converter import planning
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, LossyError, MissingPart, OutputExists, SameFile, about
-from converter.formats.base import Format
 from converter.formats.registry import open_checkpoint, target_format, writers
-from converter.mapping.general_keys import default_file_name
-from converter.planning import Plan
+from converter.planning.build import build
+from converter.planning.plan import Plan
 from converter.request import PathLike, Request, Source
 from converter.storage import output
 from converter.storage.disk import Disk
@@ -38,7 +36,15 @@ def plan(source: PathLike | Source, target: PathLike, request: Request | None = 
         unnamed = folder and not writer.folder
         if unnamed and (writer.name != "gguf" or not Path(target).is_dir()):
             raise MissingPart(f"{target}: a {writer.name} file needs a name, or for GGUF a folder that is there")
-        return _plan(source, Path(target), writer, request, unnamed)
+        opened = open_checkpoint(source)
+        try:
+            made = build(opened, Path(target), writer, request, source=source, unnamed=unnamed)
+            opened = made.checkpoint
+            _refuse_same(made.layout, opened)
+        except BaseException:
+            opened.close()
+            raise
+        return made
 
 
 def _is_folder(target: PathLike) -> bool:
@@ -47,26 +53,6 @@ def _is_folder(target: PathLike) -> bool:
         return True
     known = any(Path(target).suffix.lower() in each.extensions for each in writers())
     return Path(target).is_dir() and not known
-
-
-def _plan(source: Source, target: Path, writer: Format, request: Request, unnamed: bool) -> Plan:
-    checkpoint = open_checkpoint(source)
-    try:
-        if unnamed:
-            draft = planning.build(checkpoint, target / "model", writer, request)
-            target = target / default_file_name(
-                draft.checkpoint.config, (request.types.quant or _own_type(draft)).upper()
-            )
-        made = planning.build(checkpoint, target, writer, request)
-        _refuse_same(made.layout, made.checkpoint)
-    except BaseException:
-        checkpoint.close()
-        raise
-    return made
-
-
-def _own_type(plan: Plan) -> str:
-    return max(plan.steps, key=lambda step: step.bytes).type if plan.steps else "F32"
 
 
 def convert(
@@ -115,7 +101,7 @@ def run(
             return None
         return LossyError(f"{plan.watch.events()[0]}\nrefused under --strict; nothing was written")
 
-    with about(plan.source):
+    with about(plan.source.path):
         _refuse_existing(plan.layout, force)
         target = Disk(plan.layout)
         target.check_room()

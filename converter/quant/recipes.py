@@ -92,6 +92,11 @@ class Choice:
     rule: str
     fallback_from: str | None = None
 
+    @property
+    def reason(self) -> str:
+        """The rule, and what became of the type that it wanted."""
+        return self.rule + (f"; rows do not fit {self.fallback_from} -> {self.type}" if self.fallback_from else "")
+
 
 # --------------------------------------------------------------------------------------------------
 # Roles: what a tensor is to the rules

@@ -1,4 +1,4 @@
-"""Which tensor of a target is to be compared with what of its source: the conversion planned again, not run.
+"""Which tensor of a target is to be compared with what of its source: the steps of the conversion, planned again.
 
 The source goes through the same mapping as in a conversion, so that names, permutations and stacks are those that the
 target must have. What differs already there (a tensor, a shape, a type) is a finding.
@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingImportance
-from converter.events import Report
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.metadata import Value
-from converter.planning import Route, choose_types, mapped_back, open_imatrix, route, unencoded
+from converter.planning.draft import Draft, begin, run
+from converter.planning.passes import MODEL, choose, open_matrix, weigh
+from converter.planning.plan import Step
 from converter.quant import imatrix
-from converter.quant.imatrix import ImportanceMatrix
-from converter.quant.recipes import RECIPES, Choice, Recipe, recipe
+from converter.quant.recipes import RECIPES, Recipe
 from converter.request import Request
 from converter.tensors.dtypes import DType
-from converter.tensors.encode import Importance, Watch
+from converter.tensors.encode import Importance
 from converter.tensors.tensor import LazyTensor
 
 #: Metadata that says that an importance matrix was used.
@@ -65,34 +65,31 @@ def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Reques
     Raises:
         ConverterError: the source cannot be mapped to the target's dialect.
     """
-    way = route(source, writer, request)
-    if target.dialect == "gguf" and (way.map or source.dialect == "gguf"):
-        return _with_gguf(source, way, target, request)
-    return _with_plain(source, way, writer, target, request)
+    draft = begin(source, writer, request.replace(strict=False))
+    if draft.to_gguf and (draft.route.map or source.dialect == "gguf"):
+        return _with_gguf(draft, target)
+    return _with_plain(draft, target)
 
 
 # ------------------------------------------------------------------------------------------------- GGUF
 
 
-def _with_gguf(source: Checkpoint, way: Route, target: Checkpoint, request: Request) -> Pairing:
-    raw = unencoded(source, way, request, Report(), Watch())
-    request = request.replace(quant=request.types.quant or _said_recipe(target, source))
-    chosen = recipe(request.types.quant) if request.types.quant else None
+def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     weighted = any(key in target.config for key in IMATRIX_KEYS)
-    choices = choose_types(raw.tensors, raw.metadata, chosen, request, weighted or request.types.imatrix is not None)
-    kept = choose_types(raw.tensors, raw.metadata, None, Request(), False)
-    matrix = open_imatrix(request)
-    weights = _weights(matrix, raw.tensors, chosen, target, choices) if matrix and chosen else {}
-    pairs, findings = _match(raw.read, target)
+    quant = draft.request.types.quant or _said_recipe(target, draft.opened)
+    draft = replace(draft, request=draft.request.replace(quant=quant), weighted=weighted)
+    draft = run(draft, (*MODEL, open_matrix, choose))
+    steps, recipe = {step.name: step for step in _weighed(draft, target)}, draft.recipe
+    pairs, findings = _match(draft.read, target)
     made = []
     for found in pairs:
-        name, type_ = found.name, found.candidate.info.dtype.name
-        unknown = weighted and matrix is None and type_ in imatrix.WEIGHTED
-        made.append(replace(found, rounded=raw.tensors[name], weights=weights.get(name), explained=not unknown))
-        if type_ not in (choices[name].type, kept[name].type if not (chosen and chosen.quantized) else ""):
-            findings.append(_type_finding(name, type_, choices[name], chosen))
-    left_over, closers = _left_over(raw.read, target), (matrix.close,) if matrix else ()
-    return Pairing(tuple(made), tuple(findings), raw.metadata, "gguf", left_over, closers)
+        step, type_ = steps[found.name], found.candidate.info.dtype.name
+        unknown = weighted and draft.matrix is None and type_ in imatrix.WEIGHTED
+        made.append(replace(found, rounded=step.intermediate, weights=step.weights, explained=not unknown))
+        if type_ != step.type and (type_ != step.source_type or (recipe is not None and recipe.quantized)):
+            findings.append(_type_finding(step, type_, recipe))
+    left_over, closers = _left_over(draft.read, target), (draft.matrix.close,) if draft.matrix else ()
+    return Pairing(tuple(made), tuple(findings), draft.checkpoint.config, "gguf", left_over, closers)
 
 
 def _said_recipe(target: Checkpoint, source: Checkpoint) -> str | None:
@@ -108,25 +105,21 @@ def _number(checkpoint: Checkpoint, key: str) -> int | None:
     return entry.value if isinstance(entry, Value) and type(entry.value) is int else None
 
 
-def _weights(
-    matrix: ImportanceMatrix,
-    tensors: Mapping[str, LazyTensor],
-    chosen: Recipe,
-    target: Checkpoint,
-    choices: Mapping[str, Choice],
-) -> Mapping[str, Importance]:
-    own = {name: target.tensors[name].info.dtype.name for name in choices if name in target.tensors}
-    types = {name: own.get(name, choice.type) for name, choice in choices.items()}
+def _weighed(draft: Draft, target: Checkpoint) -> tuple[Step, ...]:
+    """The steps of a draft, with the importance that encoders of the types which the target has would follow."""
+    own = {name: tensor.info.dtype.name for name, tensor in target.tensors.items()}
+    types = {name: replace(choice, type=own.get(name, choice.type)) for name, choice in draft.choices.items()}
     try:
-        return imatrix.assign_weights(matrix, chosen, [tensor.info for tensor in tensors.values()], types)[0]
+        weights = weigh(replace(draft, choices=types)).weights if draft.matrix is not None else {}
     except MissingImportance:
-        return {}
+        weights = {}
+    return replace(draft, weights=weights).steps
 
 
-def _type_finding(name: str, type_: str, choice: Choice, chosen: Recipe | None) -> Finding:
-    said = chosen.name if chosen else "the source"
+def _type_finding(step: Step, type_: str, recipe: Recipe | None) -> Finding:
+    said = recipe.name if recipe else "the source"
     return Finding(
-        "type", name, f"is {type_}, {said} gives {choice.type} ({choice.rule})",
+        "type", step.name, f"is {type_}, {said} gives {step.type} ({step.choice.rule})",
         hint="if that is meant, pass the options it was made with (--tensor-type, --pure ...), or --any-types",
     )  # fmt: skip
 
@@ -134,28 +127,30 @@ def _type_finding(name: str, type_: str, choice: Choice, chosen: Recipe | None) 
 # ------------------------------------------------------------------------------------------ plain files
 
 
-def _with_plain(source: Checkpoint, way: Route, writer: Format, target: Checkpoint, request: Request) -> Pairing:
+def _with_plain(draft: Draft, target: Checkpoint) -> Pairing:
     """Names as in the source, or as the mapping back to Hugging Face gives them: whichever the target has."""
-    tensors: Mapping[str, LazyTensor] = source.tensors
+    source = draft.opened
+    tensors = run(_routed(draft, None), MODEL).read
     expected: Mapping[str, object] = source.config if source.dialect == target.dialect else {}
     if source.dialect == "gguf" and target.dialect != "gguf":
-        mapped = _mapped_back(source, way, writer, request)
-        if mapped is not None and _shared(mapped[0], target) >= _shared(tensors, target):
-            tensors, expected = mapped
+        mapped = _mapped_back(draft)
+        if mapped is not None and _shared(mapped.read, target) >= _shared(tensors, target):
+            tensors, expected = mapped.read, mapped.checkpoint.config
     pairs, findings = _match(tensors, target)
     dialect = "hf" if expected and target.dialect == "hf" else target.dialect if expected else None
     return Pairing(tuple(pairs), tuple(findings), expected, dialect, _left_over(tensors, target))
 
 
-def _mapped_back(
-    source: Checkpoint, way: Route, writer: Format, request: Request
-) -> tuple[Mapping[str, LazyTensor], Mapping[str, object]] | None:
-    way = way if way.map else replace(way, map="gguf->hf")
+def _routed(draft: Draft, map: str | None) -> Draft:
+    return replace(draft, route=replace(draft.route, map=map))
+
+
+def _mapped_back(draft: Draft) -> Draft | None:
     try:
-        mapped = mapped_back(source, way, writer, request, Report())
+        mapped = run(_routed(draft, "gguf->hf"), MODEL)
     except ArchitectureError:
         return None
-    return (mapped.tensors, mapped.config) if mapped is not None else None
+    return mapped if mapped.route.map else None
 
 
 def _shared(tensors: Mapping[str, LazyTensor], target: Checkpoint) -> int:

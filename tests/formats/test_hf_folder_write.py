@@ -23,7 +23,7 @@ from converter.errors import CorruptFile, MissingPart, OutputExists, SameFile, T
 from converter.events import Decoded, MetadataLost, Note
 from converter.formats.base import WriteOptions
 from converter.formats.hf_folder import SHARD_SIZE, layout
-from converter.planning import Plan
+from converter.planning.plan import Plan
 from converter.request import Request, Source
 from converter.storage import output
 from converter.tensors.dtypes import DTYPES

@@ -20,7 +20,7 @@ from converter.errors import ConverterError, MissingPart, QuantizationError, Uns
 from converter.events import Decoded, MetadataLost
 from converter.formats.base import Format
 from converter.formats.registry import formats, open_checkpoint, readers, writers
-from converter.planning import Plan
+from converter.planning.plan import Plan
 from converter.request import Request, Source
 from converter.storage import files as mapped
 from converter.tensors.dtypes import F32

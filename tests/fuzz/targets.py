@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from converter import planning
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
 from converter.formats import registry
@@ -30,6 +29,7 @@ from converter.formats.hdf5 import file as hdf5_file
 from converter.formats.registry import BrokenPlugin, source_format
 from converter.formats.tensorflow import checkpoint as tensorflow
 from converter.formats.tensorflow import sstable
+from converter.planning.build import build
 from converter.quant.imatrix import open_imatrix
 from converter.request import Request, Source
 from converter.storage import files as mapped
@@ -229,7 +229,7 @@ def _open(target: Target, path: Path) -> None:
         _check_message(str(error))
     with registry.open_checkpoint(Source(path, format=target.format)) as checkpoint:
         _read(checkpoint, path)
-        made = planning.build(checkpoint, _folder(path) / "out", registry.formats()[target.to], Request())
+        made = build(checkpoint, _folder(path) / "out", registry.formats()[target.to], Request())
         _read_some(list(made.checkpoint.tensors.values()))
 
 

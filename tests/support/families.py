@@ -10,7 +10,7 @@ import numpy as np
 
 import converter
 from converter import Request
-from converter.planning import Plan
+from converter.planning.plan import Plan
 from support import models
 
 Tensors = dict[str, models.Array]

@@ -1,0 +1,1 @@
+"""Planning: everything about a conversion but the conversion. plan.py what comes out, passes.py the way there."""

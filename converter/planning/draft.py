@@ -1,0 +1,120 @@
+"""A plan in the making: the value that goes through the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint
+from converter.events import Report
+from converter.formats.base import Format
+from converter.mapping.tensors import Mapped
+from converter.planning.plan import Route, Step, route
+from converter.quant.imatrix import ImportanceMatrix, Weights
+from converter.quant.recipes import (
+    Choice,
+    Recipe,
+    recipe,
+)
+from converter.request import Request
+from converter.storage.layout import Layout
+from converter.tensors.encode import Watch
+from converter.tensors.tensor import LazyTensor
+
+QUANTIZATION_VERSION = 2
+EXTERNAL_DATA = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan in the making.
+
+    Attributes:
+        opened: the source as its reader opened it.
+        checkpoint: what the passes made of it so far.
+        target: the format to be; `path` the file or folder, or the folder of a file that gets its name by a pass.
+        request, report, watch, route: as in a `Plan`.
+        mapped: what the architecture said, where names were mapped.
+        matrix: the importance matrix, once it is open.
+        weighted: whether types are chosen for encoders that follow one, be it at hand or not.
+        read: the tensors as they were read, under their new names.
+        intermediate: the same in the types of the implied intermediate file.
+        choices: the type of each tensor of the output, and why.
+        weights: the entries of the matrix that encoders follow.
+        layout: the files to be.
+    """
+
+    opened: Checkpoint
+    checkpoint: Checkpoint
+    target: Format
+    path: Path
+    request: Request
+    report: Report
+    watch: Watch
+    route: Route
+    unnamed: bool = False
+    mapped: Mapped | None = None
+    matrix: ImportanceMatrix | None = None
+    weighted: bool = False
+    read: Mapping[str, LazyTensor] = field(default_factory=dict)
+    intermediate: Mapping[str, LazyTensor] = field(default_factory=dict)
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    layout: Layout | None = None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What is known of each tensor of the output, in its order; nothing before types are chosen."""
+        return tuple(
+            Step(self.read[name], self.intermediate[name], choice, self.weights.get(name))
+            for name, choice in self.choices.items()
+        )
+
+    @property
+    def to_gguf(self) -> bool:
+        """Whether a recipe decides types; other targets hold plain numbers."""
+        return self.target.dialect == "gguf"
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What the request calls for; None keeps every type."""
+        quant = self.request.types.quant
+        return recipe(quant) if quant is not None else None
+
+
+Pass = Callable[[Draft], Draft]
+
+
+def begin(
+    opened: Checkpoint, target: Format, request: Request, path: Path | None = None, *, unnamed: bool = False
+) -> Draft:
+    """The draft that the first pass gets.
+
+    Args:
+        opened: the source.
+        target: the format of the output.
+        request: what shall become of the source.
+        path: the output; not asked for by those who do not lay it out.
+        unnamed: `path` is a folder, and the file gets the name that the convention gives it.
+    """
+    report = Report(strict=request.output.strict)
+    report.extend(list(opened.events))
+    way, watch = route(opened, target, request), Watch(request.output.strict)
+    return Draft(opened, opened, target, path or Path(), request, report, watch, way, unnamed)
+
+
+def run(draft: Draft, passes: Iterable[Pass]) -> Draft:
+    """The draft after `passes`; where one fails, what they opened is closed.
+
+    Raises:
+        ConverterError: what makes the conversion impossible, as its kind.
+    """
+    for each in passes:
+        try:
+            draft = each(draft)
+        except BaseException:
+            if draft.matrix is not None:
+                draft.matrix.close()
+            raise
+    return draft

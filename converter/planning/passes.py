@@ -1,0 +1,416 @@
+"""The passes: from an opened checkpoint to the files to be. Everything that can fail by name, shape or type fails here.
+
+`PASSES` is the whole way, in groups, because not everybody goes all of it: `convert verify` stops where types are
+chosen, `convert compare` goes through what the model is once, and through the rest for every quant. A new stage
+(checkpoints that arrive quantized, adapters, a search for types) is one more function in one group.
+No pass reads a tensor byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from converter.architectures import traits_of
+from converter.checkpoint import Checkpoint
+from converter.errors import ArchitectureError, QuantizationError, UsageError
+from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
+from converter.formats.base import Format, WriteOptions
+from converter.mapping.folder import with_small_files
+from converter.mapping.general_keys import default_file_name, general_metadata
+from converter.mapping.tensors import Mapped, to_gguf, to_hf
+from converter.metadata import Array, Metadata, Value
+from converter.planning.draft import Draft
+from converter.planning.plan import Step
+from converter.quant import imatrix
+from converter.quant.recipes import (
+    RECIPES,
+    Choice,
+    ModelFacts,
+    Options,
+    TensorSpec,
+    assign,
+    converter_type,
+    recipe,
+)
+from converter.request import Request, Types
+from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
+from converter.tensors.encode import encoded
+from converter.tensors.tensor import LazyTensor
+
+QUANTIZATION_VERSION = 2
+EXTERNAL_DATA = ("auto", "always", "never")
+
+
+# ---------------------------------------------------------------------------- what is asked of this source
+
+
+def check(draft: Draft) -> Draft:
+    """Refuse what contradicts itself, the source or the target.
+
+    Raises:
+        UsageError: options that do not go together, or have no effect on this target.
+        ArchitectureError: nothing says what the names would be in a GGUF.
+    """
+    target, request = draft.target, draft.request
+    if request.types.quant and not draft.to_gguf:
+        raise UsageError(
+            f"--quant {request.types.quant}: {target.name} holds plain types; --dtype f16|bf16|f32 is for it"
+        )
+    _check_imatrix(request.types)
+    if request.types.dtype and draft.to_gguf:
+        raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
+    if request.output.external_data not in EXTERNAL_DATA:
+        raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
+    if request.output.external_data != "auto" and target.name != "onnx":
+        raise UsageError(f"--external-data {request.output.external_data}: only ONNX has data files, not {target.name}")
+    if draft.to_gguf and draft.opened.dialect is None and not request.model.tensors_only:
+        raise ArchitectureError(
+            f"{draft.opened.path}: no config.json beside it, so the names cannot be mapped to GGUF\n"
+            "--config DIR takes config and tokenizer from a folder, --tensors-only keeps names as they are"
+        )
+    return draft
+
+
+def _check_imatrix(types: Types) -> None:
+    if types.imatrix is not None and (types.quant is None or recipe(types.quant).base is None):
+        raise UsageError("--imatrix has no effect without a type to encode to; say --quant TYPE")
+    if types.imatrix is None and (types.include_weights or types.exclude_weights):
+        raise UsageError("--include-weights and --exclude-weights choose from an importance matrix: pass --imatrix")
+    if types.include_weights and types.exclude_weights:
+        raise UsageError("--include-weights and --exclude-weights cannot be used together")
+
+
+def detach(draft: Draft) -> Draft:
+    """Leave what the source has around its tensors, which only a target of its own format can keep.
+
+    Raises:
+        UnsupportedFeature: that is too much to lose.
+    """
+    structure = draft.checkpoint.structure
+    if structure is None or draft.target.name == draft.opened.format:
+        return draft
+    draft.report.extend(list(structure.leave()))
+    return replace(draft, checkpoint=draft.checkpoint.replace(structure=None))
+
+
+# ------------------------------------------------------------- what the model is, in the target's own names
+
+
+def map_names(draft: Draft) -> Draft:
+    """Tensors and what is known of the model under the names that the target has for them.
+
+    Raises:
+        ArchitectureError, TokenizerError: what makes the mapping impossible.
+    """
+    mapping = {"hf->gguf": _to_gguf, "gguf->hf": _to_hf, None: _as_it_is}[draft.route.map]
+    draft = mapping(draft)
+    return replace(draft, read=draft.checkpoint.tensors, intermediate=draft.checkpoint.tensors)
+
+
+def _to_gguf(draft: Draft) -> Draft:
+    mapped = to_gguf(draft.checkpoint, draft.request.model.arch)
+    draft.report.extend(list(mapped.events))
+    metadata = _hf_metadata(draft.checkpoint, mapped, draft.request, draft.report)
+    return _mapped(draft, mapped, metadata, {})
+
+
+def _to_hf(draft: Draft) -> Draft:
+    """Hugging Face names, which a model's folder must have.
+
+    A single file of tensors is of use under any names: where no architecture answers, it keeps them.
+    """
+    arch = draft.request.model.arch
+    try:
+        mapped = to_hf(draft.checkpoint, arch)
+    except ArchitectureError as error:
+        if arch or draft.target.folder:
+            raise
+        draft.report.add(NamesKept(str(error).splitlines()[0]))
+        return _as_it_is(replace(draft, route=replace(draft.route, map=None)))
+    draft.report.extend(list(mapped.events))
+    return _mapped(draft, mapped, mapped.config, {"format": "pt"})
+
+
+def _mapped(draft: Draft, mapped: Mapped, config: Mapping[str, Any], texts: Mapping[str, str]) -> Draft:
+    checkpoint = draft.checkpoint.replace(
+        tensors=mapped.tensors, config=config, metadata=texts, dialect=draft.target.dialect
+    )
+    return replace(draft, checkpoint=checkpoint, mapped=mapped)
+
+
+def _as_it_is(draft: Draft) -> Draft:
+    own, target = draft.checkpoint, draft.target.dialect
+    if target == "gguf":  # which has typed key/values, and no other place for anything
+        own = own.replace(config=own.config if own.dialect == "gguf" else {}, metadata={})
+    return replace(draft, checkpoint=own.replace(dialect=target))
+
+
+def _hf_metadata(checkpoint: Checkpoint, mapped: Mapped, request: Request, report: Report) -> Metadata:
+    """All key/values of a GGUF made from a Hugging Face model, in the reference's order."""
+    shapes = {name: tensor.info.shape for name, tensor in mapped.tensors.items()}
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    general, events = general_metadata(folder.resolve().name, checkpoint.assets, shapes, name=request.model.name)
+    report.extend(events)
+    first: Metadata = {"general.architecture": Value("str", mapped.architecture.gguf), **mapped.early}
+    metadata: Metadata = {**first, **general, **mapped.config}
+    if not request.model.no_tokenizer:
+        metadata.update(_tokenizer(checkpoint, mapped, request, report))
+    return metadata
+
+
+def _tokenizer(checkpoint: Checkpoint, mapped: Mapped, request: Request, report: Report) -> Metadata:
+    from converter.tokenizers import read_tokenizer  # costs as much to import as all the rest
+
+    tokenizer = read_tokenizer(
+        checkpoint.assets,
+        checkpoint.config,
+        n_rows=mapped.hparams["n_vocab"],
+        style=mapped.architecture.traits.tokenizer,
+        pre=request.model.pre,
+    )
+    report.extend(list(tokenizer.events))
+    return tokenizer.metadata
+
+
+def narrow(draft: Draft) -> Draft:
+    """Tensors in the types that the reference's 16-bit (or F32) intermediate file would have.
+
+    With `--via source` that type is the tensor's own, so nothing is rounded on the way.
+    """
+    if draft.route.map != "hf->gguf":
+        return draft
+    via, tensors = draft.request.types.via, {}
+    for name, tensor in draft.checkpoint.tensors.items():
+        own = tensor.info.dtype
+        outtype = _nearest_float(own) if via == "source" else dtype(via)
+        wanted = dtype(converter_type(name, tensor.info.shape, own.name, outtype.name).type)
+        tensors[name] = tensor if own is wanted else encoded(tensor, wanted, draft.watch)
+    return replace(draft, checkpoint=draft.checkpoint.replace(tensors=tensors), intermediate=tensors)
+
+
+def _nearest_float(own: DType) -> DType:
+    """The GGUF type that holds every value of `own`, or the widest there is."""
+    if own in (F32, F16, BF16) or own.quantized:
+        return own
+    return BF16 if own.name.startswith("F8") else F32
+
+
+# --------------------------------------------------------------------------- which type each tensor gets
+
+
+def open_matrix(draft: Draft) -> Draft:
+    """The importance matrix that the request names, which the output then also reads from.
+
+    Raises:
+        CorruptFile, UsageError, OutputError: as `quant.imatrix.open_imatrix`.
+    """
+    types = draft.request.types
+    if types.imatrix is None:
+        return draft
+    matrix = imatrix.open_imatrix(types.imatrix, types.include_weights, types.exclude_weights)
+    own = draft.checkpoint
+    own = own.replace(files=(*own.files, matrix.path), closers=(*own.closers, matrix.close))
+    return replace(draft, checkpoint=own, matrix=matrix, weighted=True)
+
+
+def choose(draft: Draft) -> Draft:
+    """The type of each tensor, and why: by the recipe in a GGUF, by what the format can hold in others.
+
+    Raises:
+        UsageError, QuantizationError: as `quant.recipes.assign`; a type that the format cannot hold.
+    """
+    return replace(draft, choices=_by_recipe(draft) if draft.to_gguf else _plain(draft))
+
+
+def _by_recipe(draft: Draft) -> dict[str, Choice]:
+    types, tensors = draft.request.types, draft.checkpoint.tensors
+    specs = [TensorSpec(name, tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()]
+    options = Options(
+        pure=types.pure,
+        tensor_types=types.tensor_types,
+        output_type=types.output_type,
+        embedding_type=types.embedding_type,
+        leave_output=types.leave_output,
+        no_fallback=types.no_fallback,
+        has_imatrix=draft.weighted,
+    )
+    choices = assign(draft.recipe or recipe("COPY"), specs, _facts(draft.checkpoint.config), options)
+    if draft.recipe is None:
+        return {name: Choice(choice.type, "as in the source") for name, choice in choices.items()}
+    return choices
+
+
+def _facts(metadata: Mapping[str, Any]) -> ModelFacts:
+    """What the mixture rules ask of a model; a number that differs per layer counts for layer 0."""
+    arch = metadata.get("general.architecture")
+    name = str(arch.value) if isinstance(arch, Value) else ""
+
+    def number(key: str, default: int) -> int:
+        entry = metadata.get(f"{name}.{key}")
+        value = entry.values[0] if isinstance(entry, Array) and len(entry) else getattr(entry, "value", default)
+        return int(value) if isinstance(value, int) else default
+
+    n_head = number("attention.head_count", 0)
+    n_head_kv, n_expert = number("attention.head_count_kv", n_head), number("expert_count", 0)
+    return ModelFacts(name, number("block_count", 0), n_head, n_head_kv, n_expert, traits_of(name))
+
+
+def _plain(draft: Draft) -> dict[str, Choice]:
+    asked, structure = draft.request.types.dtype, draft.checkpoint.structure
+    wanted = dtype(asked) if asked else None
+    if wanted is not None and (wanted.quantized or not wanted.floating):
+        raise UsageError(f"--dtype {asked}: give a plain floating type such as f32, f16 or bf16")
+    fixed = structure.fixed if structure is not None and wanted is not None else {}
+    choices, n_kept = {}, 0
+    for name, tensor in draft.checkpoint.tensors.items():
+        kept = name in fixed and tensor.info.dtype.floating
+        choices[name] = _plain_type(tensor, None if name in fixed else wanted, draft.target, draft.report)
+        if kept:
+            choices[name] = replace(choices[name], rule=f"as in the source: {fixed[name]}")
+        n_kept += kept and tensor.info.dtype is not wanted
+    if n_kept:
+        draft.report.add(Note(f"{n_kept} tensors keep their type, which the graph relies on; `convert plan` says why"))
+    return choices
+
+
+def _plain_type(tensor: LazyTensor, wanted: DType | None, target: Format, report: Report) -> Choice:
+    """The type of a tensor in a file of plain numbers, and why. What is packed becomes F32, which holds all of it."""
+    own = tensor.info.dtype
+    if wanted is not None and own.floating:
+        return Choice(wanted.name, f"--dtype {wanted.name.lower()}")
+    if own.name in target.dtypes:
+        return Choice(own.name, "as in the source")
+    if not own.quantized:
+        raise QuantizationError(f"{tensor.name}: {target.name} cannot hold {own}")
+    report.add(Decoded(tensor.name, own.name, F32.name))
+    return Choice(F32.name, f"{target.name} cannot hold {own}")
+
+
+def weigh(draft: Draft) -> Draft:
+    """The entry of the importance matrix that each tensor's encoder follows.
+
+    Raises:
+        MissingImportance, QuantizationError: as `quant.imatrix.assign_weights`.
+    """
+    if draft.recipe is None:
+        return draft
+    infos = [tensor.info for tensor in draft.checkpoint.tensors.values()]
+    types = {name: choice.type for name, choice in draft.choices.items()}
+    weights, events = imatrix.assign_weights(draft.matrix, draft.recipe, infos, types)
+    draft.report.extend(events)
+    return replace(draft, weights=weights)
+
+
+# ------------------------------------------------------------------------------------------- the files to be
+
+
+def encode(draft: Draft) -> Draft:
+    """Tensors in the types that were chosen, which is the order of the output, too.
+
+    Raises:
+        QuantizationError: a tensor that is quantized already, unless the request allows to do it again.
+        MissingImportance: a type that cannot be encoded without.
+    """
+    tensors = {}
+    for step in draft.steps:
+        if draft.to_gguf:
+            _tell(step, draft)
+        watch = draft.watch if step.intermediate is step.read else draft.watch.again()
+        tensors[step.name] = encoded(step.intermediate, dtype(step.type), watch, step.weights)
+    return replace(draft, checkpoint=draft.checkpoint.replace(tensors=tensors))
+
+
+def _tell(step: Step, draft: Draft) -> None:
+    """What quantizing a tensor loses beside precision."""
+    choice, own = step.choice, step.intermediate.info.dtype
+    if choice.fallback_from:
+        draft.report.add(TypeFallback(step.name, choice.fallback_from, choice.type, step.read.info.row))
+    if own.quantized and own.name != choice.type:
+        if not draft.request.types.allow_requantize:
+            raise QuantizationError(
+                f"{step.name}: already quantized as {own}; encoding it again as {choice.type} loses more\n"
+                "convert the original model, or pass --allow-requantize"
+            )
+        draft.report.add(Requantized(step.name, own.name, choice.type))
+
+
+def describe(draft: Draft) -> Draft:
+    """What the output says of itself: a GGUF in its key/values, a folder in its small files."""
+    if draft.to_gguf:
+        return replace(draft, checkpoint=draft.checkpoint.replace(config=_said(draft)))
+    if not draft.target.folder:
+        return draft
+    wanted = not draft.request.model.no_tokenizer
+    result, events = with_small_files(draft.checkpoint, draft.opened, draft.mapped, tokenizer=wanted)
+    draft.report.extend(events)
+    return replace(draft, checkpoint=result)
+
+
+def _said(draft: Draft) -> Metadata:
+    """Key/values with those that say what the file is; like the reference's quantizer's, they go to the end.
+
+    What an earlier quantization said of its own importance matrix goes where there is another.
+    """
+    file_type = draft.recipe.file_type if draft.recipe else None
+    metadata: Metadata = dict(draft.checkpoint.config)
+    if file_type is None:
+        old = getattr(metadata.get("general.file_type"), "value", None)
+        file_type = old if type(old) is int and 0 <= old < 1 << 32 else _dense_file_type(draft.intermediate.values())
+    own = {
+        "general.quantization_version": Value("u32", QUANTIZATION_VERSION),
+        "general.file_type": Value("u32", file_type),
+    }
+    replaced = (*own, *imatrix.KEYS) if draft.matrix else tuple(own)
+    kept = {key: value for key, value in metadata.items() if key not in replaced}
+    return kept | own | (draft.matrix.metadata() if draft.matrix else {})
+
+
+def _dense_file_type(tensors: Iterable[LazyTensor]) -> int:
+    largest = max(
+        (tensor.info for tensor in tensors if len(tensor.info.shape) > 1),
+        key=lambda info: info.n_elements,
+        default=None,
+    )
+    name = largest.dtype.name if largest is not None and largest.dtype.name in RECIPES else "F32"
+    return RECIPES[name].file_type or 0
+
+
+def name_file(draft: Draft) -> Draft:
+    """The name that the GGUF convention gives a file, where the target is a folder to put it in."""
+    if not draft.unnamed:
+        return draft
+    largest = max(draft.steps, key=lambda step: step.bytes, default=None)
+    quant = draft.request.types.quant or (largest.type if largest is not None else "F32")
+    return replace(draft, path=draft.path / default_file_name(draft.checkpoint.config, quant.upper()), unnamed=False)
+
+
+def lay_out(draft: Draft) -> Draft:
+    """The files to be, and what the target has no place for.
+
+    Raises:
+        ConverterError: a name, a shape or a type that the format cannot hold.
+    """
+    assert draft.target.layout is not None
+    wishes = draft.request.output
+    options = WriteOptions(wishes.split_max_size, wishes.split_max_tensors, wishes.external_data)
+    layout = draft.target.layout(draft.checkpoint, draft.path, options)
+    draft.report.extend(list(layout.events))
+    draft.report.extend(_lost_texts(draft.opened, draft.target))
+    return replace(draft, layout=layout)
+
+
+def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
+    """What the container says in free texts that the target has no place for; which framework it was for is no loss."""
+    if target.texts is None:
+        return []
+    kept = target.texts | {"format"}
+    return [MetadataLost(key, f"{target.name} holds no free texts") for key in checkpoint.metadata if key not in kept]
+
+
+ASKED = (check, detach)
+MODEL = (map_names, narrow)
+TYPES = (open_matrix, choose, weigh)
+FILES = (encode, describe, name_file, lay_out)
+PASSES = (*ASKED, *MODEL, *TYPES, *FILES)

@@ -1,0 +1,220 @@
+"""Plan: the target checkpoint, still unread, with the reason for every choice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from converter import __version__, workers
+from converter.checkpoint import Checkpoint
+from converter.events import Report
+from converter.formats.base import Format
+from converter.quant.recipes import Choice
+from converter.request import Request, Source
+from converter.storage import output
+from converter.storage.layout import FileLayout, Layout
+from converter.tensors.dtypes import dtype
+from converter.tensors.encode import Importance, Watch
+from converter.tensors.tensor import LazyTensor, TensorInfo
+
+# Resident memory of the interpreter with numpy and this package before anything is opened.
+BASE_MEMORY = 60 << 20
+
+
+@dataclass(frozen=True)
+class Route:
+    """The stages between a checkpoint and a target format.
+
+    N readers and M writers around one hub type give every route: Map where the dialects differ (Hugging Face names <->
+    GGUF names, through the architecture), Encode where types change. `map` is the direction of renaming, "hf->gguf" or
+    "gguf->hf", or None where the dialects agree.
+    """
+
+    source: str
+    target: str
+    map: str | None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("open", *(("map " + self.map,) if self.map else ()), "encode", "save")
+
+
+def route(checkpoint: Checkpoint, target: Format, request: Request) -> Route:
+    """The one route from a checkpoint to `target`."""
+    dialect = None if request.model.tensors_only else checkpoint.dialect
+    renames = dialect is not None and target.dialect is not None and dialect != target.dialect
+    return Route(checkpoint.format, target.name, f"{dialect}->{target.dialect}" if renames else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One tensor of the output: where it comes from, what it becomes, and why. Two that say the same are equal.
+
+    Attributes:
+        read: the tensor as it was read, under its new name.
+        intermediate: the same in the type of the implied intermediate file; the same object where there is none.
+        choice: the type that it gets, and the rule that chose it.
+        weights: the entry of the importance matrix that its encoder follows, if any.
+    """
+
+    read: LazyTensor
+    intermediate: LazyTensor
+    choice: Choice
+    weights: Importance | None = None
+
+    @property
+    def info(self) -> TensorInfo:
+        """The tensor of the output."""
+        return TensorInfo(self.name, self.shape, dtype(self.choice.type))
+
+    @property
+    def name(self) -> str:
+        return self.read.name
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.read.parts or (self.name,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.read.info.shape
+
+    @property
+    def source_type(self) -> str:
+        """The type that it is encoded from: that of the intermediate."""
+        return self.intermediate.info.dtype.name
+
+    @property
+    def type(self) -> str:
+        return self.choice.type
+
+    @property
+    def bytes(self) -> int:
+        return self.info.nbytes
+
+    @property
+    def rule(self) -> str:
+        return self.choice.reason
+
+    @property
+    def imatrix(self) -> bool:
+        """Whether its encoder follows an entry of the importance matrix."""
+        return self.weights is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The step as JSON."""
+        return {
+            "name": self.name,
+            "sources": list(self.sources),
+            "shape": list(self.shape),
+            "source_type": self.source_type,
+            "type": self.type,
+            "bytes": self.bytes,
+            "rule": self.rule,
+            "imatrix": self.imatrix,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return self.as_dict() == other.as_dict() if isinstance(other, Step) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.info, self.rule))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A conversion that can be printed, compared and run. Holds no data; two with the same fingerprint are equal.
+
+    Attributes:
+        source, target, request: what was asked for, the target's name and format settled; `converter.plan` of the three
+            makes the plan again, in another process, too.
+        route: the stages in words.
+        steps: one for each tensor of the output.
+        checkpoint: the target's content, still unread; it keeps the source open.
+        layout: the files to be.
+        report: what is lost, and what the user should know.
+        watch: counts, while the plan is carried out, what its casts lose.
+    """
+
+    source: Source
+    target: Path
+    request: Request
+    route: Route
+    steps: tuple[Step, ...]
+    checkpoint: Checkpoint
+    layout: Layout
+    report: Report
+    watch: Watch = field(repr=False)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.layout.size
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(tensor.info.n_elements for tensor in self.checkpoint.tensors.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        stored = sum(step.bytes for step in self.steps)
+        return 8 * stored / self.n_parameters if self.n_parameters else 0.0
+
+    def memory(self, threads: int | None = None) -> int:
+        """Peak resident bytes that running the plan should need."""
+        working = output.working_nbytes(self.layout, threads or workers.default_threads())
+        header = sum(len(file.header) for file in self.layout.files)
+        return BASE_MEMORY + 4 * header + working + (64 << 20)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        return {
+            "source": str(self.checkpoint.path),
+            "target": str(self.target),
+            "stages": list(self.route.stages),
+            "tensors": [step.as_dict() for step in self.steps],
+            "files": [{"path": str(file.path), "bytes": file.size} for file in self.layout.files],
+            "parameters": self.n_parameters,
+            "total_bytes": self.total_bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "memory_bytes": self.memory(),
+            "events": self.report.as_json(),
+        }
+
+    def fingerprint(self) -> str:
+        """What tells this plan from any other, in every process: SHA-256 in hex.
+
+        It covers the source and the target as they were named (the text of their paths, not the bytes in them), the
+        request, every step, the layout down to the bytes of headers, and the version of this package. A source that
+        changed under its name has another fingerprint only where that changes names, types, shapes or metadata.
+        """
+        said = {
+            "version": __version__,
+            "source": self.source.as_dict(),
+            "target": str(self.target),
+            "request": self.request.as_dict(),
+            "stages": self.route.stages,
+            "steps": [step.as_dict() for step in self.steps],
+            "files": [_identity(file) for file in self.layout.files],
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return self.fingerprint() == other.fingerprint() if isinstance(other, Plan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    def __str__(self) -> str:
+        return json.dumps(self.as_dict(), indent=1)
+
+
+def _identity(file: FileLayout) -> dict[str, Any]:
+    return {
+        "path": str(file.path),
+        "size": file.size,
+        "header": hashlib.sha256(file.header).hexdigest(),
+        "slots": [(slot.offset, slot.tensor.name, slot.tensor.info.nbytes) for slot in file.slots],
+    }
