@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the same names for type checkers, to whom __getattr__ would
     from converter.pipeline import convert as convert
     from converter.pipeline import plan as plan
     from converter.pipeline import run as run
-    from converter.planning import Plan as Plan
+    from converter.planning.plan import Plan as Plan
     from converter.request import Request as Request
     from converter.request import Source as Source
     from converter.storage.slabs import Progress as Progress

@@ -110,7 +110,7 @@ def _weighed(draft: Draft, target: Checkpoint) -> tuple[Step, ...]:
     own = {name: tensor.info.dtype.name for name, tensor in target.tensors.items()}
     types = {name: replace(choice, type=own.get(name, choice.type)) for name, choice in draft.choices.items()}
     try:
-        weights = weigh(replace(draft, choices=types)).weights if draft.matrix is not None else {}
+        weights = run(replace(draft, choices=types), (weigh,)).weights if draft.matrix is not None else {}
     except MissingImportance:
         weights = {}
     return replace(draft, weights=weights).steps

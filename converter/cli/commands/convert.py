@@ -23,7 +23,7 @@ from converter.errors import FidelityError
 from converter.text import human_bytes, printable
 
 if TYPE_CHECKING:
-    from converter.planning import Plan
+    from converter.planning.plan import Plan
     from converter.verify.results import Verification
 
 VERB = Verb(

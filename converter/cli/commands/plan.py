@@ -12,7 +12,7 @@ from converter.cli.verbs import Outcome, Verb
 from converter.text import human_bytes
 
 if TYPE_CHECKING:
-    from converter.planning import Plan
+    from converter.planning.plan import Plan
 
 VERB = Verb(
     name="plan",
