@@ -129,6 +129,11 @@ def test_numbers_up_to_the_limits_are_taken() -> None:
     )
 
 
+def test_what_is_left_out_has_the_values_of_transformers() -> None:
+    expected = torchs((64, 10000.0, 8.0, 1.0, 4.0, 8192))
+    assert llama3_rope_freqs({}, {"head_dim": 64}).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("exponent", range(5, 21))
 def test_the_context_is_read_back_from_the_divisors(exponent: int) -> None:
     rope = {"rope_theta": 1e7, "factor": 32.0, "original_max_position_embeddings": 1 << exponent}

@@ -437,6 +437,7 @@ def test_names_aliases_and_numbers() -> None:
     assert recipe(" q4_k ").name == "Q4_K_M" == recipe("15").name
     assert {recipe(alias).name for alias in ALIASES} == {"Q3_K_M", "Q4_K_M", "Q5_K_M"}
     assert recipe("0").name == "F32"
+    assert (recipe("40").name, recipe("41").name) == ("Q1_0", "Q2_0")  # newer than the oracle of the tests
     with pytest.raises(UsageError, match="did you mean Q4_K_M") as caught:
         recipe("q4_km")
     assert all(name in str(caught.value) for name in RECIPES)
