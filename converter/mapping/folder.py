@@ -18,7 +18,7 @@ from converter.events import Event, MetadataLost
 from converter.mapping.detect import detect
 from converter.mapping.general_keys import count_parameters, general_files
 from converter.mapping.hparams import HParams, read_config
-from converter.mapping.tensors import Mapped
+from converter.mapping.tensors import Translation
 from converter.mapping.view import view
 from converter.metadata import Metadata, number_of, scalar_of
 from converter.tensors.tensor import LazyTensor
@@ -36,7 +36,7 @@ TEMPLATES = "additional_chat_templates/"
 
 
 def with_small_files(
-    result: Checkpoint, source: Checkpoint, mapped: Mapped | None, *, tokenizer: bool
+    result: Checkpoint, source: Checkpoint, mapped: Translation | None, *, tokenizer: bool
 ) -> tuple[Checkpoint, list[Event]]:
     """`result`, which holds the tensors of the folder to be, with its small files; and what is lost.
 
@@ -109,7 +109,7 @@ def _retyped(config: Mapping[str, Any], type_: Mapping[str, str]) -> dict[str, A
 # --------------------------------------------------------------------------------------------------- GGUF
 
 
-def _of_gguf(source: Checkpoint, mapped: Mapped, tokenizer: bool) -> tuple[dict[str, bytes], list[Event]]:
+def _of_gguf(source: Checkpoint, mapped: Translation, tokenizer: bool) -> tuple[dict[str, bytes], list[Event]]:
     metadata: Metadata = dict(source.config)
     shapes = {name: tensor.info.shape for name, tensor in source.tensors.items()}
     made, held = general_files(metadata, count_parameters(shapes).total)
@@ -147,7 +147,7 @@ def _id(metadata: Metadata, name: str) -> int | None:
 _SPECIAL = (("bos", "bos"), ("eos", "eos"), ("padding", "pad"))
 
 
-def _said(mapped: Mapped, source: Checkpoint) -> dict[str, Any]:
+def _said(mapped: Translation, source: Checkpoint) -> dict[str, Any]:
     """The config without what the GGUF does not say and a reader of the config would fill in the same."""
     config = dict(mapped.config)
     architecture, hf = detect(config)

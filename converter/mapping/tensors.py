@@ -77,7 +77,7 @@ def _unmatched(architecture: Architecture, names: Sequence[str]) -> UnmatchedTen
 
 
 @dataclass(frozen=True)
-class Mapped:
+class Translation:
     """A checkpoint in the other dialect, with what happened on the way.
 
     `config` are GGUF keys or a config.json; `early` those of the keys that stand before `general.type`.
@@ -91,7 +91,7 @@ class Mapped:
     early: Metadata = field(default_factory=dict)
 
 
-def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
+def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     """Tensors under GGUF names in GGUF layout, and the architecture's keys.
 
     Raises:
@@ -113,7 +113,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
     events += _check_complete(architecture, hf, scope, outputs, checkpoint.config)
     keys = hparam_metadata(architecture, hparams, given)
     early = hparam_metadata(architecture, hparams, given, early=True)
-    return Mapped(architecture, hparams, outputs, dict(keys), tuple(events), early)
+    return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early)
 
 
 def _match_hf(
@@ -207,7 +207,7 @@ def _check_complete(
 # ------------------------------------------------------------------------------------------ GGUF -> HF
 
 
-def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
+def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     """Tensors under Hugging Face names in their layout, and a config.json.
 
     Raises:
@@ -236,7 +236,7 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Mapped:
     config = write_config(architecture, hparams, tied)
     if rope:
         config["rope_scaling"] = rope
-    return Mapped(architecture, hparams, outputs, config, tuple(events))
+    return Translation(architecture, hparams, outputs, config, tuple(events))
 
 
 def _backward(

@@ -18,7 +18,7 @@ from converter.errors import ArchitectureError, ConverterError, UnknownArchitect
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.hparams import HParams, Scope, flat_config, read_config, read_metadata
 from converter.mapping.names import Spelled, fill, is_ignored, spellings
-from converter.mapping.tensors import Mapped, bound, to_gguf
+from converter.mapping.tensors import Translation, bound, to_gguf
 from converter.metadata import Metadata, Value, text_of
 from converter.tensors.ops import Shape, infer
 from converter.tensors.tensor import LazyTensor
@@ -262,7 +262,7 @@ class HFView(ModelView):
         return _hf_shapes(rule, block, scope)
 
     @cached_property
-    def _mapped(self) -> Mapped | None:
+    def _mapped(self) -> Translation | None:
         try:
             return to_gguf(self.checkpoint, self.arch)
         except ConverterError:

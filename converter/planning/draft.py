@@ -9,7 +9,7 @@ from pathlib import Path
 from converter.checkpoint import Checkpoint
 from converter.events import Report
 from converter.formats.base import Format
-from converter.mapping.tensors import Mapped
+from converter.mapping.tensors import Translation
 from converter.planning.plan import Route, Step, route
 from converter.quant.imatrix import ImportanceMatrix, Weights
 from converter.quant.recipes import (
@@ -54,7 +54,7 @@ class Draft:
     watch: Watch
     route: Route
     unnamed: bool = False
-    mapped: Mapped | None = None
+    mapped: Translation | None = None
     matrix: ImportanceMatrix | None = None
     weighted: bool = False
     read: Mapping[str, LazyTensor] = field(default_factory=dict)

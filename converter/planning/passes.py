@@ -19,7 +19,7 @@ from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Repo
 from converter.formats.base import Format, WriteOptions
 from converter.mapping.folder import with_small_files
 from converter.mapping.general_keys import default_file_name, general_metadata
-from converter.mapping.tensors import Mapped, to_gguf, to_hf
+from converter.mapping.tensors import Translation, to_gguf, to_hf
 from converter.metadata import Array, Metadata, Value
 from converter.planning.draft import Draft
 from converter.planning.plan import Step
@@ -133,7 +133,7 @@ def _to_hf(draft: Draft) -> Draft:
     return _mapped(draft, mapped, mapped.config, {"format": "pt"})
 
 
-def _mapped(draft: Draft, mapped: Mapped, config: Mapping[str, Any], texts: Mapping[str, str]) -> Draft:
+def _mapped(draft: Draft, mapped: Translation, config: Mapping[str, Any], texts: Mapping[str, str]) -> Draft:
     checkpoint = draft.checkpoint.replace(
         tensors=mapped.tensors, config=config, metadata=texts, dialect=draft.target.dialect
     )
@@ -147,7 +147,7 @@ def _as_it_is(draft: Draft) -> Draft:
     return replace(draft, checkpoint=own.replace(dialect=target))
 
 
-def _hf_metadata(checkpoint: Checkpoint, mapped: Mapped, request: Request, report: Report) -> Metadata:
+def _hf_metadata(checkpoint: Checkpoint, mapped: Translation, request: Request, report: Report) -> Metadata:
     """All key/values of a GGUF made from a Hugging Face model, in the reference's order."""
     shapes = {name: tensor.info.shape for name, tensor in mapped.tensors.items()}
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
@@ -160,7 +160,7 @@ def _hf_metadata(checkpoint: Checkpoint, mapped: Mapped, request: Request, repor
     return metadata
 
 
-def _tokenizer(checkpoint: Checkpoint, mapped: Mapped, request: Request, report: Report) -> Metadata:
+def _tokenizer(checkpoint: Checkpoint, mapped: Translation, request: Request, report: Report) -> Metadata:
     from converter.tokenizers import read_tokenizer  # costs as much to import as all the rest
 
     tokenizer = read_tokenizer(
