@@ -365,8 +365,8 @@ def test_mutations_end_as_errors(tmp_path: Path, data: st.DataObject) -> None:
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
     try:
         everything(path, kind)
-    except ConverterError:
-        pass
+    except ConverterError as error:
+        assert str(tmp_path) in str(error)
 
 
 @RELAXED
@@ -378,8 +378,8 @@ def test_any_entry_ends_as_an_error(tmp_path: Path, key: bytes, value: bytes, he
     (tmp_path / "t.data-00000-of-00001").write_bytes(bytes(64))
     try:
         everything(tmp_path / "t.index")
-    except ConverterError:
-        pass
+    except ConverterError as error:
+        assert str(tmp_path) in str(error)
 
 
 def test_truncated_tables_are_refused(tmp_path: Path) -> None:

@@ -306,9 +306,10 @@ def test_odd_metadata_does_not_raise(odd: object) -> None:
     metadata, tensors = described(decoder(experts=2, used=1))
     tensors |= {"blk.99999.attn_k.weight": ((3, 7), "Q4_K")}
     tensors |= {"blk.1.weird": ((), "NOPE"), "blk.2.attn_k.bias": ((), "F32")}
-    for key in metadata:
-        estimate(metadata | {key: odd}, tensors)
-    estimate(dict.fromkeys(metadata, odd), tensors)
+    for changed in (*(metadata | {key: odd} for key in metadata), dict.fromkeys(metadata, odd)):
+        result = estimate(changed, tensors)
+        assert bool(result.needs) != bool(result.reason), "numbers, or why there are none"
+        assert all(min(need.weights, need.cache, need.compute) >= 0 for need in result.needs)
 
 
 def test_json() -> None:

@@ -319,9 +319,13 @@ def test_only_the_start_of_a_card_is_read(tmp_path: Path) -> None:
 
 def test_half_surrogates_do_not_reach_the_file(tmp_path: Path) -> None:
     files = folder(tmp_path / "m", config='{"_name_or_path": "x\\ud800-7b"}', generation='{"sequence": "\\udfff"}')
-    for value in general_metadata("m", files, SMALL)[0].values():
-        if isinstance(value, Value) and isinstance(value.value, str):
-            value.value.encode()
+    metadata, _ = general_metadata("m", files, SMALL)
+    assert metadata["general.name"] == text("X? 7b") and metadata["general.basename"] == text("x?")
+    assert metadata["general.sampling.sequence"] == text("?")
+    card = folder(tmp_path / "n", readme='---\nlicense: "m\\ud800t"\nmodel_name: fine\n---\n')
+    metadata, events = general_metadata("n", card, SMALL)
+    assert "general.license" not in metadata and metadata["general.name"] == text("fine")
+    assert "license" in str(events[0])
 
 
 # -- file names ---------------------------------------------------------------------------------------------------

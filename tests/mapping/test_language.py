@@ -495,7 +495,8 @@ def test_what_contradicts_itself_is_refused_by_its_row(rows: dict[str, Any], sai
 
 
 def test_two_rules_may_share_names_under_two_conditions() -> None:
-    Architecture("toy", (), (HParam("n", ("n",)),), (T("a", "x", when="n > 1"), T("a", "x", when="n < 2")))
+    rules = (T("a", "x", when="n > 1"), T("a", "x", when="n < 2"))
+    assert Architecture("toy", (), (HParam("n", ("n",)),), rules).tensors == rules
 
 
 def test_values_that_follow_from_each_other_need_one_to_be_given() -> None:

@@ -140,7 +140,11 @@ def test_finds_the_front_matter(card: str, yaml: str | None) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab: -#'\"[]{},|>\n\\x1.&?", max_size=80))
 def test_never_raises(text: str) -> None:
-    read_front_matter(text)
+    """What cannot be read is left out, each with a note, unless it is no entry at all."""
+    entries, notes = read_front_matter(text)
+    assert all(isinstance(name, str) for name in entries)
+    assert all("README.md" in str(note) for note in notes)
+    assert read_front_matter(text) == (entries, notes)
 
 
 @settings(max_examples=200, deadline=None)
