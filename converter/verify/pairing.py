@@ -13,7 +13,8 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingImportance
 from converter.findings import Finding
 from converter.formats.base import Format
-from converter.metadata import Value
+from converter.mapping.view import HEADS, view
+from converter.metadata import number_of
 from converter.planning.draft import Draft, begin, run
 from converter.planning.passes import MODEL, choose, open_matrix, weigh
 from converter.planning.plan import Step
@@ -52,7 +53,6 @@ class Pairing:
     pairs: tuple[Pair, ...]
     findings: tuple[Finding, ...]
     expected: Mapping[str, object] = field(default_factory=dict)
-    dialect: str | None = None
     #: tensors of the target without a partner, for what they may be
     left_over: Mapping[str, LazyTensor] = field(default_factory=dict)
     #: what lets go of the importance matrix, when all is measured
@@ -66,7 +66,7 @@ def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Reques
         ConverterError: the source cannot be mapped to the target's dialect.
     """
     draft = begin(source, writer, request.replace(strict=False))
-    if draft.to_gguf and (draft.route.map or source.dialect == "gguf"):
+    if draft.to_gguf and (draft.route.map or view(source).keyed):
         return _with_gguf(draft, target)
     return _with_plain(draft, target)
 
@@ -89,20 +89,15 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
         if type_ != step.type and (type_ != step.source_type or (recipe is not None and recipe.quantized)):
             findings.append(_type_finding(step, type_, recipe))
     left_over, closers = _left_over(draft.read, target), (draft.matrix.close,) if draft.matrix else ()
-    return Pairing(tuple(made), tuple(findings), draft.checkpoint.config, "gguf", left_over, closers)
+    return Pairing(tuple(made), tuple(findings), draft.checkpoint.config, left_over, closers)
 
 
 def _said_recipe(target: Checkpoint, source: Checkpoint) -> str | None:
     """The recipe that `general.file_type` names; None where the file only took over what its source had."""
-    value = _number(target, "general.file_type")
-    if value is None or (source.dialect == "gguf" and value == _number(source, "general.file_type")):
+    value = number_of(target.config, "general.file_type")
+    if value is None or value == number_of(source.config, "general.file_type"):
         return None
     return next((name for name, each in RECIPES.items() if each.file_type == value and each.base is not None), None)
-
-
-def _number(checkpoint: Checkpoint, key: str) -> int | None:
-    entry = checkpoint.config.get(key)
-    return entry.value if isinstance(entry, Value) and type(entry.value) is int else None
 
 
 def _weighed(draft: Draft, target: Checkpoint) -> tuple[Step, ...]:
@@ -132,13 +127,12 @@ def _with_plain(draft: Draft, target: Checkpoint) -> Pairing:
     source = draft.opened
     tensors = run(_routed(draft, None), MODEL).read
     expected: Mapping[str, object] = source.config if source.dialect == target.dialect else {}
-    if source.dialect == "gguf" and target.dialect != "gguf":
+    if view(source).keyed and not view(target).keyed:
         mapped = _mapped_back(draft)
         if mapped is not None and _shared(mapped.read, target) >= _shared(tensors, target):
             tensors, expected = mapped.read, mapped.checkpoint.config
     pairs, findings = _match(tensors, target)
-    dialect = "hf" if expected and target.dialect == "hf" else target.dialect if expected else None
-    return Pairing(tuple(pairs), tuple(findings), expected, dialect, _left_over(tensors, target))
+    return Pairing(tuple(pairs), tuple(findings), expected, _left_over(tensors, target))
 
 
 def _routed(draft: Draft, map: str | None) -> Draft:
@@ -174,10 +168,6 @@ def _match(tensors: Mapping[str, LazyTensor], target: Checkpoint) -> tuple[list[
             pairs.append(Pair(name, tensor, tensor, candidate))
     findings += [_extra(name, target, tensors) for name in target.tensors if name not in tensors]
     return pairs, findings
-
-
-#: Output tensors that may be the embedding, by their names in both dialects.
-HEADS = {"output.weight": "token_embd.weight", "lm_head.weight": "model.embed_tokens.weight"}
 
 
 def _missing(name: str, tensor: LazyTensor) -> Finding:

@@ -17,7 +17,7 @@ from converter.errors import UsageError, about
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.formats.registry import open_checkpoint, source_format
-from converter.mapping.view import view
+from converter.mapping.view import HEADS, view
 from converter.pipeline import convert
 from converter.request import PathLike, Request, Source
 from converter.storage.slabs import ProgressCallback
@@ -25,7 +25,7 @@ from converter.tensors.tensor import LazyTensor
 from converter.verify.distributions import worst_distributions
 from converter.verify.measure import Measured, measure
 from converter.verify.metadata import compare_metadata
-from converter.verify.pairing import HEADS, Pair, Pairing, pair
+from converter.verify.pairing import Pair, Pairing, pair
 from converter.verify.results import Verification
 from converter.verify.verdict import judge
 
