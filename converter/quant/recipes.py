@@ -577,15 +577,10 @@ _KEPT_PART = re.compile("|".join(map(re.escape, _KEPT_WHY)))
 _KEPT_NAMES = {"position_embd.weight": "positions", "token_types.weight": "token types"}
 
 
-def _dimensions(shape: tuple[int, ...]) -> int:
-    """Dimensions as ggml counts them: leading axes of length 1 do not count."""
-    return next((len(shape) - i for i, size in enumerate(shape[:-1]) if size > 1), min(len(shape), 1))
-
-
 def kept_because(spec: TensorSpec, traits: Traits, leave_output: bool) -> str | None:
     """Why llama-quantize leaves this tensor in its source type, None if it may be quantized."""
     name = spec.name
-    if _dimensions(spec.shape) < 2:
+    if not any(size > 1 for size in spec.shape[:-1]):  # as ggml counts, leading axes of length 1 are none
         return "1-D"
     if not DTYPES[spec.source].floating:
         return "integers"

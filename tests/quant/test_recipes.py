@@ -161,7 +161,8 @@ def test_what_needs_an_importance_matrix() -> None:
     assert needs_imatrix(RECIPES["IQ2_XS"], "blk.0.attn_q.weight", "IQ2_XS")
     assert needs_imatrix(RECIPES["Q2_K_S"], "blk.0.attn_q.weight", "Q2_K")
     assert not needs_imatrix(RECIPES["Q2_K"], "blk.0.attn_q.weight", "Q2_K")
-    assert not needs_imatrix(RECIPES["IQ2_XS"], "token_embd.weight", "IQ2_XS")
+    for free in ("token_embd.weight", "per_layer_token_embd.weight", "output.weight"):
+        assert not needs_imatrix(RECIPES["IQ2_XS"], free, "IQ2_XS")
     assert not needs_imatrix(RECIPES["IQ4_XS"], "blk.0.attn_q.weight", "IQ4_XS")
 
 
@@ -219,6 +220,11 @@ def test_patterns_count_for_dense_recipes_too() -> None:
 def test_options_without_effect_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         one("output.weight", "Q4_K_M", dense(), **options)
+
+
+def test_a_type_that_does_not_exist_is_refused_even_where_no_tensor_asks_for_it() -> None:
+    with pytest.raises(UsageError, match="--output-type: no type 'i32'"):
+        assign(RECIPES["Q4_K_M"], dense(tied=True), DENSE, Options(output_type="i32", pure=True))
 
 
 def test_a_model_of_vectors_takes_no_patterns() -> None:
@@ -379,6 +385,16 @@ def test_how_many_experts_count(experts: int, of_four: str, of_eight: str) -> No
     assert (types["blk.9.attn_v.weight"].type, types["blk.9.attn_k.weight"].type) == (of_four, of_eight)
 
 
+def test_layers_of_attention_are_counted_in_expert_models_too() -> None:
+    options = Options(tensor_types=((r"blk\.1\.attn_v", "q8_0"),))
+    types = assign(RECIPES["Q4_K_M"], sparse(experts=4), replaced(n_expert=4), options)
+    assert layers_with("Q6_K", "attn_v", types) == [0, 2, 5, 8, 11, 14, 15]
+
+
+def test_which_recipes_quantize() -> None:
+    assert [name for name in RECIPES if not RECIPES[name].quantized] == ["F32", "F16", "BF16", "COPY"]
+
+
 def test_names_with_a_block_number() -> None:
     assert [sort_key(name)[0] for name in ("blk.7.x", "blk.+7.x", "blk. 7.x", "blk.-7.x", "v.blk.7.x", "blk.x")] == [
         7, 7, 7, -7, -1, -1,
@@ -449,8 +465,9 @@ def test_rules_read_well() -> None:
     )
     assert one("blk.3.attn_q.weight", "Q4_K_M", dense()).rule == "base type of Q4_K_M"
     assert RECIPES["Q5_K_M"].describe()[-1] == "every other tensor -> Q5_K"
-    with pytest.raises(ValueError, match="never be read"):
-        Row("attn_v", "Q6_K", ("on_mondays",))
+    for wrong in (("attn_v", "Q6_K", ("on_mondays",)), ("attn_w", "Q6_K", ()), ("attn_v", "Q6_KK", ())):
+        with pytest.raises(ValueError, match="never be read"):
+            Row(*wrong)
 
 
 def test_sort_key() -> None:
