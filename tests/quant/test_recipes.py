@@ -222,6 +222,24 @@ def test_options_without_effect_are_errors(options: dict[str, Any], message: str
         one("output.weight", "Q4_K_M", dense(), **options)
 
 
+def test_a_source_type_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(QuantizationError, match="Q9_K"):
+        assign(RECIPES["COPY"], [TensorSpec("a.weight", (2, 256), "Q9_K")], DENSE)
+
+
+def test_every_pattern_must_have_an_effect() -> None:
+    with pytest.raises(UsageError, match="'nothing' matches no tensor"):
+        one("output.weight", "Q4_K_M", dense(), tensor_types=(("attn", "q8_0"), ("nothing", "q8_0")))
+
+
+@pytest.mark.parametrize("flag", ["embedding_type", "output_type"])
+def test_the_types_of_embedding_and_output_are_of_these_alone(flag: str) -> None:
+    assert one("blk.3.attn_q.weight", "Q4_K_M", dense(), **{flag: "q8_0"}).type == "Q4_K"
+    stacked = [TensorSpec(name, (2, 96, 256), "F16") for name in ("output.weight", "token_embd.weight")]
+    types = assign(RECIPES["Q4_K_M"], stacked, DENSE, Options(**{flag: "q3_k"}))  # type: ignore[arg-type]
+    assert sorted(choice.type for choice in types.values()) == sorted(["Q3_K", "Q6_K" if flag[0] == "e" else "Q4_K"])
+
+
 def test_a_type_that_does_not_exist_is_refused_even_where_no_tensor_asks_for_it() -> None:
     with pytest.raises(UsageError, match="--output-type: no type 'i32'"):
         assign(RECIPES["Q4_K_M"], dense(tied=True), DENSE, Options(output_type="i32", pure=True))
@@ -443,6 +461,10 @@ def test_three_near_names_and_two_that_are_like_none() -> None:
     assert {"Q4_K", "Q4_K_M", "Q4_K_S"} == set(re.findall(r"Q4_K\w*", str(near.value).split("\n")[0]))
     with pytest.raises(UsageError, match=r"names look like output\.weight, token_embd\.weight$"):
         one("output.weight", "Q4_K_M", dense(), tensor_types=(("zzzzzzzzzzzzzzzz", "q8_0"),))
+    with pytest.raises(UsageError, match="names look like"):
+        one("output.weight", "Q4_K_M", dense(), tensor_types=(("qqqq_q", "q8_0"),))
+    with pytest.raises(UsageError, match=r"near names: attn_\w, attn_\w, attn_\w$"):
+        one("output.weight", "Q4_K_M", dense(), tensor_types=(("attn_x", "q8_0"),))
     with pytest.raises(UsageError) as caught:
         one("output.weight", "Q4_K_M", dense(), tensor_types=(("ffn_gown", "q8_0"),))
     assert str(caught.value).partition("near names: ")[2].split(", ")[0] == "ffn_down"
@@ -495,6 +517,12 @@ def test_sort_key() -> None:
         ("blk.0.attn_q.lora_a", (8, 256), "F32", "F16", Choice("F16", "outtype")),
         ("blk.0.attn_q.weight", (8, 100), "F32", "Q8_0", Choice("F16", "outtype", "Q8_0")),
         ("output.weight", (8, 256), "F32", "TQ1_0", Choice("F16", "never TQ1_0")),
+        ("output.weight", (8, 256), "F32", "BF16", Choice("BF16", "outtype")),
+        ("blk.0.attn_q.weight", (8, 256), "F32", "TQ1_0", Choice("TQ1_0", "outtype")),
+        ("blk.0.attn_sinks.weight", (256,), "BF16", "BF16", Choice("F32", "1-D")),
+        ("blk.0.scale.weight", (), "BF16", "BF16", Choice("F32", "1-D")),
+        ("blk.0.ffn_up_exps.weight", (4, 100, 256), "F32", "Q8_0", Choice("Q8_0", "outtype")),
+        ("blk.0.ffn_up_exps.weight", (4, 256, 100), "F32", "Q8_0", Choice("F16", "outtype", "Q8_0")),
         ("blk.0.ffn_up_exps.weight", (8, 2, 32), "MXFP4", "F16", Choice("MXFP4", "kept: arrives quantized")),
     ],
 )
