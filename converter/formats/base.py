@@ -43,8 +43,8 @@ class Format:
         open: path -> Checkpoint, reading no tensor byte; None for a write-only format.
         layout: checkpoint, target, options -> Layout; None for a read-only format.
         folder: True when the target is a folder.
-        branch: path, key -> Checkpoint, where a file can hold several models or states (`--key`).
-        texts: keys of the free texts (`Checkpoint.metadata`) that its writer keeps; None where it keeps any.
+        open_key: path, key -> Checkpoint, where a file can hold several models or states (`--key`).
+        free_metadata: keys of the free texts (`Checkpoint.metadata`) that its writer keeps; None where it keeps any.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Format:
     open: Callable[[Path], Checkpoint] | None = None
     layout: Callable[[Checkpoint, Path, WriteOptions], Layout] | None = None
     folder: bool = False
-    branch: Callable[[Path, str], Checkpoint] | None = None
-    texts: frozenset[str] | None = frozenset()
+    open_key: Callable[[Path, str], Checkpoint] | None = None
+    free_metadata: frozenset[str] | None = frozenset()
 
 
 HEAD = 64

@@ -164,7 +164,7 @@ FORMATS = (
         sniff=sniff,
         open=open_folder,
         layout=layout,
-        texts=None,
+        free_metadata=None,
         folder=True,
     ),
 )

@@ -138,9 +138,9 @@ def open_checkpoint(source: PathLike | Source) -> Checkpoint:
     with about(path):
         reader = source_format(path, source.format)
         assert reader.open is not None  # `source_format` returns readers
-        if key is not None and reader.branch is None:
+        if key is not None and reader.open_key is None:
             raise UsageError(f"--key {key}: a {reader.name} file holds one model")
-        checkpoint = reader.open(path) if key is None or reader.branch is None else reader.branch(path, key)
+        checkpoint = reader.open(path) if key is None or reader.open_key is None else reader.open_key(path, key)
     if source.config is None:
         return checkpoint
     try:

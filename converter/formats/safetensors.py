@@ -198,6 +198,6 @@ FORMATS = (
         sniff=sniff,
         open=open_safetensors,
         layout=layout,
-        texts=None,
+        free_metadata=None,
     ),
 )

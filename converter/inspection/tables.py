@@ -20,7 +20,7 @@ def format_rows() -> list[dict[str, Any]]:
             "write": each.layout is not None,
             "names": each.dialect or "as they are",
             "quantized": any(DTYPES[name].quantized for name in each.dtypes),
-            "texts": each.layout is not None and each.texts is None,
+            "free_metadata": each.layout is not None and each.free_metadata is None,
             "description": each.description,
         }
         for each in formats().values()

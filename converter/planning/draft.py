@@ -100,8 +100,8 @@ def begin(
     """
     report = Report(strict=request.output.strict)
     report.extend(list(opened.events))
-    way, watch = route(opened, target, request), Watch(request.output.strict)
-    return Draft(opened, opened, target, path or Path(), request, report, watch, way, unnamed)
+    planned, watch = route(opened, target, request), Watch(request.output.strict)
+    return Draft(opened, opened, target, path or Path(), request, report, watch, planned, unnamed)
 
 
 def run(draft: Draft, passes: Iterable[Pass]) -> Draft:

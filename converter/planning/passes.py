@@ -403,9 +403,9 @@ def lay_out(draft: Draft) -> Draft:
 
 def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
     """What the container says in free texts that the target has no place for; which framework it was for is no loss."""
-    if target.texts is None:
+    if target.free_metadata is None:
         return []
-    kept = target.texts | {"format"}
+    kept = target.free_metadata | {"format"}
     return [MetadataLost(key, f"{target.name} holds no free texts") for key in checkpoint.metadata if key not in kept]
 
 

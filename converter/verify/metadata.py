@@ -106,20 +106,20 @@ def _cut(value: object) -> str:
 
 def compare_config(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[Finding]:
     """Two config.json: what the architecture reads of them must agree, defaults filled in; the rest is only told."""
-    findings, told = [], set()
+    findings, read = [], set()
     try:
         architecture, hf = detect(expected)
         wanted, got = read_config(architecture, hf, expected)[0], read_config(*detect(found), found)[0]
     except ConverterError as error:
         return [Finding("metadata", "config.json", str(error).splitlines()[0])] if expected != found else []
     for hparam in architecture.hparams:
-        told |= set(hparam.config)
+        read |= set(hparam.config)
         a, b = wanted.get(hparam.name), got.get(hparam.name)
         if a != b:
             name = hparam.config[0] if hparam.config else hparam.name
             findings.append(Finding("metadata", f"config.json: {name}", f"means {_cut(b)}, the source gives {_cut(a)}"))
     for key in dict.fromkeys((*expected, *found)):
-        if key not in told | HOW_IT_WAS_SAVED | ROPE and expected.get(key) != found.get(key):
+        if key not in read | HOW_IT_WAS_SAVED | ROPE and expected.get(key) != found.get(key):
             text = f"is {_cut(found.get(key))}, the source gives {_cut(expected.get(key))}"
             failed = key.endswith("_token_id") and _disjoint(expected.get(key), found.get(key))
             findings.append(Finding("metadata", f"config.json: {key}", text, failed))

@@ -29,7 +29,7 @@ from converter.events import Dropped, MetadataLost, Note
 from converter.formats.base import WriteOptions
 from converter.formats.registry import open_checkpoint, source_format
 from converter.formats.torch import pickle as pickle_machine
-from converter.formats.torch.checkpoint import open_branch, open_torch, sniff
+from converter.formats.torch.checkpoint import open_torch, open_torch_key, sniff
 from converter.formats.torch.writer import layout
 from converter.request import Source
 from converter.storage import output
@@ -47,7 +47,7 @@ UNTYPED = storage("UntypedStorage", "0", 24, module="torch.storage")
 def opened(tmp_path: Path, content: bytes, key: str | None = None) -> Checkpoint:
     path = tmp_path / "m.pt"
     path.write_bytes(content)
-    return open_torch(path) if key is None else open_branch(path, key)
+    return open_torch(path) if key is None else open_torch_key(path, key)
 
 
 def refused(tmp_path: Path, content: bytes, kind: type[ConverterError], says: str) -> None:
@@ -641,7 +641,7 @@ def test_sharded(tmp_path: Path) -> None:
         assert found.keys() == weights.keys()
         assert all(np.array_equal(found[name], weights[name]) for name in weights)
     with pytest.raises(UsageError, match="index of a set"):
-        open_branch(index, "x")
+        open_torch_key(index, "x")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from converter.checkpoint import Checkpoint
 from converter.cli.main import main
 from converter.errors import UnsupportedFeature
 from converter.formats.base import WriteOptions
-from converter.formats.torch.checkpoint import open_branch, open_torch
+from converter.formats.torch.checkpoint import open_torch, open_torch_key
 from converter.formats.torch.values import TYPES
 from converter.formats.torch.writer import layout
 from converter.storage import output
@@ -108,7 +108,7 @@ def test_a_training_checkpoint(tmp_path: Path) -> None:
         same(checkpoint, dict(model.state_dict()))
         assert checkpoint.metadata == {"epoch": "7", "format": "pt"}
         assert [type(event).__name__ for event in checkpoint.events] == ["Dropped", "Note", "MetadataLost"]
-    with open_branch(tmp_path / "m.ckpt", "optimizer.state.0") as checkpoint:
+    with open_torch_key(tmp_path / "m.ckpt", "optimizer.state.0") as checkpoint:
         same(checkpoint, optimizer.state_dict()["state"][0])
 
 
@@ -126,7 +126,7 @@ def test_kinds_that_are_not_read(tmp_path: Path, make: Callable[[], Tensor], say
     torch.save({"a": torch.ones(2), "x": make()}, tmp_path / "m.pt")
     with pytest.raises(UnsupportedFeature, match=f"tensor 'x': .*{says}"):
         open_torch(tmp_path / "m.pt")
-    with open_branch(tmp_path / "m.pt", "a") as checkpoint:
+    with open_torch_key(tmp_path / "m.pt", "a") as checkpoint:
         assert read(checkpoint)["a"].tolist() == [1, 1]
 
 

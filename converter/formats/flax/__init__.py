@@ -14,6 +14,6 @@ FORMATS = (
         sniff=sniff,
         open=open_flax,
         layout=layout,
-        texts=frozenset({LEAVES}),
+        free_metadata=frozenset({LEAVES}),
     ),
 )

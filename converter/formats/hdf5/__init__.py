@@ -4,10 +4,10 @@ from converter.formats.base import Format
 from converter.formats.hdf5 import keras_archive
 from converter.formats.hdf5.checkpoint import (
     EXTENSIONS,
-    branch_hdf5,
-    branch_keras,
     open_hdf5,
+    open_hdf5_key,
     open_keras,
+    open_keras_key,
     sniff,
     sniff_keras,
 )
@@ -23,8 +23,8 @@ FORMATS = (
         sniff=sniff,
         open=open_hdf5,
         layout=layout,
-        texts=None,
-        branch=branch_hdf5,
+        free_metadata=None,
+        open_key=open_hdf5_key,
     ),
     Format(
         name="keras",
@@ -35,7 +35,7 @@ FORMATS = (
         sniff=sniff_keras,
         open=open_keras,
         layout=keras_archive.layout,
-        texts=None,
-        branch=branch_keras,
+        free_metadata=None,
+        open_key=open_keras_key,
     ),
 )

@@ -65,10 +65,10 @@ def open_hdf5(path: Path) -> Checkpoint:
     Raises:
         CorruptFile, UnsupportedFeature, MissingPart, OutputError
     """
-    return branch_hdf5(path, "")
+    return open_hdf5_key(path, "")
 
 
-def branch_hdf5(path: Path, key: str) -> Checkpoint:
+def open_hdf5_key(path: Path, key: str) -> Checkpoint:
     """The datasets of one group, "." for all of them.
 
     Raises:
@@ -89,10 +89,10 @@ def open_keras(path: Path) -> Checkpoint:
     Raises:
         CorruptFile, UnsupportedFeature, MissingPart, OutputError
     """
-    return branch_keras(path, "")
+    return open_keras_key(path, "")
 
 
-def branch_keras(path: Path, key: str) -> Checkpoint:
+def open_keras_key(path: Path, key: str) -> Checkpoint:
     """The same, for one group of the weights.
 
     Raises:

@@ -14,6 +14,6 @@ FORMATS = (
         sniff=sniff,
         open=open_onnx,
         layout=layout,
-        texts=None,
+        free_metadata=None,
     ),
 )

@@ -1,7 +1,7 @@
 """PyTorch files, `.pt .pth .bin .ckpt`: zip archives, streams of before 1.6, TorchScript, sharded sets."""
 
 from converter.formats.base import Format
-from converter.formats.torch.checkpoint import EXTENSIONS, open_branch, open_torch, sniff
+from converter.formats.torch.checkpoint import EXTENSIONS, open_torch, open_torch_key, sniff
 from converter.formats.torch.values import TYPES
 from converter.formats.torch.writer import layout
 from converter.tensors.dtypes import DTYPES
@@ -16,6 +16,6 @@ FORMATS = (
         sniff=sniff,
         open=open_torch,
         layout=layout,
-        branch=open_branch,
+        open_key=open_torch_key,
     ),
 )

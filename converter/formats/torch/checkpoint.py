@@ -67,7 +67,7 @@ def open_torch(path: Path) -> Checkpoint:
     return _open(path, [path], None, None)
 
 
-def open_branch(path: Path, key: str) -> Checkpoint:
+def open_torch_key(path: Path, key: str) -> Checkpoint:
     """The tensors below `key`, with what follows it as their names; "." takes all.
 
     Raises:
