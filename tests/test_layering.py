@@ -290,3 +290,9 @@ def test_what_is_installed_is_what_is_imported() -> None:
         assert requirements(lines) - BY_TRANSFORMERS <= used(), f"no line imports all of the extra {name}"
     (everything,) = PROJECT["optional-dependencies"]["all"]
     assert set(everything.partition("[")[2].rstrip("]").split(",")) == extras.keys()
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest knows a test file by its name alone; of two it would run one."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(set(names)) == len(names)

@@ -137,7 +137,7 @@ def test_damage_is_refused_or_read(tmp_path: Path, data: st.DataObject) -> None:
         if damaged:
             damaged[data.draw(st.integers(0, min(len(damaged), 300) - 1))] = data.draw(st.integers(0, 255))
     try:
-        with open_checkpoint(written(tmp_path, bytes(damaged)), format="llama2c") as checkpoint:
+        with open_checkpoint(Source(written(tmp_path, bytes(damaged)), format="llama2c")) as checkpoint:
             for tensor in checkpoint.tensors.values():
                 tensor.array()
     except ConverterError as error:
