@@ -21,6 +21,7 @@ from converter.formats.base import Format, head
 from converter.formats.hub import folder_assets
 from converter.request import PathLike, Source
 from converter.storage.json import read_json
+from converter.storage.stand_ins import refuse_stand_in, unfinished
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -73,11 +74,16 @@ def source_format(path: Path, name: str | None = None) -> Format:
 
     Raises:
         UnknownFormat: nothing reads it; the message lists what can be read.
+        MissingPart: a pointer, a web page or an unfinished download lies in the file's place.
         OutputError: no such file.
     """
     if name is not None:
         return _named(name, readers())
     start = head(path)
+    if path.is_file():
+        refuse_stand_in(path, start)
+        if says := unfinished(path):
+            raise MissingPart(f"{path}: {says}")
     # A module named like the extension is asked first, so that opening a GGUF loads no other format's code.
     extension = path.suffix.lower().removeprefix(".")
     for each in _own(extension) if extension in _modules() else ():

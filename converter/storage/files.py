@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import CorruptFile, OutputError
+from converter.storage.stand_ins import LOOKED_AT, refuse_stand_in
 
 # Pages that were read stay resident until somebody lets go of them. After this many bytes the whole
 # map is released; what is still in use is simply faulted in again from the page cache.
@@ -70,8 +71,15 @@ def open_bytes(path: Path) -> Bytes:
 
     Raises:
         OutputError: there is no such file, it is not a regular file, or it cannot be mapped.
+        MissingPart: a pointer, a web page or an unfinished download lies in its place.
     """
-    return MappedFile(path)
+    mapped = MappedFile(path)
+    try:
+        refuse_stand_in(path, bytes(mapped.view(0, min(LOOKED_AT, mapped.size), "the start")))
+    except BaseException:
+        mapped.close()
+        raise
+    return mapped
 
 
 def check_inside(source: Bytes, offset: int, nbytes: int, what: str) -> None:

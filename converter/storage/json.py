@@ -10,6 +10,7 @@ from typing import Any
 
 from converter.errors import CorruptFile, short
 from converter.storage.files import regular_size
+from converter.storage.stand_ins import refuse_stand_in
 
 MAX_JSON = 64 << 20
 MAX_DIGITS = 40  # of a whole number; tokenizer_config.json has a length of 10**30 for "no limit"
@@ -51,10 +52,13 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
 
     Raises:
         CorruptFile: too long, not UTF-8, not JSON, not an object.
+        MissingPart: a pointer or a web page lies in its place.
     """
     if regular_size(path) > limit:
         raise CorruptFile(f"{path}: larger than {limit} bytes, that is no configuration")
-    return parse_json(path.read_bytes(), path)
+    data = path.read_bytes()
+    refuse_stand_in(path, data)
+    return parse_json(data, path)
 
 
 def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from converter.errors import TokenizerError
 from converter.storage import json as strict_json
+from converter.storage.stand_ins import stand_in
 
 Source = Path | Callable[[], bytes]
 
@@ -42,7 +43,7 @@ class TokenizerFiles:
         """The file's bytes.
 
         Raises:
-            TokenizerError: absent, unreadable, or larger than any tokenizer file has a reason to be.
+            TokenizerError: absent, unreadable, a pointer, a web page, or larger than such a file has a reason to be.
         """
         source = self._files.get(name)
         if source is None:
@@ -59,6 +60,8 @@ class TokenizerFiles:
             raise TokenizerError(f"{name}: cannot be read ({error.strerror or error})") from error
         if len(data) > limit:
             raise TokenizerError(f"{name}: larger than the {limit // MIB} MiB this file may have")
+        if says := stand_in(data):
+            raise TokenizerError(f"{name}: {says}")
         return data
 
     def text(self, name: str) -> str:
