@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from converter.errors import CorruptFile, MissingPart, short
+from converter.errors import ConverterError, CorruptFile, MissingPart, short
 from converter.formats.base import child
-from converter.storage.json import read_json
+from converter.storage.json import Unreadable, read_json
 
 # The small files of a model's folder that travel with the weights. Nothing else is ever opened.
 ASSETS = frozenset(
@@ -54,6 +55,20 @@ def folder_assets(folder: Path) -> dict[str, Path]:
         for path in sorted(templates.glob("*.jinja")):
             assets[f"{TEMPLATES}/{path.name}"] = child(folder, f"{TEMPLATES}/{path.name}", folder)
     return assets
+
+
+def read_config(assets: Mapping[str, Path]) -> tuple[Mapping[str, Any], str | None]:
+    """The config.json beside the weights, and the dialect of their names: Hugging Face's where it says anything.
+
+    One that cannot be read is an error for whoever asks what it says. Tensors go to plain formats without it.
+    """
+    if "config.json" not in assets:
+        return {}, None
+    try:
+        config = read_json(assets["config.json"], python=True)
+    except ConverterError as error:
+        return Unreadable(error), "hf"
+    return config, "hf" if config else None
 
 
 def indexed(index: Path) -> tuple[list[Path], dict[str, Path]]:

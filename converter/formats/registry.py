@@ -153,7 +153,7 @@ def open_checkpoint(source: PathLike | Source) -> Checkpoint:
         assets = folder_assets(source.config)
         if "config.json" not in assets:
             raise UsageError(f"--config {source.config}: no config.json in it")
-        return checkpoint.replace(assets=assets, config=read_json(assets["config.json"]), dialect="hf")
+        return checkpoint.replace(assets=assets, config=read_json(assets["config.json"], python=True), dialect="hf")
     except BaseException:
         checkpoint.close()
         raise

@@ -15,9 +15,9 @@ from typing import Any
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name, sharded
-from converter.formats.hub import check_index, folder_assets, indexed
+from converter.formats.hub import check_index, folder_assets, indexed, read_config
 from converter.storage.files import Bytes, open_bytes
-from converter.storage.json import parse_json, read_json
+from converter.storage.json import parse_json
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.tensors.dtypes import BY_SAFETENSORS
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -68,7 +68,7 @@ def open_files(
             metadata.update(texts)
         if expected is not None:
             check_index(path, expected, owner)
-        config = read_json(assets["config.json"]) if "config.json" in assets else {}
+        config, dialect = read_config(assets)
     except BaseException:
         for mapped in maps:
             mapped.close()
@@ -76,7 +76,7 @@ def open_files(
     return Checkpoint(
         format=name,
         path=path,
-        dialect="hf" if config else None,
+        dialect=dialect,
         tensors=tensors,
         config=config,
         metadata=metadata,

@@ -1,14 +1,19 @@
-"""JSON of strangers, without the surprises of `json.loads`; and numbers of ours that JSON has no word for."""
+"""JSON of strangers, without the surprises of `json.loads`; and numbers of ours that JSON has no word for.
+
+Python writes and reads three words that are no JSON, `NaN`, `Infinity` and `-Infinity`, and published configs have
+them. `python=True` takes them where a file's own reader is Python; those of headers and tokenizer.json refuse them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.errors import CorruptFile, short
+from converter.errors import ConverterError, CorruptFile, short
 from converter.storage.files import regular_size
 from converter.storage.stand_ins import refuse_stand_in
 
@@ -16,14 +21,16 @@ MAX_JSON = 64 << 20
 MAX_DIGITS = 40  # of a whole number; tokenizer_config.json has a length of 10**30 for "no limit"
 
 
-def parse(text: str) -> Any:
-    """A JSON value: no duplicate keys, no NaN or infinity, whole numbers of at most MAX_DIGITS digits.
+def parse(text: str, *, python: bool = False) -> Any:
+    """A JSON value: no duplicate keys, whole numbers of at most MAX_DIGITS digits, Python's own words if `python`.
 
     Raises:
         ValueError: anything else, or nested deeper than the decoder goes.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_bounded)
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=float if python else _refuse, parse_int=_bounded
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -47,8 +54,8 @@ def _bounded(text: str) -> int:
     return int(text)
 
 
-def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, limit: int = MAX_JSON, *, python: bool = False) -> dict[str, Any]:
+    """A JSON object from a file, Python's own words among its numbers if `python`.
 
     Raises:
         CorruptFile: too long, not UTF-8, not JSON, not an object.
@@ -58,11 +65,11 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
         raise CorruptFile(f"{path}: larger than {limit} bytes, that is no configuration")
     data = path.read_bytes()
     refuse_stand_in(path, data)
-    return parse_json(data, path)
+    return parse_json(data, path, python=python)
 
 
-def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
-    """A JSON object: no duplicate keys, no NaN, whole numbers of at most 40 digits, no broken surrogates.
+def parse_json(data: bytes, path: Path | str, *, python: bool = False) -> dict[str, Any]:
+    """A JSON object: no duplicate keys, whole numbers of at most 40 digits, no broken surrogates; NaN if `python`.
 
     The decoder bounds the depth.
 
@@ -70,7 +77,7 @@ def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
         CorruptFile: anything else.
     """
     try:
-        value = parse(data.decode("utf-8"))
+        value = parse(data.decode("utf-8"), python=python)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -80,6 +87,25 @@ def parse_json(data: bytes, path: Path | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptFile(f"{path}: the JSON is not an object")
     return value
+
+
+class Unreadable(Mapping[str, Any]):
+    """What a file that cannot be read says: its error for whoever asks, and nothing for those who do not."""
+
+    def __init__(self, error: ConverterError) -> None:
+        self._error = error
+
+    def _again(self) -> ConverterError:
+        return type(self._error)(str(self._error))
+
+    def __getitem__(self, key: str) -> Any:
+        raise self._again()
+
+    def __iter__(self) -> Iterator[str]:
+        raise self._again()
+
+    def __len__(self) -> int:
+        raise self._again()
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

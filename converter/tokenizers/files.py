@@ -1,7 +1,7 @@
 """Bounded reading of tokenizer files: sizes checked before reading, JSON without surprises.
 
 A tokenizer folder comes from strangers. Every file has a size limit, JSON must be UTF-8, may not
-repeat a key, nest beyond the parser's depth or hold NaN, and each failure is one TokenizerError.
+repeat a key or nest beyond the parser's depth, and each failure is one TokenizerError.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MIB = 1 << 20
 MAX_BYTES = {"tokenizer.json": 96 * MIB, "vocab.json": 96 * MIB, ".model": 64 * MIB, ".txt": 32 * MIB}
 MAX_OTHER = 16 * MIB
 MAX_TOKENS = 1 << 22
+RUST_FILE = "tokenizer.json"  # which the tokenizers library reads; the others are Python's, NaN and Infinity among them
 
 
 class TokenizerFiles:
@@ -93,7 +94,7 @@ def _limit(name: str) -> int:
 def parse_object(text: str, name: str) -> dict[str, object]:
     """JSON text as an object; see `TokenizerFiles.json`. `name` is for messages."""
     try:
-        value = strict_json.parse(text)
+        value = strict_json.parse(text, python=name != RUST_FILE)
     except ValueError as error:
         raise TokenizerError(f"{name}: not valid JSON ({error})") from error
     if not isinstance(value, dict):

@@ -119,11 +119,16 @@ def compare_config(expected: Mapping[str, Any], found: Mapping[str, Any]) -> lis
             name = hparam.config[0] if hparam.config else hparam.name
             findings.append(Finding("metadata", f"config.json: {name}", f"means {_cut(b)}, the source gives {_cut(a)}"))
     for key in dict.fromkeys((*expected, *found)):
-        if key not in read | HOW_IT_WAS_SAVED | ROPE and expected.get(key) != found.get(key):
+        if key not in read | HOW_IT_WAS_SAVED | ROPE and _differ(expected.get(key), found.get(key)):
             text = f"is {_cut(found.get(key))}, the source gives {_cut(expected.get(key))}"
             failed = key.endswith("_token_id") and _disjoint(expected.get(key), found.get(key))
             findings.append(Finding("metadata", f"config.json: {key}", text, failed))
     return findings
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two entries say different things; a NaN, which equals nothing, is what another NaN is."""
+    return bool(a != b) and repr(a) != repr(b)
 
 
 def _disjoint(a: Any, b: Any) -> bool:

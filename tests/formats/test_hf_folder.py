@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,10 +16,12 @@ from support.audited import AUDITED, TRAP
 from support.builders import CONFIG, llama_folder, llama_weights, safetensors_of, sharded
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, CorruptFile, MissingPart
+from converter.errors import ArchitectureError, ConverterError, CorruptFile, MissingPart
 from converter.formats.base import head
 from converter.formats.hf_folder import open_folder, sniff
-from converter.formats.registry import source_format
+from converter.formats.registry import open_checkpoint, source_format
+from converter.pipeline import convert
+from converter.verify import verify
 
 WEIGHTS = llama_weights()
 NAMES = list(WEIGHTS)
@@ -92,24 +95,51 @@ def test_no_config(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"[]", b"null", b"{", b"\xff{}", b'{"a":1,"a":2}', b'{"a":NaN}', b'{"a":-Infinity}', b'{"a":"\\ud800"}',
+        b"", b"[]", b"null", b"{", b"\xff{}", b'{"a":1,"a":2}', b'{"a":nan}', b'{"a":+Infinity}', b'{"a":"\\ud800"}',
         b'{"a":' + b"9" * 4000 + b"}", b'{"a":' * 100_000, b"\0" * 64,
     ],
     ids=lambda content: ascii(content[:20]),
 )  # fmt: skip
-def test_config_that_is_no_strict_json_object(tmp_path: Path, content: bytes) -> None:
-    folder = llama_folder(tmp_path)
+def test_config_that_cannot_be_read_stops_only_who_asks_for_it(tmp_path: Path, content: bytes) -> None:
+    folder = llama_folder(tmp_path / "model")
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(CorruptFile, match=r"config\.json: "):
-        open_folder(folder)
+    with open_folder(folder) as opened:
+        for ask in (lambda: opened.config["model_type"], lambda: opened.config.get("a"), lambda: len(opened.config)):
+            with pytest.raises(CorruptFile, match=r"config\.json: "):
+                ask()
+        tensors = {name: tensor.array() for name, tensor in opened.tensors.items()}
+    for number, source in enumerate((folder, folder / "model.safetensors")):
+        convert(source, tmp_path / f"{number}.npz")
+        with open_checkpoint(tmp_path / f"{number}.npz") as made:
+            assert made.tensors.keys() == tensors.keys()
+            for name, values in tensors.items():
+                np.testing.assert_array_equal(made.tensors[name].array(), values)
+        with pytest.raises(CorruptFile, match=r"config\.json: "):
+            convert(source, tmp_path / "out.gguf")
+
+
+def test_python_s_own_words_in_a_config_are_numbers(tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path)
+    said = json.loads((folder / "config.json").read_text())
+    text = json.dumps({**said, "time_step_limit": [0.0, math.inf], "low": -math.inf, "odd": math.nan})
+    (folder / "config.json").write_text(text)
+    with open_folder(folder) as opened:
+        assert opened.config["time_step_limit"] == [0.0, math.inf] and opened.config["low"] == -math.inf
+        assert math.isnan(opened.config["odd"])
+    convert(folder, f"{tmp_path}/back/")
+    assert json.dumps(json.loads((tmp_path / "back" / "config.json").read_text())) == text
+    assert not verify(folder, tmp_path / "back").findings
+    (folder / "config.json").write_text(json.dumps({**said, "rms_norm_eps": math.inf}))
+    with pytest.raises(ArchitectureError, match="rms_norm_eps is 'inf', not a usable f32 value"):
+        convert(folder, tmp_path / "out.gguf")
 
 
 def test_config_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     folder = llama_folder(tmp_path)
     with open(folder / "config.json", "wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(CorruptFile, match="larger than"):
-        open_folder(folder)
+    with open_folder(folder) as opened, pytest.raises(CorruptFile, match="larger than"):
+        opened.config.get("a")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "README.md"])

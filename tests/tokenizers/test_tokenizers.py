@@ -451,6 +451,11 @@ def test_another_eos_in_the_template_makes_eot() -> None:
     assert (value(read, "eos_token_id"), value(read, "eot_token_id")) == (258, 259)
 
 
+def test_python_s_own_words_in_the_files_that_python_reads() -> None:
+    plain = read_small(byte_level(), {"model_max_length": 512})
+    assert read_small(byte_level(), {"model_max_length": float("inf"), "odd": float("nan")}).metadata == plain.metadata
+
+
 def test_ids_come_from_the_config_where_the_settings_have_none() -> None:
     config = {"bos_token_id": 258, "eos_token_id": [256, 257], "pad_token_id": -1, "text_config": {"unk_token_id": 5}}
     tokenizer = read_small(byte_level(), {"bos_token": "ab"}, config)

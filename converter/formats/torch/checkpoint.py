@@ -15,11 +15,10 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UsageError, short
 from converter.events import Event, Note
 from converter.formats.base import INDEX
-from converter.formats.hub import check_index, folder_assets, indexed
+from converter.formats.hub import check_index, folder_assets, indexed, read_config
 from converter.formats.torch.files import open_file
 from converter.formats.torch.tree import grow, listed, select
 from converter.storage.files import Bytes, open_bytes
-from converter.storage.json import read_json
 from converter.storage.zip import LOCAL, LOCAL_HEADER
 from converter.tensors.tensor import LazyTensor
 
@@ -103,7 +102,7 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
             checks.append(file.check)
         if expected is not None:
             check_index(path, expected, owner)
-        config = read_json(assets["config.json"]) if "config.json" in assets else {}
+        config, dialect = read_config(assets)
         events.extend(_untie(tensors, tied, config))
     except BaseException:
         for mapped in maps:
@@ -112,7 +111,7 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
     return Checkpoint(
         format="torch",
         path=path,
-        dialect="hf" if config else None,
+        dialect=dialect,
         tensors=tensors,
         config=config,
         metadata=metadata,
