@@ -125,7 +125,10 @@ def child(folder: Path, name: object, of: Path) -> Path:
     except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
         raise CorruptFile(f"{of}: {short(name)} cannot be a file ({getattr(error, 'strerror', error)})") from None
     if real is not None and not any(root is not None and real.is_relative_to(root) for root in inside):
-        raise CorruptFile(f"{of}: {short(name)} leads out of the folder")
+        raise CorruptFile(
+            f"{of}: {short(name)} leads out of the folder, by a link; a stranger's folder could name any file so\n"
+            f"give the folder that it leads to, or a copy without links: cp -rL {folder.name} COPY"
+        )
     return path
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from converter import formats as builtin
 from converter.checkpoint import Checkpoint
-from converter.errors import MissingPart, UnknownFormat, UsageError, about
+from converter.errors import MissingPart, OutputError, UnknownFormat, UnsupportedFeature, UsageError, about
 from converter.formats.base import Format, head
+from converter.formats.foreign import foreign_folder, hub_name
 from converter.formats.hub import folder_assets
 from converter.request import PathLike, Source
 from converter.storage.json import read_json
@@ -75,11 +76,16 @@ def source_format(path: Path, name: str | None = None) -> Format:
     Raises:
         UnknownFormat: nothing reads it; the message lists what can be read.
         MissingPart: a pointer, a web page or an unfinished download lies in the file's place.
+        UnsupportedFeature: a folder that is known to hold something else.
         OutputError: no such file.
     """
     if name is not None:
         return _named(name, readers())
+    if says := hub_name(path):
+        raise OutputError(f"{path}: {says}")
     start = head(path)
+    if says := foreign_folder(path):
+        raise UnsupportedFeature(f"{path}: {says}")
     if path.is_file():
         refuse_stand_in(path, start)
         if says := unfinished(path):

@@ -1,0 +1,139 @@
+"""Folders that hold something else than a model, and models whose weights are packed by a scheme that is not read.
+
+Both are told by name, with what to do. Sources: the layouts that torch.distributed.checkpoint, DeepSpeed, Megatron,
+PEFT, verl and huggingface_hub write; `quantization_config` of transformers, `quantization` of MLX.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from converter.errors import short
+
+_DCP = (
+    "PyTorch distributed checkpoint (DCP, FSDP)",
+    "make one file of it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt",
+)
+_ZERO = ("DeepSpeed checkpoint", "make one file of it with the zero_to_fp32.py that lies beside it")
+# A file or folder that tells, what then lies there, and what to do; the first that is there counts.
+_FOLDERS: tuple[tuple[str, str, str], ...] = (
+    ("__*_*.distcp", *_DCP),
+    ("pytorch_model_fsdp_*/.metadata", *_DCP),
+    ("*/__*_*.distcp", *_DCP),
+    ("global_step*/*_model_states.pt", *_ZERO),
+    ("*zero_pp_rank_*_optim_states.pt", *_ZERO),
+    ("mp_rank_*_model_states.pt", *_ZERO),
+    ("*model_world_size_*_rank_*.pt", "verl checkpoint of FSDP shards", "merge it: python -m verl.model_merger merge"),
+    ("*/model_world_size_*_rank_*.pt", "verl checkpoint of FSDP shards", "merge it: python -m verl.model_merger merge"),
+    ("latest_checkpointed_iteration.txt", "Megatron checkpoint", "export it to a Hugging Face folder first"),
+    ("mp_rank_*/model_optim_rng.pt", "Megatron checkpoint", "export it to a Hugging Face folder first"),
+    (
+        "adapter_config.json",
+        "PEFT adapter, which changes a base model and is none itself",
+        "merge it into its base (PEFT's merge_and_unload) and give the result",
+    ),
+    ("model_index.json", "diffusers pipeline of several models", "give the folder of one of them"),
+)
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.index.json", "*.gguf")
+_NOT_A_MODEL = ("adapter_",)  # weights of these names belong to what the table above is about
+_SHARD = re.compile(r"__\d+_\d+\.distcp$")
+
+
+def foreign_folder(path: Path) -> str | None:
+    """What a folder (or a part of one) without a model's weights is, where that is known; with what to do about it."""
+    if _SHARD.search(path.name):
+        return f"is a shard of a {_DCP[0]}\n{_DCP[1]}"
+    if not path.is_dir():
+        return None
+    if cached := _hub_cache(path):
+        return cached
+    weights = (file.name for pattern in _WEIGHTS for file in path.glob(pattern))
+    if any(not name.startswith(_NOT_A_MODEL) for name in weights):
+        return None
+    found = (f"is a {what}\n{advice}" for pattern, what, advice in _FOLDERS if any(path.glob(pattern)))
+    return next(found, None)
+
+
+def _hub_cache(path: Path) -> str | None:
+    """A Hugging Face cache: of one model, `models--ORG--NAME/snapshots/REVISION`, or of several."""
+    if path.name == "snapshots" and path.parent.name.startswith("models--"):
+        path = path.parent
+    if path.name.startswith("models--") and (path / "snapshots").is_dir():
+        snapshots = sorted(each.name for each in (path / "snapshots").iterdir() if each.is_dir())
+        if not snapshots:
+            return "is a Hugging Face cache folder without a snapshot; download the model again"
+        main = path / "refs" / "main"
+        revision = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
+        chosen = revision if revision in snapshots else snapshots[0]
+        more = f" (of {len(snapshots)})" if len(snapshots) > 1 else ""
+        return f"is a Hugging Face cache folder\ngive a snapshot in it{more}: {path / 'snapshots' / chosen}"
+    if models := sorted(path.glob("models--*/snapshots")):
+        return f"is a Hugging Face cache of models, not a model\ngive a snapshot in it, such as {models[0]}/REVISION"
+    return None
+
+
+_HUB = re.compile(r"(hf://|https?://(www\.)?(huggingface\.co|hf\.co)/)|[\w.-]+/[\w.-]+$", re.IGNORECASE)
+
+
+def hub_name(path: Path) -> str | None:
+    """What to do with a path that is not there and looks like a name or an address on the Hugging Face Hub."""
+    if path.is_absolute() or path.exists() or not (match := _HUB.match(path.as_posix().replace(":/", "://", 1))):
+        return None
+    if match.group(1) is None and path.parent.exists():  # a folder of that name is here: it is a path
+        return None
+    return (
+        f"no such file or folder; models are not fetched from the Hugging Face Hub\n"
+        f"download it first and give the folder: hf download {'/'.join(path.parts[-2:])} --local-dir FOLDER"
+    )
+
+
+# ------------------------------------------------------------------------------------------ packed weights
+
+_METHODS: Mapping[str, str] = {
+    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "FP8", "fbgemm_fp8": "FBGEMM FP8",
+    "compressed-tensors": "compressed-tensors", "mxfp4": "MXFP4", "modelopt": "ModelOpt", "hqq": "HQQ",
+    "torchao": "torchao", "quanto": "Quanto", "bitnet": "BitNet", "aqlm": "AQLM", "eetq": "EETQ", "exl2": "EXL2",
+    "exl3": "EXL3", "quip": "QuIP#", "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS", "auto-round": "AutoRound",
+    "intel/auto-round": "AutoRound", "quark": "Quark", "marlin": "Marlin",
+}  # fmt: skip
+# Small files beside the weights that say the same where config.json is silent.
+_SIDECARS: Mapping[str, str] = {
+    "quantize_config.json": "GPTQ", "quant_config.json": "AWQ", "quanto_qmap.json": "Quanto",
+    "hf_quant_config.json": "ModelOpt", "quant_model_description.json": "Ascend",
+}  # fmt: skip
+_PLAIN = frozenset(("F64", "F32", "F16", "BF16"))
+
+
+def scheme_of(checkpoint: Checkpoint) -> str | None:
+    """The scheme by which a Hugging Face model's weights are packed, by its name; None for plain weights.
+
+    A config that names a scheme beside plain weights (DeepSeek's own cast to BF16 leaves one) is not believed.
+    """
+    if checkpoint.dialect != "hf":
+        return None
+    infos = (tensor.info for tensor in checkpoint.tensors.values())
+    if not any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos):
+        return None
+    return _declared(checkpoint.config) or _beside(checkpoint)
+
+
+def _declared(config: Mapping[str, Any]) -> str | None:
+    for holder in (config, *(each for each in config.values() if isinstance(each, dict))):  # text_config and its like
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(said := holder.get(key), dict) and said:
+                method = said.get("quant_method") or ("MLX" if "quantization" in holder else "an unnamed scheme")
+                known = _METHODS.get(str(method).lower(), short(method)[1:-1])
+                detail = said.get("quant_algo") or said.get("format")
+                return f"{known} ({short(detail)[1:-1]})" if isinstance(detail, str) else known
+        if isinstance(holder.get("quantization"), dict):
+            return "MLX"
+    return None
+
+
+def _beside(checkpoint: Checkpoint) -> str | None:
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    return next((scheme for name, scheme in _SIDECARS.items() if (folder / name).is_file()), None)
