@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, OutputExists
 from converter.events import Note
 from converter.formats.base import Format, WriteOptions, child
-from converter.formats.hub import TEMPLATES
+from converter.formats.hub import TEMPLATES, shard_of
 from converter.formats.safetensors import INDEX_SUFFIX, open_safetensors
 from converter.formats.safetensors import layout as safetensors_layout
 from converter.formats.torch.checkpoint import open_torch
@@ -23,6 +24,7 @@ from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 WEIGHTS = ("model.safetensors", f"model{INDEX_SUFFIX}")
 # Only where there is no safetensors file, and no other name: such folders hold pickles of other things, too.
 TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+TORCH_SHARDS = "pytorch_model-*-of-*.bin"
 
 # What `save_pretrained` of transformers 5 takes (4 had 5 GB): most models are then one file that any tool can map.
 SHARD_SIZE = 50 * 1000**3
@@ -50,14 +52,22 @@ def open_folder(path: Path) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise MissingPart(f"{path}: no config.json; give the weights file itself to convert its tensors as they are")
     indexes = sorted(path.glob(f"*{INDEX_SUFFIX}"))
-    files = sorted(path.glob("*.safetensors"))
+    files = _one_of_each_set(path.glob("*.safetensors"))
     chosen = [path / name for name in WEIGHTS if (path / name).is_file()][:1] or indexes or files
-    if not chosen and (torch := [path / name for name in TORCH_WEIGHTS if (path / name).is_file()][:1]):
+    torch = [path / name for name in TORCH_WEIGHTS if (path / name).is_file()][:1]
+    torch = torch or _one_of_each_set(path.glob(TORCH_SHARDS))
+    if not chosen and len(torch) == 1:
         return _whole(path, open_torch(child(path, torch[0].name, path)))
     if len(chosen) == 1:
         return _whole(path, open_safetensors(child(path, chosen[0].name, path)))
     found = ", ".join(file.name for file in (indexes or files)[:4]) or "none"
     raise MissingPart(f"{path}: no model.safetensors and no model{INDEX_SUFFIX} (found: {found})\ngive the file itself")
+
+
+def _one_of_each_set(files: Iterable[Path]) -> list[Path]:
+    """The files in order, of those that are shards of one set only the first."""
+    sets = {shard[:2] if (shard := shard_of(path)) else path.name: path for path in sorted(files, reverse=True)}
+    return sorted(sets.values())
 
 
 def _whole(folder: Path, checkpoint: Checkpoint) -> Checkpoint:

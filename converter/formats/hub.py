@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from converter.errors import ConverterError, CorruptFile, MissingPart, short
-from converter.formats.base import child
+from converter.formats.base import INDEX, child
 from converter.storage.json import Unreadable, read_json
 
 # The small files of a model's folder that travel with the weights. Nothing else is ever opened.
@@ -88,6 +89,51 @@ def indexed(index: Path) -> tuple[list[Path], dict[str, Path]]:
         if not path.exists():
             raise MissingPart(f"{path}: this shard is named in {index.name} and is not there; download it too")
     return sorted(shards.values()), {tensor: shards[name] for tensor, name in weight_map.items()}
+
+
+_SHARD = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})(\.[^.]+)")
+
+
+def whole_set(path: Path) -> tuple[Path, list[Path], dict[str, Path] | None]:
+    """What a file stands for: itself, or the set that it is the index or, by its name, a shard of.
+
+    Returns:
+        The file that says so (an index, where there is one), the set's files, and what `indexed` says of tensors.
+
+    Raises:
+        CorruptFile, MissingPart: as `indexed`; a shard is not there.
+    """
+    if path.name.endswith(INDEX):
+        return path, *indexed(path)
+    numbered = shard_of(path)
+    if numbered is None:
+        return path, [path], None
+    first, count, names = numbered
+    index = path.with_name(f"{first}{path.suffix}{INDEX}")
+    if index.is_file():
+        files, expected = indexed(child(path.parent, index.name, path))
+        if path in files:
+            return index, files, expected
+    files = []
+    for name in names:
+        file = child(path.parent, name, path)
+        if not file.is_file():
+            raise MissingPart(
+                f"{file}: this one of the {count} shards that {path.name} belongs to is not there; download it too\n"
+                f"or rename {path.name} to convert that part alone"
+            )
+        files.append(file)
+    return path, files, None
+
+
+def shard_of(path: Path) -> tuple[str, int, Iterator[str]] | None:
+    """Of `NAME-00001-of-00003.ext`: NAME, how many shards there are, and their names; None for another file."""
+    match = _SHARD.fullmatch(path.name)
+    if match is None or not 1 <= int(match[2]) <= int(match[3]):
+        return None
+    name, number, count, extension = match.groups()
+    names = (f"{name}-{each:0{len(number)}d}-of-{count}{extension}" for each in range(1, int(count) + 1))
+    return name, int(count), names
 
 
 def check_index(index: Path, expected: Mapping[str, Path], owner: Mapping[str, Path]) -> None:

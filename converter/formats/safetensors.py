@@ -15,7 +15,7 @@ from typing import Any
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name, sharded
-from converter.formats.hub import check_index, folder_assets, indexed, read_config
+from converter.formats.hub import check_index, folder_assets, read_config, whole_set
 from converter.storage.files import Bytes, open_bytes
 from converter.storage.json import parse_json
 from converter.storage.layout import FileLayout, Layout, Slot
@@ -34,19 +34,15 @@ def sniff(path: Path, start: bytes) -> bool:
 
 
 def open_safetensors(path: Path) -> Checkpoint:
-    """A single file, or a sharded set by its index.
+    """A single file, or a sharded set by its index or any of its shards.
 
     Config and tokenizer come from the file's own folder; with a config.json the names are Hugging Face's.
 
     Raises:
         CorruptFile, MissingPart, UnsupportedFeature, OutputError
     """
-    if path.name.endswith(INDEX_SUFFIX):
-        files, expected = indexed(path)
-    else:
-        files, expected = [path], None
-    assets = folder_assets(path.parent)
-    return open_files(path, files, expected, assets, "safetensors")
+    said, files, expected = whole_set(path)
+    return open_files(said, files, expected, folder_assets(path.parent), "safetensors").replace(path=path)
 
 
 def open_files(

@@ -28,7 +28,7 @@ _CONTENT: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
     )
 )  # fmt: skip
 _SPACE = b"\xef\xbb\xbf \t\r\n"
-LOOKED_AT = 256  # bytes of a file that say what it is
+LOOKED_AT = 64  # bytes of a file that say what it is; as much as any header has
 
 # Names that download programs give to what is not whole yet.
 UNFINISHED = (

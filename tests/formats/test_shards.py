@@ -15,7 +15,7 @@ from support.builders import examples, llama_folder, llama_weights, safetensors_
 import converter
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
-from converter.errors import OutputExists
+from converter.errors import MissingPart, OutputExists
 from converter.formats.base import WriteOptions, sharded
 from converter.request import Request
 from converter.storage.layout import whole_file
@@ -54,9 +54,53 @@ def test_shards_read_back_by_their_index(source: Path, tmp_path: Path, suffix: s
     assert index.name == f"out.x{suffix}.index.json"
     assert [path.name for path in shards] == [f"out.x-{i + 1:05d}-of-{count:05d}{suffix}" for i in range(count)]
     assert same(values(index), WEIGHTS)
+    weight_map = json.loads(index.read_text())["weight_map"]
     for path in shards:
-        found = values(path)
+        assert same(values(path), WEIGHTS), "a shard stands for its set"
+        alone = path.rename(path.with_name(f"alone{suffix}"))
+        found = values(alone)
+        assert found.keys() == {name for name, file in weight_map.items() if file == path.name}
         assert sum(array.nbytes for array in found.values()) <= limit or len(found) == 1
+        alone.rename(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_complete_set_without_an_index_is_complete(source: Path, tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text(source.with_name("config.json").read_text())
+    name = "model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin"
+    *shards, index = convert(source, folder / name, 40_000)
+    index.unlink()
+    assert len(shards) > 2
+    for each in (folder, *shards):
+        assert same(values(each), WEIGHTS)
+    shards[1].unlink()
+    for each in (folder, shards[0], shards[2]):
+        with pytest.raises(MissingPart, match=f"{shards[1].name}: this one of the {len(shards)} shards"):
+            values(each)
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_shard_whose_index_lacks_a_file(source: Path, tmp_path: Path, suffix: str) -> None:
+    *shards, _ = convert(source, tmp_path / f"out{suffix}", 40_000)
+    shards[1].unlink()
+    with pytest.raises(MissingPart, match=shards[1].name):
+        values(shards[0])
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00001", "m-00000-of-00002", "m-00003-of-00002", "m-1-of", "of-2"])
+def test_a_name_that_is_no_part_of_a_set(source: Path, tmp_path: Path, name: str) -> None:
+    file = source.rename(tmp_path / f"{name}.safetensors")
+    assert same(values(file), WEIGHTS)
+
+
+def test_an_index_that_does_not_know_a_shard_is_not_its_own(source: Path, tmp_path: Path) -> None:
+    *shards, index = convert(source, tmp_path / "out.safetensors", 40_000)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(safetensors_of({"t": np.ones(3, np.float32)}))
+    index.write_text(json.dumps({"weight_map": {"t": other.name}}))
+    assert same(values(shards[0]), WEIGHTS)
 
 
 @pytest.mark.parametrize("suffix", KINDS)

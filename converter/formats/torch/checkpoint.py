@@ -15,7 +15,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UsageError, short
 from converter.events import Event, Note
 from converter.formats.base import INDEX
-from converter.formats.hub import check_index, folder_assets, indexed, read_config
+from converter.formats.hub import check_index, folder_assets, read_config, whole_set
 from converter.formats.torch.files import open_file
 from converter.formats.torch.tree import grow, listed, select
 from converter.storage.files import Bytes, open_bytes
@@ -52,7 +52,7 @@ def _first_member(path: Path) -> bytes:
 
 
 def open_torch(path: Path) -> Checkpoint:
-    """A file, or a sharded set by its index: the model's tensors, by their path in what was saved.
+    """A file, or a sharded set by its index or any of its shards: the model's tensors, by their path in what was saved.
 
     Of a checkpoint with several parts the model is taken (`MODEL_KEYS` of `tree`); events tell what is left.
     Config and tokenizer come from the file's own folder; with a config.json the names are Hugging Face's.
@@ -60,10 +60,8 @@ def open_torch(path: Path) -> Checkpoint:
     Raises:
         CorruptFile, MissingPart, UnsupportedFeature, OutputError
     """
-    if path.name.endswith(INDEX_SUFFIXES):
-        files, expected = indexed(path)
-        return _open(path, files, expected, None)
-    return _open(path, [path], None, None)
+    said, files, expected = whole_set(path)
+    return _open(said, files, expected, None).replace(path=path)
 
 
 def open_torch_key(path: Path, key: str) -> Checkpoint:
