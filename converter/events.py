@@ -171,6 +171,25 @@ class MetadataLost(Event):
         return f"metadata {self.key}: dropped ({self.reason})"
 
 
+@dataclass(frozen=True)
+class SettingLost(Event):
+    """A setting of config.json that changes what the model computes, and that the target has no word for."""
+
+    key: str
+    value: str
+    architecture: str
+    loss: ClassVar[bool] = True
+
+    @property
+    def told(self) -> str:
+        return (
+            f"is {self.value}, which changes what the model computes, and a GGUF of {self.architecture} cannot say it"
+        )
+
+    def __str__(self) -> str:
+        return f"config.json: {self.key} {self.told}"
+
+
 @dataclass
 class Report:
     """The events of one run, in the order they came; under `strict` a loss raises at once.

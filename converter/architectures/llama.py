@@ -43,7 +43,7 @@ ARCHITECTURES = (
             HFClass(
                 "MistralForCausalLM",
                 "mistral",
-                {**DEFAULTS, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+                {**DEFAULTS, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
                 when="0",
             ),
             HFClass("LLaMAForCausalLM", "llama", DEFAULTS, when="0"),

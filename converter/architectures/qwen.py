@@ -24,6 +24,7 @@ from converter.tensors.ops import Split
 EXPERT = H + "mlp.experts.{expert}."
 DEFAULTS = {
     "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768, "num_key_value_heads": 32,
+    "use_sliding_window": False, "max_window_layers": 28,
 }
 
 ARCHITECTURES = (
@@ -58,7 +59,8 @@ ARCHITECTURES = (
                 "Qwen3MoeForCausalLM",
                 "qwen3_moe",
                 {**DEFAULTS, "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
-                 "moe_intermediate_size": 768},
+                 "moe_intermediate_size": 768, "norm_topk_prob": False},
+                constants={"norm_topk_prob": True},
             ),
         ),
         hparams=(

@@ -77,6 +77,8 @@ class Traits:
         kept: why -> parts of names of tensors that are never quantized, besides those of every architecture.
         protected: parts of names of tensors that no mixture stores below 8 bits.
         relations: what must hold besides the relations of every architecture.
+        built_in: settings of config.json that its runtime computes without being told, where they are not the usual
+            ones of `architectures.settings.NEUTRAL`.
     """
 
     tokenizer: TokenizerStyle = TokenizerStyle()
@@ -86,3 +88,4 @@ class Traits:
     kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
     relations: tuple[Relation, ...] = ()
+    built_in: Mapping[str, tuple[object, ...]] = field(default_factory=dict)

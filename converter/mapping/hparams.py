@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from converter.architectures.settings import BY_FACTORS
 from converter.architectures.spec import Architecture, HFClass, HParam
 from converter.errors import ArchitectureError, short
 from converter.metadata import Array, Metadata, Value
@@ -60,7 +61,7 @@ TEXT_CONFIGS = (
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config that is the text model's own; empty where the whole config is."""
-    return next((part for key in TEXT_CONFIGS if (part := _object(_lookup(config, key)))), {})
+    return next((part for key in TEXT_CONFIGS if (part := _object(lookup(config, key)))), {})
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +82,8 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _lookup(config: Mapping[str, Any], dotted: str) -> Any:
+def lookup(config: Mapping[str, Any], dotted: str) -> Any:
+    """The entry at a dotted key; None where there is none."""
     value: Any = config
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -103,7 +105,7 @@ def read_config(
     for hparam in architecture.hparams:
         value = hf.facts.get(hparam.name)
         if value is None:
-            value = next((v for key in hparam.config if (v := _lookup(flat, key)) is not None), None)
+            value = next((v for key in hparam.config if (v := lookup(flat, key)) is not None), None)
         if value is None:
             value = _class_default(hf, hparam, flat)
         if value is not None:
@@ -237,6 +239,11 @@ def _translated(hparam: HParam, value: Any) -> Any:
     return None if None in words else words if isinstance(value, list) else words[0]
 
 
+def says(hparam: HParam, value: Any) -> bool:
+    """Whether the row has a word for this value of config.json."""
+    return _translated(hparam, value) is not None
+
+
 def _config_value(hparam: HParam, value: Any) -> Any:
     """What config.json calls a GGUF value; nothing where it has no word for it."""
     if not hparam.values:
@@ -341,7 +348,7 @@ def write_config(architecture: Architecture, hparams: HParams, tied: bool) -> di
     rope = config.pop("rope", {})
     if "rope_theta" in rope:
         config["rope_theta"] = rope.pop("rope_theta")
-    if rope.get("rope_type", "default") != "default":
+    if rope.get("rope_type", "default") not in ("default", *BY_FACTORS):  # transformers refuses these without factors
         config["rope_scaling"] = rope
     return {**config, **hf.constants}
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from converter.architectures.settings import BY_FACTORS
 from converter.architectures.spec import Architecture, HFClass, TensorRule
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingTensor, ShapeMismatch, UnmatchedTensor
-from converter.events import Event, Ignored, Note
+from converter.events import Event, Ignored, MetadataLost, Note
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.generators import GENERATORS, llama3_rope_config
 from converter.mapping.hparams import (
@@ -28,6 +29,7 @@ from converter.mapping.hparams import (
     write_config,
 )
 from converter.mapping.names import Match, RuleNames, Spelled, fill, is_ignored, spellings
+from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
 from converter.tensors.dtypes import F32
 from converter.tensors.ops import Chain, Stack, inverse
@@ -111,6 +113,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
         if rule.generator and scope.holds(rule.when):
             outputs[rule.gguf[0]] = _generated(rule, checkpoint.config, hparams)
     events += _check_complete(architecture, hf, scope, outputs, checkpoint.config)
+    events += lost_settings(architecture, hf, checkpoint.config, scope)
     keys = hparam_metadata(architecture, hparams, given)
     early = hparam_metadata(architecture, hparams, given, early=True)
     return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early)
@@ -236,6 +239,8 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     config = write_config(architecture, hparams, tied)
     if rope:
         config["rope_scaling"] = rope
+    elif hparams.get("rope_type") in BY_FACTORS:
+        events.append(MetadataLost(architecture.key("rope.scaling.type"), "the file has no factors for it"))
     return Translation(architecture, hparams, outputs, config, tuple(events))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingImportance
+from converter.events import SettingLost
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.mapping.view import HEADS, view
@@ -88,6 +89,8 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
         made.append(replace(found, rounded=step.intermediate, weights=step.weights, explained=not unknown))
         if type_ != step.type and (type_ != step.source_type or (recipe is not None and recipe.quantized)):
             findings.append(_type_finding(step, type_, recipe))
+    lost = (event for event in draft.report.events if isinstance(event, SettingLost))
+    findings += [Finding("metadata", f"config.json: {event.key}", event.told, failed=False) for event in lost]
     left_over, closers = _left_over(draft.read, target), (draft.matrix.close,) if draft.matrix else ()
     return Pairing(tuple(made), tuple(findings), draft.checkpoint.config, left_over, closers)
 

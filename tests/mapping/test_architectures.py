@@ -15,6 +15,7 @@ import pytest
 import converter.architectures as package
 from converter.architectures import architectures, traits_of
 from converter.architectures.runtime import RUNTIME
+from converter.architectures.settings import NEUTRAL, ONLY_WHEN
 from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, amended, pair, without
 from converter.architectures.traits import Traits
 from converter.errors import ArchitectureError
@@ -23,7 +24,7 @@ from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import hparam_metadata, read_config, read_metadata, write_config
 from converter.metadata import TYPES, Value
 from converter.quant.recipes import ModelFacts
-from converter.tensors.expressions import compute, evaluate
+from converter.tensors.expressions import compute, evaluate, names
 from converter.tensors.ops import Stack, apply, infer, inverse
 
 FOLDER = Path(package.__file__).parent
@@ -71,6 +72,10 @@ def sized(architecture: Architecture, rule: TensorRule) -> dict[str, Any] | None
             if rule.when is None or evaluate(rule.when, sizes):
                 return sizes
     return None
+
+
+#: What a config may say that no row reads: a loss where it changes what is computed.
+SETTINGS = {*NEUTRAL, *(name for texts in ONLY_WHEN.values() for text in texts for name in names(text))}
 
 
 @pytest.mark.parametrize("path", DATA_FILES, ids=lambda path: path.name)
@@ -182,7 +187,7 @@ def test_classes(architecture: Architecture) -> None:
         assert detect({"model_type": chosen["model_type"]})[0] is architecture
     for hf in architecture.hf:
         assert detect({"architectures": [hf.name]}) == (architecture, hf)
-        known = {key for hparam in architecture.hparams for key in hparam.config}
+        known = {key for hparam in architecture.hparams for key in hparam.config} | SETTINGS
         assert all(key in known or f"rope.{key}" in known for key in hf.defaults), "a default nobody reads"
 
 

@@ -1,0 +1,58 @@
+"""What of a config.json changes what the model computes, and the target cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from converter.architectures.settings import BY_FACTORS, NEUTRAL, ONLY_WHEN
+from converter.architectures.spec import Architecture, HFClass
+from converter.events import SettingLost
+from converter.mapping.hparams import Scope, flat_config, lookup, says
+from converter.tensors.expressions import ExpressionError, compute, names
+
+
+def lost_settings(
+    architecture: Architecture, hf: HFClass, config: Mapping[str, Any], scope: Scope
+) -> Iterator[SettingLost]:
+    """The settings of `config` (or of its class) that the keys and tensors of the architecture do not express."""
+    flat = {**hf.defaults, **flat_config(config)}
+    for key, usual in NEUTRAL.items():
+        value = lookup(flat, key)
+        neutral = architecture.traits.built_in.get(key, usual)
+        if _acts(value, neutral, ONLY_WHEN.get(key, ()), flat) and not _said(architecture, key, value, scope):
+            yield SettingLost(_spelled(config, key), str(value)[:60], architecture.gguf)
+
+
+def _acts(value: Any, neutral: tuple[object, ...], conditions: tuple[str, ...], flat: Mapping[str, Any]) -> bool:
+    if isinstance(value, list | tuple):
+        strange = any(item not in neutral for item in value)
+    else:
+        strange = value is not None and value not in neutral
+    return strange and all(_holds(condition, flat) for condition in conditions)
+
+
+def _holds(condition: str, flat: Mapping[str, Any]) -> bool:
+    try:
+        return bool(compute(condition, flat))
+    except ExpressionError:  # the config does not say all that the condition asks
+        return True
+
+
+def _said(architecture: Architecture, key: str, value: Any, scope: Scope) -> bool:
+    """Whether a key of the target holds the value, or a tensor of it what the value makes."""
+    rows = [hparam for hparam in architecture.hparams if key in hparam.config]
+    by_factors = key == "rope.rope_type" and value in BY_FACTORS
+    if not by_factors and any(says(hparam, value) for hparam in rows):
+        return True
+    asked = {hparam.name for hparam in rows}
+    made = (rule.when for rule in architecture.tensors if rule.generator and rule.when)
+    return any(asked & names(condition) and scope.holds(condition) for condition in made)
+
+
+def _spelled(config: Mapping[str, Any], key: str) -> str:
+    """The key as config.json has it."""
+    if not key.startswith("rope."):
+        return key
+    parts = ("rope_parameters", "rope_scaling", "text_config")
+    return f"{next((part for part in parts if config.get(part)), 'rope_scaling')}.{key.removeprefix('rope.')}"

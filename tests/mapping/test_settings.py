@@ -1,0 +1,114 @@
+"""Settings that change what a model computes: neutral, understood, or named as lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.families import FAMILIES, NO_TOKENIZER, family_config, planned, random_tensors, write
+from support.models import as_transformers_4
+
+import converter
+from converter.architectures.settings import NEUTRAL
+from converter.errors import LossyError
+from converter.events import MetadataLost, SettingLost
+from converter.verify import verify
+
+ODD = ("gelu_pytorch_tanh", 0.5, [3, 5], {"a": 1}, "strange", 2.5)
+
+
+def lost(folder: Path, family: str = "llama", **changes: Any) -> dict[str, str]:
+    """The settings that are named when a small model with these in its config becomes a GGUF."""
+    config = family_config(family, **changes)
+    write(folder, config, random_tensors(family_config(family), "F32"), "F32")
+    events = planned(folder).report.events
+    return {event.key: event.value for event in events if isinstance(event, SettingLost)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_every_family_says_is_understood(family: str, tmp_path: Path) -> None:
+    assert lost(tmp_path, family) == {}
+    (tmp_path / "config.json").write_text(json.dumps(as_transformers_4(family_config(family, dtype="float32"))))
+    assert not [event for event in planned(tmp_path).report.events if isinstance(event, SettingLost)]
+
+
+@pytest.mark.parametrize("key", NEUTRAL)
+def test_each_setting_is_told_at_every_other_value(key: str, tmp_path: Path) -> None:
+    for value in ODD:
+        changes: dict[str, Any] = {key: value}
+        if key.startswith(("rope.", "rope_parameters.")):
+            changes = {"rope_parameters": {"rope_theta": 10000.0, key.partition(".")[2]: value}}
+        if key == "rope.rope_type" and not isinstance(value, str):
+            continue  # refused, it is no name
+        spelled = key.replace("rope.", "rope_parameters.")
+        assert lost(tmp_path, **changes) == {spelled: str(value)}, (key, value)
+    assert lost(tmp_path, **{key: None}) == {}
+    for value in NEUTRAL[key]:
+        assert lost(tmp_path, **{key: list(value) if isinstance(value, tuple) else value}) == {}, (key, value)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "keys"),
+    [
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, {"rope_scaling.rope_type"}),
+        ("llama", {"rope_scaling": {"type": "ntk", "alpha": 1000.0}}, {"rope_scaling.rope_type"}),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, set()),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, set()),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, set()),
+        ("qwen2", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, {"rope_scaling.rope_type"}),
+        ("qwen2", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"}},
+         {"rope_scaling.mrope_section"}),
+        ("llama", {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}},
+         {"rope_scaling.rope_type", "rope_scaling.short_factor", "rope_scaling.long_factor"}),
+        ("mistral", {"sliding_window": 128}, {"sliding_window"}),
+        ("mistral", {"sliding_window": 512}, set()),
+        ("qwen2", {"sliding_window": 128}, set()),
+        ("qwen2", {"sliding_window": 128, "use_sliding_window": True, "max_window_layers": 2}, set()),
+        ("qwen2", {"sliding_window": 128, "use_sliding_window": True, "max_window_layers": 1}, {"sliding_window"}),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, {"layer_types"}),
+        ("qwen3_moe", {"norm_topk_prob": False}, {"norm_topk_prob"}),
+    ],
+)  # fmt: skip
+def test_values_of_one_family(family: str, changes: dict[str, Any], keys: set[str], tmp_path: Path) -> None:
+    if "rope_scaling" in changes:
+        changes = {"rope_parameters": None, "rope_theta": 10000.0, **changes}
+    assert set(lost(tmp_path, family, **changes)) == keys
+
+
+def test_what_the_class_does_without_being_told(tmp_path: Path) -> None:
+    config = {**family_config("mistral"), "max_position_embeddings": 32768}
+    del config["sliding_window"]
+    write(tmp_path, config, random_tensors(config, "F32"), "F32")
+    events = planned(tmp_path).report.events
+    assert SettingLost("sliding_window", "4096", "llama") in events
+    config = family_config("qwen3_moe")
+    del config["norm_topk_prob"]
+    write(tmp_path, config, random_tensors(config, "F32"), "F32")
+    assert SettingLost("norm_topk_prob", "False", "qwen3moe") in planned(tmp_path).report.events
+
+
+def test_a_loss_is_refused_under_strict_and_told_by_verify(tmp_path: Path) -> None:
+    folder, target = tmp_path / "m", tmp_path / "out.gguf"
+    config = family_config("llama", hidden_act="gelu")
+    write(folder, config, random_tensors(config, "F32"), "F32")
+    with pytest.raises(LossyError, match=r"hidden_act is gelu, .*\nrefused under --strict"):
+        converter.convert(folder, target, NO_TOKENIZER.replace(strict=True))
+    assert not target.exists()
+    converter.convert(folder, target, NO_TOKENIZER)
+    told = [each for each in verify(folder, target, NO_TOKENIZER).findings if each.subject == "config.json: hidden_act"]
+    assert [(each.check, each.message) for each in told] == [
+        ("metadata", "is gelu, which changes what the model computes, and a GGUF of llama cannot say it")
+    ]
+
+
+def test_the_way_back_writes_no_rope_scaling_that_transformers_refuses(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    scaling = {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    config = family_config("llama", rope_parameters=None, rope_scaling=scaling)
+    write(folder, config, random_tensors(config, "F32"), "F32")
+    converter.convert(folder, tmp_path / "out.gguf", NO_TOKENIZER)
+    done = converter.convert(tmp_path / "out.gguf", f"{tmp_path}/back/")
+    assert MetadataLost("llama.rope.scaling.type", "the file has no factors for it") in done.report.events
+    assert "rope_scaling" not in json.loads((tmp_path / "back" / "config.json").read_text())
