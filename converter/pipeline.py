@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, LossyError, MissingPart, OutputExists, SameFile, about
+from converter.errors import ConverterError, LossyError, MissingPart, OutputError, OutputExists, SameFile, about
+from converter.events import Note
 from converter.formats.registry import open_checkpoint, target_format, writers
 from converter.planning.build import build
 from converter.planning.plan import Plan
@@ -40,6 +41,7 @@ def plan(source: PathLike | Source, target: PathLike, request: Request | None = 
         try:
             made = build(opened, Path(target), writer, request, source=source, unnamed=unnamed)
             opened = made.checkpoint
+            _refuse_elsewhere(made.layout, Path(target))
             _refuse_same(made.layout, opened)
         except BaseException:
             opened.close()
@@ -102,13 +104,25 @@ def run(
         return LossyError(f"{plan.watch.events()[0]}\nrefused under --strict; nothing was written")
 
     with about(plan.source.path):
-        _refuse_existing(plan.layout, force)
-        target = Disk(plan.layout)
-        target.check_room()
-        if on_plan is not None:
-            on_plan(plan)
-        output.write(plan.layout, target, threads=threads, progress=progress, stop=stop, check=plan.checkpoint.check)
+        target = Disk(plan.layout, replace=force)
+        try:
+            plan.report.extend([Note(found) for found in target.claim()])
+            _refuse_existing(plan.layout, force, target.lock)
+            target.check_room()
+            if on_plan is not None:
+                on_plan(plan)
+            check = plan.checkpoint.check
+            output.write(plan.layout, target, threads=threads, progress=progress, stop=stop, check=check)
+        finally:
+            target.abandon()
     plan.report.extend(plan.watch.events())
+
+
+def _refuse_elsewhere(layout: Layout, target: Path) -> None:
+    """A writer, a plugin's say, that would write where nobody asked it to."""
+    place = layout.files[0].path.parent if layout.folder is None else layout.folder
+    if place not in (target, target.parent):
+        raise OutputError(f"{place}: is not where {target} was to go; its writer is wrong")
 
 
 def _refuse_same(layout: Layout, checkpoint: Checkpoint) -> None:
@@ -118,12 +132,12 @@ def _refuse_same(layout: Layout, checkpoint: Checkpoint) -> None:
             raise SameFile(f"{file.path}: output and input are the same file; choose another name")
 
 
-def _refuse_existing(layout: Layout, force: bool) -> None:
+def _refuse_existing(layout: Layout, force: bool, lock: Path) -> None:
     folder = layout.folder
     if folder is not None and os.path.lexists(folder):
         if not folder.is_dir():
             raise OutputExists(f"{folder}: is a file, not a folder")
-        if not force and any(folder.iterdir()):
+        if not force and any(path != lock for path in folder.iterdir()):
             raise OutputExists(f"{folder}: is not empty; --force replaces files of the same names and keeps the others")
     for file in layout.files:
         if folder is not None and file.path.parent != folder and file.path.parent.is_symlink():

@@ -2,36 +2,91 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import threading
+import zlib
 from io import FileIO
 from pathlib import Path
 
 from converter.errors import DiskFull, OutputError
-from converter.storage.layout import FileLayout, Layout
+from converter.storage import swap
+from converter.storage.layout import Layout
+from converter.storage.lock import Lock
 
 
 class Disk:
     """An `Output` (storage/output.py) on a local disk.
 
-    Each file is written under a temporary name beside its target; a folder is built beside its place and renamed as
-    one, or, where it exists, filled file by file from a folder inside it, which is sure to be the same disk.
+    A file is written under a temporary name beside its target; a new folder is built beside its place and renamed as
+    one; files that come into a folder, or stand beside each other, are built in a stage there, which is sure to be the
+    same disk, and published as one (storage/swap.py).
+
+    Args:
+        layout: what will be written.
+        replace: whether files of the same names are replaced, also those that come there meanwhile.
+
+    Raises:
+        OutputError: a file of the layout lies outside its folder.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._stage = _stage(layout.folder) if layout.folder is not None else None
-        self._paths = [self._temporary(file) for file in layout.files]
+    def __init__(self, layout: Layout, *, replace: bool = True) -> None:
+        self._layout, self._replace = layout, replace
+        folder = layout.folder
+        self._new_folder = folder is not None and not folder.exists()
+        anchor = layout.files[0].path if folder is None else folder if self._new_folder else folder / folder.name
+        self._root = anchor.parent if folder is None else folder
+        self._names = [_name_in(self._root, file.path) for file in layout.files]
+        self._claim = Lock(anchor.with_name(f".{_short(anchor.name)}.lock"))
+        temporary = anchor.with_name(f".{_short(anchor.name)}.{secrets.token_hex(4)}.part")
+        self._stage = temporary if folder is not None or len(layout.files) > 1 else None
+        made = temporary if self._new_folder else temporary / swap.NEW
+        self._paths = [made / name for name in self._names] if self._stage is not None else [temporary]
         self._files: list[FileIO] = []
         self._lock = threading.Lock()
 
-    def _temporary(self, file: FileLayout) -> Path:
-        if self._stage is None or self._layout.folder is None:
-            return _beside(file.path)
-        return self._stage / file.path.relative_to(self._layout.folder)
+    @property
+    def lock(self) -> Path:
+        """The file that stands for the claim while it is held."""
+        return self._claim.path
+
+    def claim(self) -> list[str]:
+        """Take the place for this run, end what dead runs began there, and remove what they left.
+
+        Returns:
+            What was found of dead runs, for the report. Where no lock can be had, none is held and nothing is found.
+
+        Raises:
+            OutputError: another run writes there, or what a dead one left can neither be finished nor undone.
+        """
+        place = self._layout.folder or self._layout.files[0].path
+        try:
+            if not self._claim.take():
+                raise OutputError(f"{place}: another run is writing it; wait for its end")
+            found = sorted(self.lock.parent.glob(".*.part"))
+        except OSError:
+            return []
+        return [_removed(path) for path in found if self._is_dead(path)]
+
+    def _is_dead(self, temporary: Path) -> bool:
+        """Whether its run is certainly gone: we hold its lock, or could have it."""
+        if (match := _TEMPORARY.fullmatch(temporary.name)) is None:
+            return False
+        lock = Lock(temporary.with_name(f".{match[1]}.lock"))
+        if lock.path == self.lock:
+            return True
+        if not lock.path.exists():  # no run of ours has died there
+            return False
+        try:
+            return lock.take()
+        except OSError:
+            return False
+        finally:
+            lock.release()
 
     def check_room(self) -> None:
         """Compare what will be written with what is free.
@@ -50,6 +105,7 @@ class Disk:
             raise DiskFull(f"{folder}: the output needs {layout.size:,} bytes, {free:,} are free")
 
     def create(self) -> None:
+        self.claim()
         for file, path in zip(self._layout.files, self._paths, strict=True):
             if self._stage is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,37 +130,68 @@ class Disk:
         self._close()
 
     def publish(self) -> None:
-        folder, stage = self._layout.folder, self._stage
-        renamed = {file.path.parent for file in self._layout.files}
-        if folder is not None and stage is not None and stage.parent == folder.parent:
-            # A new folder appears in one step, which fails if another has come there meanwhile.
-            _flush_folders({path.parent for path in self._paths})
-            os.rename(stage, folder)
-            renamed = {folder.parent}
-        else:
-            for file, path in zip(self._layout.files, self._paths, strict=True):
-                file.path.parent.mkdir(exist_ok=True)
+        if self._stage is None:
+            ((file, path),) = zip(self._layout.files, self._paths, strict=True)
+            if self._replace:
+                if os.path.lexists(file.path):
+                    swap.keep_mode(file.path, path)
                 os.replace(path, file.path)
-        _flush_folders(renamed)
+            else:
+                swap.place(path, file.path)
+        elif self._new_folder:
+            # A new folder appears in one step, which fails if another has come there meanwhile.
+            swap.flush_folders({path.parent for path in self._paths})
+            os.rename(self._stage, self._root)
+        else:
+            entry = self._layout.entry
+            order = [entry, *(number for number in range(len(self._names)) if number != entry)]
+            try:
+                swap.publish(self._stage, [self._names[number] for number in order], self._replace)
+            except swap.NotUndone:
+                self._stage, self._paths = None, []  # the old files are in it
+                raise
+        swap.flush_folders({self._root.parent if self._new_folder else self._root})
 
     def abandon(self) -> None:
         self._close()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
         if self._stage is not None:
             shutil.rmtree(self._stage, ignore_errors=True)
+        else:
+            for path in self._paths:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        self._claim.release()
 
     def _close(self) -> None:
         while self._files:
             self._files.pop().close()
 
 
-def _stage(folder: Path) -> Path:
-    return _beside(folder / folder.name if folder.exists() else folder)
+# What a run that was killed leaves: the name of the lock that it held, without its end, is in it.
+_TEMPORARY = re.compile(r"\.(.*)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.part")
+def _short(name: str) -> str:
+    """A name that leaves room for what goes around it; still another one for another file."""
+    return name if len(name) <= 48 else f"{name[:40]}{zlib.crc32(os.fsencode(name)):08x}"
+
+
+def _name_in(root: Path, path: Path) -> str:
+    """The name of a file from its folder on."""
+    if not path.is_relative_to(root) or path == root or ".." in path.relative_to(root).parts:
+        raise OutputError(f"{path}: lies outside {root}, where the output goes; its writer is wrong")
+    return path.relative_to(root).as_posix()
+
+
+def _removed(temporary: Path) -> str:
+    """Remove what a dead run left; says what it was."""
+    if temporary.is_dir() and not temporary.is_symlink():
+        size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+        swap.recover(temporary)
+    else:
+        size = temporary.lstat().st_size
+        temporary.unlink(missing_ok=True)
+    return f"{temporary.name}: left by a run that was killed, removed ({size:,} bytes)"
 
 
 def _reserve(file: FileIO, size: int) -> None:
@@ -116,18 +203,3 @@ def _reserve(file: FileIO, size: int) -> None:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
     file.truncate(size)
-
-
-def _flush_folders(folders: set[Path]) -> None:
-    """Make the renames durable where the system can open folders."""
-    for folder in folders:
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            os.fsync(handle)
-        except OSError:
-            pass
-        finally:
-            os.close(handle)

@@ -51,6 +51,12 @@ class Layout:
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
+    @property
+    def entry(self) -> int:
+        """The file that leads to the others, by its number: their index where there is one, or else the first."""
+        index = (number for number, file in enumerate(self.files) if file.path.name.endswith(".index.json"))
+        return next(index, 0)
+
 
 def whole_file(path: Path, content: bytes) -> FileLayout:
     """A small file whose content is known."""

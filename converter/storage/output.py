@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from converter.errors import ConverterError, DiskFull, Interrupted, OutputError
+from converter.errors import ConverterError, DiskFull, Interrupted, OutputError, OutputExists
 from converter.storage.checksums import Pieces
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout, Slot
@@ -46,7 +46,7 @@ class Output(Protocol):
         """All is written; when this returns, it is safe."""
 
     def publish(self) -> None:
-        """Give every file its name, in the place of what has it."""
+        """Give every file its name, all of them or none."""
 
     def abandon(self) -> None:
         """Remove what was not published; it may be called at any time, and again."""
@@ -199,8 +199,14 @@ def write(
         abandon(prepared)
 
 
+_KINDS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), DiskFull),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTEMPTY), OutputExists),
+}
+
+
 def _output_error(path: Path, error: OSError) -> OutputError:
-    kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else OutputError
+    kind = _KINDS.get(error.errno or 0, OutputError)
     return kind(f"{error.filename or path}: {error.strerror or error}; nothing was written")
 
 

@@ -201,14 +201,14 @@ def test_an_interrupt_while_a_worker_runs(out: Path) -> None:
 def test_an_interrupt_between_the_renames_of_a_set_does_not_cut_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.replace
+    real = os.link
 
     def interrupted(source: Any, target: Any) -> None:
         real(source, target)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(os, "link", interrupted)
     parts = [layout_of(numbers("a", 4), path=tmp_path / f"{i}").files[0] for i in range(3)]
     write(Layout(tuple(parts)), threads=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
