@@ -41,7 +41,8 @@ class Checkpoint:
         events: what the reader has to say.
         files: the files the tensors come from, for `output equals input` and sizes.
         checks: to be called when everything that is wanted was read and before it is relied on: what raises here
-            (a checksum over bytes of which some were never asked for) fails the run with nothing written.
+            (a checksum over bytes of which some were never asked for, a file that was written to meanwhile) fails the
+            run with nothing written.
         structure: what the file has around its tensors, for a writer of the same format.
     """
 
@@ -64,7 +65,7 @@ class Checkpoint:
         return replace(self, **changes)
 
     def check(self) -> None:
-        """Run the checks; raises CorruptFile."""
+        """Run the checks; raises CorruptFile, or OutputError where a file was changed since it was opened."""
         for check in self.checks:
             check()
 

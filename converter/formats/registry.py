@@ -21,6 +21,7 @@ from converter.formats.base import Format, head
 from converter.formats.foreign import foreign_folder, hub_name
 from converter.formats.hub import folder_assets
 from converter.request import PathLike, Source
+from converter.storage.files import remembering
 from converter.storage.json import read_json
 from converter.storage.stand_ins import refuse_stand_in, unfinished
 
@@ -147,12 +148,15 @@ def open_checkpoint(source: PathLike | Source) -> Checkpoint:
     """
     source = Source.of(source)
     path, key = source.path, source.key
-    with about(path):
+    with about(path), remembering() as opened:
         reader = source_format(path, source.format)
         assert reader.open is not None  # `source_format` returns readers
         if key is not None and reader.open_key is None:
             raise UsageError(f"--key {key}: a {reader.name} file holds one model")
         checkpoint = reader.open(path) if key is None or reader.open_key is None else reader.open_key(path, key)
+    for file in (*checkpoint.files, *checkpoint.assets.values()):
+        opened.add(file)
+    checkpoint = checkpoint.replace(checks=(*checkpoint.checks, opened.check))
     if source.config is None:
         return checkpoint
     try:

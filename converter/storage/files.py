@@ -11,9 +11,10 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,62 @@ def regular_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise OutputError(f"{path}: not a regular file")
     return status.st_size
+
+
+class Identity(NamedTuple):
+    """What tells a file from the same file after somebody wrote to it."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class Opened:
+    """The files that were opened, each as it was then."""
+
+    def __init__(self) -> None:
+        self._identities: dict[Path, Identity] = {}
+
+    def add(self, path: Path, status: os.stat_result | None = None) -> None:
+        """Remember a file, the first time that it is told; one that is not there is left out."""
+        if path not in self._identities:
+            with suppress(OSError):
+                self._identities[path] = Identity.of(os.stat(path) if status is None else status)
+
+    def check(self) -> None:
+        """Compare all with what is there now.
+
+        Raises:
+            OutputError: a file is gone, is another one, or was written to.
+        """
+        for path, identity in self._identities.items():
+            try:
+                now = Identity.of(os.stat(path))
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be found again after it was read ({error.strerror})") from error
+            if now != identity:
+                raise OutputError(
+                    f"{path}: was changed while it was read; what came of it may be neither the old nor the new file\n"
+                    "run again when nothing writes to it; nothing was written"
+                )
+
+
+_opened: ContextVar[Opened | None] = ContextVar("opened", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[Opened]:
+    """Every file that is mapped meanwhile is remembered."""
+    token = _opened.set(found := Opened())
+    try:
+        yield found
+    finally:
+        _opened.reset(token)
 
 
 class Bytes(Protocol):
@@ -100,17 +157,22 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = regular_size(path)
+        regular_size(path)
         self._map: mmap.mmap | None = None
         self._bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._read = 0
         self._lock = threading.Lock()
-        if self.size:
-            try:
-                with open(path, "rb") as file:
+        try:
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                self.size = status.st_size
+                if self.size:
                     self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise OutputError(f"{path}: cannot be mapped ({error})") from error
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{path}: cannot be mapped ({error})") from error
+        if (opened := _opened.get()) is not None:
+            opened.add(path, status)
+        if self._map is not None:
             self._bytes = np.frombuffer(self._map, np.uint8)
 
     def view(self, offset: int, nbytes: int, what: str) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from converter.storage.checksums import Pieces
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout, Slot
 from converter.storage.slabs import Job, ProgressCallback, Slab, run, slab_rows, slabs_of
+from converter.tensors.tensor import LazyTensor, Rows
 
 
 class Output(Protocol):
@@ -87,7 +88,7 @@ class Prepared:
 
     def _fill(self, file: int, index: int, start: int, stop: int) -> None:
         slot, summed = self.layout.files[file].slots[index], self.layout.files[file].finish is not None
-        raw = np.ascontiguousarray(slot.tensor.rows(start, stop)).data.cast("B")
+        raw = np.ascontiguousarray(_checked(slot.tensor, start, stop)).data.cast("B")
         at = start * slot.tensor.info.row_nbytes
         self.output.write(file, slot.offset + at, raw)
         crc = zlib.crc32(raw) if summed else 0  # for the writers that finish with it
@@ -104,6 +105,18 @@ class Prepared:
             crcs = [_whole(slot, piece) for slot, piece in zip(file.slots, pieces, strict=True)]
             for offset, data in file.finish(crcs) if file.finish is not None else ():
                 self.output.write(number, offset, memoryview(data))
+
+
+def _checked(tensor: LazyTensor, start: int, stop: int) -> Rows:
+    """Rows of a tensor, whoever reads them: as many and as wide as were asked for."""
+    rows, wanted = tensor.rows(start, stop), (stop - start, tensor.info.row_nbytes)
+    if getattr(rows, "dtype", None) != np.uint8 or rows.shape != wanted:
+        found = f"{getattr(rows, 'dtype', type(rows).__name__)} {list(getattr(rows, 'shape', ()))}"
+        raise OutputError(
+            f"{tensor.name}: rows {start} to {stop} came as {found}, not as uint8 {list(wanted)} ({tensor.source})\n"
+            "the format's reader is wrong; nothing was written"
+        )
+    return rows
 
 
 def _whole(slot: Slot, pieces: Pieces) -> int:

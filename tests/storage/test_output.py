@@ -268,6 +268,27 @@ def test_names_at_the_limit_of_the_file_system(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == assembled(layout.files[0])
 
 
+ROWS: dict[str, Callable[[int, int], Any]] = {
+    "too few": lambda start, stop: np.zeros((stop - start - 1, 12), np.uint8),
+    "too many": lambda start, stop: np.zeros((stop - start + 1, 12), np.uint8),
+    "too narrow": lambda start, stop: np.zeros((stop - start, 11), np.uint8),
+    "too wide": lambda start, stop: np.zeros((stop - start, 13), np.uint8),
+    "flat": lambda start, stop: np.zeros((stop - start) * 12, np.uint8),
+    "values": lambda start, stop: np.zeros((stop - start, 3), np.float32),
+    "signed": lambda start, stop: np.zeros((stop - start, 12), np.int8),
+    "bytes": lambda start, stop: bytes((stop - start) * 12),
+    "nothing": lambda start, stop: None,
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_a_reader_that_gives_what_was_not_asked_for(out: Path, rows: Callable[[int, int], Any]) -> None:
+    wrong = LazyTensor(TensorInfo("wrong", (10, 3), F32), rows, "a plugin")
+    with pytest.raises(OutputError, match=r"^wrong: rows 0 to 10 came as .*, not as uint8 \[10, 12\] \(a plugin\)"):
+        write(layout_of(numbers("before", 4), wrong, numbers("after", 4), path=out), threads=1)
+    assert unharmed(out.parent)
+
+
 # ------------------------------------------------------------------------------------- room on the disk
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from converter.errors import OutputError, OutputExists
+from converter.formats.registry import formats
+from converter.pipeline import convert
 from converter.storage import swap
 from converter.storage.disk import Disk
 from converter.storage.layout import FileLayout, Layout, whole_file
@@ -277,3 +281,20 @@ def test_a_file_outside_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="lies outside"):
         write(layout)
     assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_writer_that_leads_elsewhere_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    """A plugin's, say: it was asked for one place and names another."""
+    elsewhere = tmp_path / "elsewhere"
+    wrong = Layout((whole_file(elsewhere / "out.wrong", b"new"),), elsewhere if folder else None)
+    plugin = replace(formats()["npz"], name="wrong", extensions=(".wrong",), layout=lambda *_: wrong)
+    monkeypatch.setitem(formats(), "wrong", plugin)
+    for place in ("elsewhere", "here"):
+        (tmp_path / place).mkdir()
+    np.savez(tmp_path / "in.npz", w=np.ones((2, 2), np.float32))
+    with pytest.raises(OutputError, match=r"elsewhere: is not where .*out\.wrong was to go"):
+        convert(tmp_path / "in.npz", tmp_path / "here" / "out.wrong")
+    assert not list(elsewhere.iterdir())
