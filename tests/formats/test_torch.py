@@ -909,3 +909,62 @@ def test_views_are_what_numpy_says(tmp_path: Path, pair: tuple[Any, Any], deflat
         stop = data.draw(st.integers(start, found.info.n_rows))
         expected = np.ascontiguousarray(view).reshape(found.info.n_rows, found.info.row)[start:stop]
         assert found.rows(start, stop).tobytes() == expected.tobytes()
+
+
+# ------------------------------------------------------------------------------------ strangers beside the model
+
+STRANGER = b"c__main__\nTrainConfig\n)R}" + text("lr") + b"K\x01sb"
+HOLDS_A_TENSOR = b"c__main__\nLayer\n)R}" + text("weight") + W + b"sb"
+
+
+def test_objects_beside_the_model_are_left_out_and_told(tmp_path: Path) -> None:
+    for beside in (STRANGER, HOLDS_A_TENSOR, b"c__main__\nTrainConfig\n"):
+        content = tf.archive(dictionary({"state_dict": dictionary({"w": W}), "config": beside}))
+        for key in (None, "state_dict"):
+            with opened(tmp_path, content, key) as checkpoint:
+                assert list(checkpoint.tensors) == ["w"]
+                assert np.array_equal(read(checkpoint)["w"], ARRAY)
+                said = [str(event) for event in checkpoint.events if isinstance(event, MetadataLost)]
+            assert said[0].startswith("metadata config: dropped (Python objects, never loaded: __main__.")
+
+
+@pytest.mark.parametrize("key", [".", "w"])
+def test_objects_beside_what_was_asked_for(tmp_path: Path, key: str) -> None:
+    with opened(tmp_path, tf.archive(dictionary({"w": W, "x": STRANGER})), key) as checkpoint:
+        assert list(checkpoint.tensors) == ["w"]
+        assert "x: dropped (Python objects, never loaded: __main__.TrainConfig)" in str(checkpoint.events[0])
+
+
+@pytest.mark.parametrize("key", [None, ".", "model", "model.layer"])
+def test_tensors_within_unknown_objects_are_no_model(tmp_path: Path, key: str | None) -> None:
+    file = tmp_path / "m.pt"
+    file.write_bytes(tf.archive(dictionary({"model": dictionary({"layer": HOLDS_A_TENSOR})})))
+    with pytest.raises(UnsupportedFeature, match=r"never loaded: __main__\.Layer"):
+        open_torch(file) if key is None else open_branch(file, key)
+
+
+@pytest.mark.parametrize("case", EVIL)
+def test_nothing_runs_beside_a_model(tmp_path: Path, case: str, watched: list[str]) -> None:
+    marker = tmp_path / "marker"
+    payload = EVIL[case].replace(text("touch {}"), text(f"touch {marker}"))
+    payload = payload.replace(text("open('{}', 'w')"), text(f"open('{marker}', 'w')"))
+    file = tmp_path / "m.pt"
+    file.write_bytes(tf.archive(dictionary({"state_dict": dictionary({"w": W}), "x": payload})))
+    before = len(watched)
+    try:
+        with open_torch(file) as checkpoint:
+            assert list(checkpoint.tensors) == ["w"]
+    except UnsupportedFeature as error:
+        assert "never loaded" in str(error)
+    assert watched[before:] == [] and not marker.exists()
+
+
+def test_whole_numbers_of_any_length_that_a_state_has(tmp_path: Path) -> None:
+    numbers = {17: 2**130 + 1, 33: -(2**260), 256: 2**2040}
+    body = {f"n{size}": b"\x8b" + struct.pack("<i", size) + n.to_bytes(size, "little", signed=True)
+            for size, n in numbers.items()}  # fmt: skip
+    with opened(tmp_path, tf.archive(dictionary({"state_dict": dictionary({"w": W}), **body}))) as checkpoint:
+        assert list(checkpoint.tensors) == ["w"]
+        assert {name: int(value) for name, value in checkpoint.metadata.items() if name != "format"} == {
+            f"n{size}": n for size, n in numbers.items()
+        }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -298,3 +300,41 @@ def test_a_real_folder_of_bin_becomes_the_same_gguf(tmp_path: Path) -> None:
     for folder in folders:
         assert main([str(folder), str(folder.parent / "m.gguf"), "--quant", "q8_0", "--quiet"]) == 0
     assert (tmp_path / "a" / "m.gguf").read_bytes() == (tmp_path / "b" / "m.gguf").read_bytes()
+
+
+def _besides() -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save({"scale": torch.ones(2)}, buffer)
+    return {
+        "defaultdict of lists": collections.defaultdict(list, a=[1]),
+        "defaultdict of dicts": collections.defaultdict(dict),
+        "defaultdict of numbers": collections.defaultdict(int, a=1),
+        "deque": collections.deque([1.0], maxlen=3),
+        "range": range(3),
+        "counter": collections.Counter("aab"),
+        "complex": 1 + 2j,
+        "set": {1, 2},
+        "no bytes": b"",
+        "bytes": b"\xff\0",
+        "bytearray": bytearray(b"ab"),
+        "generator": np.random.default_rng(1).bit_generator.state,
+        "number": -(10**40),
+        "buffer": buffer,
+        "array": np.empty((0, 3)),
+        "slice": slice(1, 2),
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("case", _besides())
+def test_usual_objects_beside_the_weights(tmp_path: Path, case: str, stream: bool, protocol: int) -> None:
+    weights = {"w": torch.arange(6.0).reshape(2, 3), "empty": torch.empty(0, 4)}
+    path = tmp_path / "m.pt"
+    content = {**weights, "beside": _besides()[case]}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not stream)
+    with open_torch(path) as checkpoint:
+        assert {name: tensor.array().tolist() for name, tensor in checkpoint.tensors.items()} == {
+            "w": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], "empty": []
+        }  # fmt: skip
+        assert checkpoint.tensors["empty"].info.shape == (0, 4)

@@ -14,7 +14,7 @@ from typing import Any
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature, short
 from converter.events import Dropped, Event, Note
 from converter.formats.torch.pickle import MAX_NBYTES, MAX_OPCODES, PickleMachine
-from converter.formats.torch.values import Names, Storage, storage_of
+from converter.formats.torch.values import Names, Storage, refuse_unknown, storage_of
 from converter.storage.files import Bytes, InMemory, Part, check_inside
 from converter.storage.windows import Windows
 from converter.storage.zip import LOCAL, Archive, Plain, Record, open_archive
@@ -36,6 +36,7 @@ class TorchFile:
         script: True for TorchScript.
         check: compares what is left of the checksums of storages that were read.
         events: what the container has to say.
+        unknown: names of classes that are not known here; what stands for their objects is inert.
     """
 
     mapped: Bytes
@@ -45,6 +46,7 @@ class TorchFile:
     script: bool
     check: Callable[[], None]
     events: tuple[Event, ...]
+    unknown: tuple[str, ...]
 
 
 def open_file(mapped: Bytes) -> TorchFile:
@@ -75,8 +77,8 @@ def _archive(mapped: Bytes) -> TorchFile:
         raise UnsupportedFeature(f"{path}: byte order {short(order)}; only little-endian files can be read")
     script = prefix + "constants.pkl" in archive.entries
     used: dict[str, Storage] = {}
-    root = _member(archive, prefix, "data", script, used)
-    constants = _member(archive, prefix, "constants", script, used) if script else ()
+    root, unknown = _member(archive, prefix, "data", script, used)
+    constants, more = _member(archive, prefix, "constants", script, used) if script else ((), [])
     if type(constants) is not tuple:
         raise CorruptFile(f"{path}: constants.pkl does not hold a tuple")
     events: list[Event] = [
@@ -90,7 +92,7 @@ def _archive(mapped: Bytes) -> TorchFile:
     def record(storage: Storage) -> Record:
         return archive.record(storage.key)
 
-    return TorchFile(mapped, root, constants, record, script, archive.check, tuple(events))
+    return TorchFile(mapped, root, constants, record, script, archive.check, tuple(events), (*unknown, *more))
 
 
 def _prefix(archive: Archive) -> str:
@@ -105,8 +107,11 @@ def _prefix(archive: Archive) -> str:
     return folder
 
 
-def _member(archive: Archive, prefix: str, which: str, script: bool, used: dict[str, Storage]) -> Any:
-    """The value of data.pkl or constants.pkl; the storages it uses get the names of their members as keys."""
+def _member(archive: Archive, prefix: str, which: str, script: bool, used: dict[str, Storage]) -> tuple[Any, list[str]]:
+    """The value of data.pkl or constants.pkl, and the unknown names in it.
+
+    The storages it uses get the names of their members as keys.
+    """
     path, names = archive.mapped.path, Names(script)
 
     def persistent(pid: Any) -> Storage:
@@ -129,18 +134,16 @@ def _member(archive: Archive, prefix: str, which: str, script: bool, used: dict[
     value = _run(machine, names, path)
     if machine.position != len(pickle):
         raise CorruptFile(f"{path}: {len(pickle) - machine.position} bytes follow the end of {which}.pkl")
-    return value
+    return value, names.unknown
 
 
 def _run(machine: PickleMachine, names: Names, path: Path) -> Any:
-    """The pickle's value; foreign names are what a user should hear of first."""
+    """The pickle's value; where it makes no sense, foreign names are what a user should hear of first."""
     try:
-        value = machine.run()
+        return machine.run()
     except ConverterError:
-        names.refuse(path)
+        refuse_unknown(path, names.unknown)
         raise
-    names.refuse(path)
-    return value
 
 
 def _known(used: dict[str, Storage], storage: Storage) -> Storage:
@@ -160,13 +163,19 @@ def _stream(mapped: Bytes) -> TorchFile:
     used: dict[str, Storage] = {}
     position = 0
 
+    unknown: list[str] = []
+
     def value(what: str, persistent: Callable[[Any], Any] = _no_storage) -> Any:
-        nonlocal position
+        nonlocal position, unknown
         names = Names(script=False)
         machine = PickleMachine(data, what, names.find, persistent)
         machine.position = position
         result = _run(machine, names, path)
         position = machine.position
+        if persistent is _no_storage:
+            refuse_unknown(path, names.unknown)
+        else:
+            unknown = names.unknown
         return result
 
     magic = value("the magic number")
@@ -180,7 +189,7 @@ def _stream(mapped: Bytes) -> TorchFile:
     root = value("the pickle of the object", lambda pid: _known(used, storage_of(pid)))
     keys = value("the list of storages")
     records = _storages(mapped, position, used, keys)
-    return TorchFile(mapped, root, (), lambda storage: records[storage.key], False, lambda: None, ())
+    return TorchFile(mapped, root, (), lambda storage: records[storage.key], False, lambda: None, (), tuple(unknown))
 
 
 def _no_storage(pid: Any) -> Any:

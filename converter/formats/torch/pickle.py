@@ -21,7 +21,7 @@ MAX_NBYTES = 128 << 20
 MAX_OPCODES = 8 << 20
 HIGHEST_PROTOCOL = 5
 _MAX_LINE = 1 << 16
-_MAX_INT_BYTES = 16  # the magic number of torch's stream files has 10
+_MAX_INT_BYTES = 256  # half of numpy's generator states need 17; keys and texts of numbers stay short
 
 
 @dataclass(eq=False, slots=True)
@@ -295,7 +295,7 @@ def _whole(text: str) -> str:
     return text
 
 
-_INTEGER = re.compile(r"-?[0-9]{1,20}")
+_INTEGER = re.compile(r"-?[0-9]{1,640}")
 
 
 def _add(target: dict[Any, Any], key: Any, value: Any) -> None:

@@ -13,8 +13,8 @@ from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
 from converter.events import Dropped, Event, MetadataLost, Note
 from converter.formats.base import check_elements, check_name
 from converter.formats.torch.files import TorchFile
-from converter.formats.torch.pickle import Instance
-from converter.formats.torch.values import Refused, Tensor
+from converter.formats.torch.pickle import Instance, Named
+from converter.formats.torch.values import Refused, Tensor, refuse_unknown, some
 from converter.storage.files import expands_too_far
 from converter.storage.zip import Inflated, Record
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -48,11 +48,13 @@ class Tree:
     """The tensors of a file by their path in what was saved, and what stands beside them.
 
     `scalars` are numbers and texts at the top; `others` counts what else is no tensor, by the first step of its path.
+    `strange` are the paths of objects of unknown classes.
     """
 
     tensors: dict[str, Tensor | Refused] = field(default_factory=dict)
     scalars: dict[str, str] = field(default_factory=dict)
     others: Counter[str] = field(default_factory=Counter)
+    strange: set[str] = field(default_factory=set)
 
 
 def grow(file: TorchFile) -> Tree:
@@ -62,8 +64,12 @@ def grow(file: TorchFile) -> Tree:
         CorruptFile: too deep, too large, or two tensors of one name.
     """
     tree, path = Tree(), file.mapped.path
-    total = 0
-    for name, depth, value in _leaves(file):
+    unknown, total = frozenset(file.unknown), 0
+    if _is_strange(unknown, file.root):
+        tree.strange.add("")
+    for name, depth, value in _leaves(file, unknown):
+        if _is_strange(unknown, value):
+            tree.strange.add(name)
         if not isinstance(value, Tensor | Refused):
             text = str(value) if depth == 1 and type(value) in (str, int, float, bool) else ""
             if text.isprintable() and 0 < len(text) < MAX_NAME and name.isprintable():
@@ -81,8 +87,8 @@ def grow(file: TorchFile) -> Tree:
     return tree
 
 
-def _leaves(file: TorchFile) -> Iterator[tuple[str, int, Any]]:
-    """Path, number of its steps and value of everything that is no container, in order."""
+def _leaves(file: TorchFile, unknown: frozenset[str]) -> Iterator[tuple[str, int, Any]]:
+    """Path, number of its steps and value of everything that is no container, in order; of strange objects, too."""
     constants = {f"c{index}": value for index, value in enumerate(file.constants)}
     if _children(file.root) is None:
         yield "tensor", 1, file.root
@@ -101,12 +107,18 @@ def _leaves(file: TorchFile) -> Iterator[tuple[str, int, Any]]:
         if nodes > MAX_NODES or len(name) > MAX_NAME:
             raise CorruptFile(f"{file.mapped.path}: more than {MAX_NODES} values, or names longer than {MAX_NAME}")
         children = _children(step[1])
+        if children is not None and _is_strange(unknown, step[1]):
+            yield name, len(levels), step[1]
         if children is None:
             yield name, len(levels), step[1]
         elif len(levels) == MAX_DEPTH:
             raise CorruptFile(f"{file.mapped.path}: nested deeper than {MAX_DEPTH} levels, or within itself")
         else:
             levels.append((name + ".", iter(children)))
+
+
+def _is_strange(unknown: frozenset[str], value: Any) -> bool:
+    return type(value) in (Instance, Named) and value.name in unknown
 
 
 def _children(value: Any) -> Iterable[tuple[str, Any]] | None:
@@ -142,6 +154,8 @@ def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
         CorruptFile, UnsupportedFeature: a tensor that is out of bounds, or of a kind that is not read.
     """
     path = file.mapped.path
+    if key is None and _model(file.root, tree) == ALL:  # what is a model's and what is not, nobody said
+        refuse_unknown(path, file.unknown)
     if not tree.tensors:
         raise UnsupportedFeature(f"{path}: holds no tensors")
     chosen = _model(file.root, tree) if key is None else key
@@ -155,10 +169,20 @@ def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
     if not wanted:
         known = ", ".join(short(top)[1:-1] for top in list(dict.fromkeys(map(_top, tree.tensors)))[:8])
         raise UsageError(f"--key {chosen}: no tensor of {path.name} is called so (there are: {known})")
+    if any(_within(tree.strange, name if chosen == ALL else f"{chosen}.{name}") for name in wanted):
+        refuse_unknown(path, file.unknown)
     tensors = {name: _lazy(file, name, value) for name, value in wanted.items()}
     _check_expansion(file, sum(tensor.info.nbytes for tensor in tensors.values()))
     events = [*file.events, *_left_out(file, tree, chosen)]
     return Selection(tensors, _tied(wanted), {**({} if file.script else tree.scalars), "format": "pt"}, events)
+
+
+def _within(strange: set[str], name: str) -> bool:
+    """Whether a path leads through an object of an unknown class."""
+    if not strange:
+        return False
+    steps = name.split(".")
+    return "" in strange or any(".".join(steps[:end]) in strange for end in range(1, len(steps)))
 
 
 def _check_expansion(file: TorchFile, nbytes: int) -> None:
@@ -186,6 +210,10 @@ def _left_out(file: TorchFile, tree: Tree, chosen: str) -> Iterator[Event]:
         yield Dropped(short(name)[1:-1], f"{count} tensors beside {chosen!r}; --key {short(name)[1:-1]} takes them")
     if len(rest) > _SHOWN:
         yield Dropped(listed(list(rest)[_SHOWN:]), f"more tensors beside {chosen!r}")
+    if file.unknown:
+        yield MetadataLost(
+            listed(sorted(tree.strange) or ["hooks"]), f"Python objects, never loaded: {some(file.unknown)}"
+        )
     if file.script:
         yield Note("TorchScript: only tensors are read, neither programs nor settings")
         return

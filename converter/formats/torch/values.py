@@ -6,7 +6,7 @@ the names that `torch.load(weights_only=True)` admits. A name outside the table 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -309,24 +309,23 @@ _CONTAINERS: tuple[tuple[Iterable[str], Any], ...] = (
         _first,
     ),
 )
+# Both as values (an empty `bytes` is a call in protocol 2) and as names (of what a defaultdict makes). Some have other
+# names in Python 2.
+_BUILTINS = (
+    "dict", "list", "tuple", "int", "long", "float", "complex", "bool", "str", "unicode", "bytes", "bytearray", "slice",
+    "range", "xrange", "object",
+)  # fmt: skip
 # Classes that stand beside the tensors of real checkpoints. What is known of them is their name.
 _SETTINGS = (
     "torch.device",
     "torch.Tensor",
     "torch.serialization._get_layout",
-    "builtins.dict",
-    "builtins.list",
-    "builtins.tuple",
-    "builtins.int",
-    "builtins.float",
-    "builtins.complex",
-    "builtins.slice",
-    "builtins.bytearray",
-    "builtins.object",
+    *(f"builtins.{name}" for name in _BUILTINS),
+    *(f"__builtin__.{name}" for name in _BUILTINS),
     "copyreg._reconstructor",
     "copy_reg._reconstructor",
-    "__builtin__.object",
-    "__builtin__.bytearray",
+    "collections.deque",
+    "_io.BytesIO",
     "argparse.Namespace",
     "types.SimpleNamespace",
     "datetime.datetime",
@@ -364,7 +363,7 @@ _MAX_NAMES = 1 << 16
 
 
 class Names:
-    """Looks names up for one file. Unknown ones become inert objects too, and are listed at the end.
+    """Looks names up for one file. Unknown ones become inert objects too, and are listed in `unknown`.
 
     In a TorchScript archive the classes of its own programs, `__torch__.*`, are objects with attributes.
     """
@@ -387,12 +386,17 @@ class Names:
                 self.unknown.append(full)
         return self._made[full]
 
-    def refuse(self, path: Path) -> None:
-        """Raises UnsupportedFeature when a name was not in the table."""
-        if self.unknown:
-            listed = ", ".join(short(name)[1:-1] for name in self.unknown[:4])
-            more = f" and {len(self.unknown) - 4} more" if len(self.unknown) > 4 else ""
-            raise UnsupportedFeature(
-                f"{path}: holds Python objects, which are never loaded: {listed}{more}\n"
-                "load it where it comes from and save only model.state_dict()"
-            )
+
+def refuse_unknown(path: Path, unknown: Sequence[str]) -> None:
+    """Raises UnsupportedFeature where names were not in the table."""
+    if unknown:
+        raise UnsupportedFeature(
+            f"{path}: holds Python objects, which are never loaded: {some(unknown)}\n"
+            "load it where it comes from and save only model.state_dict(), or take a part without them: --key PART"
+        )
+
+
+def some(unknown: Sequence[str]) -> str:
+    """The first few of the names that were not in the table."""
+    listed = ", ".join(short(name)[1:-1] for name in unknown[:4])
+    return listed + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
