@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.errors import OutputError, UsageError
+from converter.errors import OutputError, OutputExists, SameFile, UsageError
 from converter.reports import checked, comparison, differences, html, verification
+from converter.storage import output
+from converter.storage.layout import Layout, whole_file
 
 #: The one table: how the result of a verb is written, by the extension of the file.
 REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
@@ -38,34 +41,72 @@ REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
 }
 
 
-def check_reports(verb: str, paths: Iterable[Path]) -> None:
-    """Refuse reports of an unknown kind before the work begins.
+#: How a report begins, by extension: what an existing file must begin with to be replaced. Texts have no such mark.
+_BEGINS: Mapping[str, re.Pattern[str]] = {
+    ".json": re.compile(r'\s*\{\s*"schema": *\d+,\s*"verb":'),
+    ".xml": re.compile(r'<\?xml [^>]*\?>\s*<testsuites name="convert '),
+    ".md": re.compile("## "),
+    ".html": re.compile("<!DOCTYPE html>"),
+    ".txt": re.compile("[^\0]*$"),
+}
+_HEAD = 4096
+
+
+def check_reports(
+    verb: str, paths: Iterable[Path], *, inputs: Iterable[Path] = (), extension: str | None = None
+) -> None:
+    """Refuse reports of an unknown kind, and those that would destroy what is no report, before the work begins.
+
+    Args:
+        inputs: files and folders that are read; no report replaces one of them, or a file in one.
+        extension: as in `write_report`.
 
     Raises:
         UsageError: no report of this verb has this extension.
+        OutputExists: something else than a report is there.
+        SameFile: an input is there.
         MissingDependency: plotly is not there, and the report is a page.
     """
+    inputs = [path for path in inputs if path.exists()]
     for path in paths:
-        if path.suffix.lower() not in REPORTS[verb]:
+        kind = extension or path.suffix.lower()
+        if kind not in REPORTS[verb]:
             raise UsageError(f"{path}: no report ends in {path.suffix!r}; there are {', '.join(REPORTS[verb])}")
-        if path.suffix.lower() == ".html":
+        _check_replaceable(path, kind, inputs)
+        if kind == ".html":
             html.plotly_source()
 
 
+def _check_replaceable(path: Path, extension: str, inputs: Iterable[Path]) -> None:
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise OutputExists(f"{path}: is a {'folder' if path.is_dir() else 'device or pipe'}; a report is a file")
+    for each in inputs:
+        if path.samefile(each) or (each.is_dir() and path.resolve().is_relative_to(each.resolve())):
+            raise SameFile(f"{path}: is read, or belongs to what is; choose another name for the report")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(_HEAD).decode("utf-8", "replace")
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}") from error
+    if start and not _BEGINS[extension].match(start):
+        raise OutputExists(
+            f"{path}: is no report of this program and is not replaced; choose another name, or remove it"
+        )
+
+
 def write_report(verb: str, path: Path, result: Any, extension: str | None = None) -> None:
-    """Write the report of a verb's result that the extension of `path` names; an existing file is replaced.
+    """Write the report of a verb's result that the extension of `path` names; an earlier report is replaced.
 
     Args:
         extension: one of the table, where the name of the file does not say.
 
     Raises:
-        UsageError, MissingDependency: as `check_reports`.
+        UsageError, OutputExists, MissingDependency: as `check_reports`.
         OutputError: the file cannot be written.
     """
-    if extension is None:
-        check_reports(verb, [path])
+    check_reports(verb, [path], extension=extension)
     content = REPORTS[verb][extension or path.suffix.lower()](result)
-    try:
-        path.write_text(content.rstrip("\n") + "\n", "utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}") from error
+    layout = Layout((whole_file(path, (content.rstrip("\n") + "\n").encode()),))
+    output.write(layout, threads=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,9 +15,10 @@ import pytest
 from support.verifications import HOSTILE, fidelity, verification
 
 from converter.check.check import Checked
+from converter.cli.main import main
 from converter.compare import Choice, Comparison, Quant
 from converter.diff import Change, Differences
-from converter.errors import CorruptFile, UsageError
+from converter.errors import CorruptFile, DiskFull, OutputExists, SameFile, UsageError
 from converter.findings import Finding
 from converter.reports import checked, differences
 from converter.reports.files import REPORTS, check_reports, write_report
@@ -43,9 +45,70 @@ EVERY = [(verb, extension) for verb, writers in REPORTS.items() for extension in
 
 def written(verb: str, extension: str, folder: Path, result: Any = None) -> str:
     path = folder / f"report{extension.upper()}"
-    path.write_text("an earlier report")
+    write_report(verb, path, RESULTS[verb])  # an earlier one
     write_report(verb, path, RESULTS[verb] if result is None else result)
     return path.read_text("utf-8")
+
+
+OTHERS = {
+    ".json": b'{"architectures": ["LlamaForCausalLM"]}',
+    ".xml": b"<?xml version='1.0'?>\n<configuration/>",
+    ".md": b"# A model card",
+    ".html": b"<html>a saved page</html>",
+    ".txt": b"GGUF\3\0\0\0",
+}
+
+
+@pytest.mark.parametrize(("verb", "extension"), EVERY)
+def test_what_is_no_report_is_not_replaced(verb: str, extension: str, tmp_path: Path) -> None:
+    if extension == ".html":
+        pytest.importorskip("plotly")
+    path = tmp_path / f"file{extension}"
+    path.write_bytes(OTHERS[extension])
+    for refused in (lambda: check_reports(verb, [path]), lambda: write_report(verb, path, RESULTS[verb])):
+        with pytest.raises(OutputExists, match="is no report of this program"):
+            refused()
+    assert path.read_bytes() == OTHERS[extension]
+    path.write_bytes(b"")  # as `mktemp` leaves it
+    write_report(verb, path, RESULTS[verb])
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_no_report_takes_the_place_of_an_input(tmp_path: Path) -> None:
+    """Whatever it looks like, and also where it only lies in the folder that is read."""
+    model, text = tmp_path / "model", tmp_path / "model" / "merges.txt"
+    model.mkdir()
+    text.write_text("a b")
+    for inputs in ([model], [text], [tmp_path / "absent", tmp_path]):
+        with pytest.raises(SameFile, match="belongs to what is"):
+            check_reports("diff", [text], inputs=inputs)
+    check_reports("diff", [model / "new.txt", tmp_path / "other.txt"], inputs=[model])
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(b"GGUF\3\0\0\0")
+    for arguments in (["check", weights, "--junit", weights], ["diff", text, text, "--report", text]):
+        assert main([str(each) for each in arguments]) == SameFile.exit_code
+    assert weights.read_bytes() == b"GGUF\3\0\0\0" and text.read_text() == "a b"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(OutputExists, match="device or pipe"):
+        check_reports("check", [tmp_path / "pipe.txt"])
+
+
+def test_a_report_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    write_report("check", path, CHECKED)
+    old = path.read_bytes()
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFull):
+        write_report("check", path, CHECKED)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name] and path.read_bytes() == old
 
 
 @pytest.mark.parametrize(("verb", "extension"), EVERY)

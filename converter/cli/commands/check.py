@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.reports import checked
     from converter.reports.files import check_reports, write_report
 
-    check_reports("check", args.report)
+    check_reports("check", args.report, inputs=[args.source])
+    if args.junit is not None:
+        check_reports("check", [args.junit], inputs=[args.source], extension=".xml")
     with ProgressBar(args.quiet or args.json) as progress:
         result = check(
             args.source,

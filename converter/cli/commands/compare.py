@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.reports.files import check_reports, write_report
 
     _check(args)
-    check_reports("compare", args.report)
+    check_reports("compare", args.report, inputs=[args.source])
     choice = Choice(_compared(args), args.fit, args.fit_memory)
     for path in args.report:
         write_report("compare", path, choice)

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.reports import differences
     from converter.reports.files import check_reports, write_report
 
-    check_reports("diff", args.report)
+    check_reports("diff", args.report, inputs=[args.before, args.after])
     with ProgressBar(args.quiet or args.json) as progress:
         found = diff(
             args.before,

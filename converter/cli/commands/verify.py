@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.reports.files import check_reports, write_report
 
     _check(args)
-    check_reports("verify", args.report)
+    check_reports("verify", args.report, inputs=filter(None, [args.source, args.target]))
     result = _judged(args, _round_trip(args) if args.round_trip else _verified(args))
     for path in args.report:
         write_report("verify", path, result)
