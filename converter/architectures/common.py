@@ -56,6 +56,13 @@ DECODER_HPARAMS = (
     HParam("n_vocab", ("vocab_size",), required=True),
 )
 
+# Config entries that no key says: on the way back, the tensors that are there do.
+ATTENTION_BIAS = HParam(
+    "attention_bias", ("attention_bias",), (), "bool", default=False,
+    back="present('blk.0.attn_q.bias') or present('blk.0.attn_output.bias')",
+)
+MLP_BIAS = HParam("mlp_bias", ("mlp_bias",), (), "bool", default=False, back="present('blk.0.ffn_down.bias')")
+
 # What must hold between them in every architecture; those that an architecture lacks are passed over.
 RELATIONS = (
     Relation("n_embd > 0", "n_embd", "must be positive"),

@@ -4,9 +4,11 @@ Source: the reference converter's LlamaModel; transformers' configuration classe
 """
 
 from converter.architectures.common import (
+    ATTENTION_BIAS,
     ATTENTION_INTERLEAVED,
     DECODER_HPARAMS,
     DENSE_FFN,
+    MLP_BIAS,
     NORM_TENSORS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
@@ -24,6 +26,11 @@ EXPERT = MOE + "experts.{expert}."
 DEFAULTS = {
     "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
     "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 2048,
+}
+# Without `head_dim`: where this class is not told one, it says none.
+MISTRAL_DEFAULTS = {
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 131072,
+    "sliding_window": 4096,
 }
 
 ARCHITECTURES = (
@@ -43,7 +50,7 @@ ARCHITECTURES = (
             HFClass(
                 "MistralForCausalLM",
                 "mistral",
-                {**DEFAULTS, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+                MISTRAL_DEFAULTS,
                 when="0",
             ),
             HFClass("LLaMAForCausalLM", "llama", DEFAULTS, when="0"),
@@ -52,6 +59,8 @@ ARCHITECTURES = (
         hparams=(
             *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
             HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            ATTENTION_BIAS,
+            MLP_BIAS,
         ),
         tensors=(
             *TOP_TENSORS,

@@ -6,6 +6,7 @@ classes for the defaults.
 
 from converter.architectures.common import (
     ATTENTION,
+    ATTENTION_BIAS,
     DECODER_HPARAMS,
     DENSE_FFN,
     NORM_TENSORS,
@@ -46,7 +47,7 @@ ARCHITECTURES = (
             HFClass("Qwen3ForCausalLM", "qwen3", {**DEFAULTS, "head_dim": 128}),
             HFClass("Qwen3Model", "qwen3", {**DEFAULTS, "head_dim": 128}, when="0", head=False),
         ),
-        hparams=DECODER_HPARAMS,
+        hparams=(*DECODER_HPARAMS, ATTENTION_BIAS),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
@@ -68,6 +69,7 @@ ARCHITECTURES = (
             *amended(DECODER_HPARAMS, n_expert={"config": ("num_experts", "num_local_experts")}),
             HParam("n_ff_exp", ("moe_intermediate_size",), ("expert_feed_forward_length",), required=True),
             HParam("n_ff_shexp", ("shared_expert_intermediate_size",), ("expert_shared_feed_forward_length",)),
+            ATTENTION_BIAS,
         ),
         tensors=(
             *TOP_TENSORS,

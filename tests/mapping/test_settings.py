@@ -16,6 +16,7 @@ from converter.errors import LossyError
 from converter.events import MetadataLost, SettingLost
 from converter.verify import verify
 
+QKVO = tuple(f"self_attn.{letter}_proj" for letter in "qkvo")
 ODD = ("gelu_pytorch_tanh", 0.5, [3, 5], {"a": 1}, "strange", 2.5)
 
 
@@ -112,3 +113,39 @@ def test_the_way_back_writes_no_rope_scaling_that_transformers_refuses(tmp_path:
     done = converter.convert(tmp_path / "out.gguf", f"{tmp_path}/back/")
     assert MetadataLost("llama.rope.scaling.type", "the file has no factors for it") in done.report.events
     assert "rope_scaling" not in json.loads((tmp_path / "back" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "biased"),
+    [
+        ("llama", {}, ()),
+        ("llama", {"attention_bias": True}, QKVO),
+        ("llama", {"mlp_bias": True}, ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")),
+        ("qwen3", {"attention_bias": True}, QKVO),
+        ("qwen3_moe", {"attention_bias": True, "norm_topk_prob": True}, ("self_attn.q_proj", "self_attn.o_proj")),
+    ],
+)  # fmt: skip
+def test_what_only_the_tensors_say_is_said_again_on_the_way_back(
+    family: str, changes: dict[str, Any], biased: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = family_config(family, **changes)
+    tensors = random_tensors(config, "F32")
+    for block in range(config["num_hidden_layers"]):
+        for name in biased:
+            rows = tensors[f"model.layers.{block}.{name}.weight"][:, 0]
+            tensors[f"model.layers.{block}.{name}.bias"] = rows.copy()
+    folder = write(tmp_path / "m", config, tensors, "F32")
+    converter.convert(folder, tmp_path / "out.gguf", NO_TOKENIZER)
+    converter.convert(tmp_path / "out.gguf", f"{tmp_path}/back/")
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    said = {key: back[key] for key in ("attention_bias", "mlp_bias", "norm_topk_prob") if key in back}
+    assert said == ({"norm_topk_prob": True, **changes} if family == "qwen3_moe" else changes)
+    assert not [each for each in verify(folder, tmp_path / "back").findings if each.failed]
+
+
+def test_a_head_size_that_is_null_is_absent(tmp_path: Path) -> None:
+    keys = {"llama.attention.key_length", "llama.attention.value_length"}
+    for changes, written in (({"head_dim": None}, set()), ({"head_dim": 16}, keys)):
+        config = family_config("mistral", **changes)
+        write(tmp_path, config, random_tensors(config, "F32"), "F32")
+        assert keys & planned(tmp_path).checkpoint.config.keys() == written
