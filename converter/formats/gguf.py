@@ -33,7 +33,8 @@ VERSION = 3
 ALIGNMENT = 32
 MAX_NESTING = 4
 MAX_DIMS = 4
-MAX_NAME = 64
+MAX_NAME = 64  # with the NUL, as llama.cpp is compiled; others (stable-diffusion.cpp) write longer ones
+MAX_NAME_READ = 1024
 MAX_KEY = 65535
 SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
@@ -307,7 +308,7 @@ def _alignment(path: Path, metadata: Metadata) -> int:
 
 
 def _entry(cursor: _Reader) -> _Entry:
-    name = cursor.name("a tensor name", MAX_NAME - 1)
+    name = cursor.name("a tensor name", MAX_NAME_READ)
     what = f"tensor {short(name)}"
     n_dims = cursor.u32(what)
     if n_dims > MAX_DIMS:

@@ -23,6 +23,7 @@ from converter.tensors.dtypes import BY_SAFETENSORS
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 MAX_HEADER = 100_000_000
+_NOT_READ = ("F4", "F6_E2M3", "F6_E3M2")  # of safetensors 0.6 and later
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
@@ -91,7 +92,7 @@ def _read(mapped: Bytes) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     if header_bytes[:1] != b"{":
         raise CorruptFile(f"{path}: the header does not start with '{{'")
     header = parse_json(header_bytes, path)
-    metadata = _texts(path, header.pop("__metadata__", {}))
+    metadata = _texts(path, {} if (said := header.pop("__metadata__", None)) is None else said)
     entries = [(name, *_entry(path, name, value)) for name, value in header.items()]
     start, end = 8 + length, 0
     for name, _, low, high in sorted(entries, key=lambda entry: entry[2:]):
@@ -127,7 +128,12 @@ def _entry(path: Path, name: str, value: Any) -> tuple[TensorInfo, int, int]:
         raise CorruptFile(f"{path}: bad header entry {short(name)} ({str(error)[:80]})") from None
     dtype = BY_SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise UnsupportedFeature(f"{path}: tensor {short(name)} has unknown type {short(code)}")
+        known = isinstance(code, str) and code in _NOT_READ
+        raise UnsupportedFeature(
+            f"{path}: tensor {short(name)} has type {code}, of less than a byte, which cannot be read here"
+            if known
+            else f"{path}: tensor {short(name)} has unknown type {short(code)}"
+        )
     check_elements(path, name, shape)
     if math.prod(shape) * dtype.type_size != high - low:
         raise CorruptFile(f"{path}: tensor {short(name)} is {dtype}{shape[:8]} but has {high - low} bytes")

@@ -292,8 +292,8 @@ def _dat_entry(mapped: Bytes, cursor: Cursor, what: str) -> tuple[str, Entry]:
     if not name or not name.isprintable() or "\ufffd" in name:
         raise CorruptFile(f"{mapped.path}: {what} has no readable name ({short(text)})")
     calls, size = _int32(cursor, what), _int32(cursor, what)
-    if size < 1:
-        raise CorruptFile(f"{mapped.path}: {what}, {short(name)}, has {size} values")
+    if size < 1 or calls < 0:
+        raise CorruptFile(f"{mapped.path}: {what}, {short(name)}, has {size} values of {calls} calls")
     offset = cursor.position
     cursor.skip(4 * size, f"{what}, {short(name)},")
     divisor = np.array([calls if calls > 0 else 1], np.float32)

@@ -31,6 +31,7 @@ from support.builders import (
     tensor,
 )
 
+import converter
 from converter.checkpoint import Checkpoint
 from converter.errors import (
     ConverterError,
@@ -280,9 +281,22 @@ def test_bad_keys(tmp_path: Path, name: bytes) -> None:
     refused(tmp_path, gguf([pair(name, b.U8, 1)]), CorruptFile, "UTF-8|of 1 to|control")
 
 
-@pytest.mark.parametrize("name", [b"", b"\xff\xfe", b"a\0b", b"a\nb", b"\x1b[2J", b"n" * 64, b"n" * 100_000])
+@pytest.mark.parametrize("name", [b"", b"\xff\xfe", b"a\0b", b"a\nb", b"\x1b[2J", b"n" * 1025, b"n" * 100_000])
 def test_bad_tensor_names(tmp_path: Path, name: bytes) -> None:
     refused(tmp_path, gguf([ARCH], [tensor(name, (3, 2), T_F32, 0)], DATA), CorruptFile, "UTF-8|of 1 to|control")
+
+
+@pytest.mark.parametrize("length", [63, 64, 72, 127, 1024])
+def test_names_that_other_programs_write(tmp_path: Path, length: int) -> None:
+    """Read and written elsewhere as they are; only a GGUF for llama.cpp cannot have them."""
+    source, name = tmp_path / "m.gguf", "n" * length
+    source.write_bytes(gguf([ARCH], [tensor(name, (3, 2), T_F32, 0)], DATA))
+    converter.convert(source, tmp_path / "m.npz")
+    with np.load(tmp_path / "m.npz") as arrays:
+        assert arrays.files == [name] and arrays[name].tobytes() == DATA[:24]
+    if length > 63:
+        with pytest.raises(UnsupportedFeature, match="names of up to 63 bytes"):
+            converter.convert(source, tmp_path / "n.gguf")
 
 
 def test_a_key_or_a_tensor_twice(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_bad_entry(tmp_path: Path, value: Any) -> None:
     refused(tmp_path, safetensors({"w": value}, F32_2X3), CorruptFile, "m.safetensors: (bad header entry|tensor) 'w'")
 
 
-@pytest.mark.parametrize("code", ["F128", "f32", "torch.float32", "", "F4", 0, None, ["F32"], {"F32": 1}], ids=shown)
+@pytest.mark.parametrize("code", ["F128", "f32", "torch.float32", "", "F5", 0, None, ["F32"], {"F32": 1}], ids=shown)
 def test_unknown_type(tmp_path: Path, code: Any) -> None:
     refused(tmp_path, safetensors({"w": {**W, "dtype": code}}, F32_2X3), UnsupportedFeature, "unknown type")
 
@@ -262,7 +262,18 @@ def test_tensors_must_cover_the_data_exactly(tmp_path: Path, spans: list[tuple[i
     refused(tmp_path, safetensors(header, bytes(size)), CorruptFile, "starts at|the tensors end at")
 
 
-@pytest.mark.parametrize("metadata", [None, [], "x", {"a": 1}, {"a": None}, {"a": {}}, {"a": ["b"]}], ids=shown)
+@pytest.mark.parametrize("code", ["F4", "F6_E2M3", "F6_E3M2"])
+def test_types_of_less_than_a_byte_are_called_by_name(tmp_path: Path, code: str) -> None:
+    header = {"w": {**W, "dtype": code}}
+    refused(tmp_path, safetensors(header, F32_2X3), UnsupportedFeature, f"'w' has type {code}, of less than a byte")
+
+
+def test_metadata_of_null_is_none(tmp_path: Path) -> None:
+    with opened(tmp_path, safetensors({"__metadata__": None, "w": W}, F32_2X3)) as checkpoint:
+        assert list(checkpoint.tensors) == ["w"] and checkpoint.metadata == {}
+
+
+@pytest.mark.parametrize("metadata", [[], "x", {"a": 1}, {"a": None}, {"a": {}}, {"a": ["b"]}], ids=shown)
 def test_metadata_that_is_no_map_of_texts(tmp_path: Path, metadata: Any) -> None:
     refused(tmp_path, safetensors({"__metadata__": metadata, "w": W}, F32_2X3), CorruptFile, "__metadata__")
 

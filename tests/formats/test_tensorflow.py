@@ -90,6 +90,13 @@ def test_every_type_and_many_blocks(tmp_path: Path) -> None:
     same(everything(bundle(tmp_path, arrays)), arrays)
 
 
+def test_texts_alone_are_no_model(tmp_path: Path) -> None:
+    texts = {b"_CHECKPOINTABLE_OBJECT_GRAPH": entry(7, (), 0, b""), b"words": entry(7, (2,), 0, b"")}
+    path = bundle(tmp_path, {}, extra=texts)
+    with pytest.raises(UnsupportedFeature, match="holds no tensors of numbers"):
+        open_checkpoint(path)
+
+
 def test_object_names_and_texts(tmp_path: Path) -> None:
     texts = {b"_CHECKPOINTABLE_OBJECT_GRAPH": entry(7, (), 0, b""), b"words": entry(7, (2,), 0, b"")}
     path = bundle(tmp_path, {"net/w/.ATTRIBUTES/VARIABLE_VALUE": F6, "step": np.array(3)}, extra=texts)

@@ -224,13 +224,21 @@ def test_counts_are_rounded_half_up(count: float, value: float, tmp_path: Path) 
     assert everything(open_imatrix(importance.write_matrix(tmp_path / "m.gguf", sums))) == {"t": [value]}
 
 
-@pytest.mark.parametrize(("calls", "divisor"), [(3, 3), (1, 1), (0, 1), (-2, 1)])
+@pytest.mark.parametrize(("calls", "divisor"), [(3, 3), (1, 1), (0, 1)])
 def test_means_of_a_dat(calls: int, divisor: int, tmp_path: Path) -> None:
     path = tmp_path / "m.dat"
     path.write_bytes(importance.dat_bytes({"t": np.array([1, 5], np.float32)}, calls))
     matrix = open_imatrix(path)
     assert (matrix.datasets, matrix.n_chunks) == ((DATASET.encode(),), CHUNKS)
     assert everything(matrix) == {"t": [float(np.float32(value) / np.float32(divisor)) for value in (1, 5)]}
+
+
+@pytest.mark.parametrize("calls", [-1, -2, -(2**31)])
+def test_a_dat_that_was_counted_less_than_never(calls: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.dat"
+    path.write_bytes(importance.dat_bytes({"t": np.array([1, 5], np.float32)}, calls))
+    with pytest.raises(CorruptFile, match=f"'t', has 2 values of {calls} calls"):
+        open_imatrix(path)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def _open_table(path: Path, table: Path, notes: tuple[Event, ...]) -> Checkpoint
             tensors, events = _slices_v1(table, maps, entries)
         else:
             tensors, events = _bundle(table, maps, entries)
+        if not tensors and events:
+            raise UnsupportedFeature(f"{table}: holds no tensors of numbers, only texts and the like")
     except BaseException:
         for mapped in maps:
             mapped.close()
