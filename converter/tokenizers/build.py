@@ -102,6 +102,20 @@ def check_size(n_tokens: int, rows: int) -> None:
         )
 
 
+def _check_tokens(vocabulary: Vocabulary, by_id: Mapping[int, str], rows: int) -> None:
+    """Raise TokenizerError when there are more tokens than rows; says which setting names those beyond."""
+    surplus = [token for i, token in sorted(by_id.items()) if i >= rows]
+    if not surplus or any(token not in vocabulary.named_by for token in surplus):
+        return check_size(max(by_id) + 1, rows)
+    shown = ", ".join(f"{ascii(token)[:60]} ({vocabulary.named_by[token]})" for token in surplus[:4])
+    more = f" and {len(surplus) - 4} more" if len(surplus) > 4 else ""
+    raise TokenizerError(
+        f"tokenizer has {max(by_id) + 1} tokens, the embedding {rows} rows: it has none for {shown}{more}\n"
+        "name tokens of the vocabulary in tokenizer_config.json, or null; "
+        'with "tokenizer_class": "PreTrainedTokenizerFast" there are no defaults'
+    )
+
+
 # --- SentencePiece
 
 
@@ -175,7 +189,7 @@ def build_spm_json(vocabulary: Vocabulary, rows: int | None) -> Built:
     """
     by_id = vocabulary.by_id()
     table = Rows(max(by_id) + 1 if rows is None else rows)
-    check_size(max(by_id) + 1, table.size)
+    _check_tokens(vocabulary, by_id, table.size)
     special = vocabulary.special_ids()
     scores = _merge_scores(vocabulary)
     count = len(vocabulary.base)
@@ -246,7 +260,7 @@ def build_wordpiece(vocabulary: Vocabulary, pre: str, rows: int | None) -> Built
 def _plain_rows(vocabulary: Vocabulary, rows: int | None) -> Rows:
     by_id = vocabulary.by_id()
     table = Rows(max(by_id) + 1 if rows is None else rows)
-    check_size(max(by_id) + 1, table.size)
+    _check_tokens(vocabulary, by_id, table.size)
     for token, i in vocabulary.base.items():
         table.texts[i] = token
     table.types[np.fromiter(by_id, np.int64, len(by_id))] = NORMAL
@@ -296,7 +310,7 @@ def build_unigram_json(vocabulary: Vocabulary, token_types: int | None, rows: in
     """A unigram tokenizer.json as the "t5" tokenizer model."""
     by_id = vocabulary.by_id()
     table = Rows(max(by_id) + 1 if rows is None else rows)
-    check_size(max(by_id) + 1, table.size)
+    _check_tokens(vocabulary, by_id, table.size)
     model = as_dict(vocabulary.tokenizer.get("model"), "tokenizer.json model")
     unknown = vocabulary.id_of(vocabulary.named.get("unk", ""))
     if unknown is None:

@@ -71,7 +71,7 @@ class Vocabulary:
 
     base: token -> id of the model; scores: per id, Unigram only; merges: "left right", best first;
     added: by text, ids resolved; named: bos, eos, ... -> text; extra: further special tokens;
-    tokenizer: the tokenizer.json, or what the older files amount to.
+    tokenizer: the tokenizer.json, or what the older files amount to; named_by: special token -> what names it.
     """
 
     kind: str
@@ -82,6 +82,7 @@ class Vocabulary:
     extra: tuple[str, ...]
     tokenizer: dict[str, object]
     scores: list[float] = field(default_factory=list)
+    named_by: dict[str, str] = field(default_factory=dict)
 
     def ranks(self) -> dict[str, int]:
         """Merge -> its priority, lower first."""
@@ -117,10 +118,10 @@ def read_vocabulary(files: TokenizerFiles, config: Mapping[str, object]) -> Voca
     model = as_dict(tokenizer.get("model"), f"{source} model")
     kind = _kind(model, source)
     base, scores = _base(model, kind, source)
-    named, extra = _special_tokens(files, settings, config)
+    named, extra, named_by = _special_tokens(files, settings, config)
     added = _added_tokens(as_list(tokenizer.get("added_tokens"), f"{source} added_tokens"), base, source)
     added = _lay_over(added, base, settings, (*named.values(), *extra))
-    return Vocabulary(kind, base, _merges(model, base, kind, source), added, named, extra, tokenizer, scores)
+    return Vocabulary(kind, base, _merges(model, base, kind, source), added, named, extra, tokenizer, scores, named_by)
 
 
 def _kind(model: dict[str, object], source: str) -> str:
@@ -199,21 +200,29 @@ def _token_text(value: object) -> str | None:
 
 def _special_tokens(
     files: TokenizerFiles, settings: dict[str, object], config: Mapping[str, object]
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """(named, extra) special tokens; tokenizer_config.json over special_tokens_map.json over the class's defaults."""
-    mapped = files.json("special_tokens_map.json")
-    defaults = CLASS_DEFAULTS.get(tokenizer_class(settings, config), {})
+) -> tuple[dict[str, str], tuple[str, ...], dict[str, str]]:
+    """(named, extra, what names each); tokenizer_config.json over special_tokens_map.json over the class's defaults."""
+    cls = tokenizer_class(settings, config)
+    defaults = {f"{name}_token": text for name, text in CLASS_DEFAULTS.get(cls, {}).items()}
+    sources = (
+        ("tokenizer_config.json", settings), ("special_tokens_map.json", files.json("special_tokens_map.json")),
+        (f"{cls}'s defaults", defaults),
+    )  # fmt: skip
     named: dict[str, str] = {}
+    named_by: dict[str, str] = {}
     for name in NAMED:
         key = f"{name}_token"
-        given = settings.get(key) if key in settings else mapped.get(key, defaults.get(name))
+        where, given = next(((where, said[key]) for where, said in sources if key in said), ("", None))
         if (text := _token_text(given)) is not None:
             named[name] = text
-    extra: list[object] = []
+            named_by.setdefault(text, f"{key} of {where}")
+    extra: list[str] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        value = settings.get(key, mapped.get(key))
-        extra += value.values() if isinstance(value, dict) else as_list(value, f"tokenizer_config.json {key}")
-    return named, tuple(dict.fromkeys(text for item in extra if (text := _token_text(item)) is not None))
+        where, value = next(((where, said[key]) for where, said in sources if key in said), ("", None))
+        items = list(value.values()) if isinstance(value, dict) else as_list(value, f"tokenizer_config.json {key}")
+        extra += (texts := [text for item in items if (text := _token_text(item)) is not None])
+        named_by = {text: f"{key} of {where}" for text in texts} | named_by
+    return named, tuple(dict.fromkeys(extra)), named_by
 
 
 def tokenizer_class(settings: Mapping[str, object], config: Mapping[str, object]) -> str:
@@ -226,13 +235,27 @@ def _added_tokens(entries: list[object], base: dict[str, int], source: str) -> d
     where = f"{source} added_tokens"
     added: dict[str, AddedToken] = {}
     taken = {i: token for token, i in base.items()}
+    # tokenizers numbers new tokens on from the vocabulary, whatever ids the file gives; vocab.json's readers do not.
+    following = len(base)
+    ordered = source == "tokenizer.json" and max(base.values(), default=-1) < following
     for entry in entries:
         fields = as_dict(entry, where)
         token = _added(as_id(fields.get("id"), where), fields, where)
-        known = taken.setdefault(token.id, token.content)
-        if known != token.content or base.get(token.content, token.id) != token.id:
-            shown = f"{ascii(token.content)[:60]} has id {token.id}"
+        shown = f"{ascii(token.content)[:60]} has id {token.id}"
+        if (own := base.get(token.content, token.id)) != token.id:
+            raise TokenizerError(
+                f"{where}: {shown}, and {own} in the vocabulary, which is the one that tokenizers keeps\n"
+                f"set its id to {own} in {source}"
+            )
+        if (known := taken.setdefault(token.id, token.content)) != token.content:
             raise TokenizerError(f"{where}: {shown}, which the vocabulary gives to {ascii(known)[:60]}")
+        if ordered and token.content not in base and token.content not in added:
+            if token.id != following:
+                raise TokenizerError(
+                    f"{where}: {shown}, and tokenizers gives it {following}, the next that is free\n"
+                    f"set its id in {source} to that of its row in the embedding, with tokens in all rows before it"
+                )
+            following += 1
         added[token.content] = token
     return added
 

@@ -722,7 +722,7 @@ BAD_JSON: dict[str, tuple[object, str]] = {
     "merge of numbers": (changed("model/merges", [[1, 2]]), "merge 0 is not a pair"),
     "merges are text": (changed("model/merges", "a b"), "a list was expected"),
     "added token out of range": (changed("added_tokens", [{"id": 1 << 30, "content": "x"}]), "out of range"),
-    "added token elsewhere": (changed("added_tokens", [{"id": 3, "content": "ab"}]), "which the vocabulary gives to"),
+    "added token elsewhere": (changed("added_tokens", [{"id": 3, "content": "ab"}]), "'ab' has id 3, and 256 in"),
     "added token without text": (changed("added_tokens", [{"id": 300}]), "a string was expected"),
     "added tokens are numbers": (changed("added_tokens", [1]), "an object was expected"),
     "half a surrogate pair": (changed("added_tokens", [{"id": 258, "content": "\ud800"}]), "surrogate"),
@@ -864,6 +864,47 @@ def test_random_damage_never_escapes_as_another_exception() -> None:
 def test_added_token_beyond_the_embedding_is_said(data: Path) -> None:
     events = read_case("stories-spm-added", data).events
     assert any(isinstance(event, Dropped) and "600" in event.name for event in events)
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ([{"id": 300, "content": "<far>", **SPECIAL}], "'<far>' has id 300, and tokenizers gives it 258"),
+        (
+            [{"id": 258, "content": "<a>", **SPECIAL}, {"id": 260, "content": "<b>", **SPECIAL}],
+            "'<b>' has id 260, and tokenizers gives it 259, the next that is free\nset its id in tokenizer.json",
+        ),
+        ([{"id": 258, "content": "ab", **SPECIAL}], "'ab' has id 258, and 256 in the vocabulary.*\nset its id to 256"),
+        ([{"id": 3, "content": "<c>", **SPECIAL}], "'<c>' has id 3, which the vocabulary gives to"),
+    ],
+)
+def test_added_tokens_whose_ids_tokenizers_would_not_keep(added: list[object], message: str) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        read_small(byte_level(added=added))
+
+
+def test_an_added_token_may_be_one_of_the_vocabulary() -> None:
+    added: list[object] = [{"id": 256, "content": "ab", **SPECIAL}, {"id": 258, "content": "<|end|>", **SPECIAL}]
+    assert array(read_small(byte_level(added=added)), "tokens")[256:] == ["ab", "Ġab", "<|end|>"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "files", "message"),
+    [
+        ({"pad_token": "<nope>"}, {}, {}, r"260 tokens, the embedding 259 rows: .*'<nope>' \(pad_token of token"),
+        (None, {"model_type": "llama"}, {}, r"262 tokens, .*'<unk>' \(unk_token of LlamaTokenizer's defaults\)"),
+        (
+            {"additional_special_tokens": ["<x>"]}, {}, {},
+            r"260 tokens, .*'<x>' \(additional_special_tokens of tokenizer_config\.json\)",
+        ),
+        ({}, {}, {"special_tokens_map_json": {"cls_token": "<k>"}}, r"'<k>' \(cls_token of special_tokens_map\.json\)"),
+    ],
+)  # fmt: skip
+def test_tokens_beyond_the_embedding_and_what_names_them(
+    settings: object, config: dict[str, object], files: dict[str, object], message: str
+) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        read_small(byte_level(), settings, config, rows=259, **files)
 
 
 # --- size
