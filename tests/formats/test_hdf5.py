@@ -303,6 +303,25 @@ def test_a_listed_weight_is_missing(tmp_path: Path) -> None:
         opened(tmp_path / "x.h5", damaged)
 
 
+@pytest.mark.parametrize("size", [512, 1024, 8192])
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_a_user_block_before_the_file(tmp_path: Path, version: str, size: int) -> None:
+    h5py = pytest.importorskip("h5py")
+    path, rows = tmp_path / "m.h5", np.arange(1000, dtype="f8")
+    with h5py.File(path, "w", userblock_size=size, libver=version) as file:
+        file["a/w"] = np.arange(6, dtype="f4").reshape(2, 3)
+        file.create_dataset("c", data=rows, chunks=(100,), compression="gzip")
+    whole = path.read_bytes()
+    path.write_bytes(b"#!" + whole[2:])
+    assert read_all(path) == {"a/w": np.arange(6, dtype="<f4").tobytes(), "c": rows.tobytes()}
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CorruptFile, match="should have"):
+        open_checkpoint(path)
+    path.write_bytes(whole[size:])
+    with pytest.raises(UnsupportedFeature, match="where its superblock lies"):
+        open_checkpoint(path)
+
+
 def test_keras_archive(tmp_path: Path) -> None:
     """Weights in place, configurations as they are (not even parsed), assets reported, the checksum verified."""
     weights = (FIXTURES / "weights.h5").read_bytes()

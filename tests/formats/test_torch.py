@@ -940,7 +940,7 @@ def test_tensors_within_unknown_objects_are_no_model(tmp_path: Path, key: str | 
     file = tmp_path / "m.pt"
     file.write_bytes(tf.archive(dictionary({"model": dictionary({"layer": HOLDS_A_TENSOR})})))
     with pytest.raises(UnsupportedFeature, match=r"never loaded: __main__\.Layer"):
-        open_torch(file) if key is None else open_branch(file, key)
+        open_torch(file) if key is None else open_torch_key(file, key)
 
 
 @pytest.mark.parametrize("case", EVIL)

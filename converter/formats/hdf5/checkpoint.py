@@ -18,7 +18,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, UsageError, short
 from converter.events import Dropped, Event, Note
 from converter.formats.hdf5.data import Bands, Dataset, dataset, stored_bytes
-from converter.formats.hdf5.file import SIGNATURE, Hdf5File
+from converter.formats.hdf5.file import SIGNATURE, Hdf5File, user_block
 from converter.formats.hdf5.keras_archive import ASSETS, CONFIG, METADATA, TEXTS, WEIGHTS
 from converter.formats.hdf5.names import attribute_key, layer_groups, layered, listed_weights, titles_of, top_of
 from converter.formats.hdf5.reader import (
@@ -33,7 +33,7 @@ from converter.formats.hdf5.reader import (
     object_header,
 )
 from converter.formats.hdf5.writer import OPAQUE
-from converter.storage.files import Bytes, expands_too_far, open_bytes
+from converter.storage.files import Bytes, MappedFile, expands_too_far, open_bytes
 from converter.storage.zip import STORED, Archive, open_archive
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -47,8 +47,16 @@ OPTIMIZER = ("optimizer_weights/", "optimizer/")
 
 
 def sniff(path: Path, start: bytes) -> bool:
-    """The signature."""
-    return start.startswith(SIGNATURE)
+    """The signature, in files that are called so or by MATLAB also behind a block of the user's."""
+    if start.startswith(SIGNATURE):
+        return True
+    if path.is_dir() or not (path.suffix.lower() in EXTENSIONS or start.startswith(b"MATLAB 7.3")):
+        return False
+    mapped = MappedFile(path)
+    try:
+        return user_block(mapped) > 0
+    finally:
+        mapped.close()
 
 
 def sniff_keras(path: Path, start: bytes) -> bool:

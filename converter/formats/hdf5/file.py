@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 
 from converter.errors import CorruptFile, UnsupportedFeature
-from converter.storage.files import Bytes
+from converter.storage.files import Bytes, Part
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_TEXT = 64 << 20  # bytes of all attributes and links together
@@ -48,6 +48,19 @@ class Cursor:
         return None if value == (1 << 8 * self.file.offset_width) - 1 else value
 
 
+def user_block(source: Bytes) -> int:
+    """Bytes before the superblock that are the user's: none, 512, or that doubled some times; addresses start behind.
+
+    0 where there is no superblock at all.
+    """
+    offset = 0
+    while offset + len(SIGNATURE) <= source.size:
+        if source.view(offset, len(SIGNATURE), "the signature").tobytes() == SIGNATURE:
+            return offset
+        offset = 2 * offset or 512
+    return 0
+
+
 class Hdf5File:
     """An open file: the widths of its numbers, its root, what has been visited.
 
@@ -56,7 +69,9 @@ class Hdf5File:
     """
 
     def __init__(self, source: Bytes) -> None:
-        self.path, self.source, self.size = source.path, source, source.size
+        self._user_block = user_block(source)
+        behind = Part(source, self._user_block, source.size - self._user_block) if self._user_block else source
+        self.path, self.source, self.size = source.path, behind, behind.size
         self.offset_width = self.length_width = 8
         self.text = 0
         self._visited: set[tuple[str, int]] = set()
@@ -137,8 +152,9 @@ class Hdf5File:
         fields = Cursor(self, raw if version < 2 else self.checked(raw, what), what)
         fields.take(start)
         base, _, end = fields.address(), fields.address(), fields.address()
-        if base != 0:
-            raise self.unsupported("its addresses do not start at the beginning of the file")
+        if base != self._user_block:
+            raise self.unsupported("its addresses do not start where its superblock lies")
+        end = None if end is None else end - base
         if end != self.size:
             raise self.corrupt(
                 f"should have {end} bytes and has {self.size}\n"
