@@ -110,9 +110,9 @@ def cases() -> Iterator[tuple[str, str, bytes, int]]:
     weights = safetensors_of(WEIGHTS)
     w = entry("F32", (2, 3), 0, 24)
     yield "empty", "m.safetensors", b"", 10
-    yield "html", "m.safetensors", b"<!DOCTYPE html><html></html>", 10
+    yield "html", "m.safetensors", b"<!DOCTYPE html><html></html>", 14
     yield "zeros", "m.safetensors", bytes(4096), 10
-    yield "lfs pointer", "m.gguf", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", 10
+    yield "lfs pointer", "m.gguf", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", 14
     yield "other extension", "m.xyz", b"?" * 100, 10
     yield "truncated header", "m.safetensors", weights[:100], 11
     yield "truncated data", "m.safetensors", weights[:-1], 11
