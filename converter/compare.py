@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from converter import pipeline
 from converter.errors import Interrupted, UsageError, about
 from converter.events import Event, Report, TypeFallback
+from converter.extras import package
 from converter.formats.registry import open_checkpoint, source_format, target_format
 from converter.inspection import running_memory
 from converter.metadata import number_of, text_of
@@ -34,7 +35,6 @@ from converter.planning.passes import ASKED, FILES, MODEL, choose, open_matrix, 
 from converter.planning.plan import Plan, Step
 from converter.quant.recipes import recipe
 from converter.request import PathLike, Request, Source
-from converter.runtimes.base import package
 from converter.runtimes.behaviour import Behaviour, behaviour
 from converter.storage import slabs
 from converter.storage.json import finite
@@ -372,7 +372,7 @@ def with_behaviour(
     """
     started = time.monotonic()
     origin, request = Source.of(source or comparison.source), request or Request()
-    package("llama_cpp", origin.path)  # or say so before anything is converted
+    package("llama_cpp", f"{origin.path}: running it")  # or say so before anything is converted
 
     def made(path: Path, wanted: Request) -> Path:
         pipeline.convert(origin, path, wanted, threads=threads)

@@ -1,6 +1,6 @@
 """Every way a conversion can fail, and the exit code it ends with.
 
-ConverterError                     1
+ConverterError                    70
 ├── UsageError                     2   a flag, a pattern or a combination that cannot be meant
 ├── FormatError                   10
 │   ├── UnknownFormat             10   no reader or writer answers to this file or name
@@ -23,7 +23,11 @@ ConverterError                     1
 │   ├── SameFile                  51   output equal to input
 │   ├── DiskFull                  52   not enough room, found before or while writing
 │   └── OutputExists              53   ask for --force
+├── InternalError                70   a fault of this program
+├── OutOfMemory                  71   less memory than the work needs
 └── Interrupted                  130   Ctrl-C or a cancelled callback
+
+No error ends with 1: that is what `diff` says where two models differ, and what Python ends with of itself.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ class ConverterError(Exception):
     `family` names what the exit codes of a class and of those below it are about, `words` what its own code says.
     """
 
-    exit_code = 1
+    exit_code = 70
     family = ""
     words = ""
 
@@ -196,6 +200,20 @@ class OutputExists(OutputError):
 
     exit_code = 53
     words = "exists"
+
+
+class InternalError(ConverterError):
+    """What is not meant to happen: a fault of this program."""
+
+    exit_code = 70
+    family = "internal error"
+
+
+class OutOfMemory(ConverterError):
+    """Less memory than the work needs."""
+
+    exit_code = 71
+    family = "out of memory"
 
 
 class Interrupted(ConverterError):

@@ -16,12 +16,13 @@ import pytest
 from support.packages import HEAVY
 
 import converter
+from converter.extras import DISTRIBUTIONS, EXTRAS
 
 PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("errors", "workers", "events", "findings", "request", "text", "metadata"),
+    ("errors", "workers", "events", "extras", "findings", "request", "text", "metadata"),
     ("tensors",),
     ("storage", "checkpoint", "architectures"),
     ("formats", "tokenizers"),
@@ -279,7 +280,8 @@ def used() -> set[str]:
             ast.unparse(node.targets[0]): node.value for node in tree(path).body if isinstance(node, ast.Assign)
         }
         arguments = [node.args[0] for called, node in calls(path) if called.endswith("package") and node.args]
-        named |= {ast.literal_eval(constants.get(ast.unparse(argument), argument)) for argument in arguments}
+        asked = (ast.literal_eval(constants.get(ast.unparse(argument), argument)) for argument in arguments)
+        named |= {module.partition(".")[0] for module in asked}
     return named | {found.split(".")[0] for path in modules() for found in imports(tree(path))}
 
 
@@ -290,6 +292,21 @@ def test_what_is_installed_is_what_is_imported() -> None:
         assert requirements(lines) - BY_TRANSFORMERS <= used(), f"no line imports all of the extra {name}"
     (everything,) = PROJECT["optional-dependencies"]["all"]
     assert set(everything.partition("[")[2].rstrip("]").split(",")) == extras.keys()
+
+
+def test_extras_are_said_to_bring_what_they_bring() -> None:
+    for name, lines in PROJECT["optional-dependencies"].items():
+        if name not in ("all", "dev"):
+            own = {module for module, extra in EXTRAS.items() if extra == name}
+            assert own == requirements(lines) - BY_TRANSFORMERS
+    assert {pip: module for module, pip in DISTRIBUTIONS.items()} == MODULE_OF
+
+
+def test_nothing_tells_to_install_what_the_index_knows_by_our_name() -> None:
+    """pip would fetch somebody else's package; and how to get an extra is said in one place."""
+    said = [path for path in modules() if "pip install" in path.read_text("utf-8")]
+    assert said == [PACKAGE / "extras.py"]
+    assert "model-converter[" not in said[0].read_text("utf-8")
 
 
 def test_files_of_tests_have_names_of_their_own() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from converter.errors import UsageError
+from converter.errors import MissingDependency, UsageError
+from converter.extras import package
 from converter.findings import Finding
 from converter.metadata import Array, Value, array_of, number_of, text_of
 
@@ -122,38 +123,46 @@ def _merge_problem(merge: Any, known: set[Any]) -> str:
 
 def templates(metadata: Metadata) -> Iterator[Finding]:
     """Chat templates that are not text or do not parse. They are parsed only, where jinja2 is installed; never run."""
-    for key in metadata:
-        if key != TEMPLATE and not key.startswith(TEMPLATE + "."):
-            continue
+    keys = [key for key in metadata if key == TEMPLATE or key.startswith(TEMPLATE + ".")]
+    try:
+        parse = _parser() if keys else None
+    except MissingDependency as error:
+        parse = None
+        yield Finding("template", TEMPLATE, "not looked at", failed=False, hint=str(error))
+    for key in keys:
         if (template := text_of(metadata, key)) is None:
             yield Finding("template", key, "is not text")
-        elif problem := _syntax(template):
+        elif len(template) > _MAX_TEMPLATE:
+            yield Finding("template", key, f"has {len(template)} characters, no chat template has")
+        elif parse is not None and (problem := parse(template)):
             yield Finding("template", key, problem)
 
 
 _MAX_TEMPLATE = 1 << 20
 
 
-def _syntax(template: str) -> str:
-    """Why a template does not parse; "" where it does, or where nothing here can tell."""
-    try:
-        from jinja2 import TemplateSyntaxError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        return ""
-    if len(template) > _MAX_TEMPLATE:
-        return f"has {len(template)} characters, no chat template has"
-    environment = ImmutableSandboxedEnvironment(
+def _parser() -> Callable[[str], str]:
+    """What says why a template does not parse; "" where it does.
+
+    Raises:
+        MissingDependency: jinja2 is not installed.
+    """
+    jinja2, sandbox = package("jinja2", "parsing it"), package("jinja2.sandbox", "parsing it")
+    environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    try:
-        environment.parse(template)
-    except TemplateSyntaxError as error:
-        known = "unknown tag 'generation'" in str(error.message)  # transformers' own
-        return "" if known else f"does not parse: line {error.lineno}: {str(error.message)[:120]}"
-    except (RecursionError, ValueError, OverflowError) as error:
-        return f"does not parse: {type(error).__name__}"
-    return ""
+
+    def problem(template: str) -> str:
+        try:
+            environment.parse(template)
+        except jinja2.TemplateSyntaxError as error:
+            known = "unknown tag 'generation'" in str(error.message)  # transformers' own
+            return "" if known else f"does not parse: line {error.lineno}: {str(error.message)[:120]}"
+        except (RecursionError, ValueError, OverflowError) as error:
+            return f"does not parse: {type(error).__name__}"
+        return ""
+
+    return problem
 
 
 def _wrong(key: str, message: str) -> Finding:

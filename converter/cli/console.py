@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.verbs import Outcome
@@ -15,6 +16,16 @@ from converter.text import printable, table
 if TYPE_CHECKING:
     from converter.events import Event
     from converter.storage.slabs import Progress
+
+
+def say_anything() -> None:
+    """Let both streams carry any text: what a console's encoding has no sign for is written as an escape.
+
+    A redirect on Windows (cp1252), an ASCII locale, or a file name that is no text would end a run by what it says.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_table(head: list[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from converter.cli import verbs
-from converter.errors import ConverterError, Interrupted, OutputError
+from converter.cli.console import say_anything
+from converter.errors import ConverterError, InternalError, Interrupted, OutOfMemory, OutputError
 from converter.text import printable
 
 
@@ -21,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _handle_signals()
     warnings.showwarning = _show_warning
+    say_anything()
     verb, rest = verbs.chosen(argv)
     try:
         return _run(verb, rest)
@@ -30,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in argv and not isinstance(error, KeyboardInterrupt | MemoryError):
-            raise
+            traceback.print_exception(error)
+            return _failure(error).exit_code
         return _fail(verb, _failure(error), as_json="--json" in argv)
 
 
@@ -84,12 +88,12 @@ def _failure(error: BaseException) -> _Failure:
         case KeyboardInterrupt():
             return _Failure(Interrupted.__name__, Interrupted.exit_code, "interrupted")
         case MemoryError():
-            return _Failure(MemoryError.__name__, 1, "out of memory; fewer --threads need less")
+            return _Failure(OutOfMemory.__name__, OutOfMemory.exit_code, "out of memory; fewer --threads need less")
         case OSError():
             text = f"{error.filename or 'input or output'}: {error.strerror or error}"
             return _Failure(OutputError.__name__, OutputError.exit_code, text)
     words = f"internal error: {type(error).__name__}: {error}\nplease report it with the output of --debug"
-    return _Failure("InternalError", 1, words)
+    return _Failure(InternalError.__name__, InternalError.exit_code, words)
 
 
 def _fail(verb: str, failure: _Failure, as_json: bool) -> int:

@@ -41,13 +41,15 @@ REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
 }
 
 
-#: How a report begins, by extension: what an existing file must begin with to be replaced. Texts have no such mark.
+#: The first line of those that have no sign of their own, by which they are known again; no reader shows Markdown's.
+_MARKS: Mapping[str, str] = {".txt": "# convert {verb}\n", ".md": "<!-- convert {verb} -->\n"}
+#: How a report begins, by extension: what an existing file must begin with to be replaced.
 _BEGINS: Mapping[str, re.Pattern[str]] = {
     ".json": re.compile(r'\s*\{\s*"schema": *\d+,\s*"verb":'),
     ".xml": re.compile(r'<\?xml [^>]*\?>\s*<testsuites name="convert '),
-    ".md": re.compile("## "),
-    ".html": re.compile("<!DOCTYPE html>"),
-    ".txt": re.compile("[^\0]*$"),
+    ".md": re.compile(r"<!-- convert \w+ -->\n"),
+    ".html": re.compile(f"<!DOCTYPE html>.*{re.escape(html.GENERATOR)}", re.DOTALL),
+    ".txt": re.compile(r"# convert \w+\n"),
 }
 _HEAD = 4096
 
@@ -107,6 +109,8 @@ def write_report(verb: str, path: Path, result: Any, extension: str | None = Non
         OutputError: the file cannot be written.
     """
     check_reports(verb, [path], extension=extension)
-    content = REPORTS[verb][extension or path.suffix.lower()](result)
-    layout = Layout((whole_file(path, (content.rstrip("\n") + "\n").encode()),))
+    kind = extension or path.suffix.lower()
+    content = _MARKS.get(kind, "").format(verb=verb) + REPORTS[verb][kind](result).rstrip("\n") + "\n"
+    # Names of files need not be text; what UTF-8 has no sign for stands as an escape.
+    layout = Layout((whole_file(path, content.encode("utf-8", "backslashreplace")),))
     output.write(layout, threads=1)

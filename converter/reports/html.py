@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any
 
 from converter import __version__
-from converter.errors import MissingDependency
+from converter.extras import package
 from converter.findings import Finding
 from converter.reports.findings import failures_first
 from converter.reports.numbers import decibels
@@ -72,13 +72,11 @@ def plotly_source() -> str:
     Raises:
         MissingDependency: plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise MissingDependency(
-            "an HTML report needs plotly: pip install 'model-converter[verify]'; other reports do without"
-        ) from None
-    return str(get_plotlyjs())
+    return str(package("plotly.offline", "an HTML report (others do without)").get_plotlyjs())
+
+
+#: What tells a page of ours from others.
+GENERATOR = '<meta name="generator" content="model-converter">'
 
 
 def page(verification: Verification) -> str:
@@ -159,6 +157,7 @@ def _document(title: str, header: str, sections: Iterable[str], plots: Mapping[s
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            GENERATOR,
             f'<meta http-equiv="Content-Security-Policy" content="{policy}; form-action \'none\'">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{_text(title)}</title>\n<style>\n{_resource('page.css')}</style>\n</head>\n<body>\n<main>",

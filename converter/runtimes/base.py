@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import ConverterError, MissingDependency, UnsupportedFeature
+from converter.errors import ConverterError, UnsupportedFeature
 
 Floats = NDArray[np.float32]
 Named = dict[str, NDArray[Any]]
@@ -74,14 +73,6 @@ class Runtime(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def package(name: str, path: Path) -> Any:
-    """Import a runtime's package; raises MissingDependency with the command that installs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependency(f"{path}: running it needs {name}: pip install 'model-converter[runtimes]'") from error
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from converter.errors import UnsupportedFeature
+from converter.extras import package
 from converter.formats.registry import open_checkpoint
 from converter.metadata import Value
-from converter.runtimes.base import Floats, Runtime, RuntimeTokenizer, package
+from converter.runtimes.base import Floats, Runtime, RuntimeTokenizer
 
 NAME = "llama_cpp"
 ERROR = 4  # GGML_LOG_LEVEL_ERROR
@@ -28,7 +29,7 @@ BATCH = 128  # positions computed at once; what they need is allocated for as ma
 
 def tokenizer(path: Path) -> RuntimeTokenizer | None:
     """The vocabulary in the file, as llama.cpp cuts text with it; None where there is none ("no_vocab")."""
-    library = package(NAME, path)
+    library = package(NAME, f"{path}: running it")
     if not _metadata(path).get("tokenizer.ggml.tokens"):
         return None
     model = _load(library, path, vocab_only=True)
@@ -56,7 +57,7 @@ class LlamaCpp(Runtime):
     """
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
-        self._path, self._library = path, package(NAME, path)
+        self._path, self._library = path, package(NAME, f"{path}: running it")
         self.name = f"llama.cpp ({NAME} {self._library.__version__})"
         self.kind = "embedding" if _is_encoder(_metadata(path)) else "logits"
         self._context: Any = None

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from converter.errors import UnsupportedFeature, short
+from converter.extras import package
 from converter.formats.registry import open_checkpoint
-from converter.runtimes.base import Floats, Named, Runtime, failures, package
+from converter.runtimes.base import Floats, Named, Runtime, failures
 
 NAME = "onnxruntime"
 TYPES = {
@@ -41,7 +42,7 @@ class OnnxRuntime(Runtime):
     """
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
-        library = package(NAME, path)
+        library = package(NAME, f"{path}: running it")
         self._path, self.name = path, f"ONNX Runtime {library.__version__}"
         with open_checkpoint(path):
             pass

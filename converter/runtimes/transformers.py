@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import MissingPart, MissingTensor, short
+from converter.extras import package
 from converter.formats.registry import open_checkpoint
-from converter.runtimes.base import Floats, Runtime, RuntimeTokenizer, failures, package
+from converter.runtimes.base import Floats, Runtime, RuntimeTokenizer, failures
 from converter.tensors.streams import values
 from converter.tokenizers import FILES
 
@@ -31,7 +32,7 @@ def tokenizer(path: Path) -> RuntimeTokenizer | None:
     folder = _folder(path)
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
-    transformers = package(NAME, path)
+    transformers = package(NAME, f"{path}: running it")
     with failures(folder, NAME), _quiet(transformers):
         loaded = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
         start = loaded("a").input_ids[:1]
@@ -54,7 +55,8 @@ class Transformers(Runtime):
     """
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
-        self._path, self._torch, self._transformers = path, package("torch", path), package(NAME, path)
+        self._path, work = path, f"{path}: running it"
+        self._torch, self._transformers = package("torch", work), package(NAME, work)
         self.name = f"{NAME} {self._transformers.__version__}"
         self._torch.set_num_threads(threads)
         folder = _folder(path)

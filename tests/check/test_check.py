@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -385,6 +386,14 @@ def test_an_id_that_stands_for_none_is_fine(good: dict[str, Path], tmp_path: Pat
 def test_templates_are_parsed_and_never_run(template: str, failed: bool) -> None:
     pytest.importorskip("jinja2")
     assert bool(list(templates({"tokenizer.chat_template": text(template)}))) is failed
+
+
+def test_templates_that_nothing_here_can_parse_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    (finding,) = templates({"tokenizer.chat_template": text("{% endfor %}"), "tokenizer.chat_template.tool": text("")})
+    assert (finding.check, finding.subject, finding.failed) == ("template", "tokenizer.chat_template", False)
+    assert "not looked at" in str(finding) and "pip install jinja2" in str(finding)
+    assert not list(templates({"general.name": text("{% endfor %}")})), "where there is none, nothing is missing"
 
 
 # -------------------------------------------------------------------------------- Hugging Face folders

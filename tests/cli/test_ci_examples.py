@@ -34,7 +34,7 @@ def test_github_actions(tmp_path: Path) -> None:
     for command in commands[1:]:
         done = run(["bash", "-eo", "pipefail", "-c", command], tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "summary.md").read_text("utf-8").startswith("## ✅ PASSED")
+    assert (tmp_path / "summary.md").read_text("utf-8").startswith("<!-- convert verify -->\n## ✅ PASSED")
     assert {path.name for path in tmp_path.glob(steps[-1]["with"]["path"])} == {
         "report.md", "report.html", "report.json", "report.xml"
     }  # fmt: skip

@@ -363,7 +363,7 @@ def test_an_existing_output_is_kept_without_force(cli: Cli, tmp_path: Path) -> N
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "converter", str(tmp_path / "absent"), str(tmp_path / "o.gguf"), "--debug"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
+    assert result.returncode == 50, "the code is that of the error"
     assert "Traceback" in result.stderr and "OutputError" in result.stderr
 
 

@@ -104,8 +104,8 @@ def test_faults_that_are_no_errors_of_ours(capsys: pytest.CaptureFixture[str], m
     for raised, kind, code in (
         (KeyboardInterrupt(), "Interrupted", 130),
         (PermissionError(13, "Permission denied", "x"), "OutputError", 50),
-        (MemoryError(), "MemoryError", 1),
-        (ZeroDivisionError("by zero"), "InternalError", 1),
+        (MemoryError(), "OutOfMemory", 71),
+        (ZeroDivisionError("by zero"), "InternalError", 70),
     ):
 
         def fail(_: object, raised: BaseException = raised) -> None:

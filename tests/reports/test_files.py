@@ -57,6 +57,29 @@ OTHERS = {
     ".html": b"<html>a saved page</html>",
     ".txt": b"GGUF\3\0\0\0",
 }
+LIKE = {
+    ".json": b'{"schema": 1, "architectures": ["LlamaForCausalLM"]}',
+    ".xml": b"<?xml version='1.0'?>\n<testsuites name=\"pytest tests\"/>",
+    ".md": b"## A chapter of somebody's notes",
+    ".html": b'<!DOCTYPE html>\n<html lang="en">a page of somebody else\'s</html>',
+    ".txt": b"precious words",
+}
+
+
+@pytest.mark.parametrize(("verb", "extension"), EVERY)
+def test_a_report_takes_the_place_of_one(verb: str, extension: str, tmp_path: Path) -> None:
+    """And of nothing that only looks like one: each kind has a mark of its own."""
+    if extension == ".html":
+        pytest.importorskip("plotly")
+    path = tmp_path / f"file{extension}"
+    write_report(verb, path, RESULTS[verb])
+    first = path.read_bytes()
+    write_report(verb, path, RESULTS[verb])
+    assert path.read_bytes() == first
+    path.write_bytes(LIKE[extension])
+    with pytest.raises(OutputExists, match="is no report of this program"):
+        write_report(verb, path, RESULTS[verb])
+    assert path.read_bytes() == LIKE[extension]
 
 
 @pytest.mark.parametrize(("verb", "extension"), EVERY)

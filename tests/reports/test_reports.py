@@ -176,7 +176,13 @@ def test_json_has_no_infinities() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("r.txt", "failed  "), ("r.md", "## "), ("r.XML", "<?xml"), ("r.json", "{\n")]
+    ("name", "start"),
+    [
+        ("r.txt", "# convert verify\nfailed  "),
+        ("r.md", "<!-- convert verify -->\n## "),
+        ("r.XML", "<?xml"),
+        ("r.json", "{\n"),
+    ],
 )
 def test_the_extension_decides(tmp_path: Path, name: str, start: str) -> None:
     path = tmp_path / name

@@ -404,7 +404,7 @@ def test_a_language_model_with_what_exporters_add(tmp_path: Path) -> None:
 def test_a_package_that_is_not_there(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     path = made("stories260K", "q8_0")
-    with pytest.raises(MissingDependency, match=r"llama_cpp: pip install 'model-converter\[runtimes\]'") as caught:
+    with pytest.raises(MissingDependency, match=r"needs llama_cpp: pip install llama-cpp-python") as caught:
         behaviour(path, path)
     assert caught.value.exit_code == 13
 
