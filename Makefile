@@ -40,6 +40,9 @@ test: $(VENV)/tests  ## lint, types, and every test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
+slow: $(VENV)/tests  ## long sweeps, and every architecture in llama.cpp
+	$(BIN)/python -m pytest -n 2 -m slow
+
 $(CHECKS)/sanitize.txt: $(KERNELS)
 	native/build_check.sh $(CHECKS)/sanitize $(CC) -O1 $(SANITIZE)
 	ASAN_OPTIONS=detect_leaks=0 $(CHECKS)/sanitize tests/kernel_digests.json > $@
@@ -69,6 +72,6 @@ fuzz: $(VENV)/fuzz  ## every reader against bytes that a coverage-guided fuzzer 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test sanitize neon bench fuzz clean
+.PHONY: help install demo test slow sanitize neon bench fuzz clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

@@ -18,7 +18,7 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
-from converter.architectures.styles import SPM_OR_BPE
+from converter.architectures.styles import BPE, SPM_OR_BPE
 from converter.architectures.traits import Traits
 from converter.tensors.ops import Split
 
@@ -27,6 +27,28 @@ DEFAULTS = {
     "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768, "num_key_value_heads": 32,
     "use_sliding_window": False, "max_window_layers": 28,
 }
+
+# transformers 4 knows these experts as `num_experts` only.
+MOE_HPARAMS = amended(DECODER_HPARAMS, n_expert={"config": ("num_experts", "num_local_experts")})
+EXPERT_WIDTHS = (
+    HParam("n_ff_exp", ("moe_intermediate_size",), ("expert_feed_forward_length",), required=True),
+    HParam("n_ff_shexp", ("shared_expert_intermediate_size",), ("expert_shared_feed_forward_length",)),
+)
+EXPERTS = (
+    T(H + "mlp.gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
+    T(EXPERT + "gate_proj.weight", G + "ffn_gate_exps.weight", shape=("n_ff_exp", "n_embd")),
+    T(EXPERT + "down_proj.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff_exp")),
+    T(EXPERT + "up_proj.weight", G + "ffn_up_exps.weight", shape=("n_ff_exp", "n_embd")),
+    # transformers 5 can also save a layer's experts in two tensors.
+    T(
+        H + "mlp.experts.gate_up_proj", (G + "ffn_gate_exps.weight", G + "ffn_up_exps.weight"),
+        Split(1, (1, 1)), shape=("n_expert", "2 * n_ff_exp", "n_embd"), read_only=True,
+    ),
+    T(
+        H + "mlp.experts.down_proj", G + "ffn_down_exps.weight",
+        shape=("n_expert", "n_embd", "n_ff_exp"), read_only=True,
+    ),
+)
 
 ARCHITECTURES = (
     Architecture(
@@ -40,6 +62,33 @@ ARCHITECTURES = (
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(SPM_OR_BPE, large="n_layer == 80"),
+    ),
+    Architecture(
+        gguf="qwen2moe",
+        hf=(
+            HFClass(
+                "Qwen2MoeForCausalLM",
+                "qwen2_moe",
+                {
+                    **DEFAULTS, "num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4,
+                    "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "norm_topk_prob": False,
+                },
+            ),
+        ),
+        hparams=(*MOE_HPARAMS, *EXPERT_WIDTHS),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION,
+            *EXPERTS,
+            T(H + "mlp.shared_expert_gate.weight", G + "ffn_gate_inp_shexp.weight", shape=(1, "n_embd")),
+            T(H + "mlp.shared_expert.gate_proj.weight", G + "ffn_gate_shexp.weight", shape=("n_ff_shexp", "n_embd")),
+            T(H + "mlp.shared_expert.up_proj.weight", G + "ffn_up_shexp.weight", shape=("n_ff_shexp", "n_embd")),
+            T(H + "mlp.shared_expert.down_proj.weight", G + "ffn_down_shexp.weight", shape=("n_embd", "n_ff_shexp")),
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(BPE),
     ),
     Architecture(
         gguf="qwen3",
@@ -65,10 +114,8 @@ ARCHITECTURES = (
             ),
         ),
         hparams=(
-            # transformers 4 knows these experts as `num_experts` only.
-            *amended(DECODER_HPARAMS, n_expert={"config": ("num_experts", "num_local_experts")}),
-            HParam("n_ff_exp", ("moe_intermediate_size",), ("expert_feed_forward_length",), required=True),
-            HParam("n_ff_shexp", ("shared_expert_intermediate_size",), ("expert_shared_feed_forward_length",)),
+            *MOE_HPARAMS,
+            *EXPERT_WIDTHS,
             ATTENTION_BIAS,
         ),
         tensors=(
@@ -76,19 +123,7 @@ ARCHITECTURES = (
             *NORM_TENSORS,
             *ATTENTION,
             *QK_NORM,
-            T(H + "mlp.gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
-            T(EXPERT + "gate_proj.weight", G + "ffn_gate_exps.weight", shape=("n_ff_exp", "n_embd")),
-            T(EXPERT + "down_proj.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff_exp")),
-            T(EXPERT + "up_proj.weight", G + "ffn_up_exps.weight", shape=("n_ff_exp", "n_embd")),
-            # transformers 5 can also save a layer's experts in two tensors.
-            T(
-                H + "mlp.experts.gate_up_proj", (G + "ffn_gate_exps.weight", G + "ffn_up_exps.weight"),
-                Split(1, (1, 1)), shape=("n_expert", "2 * n_ff_exp", "n_embd"), read_only=True,
-            ),
-            T(
-                H + "mlp.experts.down_proj", G + "ffn_down_exps.weight",
-                shape=("n_expert", "n_embd", "n_ff_exp"), read_only=True,
-            ),
+            *EXPERTS,
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,

@@ -156,7 +156,6 @@ RUNTIME: dict[str, Traits] = {
     "plamo3": Traits(window=SlidingWindow(8)),
     "plm": Traits(BPE),
     "qwen": Traits(BPE),
-    "qwen2moe": Traits(BPE),
     "qwen2vl": Traits(SPM_OR_BPE),
     "qwen35": Traits(BPE),
     "qwen35moe": Traits(BPE),

@@ -6,35 +6,19 @@ folder's name, so the models are built under the names they had then.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support import models
+from support.recorded import digest, recorded_value
 
 import converter
 from converter.errors import MissingImportance
-from converter.metadata import TYPES, Array, Value
 
 RECORDED = sorted(path.stem for path in models.EXPECTED.glob("*.json") if path.stem not in ("greedy", "perplexity"))
-GGUF_NAMES = {
-    "u8": "UINT8",
-    "i8": "INT8",
-    "u16": "UINT16",
-    "i16": "INT16",
-    "u32": "UINT32",
-    "i32": "INT32",
-    "f32": "FLOAT32",
-    "bool": "BOOL",
-    "str": "STRING",
-    "u64": "UINT64",
-    "i64": "INT64",
-    "f64": "FLOAT64",
-}
 FLAGS: dict[str, dict[str, object]] = {
     "--pure": {"pure": True},
     "--leave-output-tensor": {"leave_output": True},
@@ -49,10 +33,6 @@ FLAGS: dict[str, dict[str, object]] = {
 SCORELESS = frozenset(name for name, spec in models.MODELS.items() if spec.tokenizer == "spm-json")
 
 
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
 @cache
 def build(name: str, folder: Path) -> Path:
     if name in models.FIXTURE_MODELS:
@@ -64,22 +44,6 @@ def build(name: str, folder: Path) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("models")
     return lambda name: build(name, folder)
-
-
-def recorded_value(value: Value | Array) -> tuple[str, object]:
-    """A key's type and value as fixtures/make_expected.py writes them."""
-    if isinstance(value, Value):
-        stored = float(np.float32(value.value)) if value.type == "f32" else value.value  # type: ignore[arg-type]
-        return GGUF_NAMES[value.type], stored
-    kind = f"ARRAY[{GGUF_NAMES[value.type]}]"
-    if len(value) <= 16:
-        return kind, [item.item() if isinstance(item, np.generic) else item for item in value.values]
-    if value.type == "str":
-        texts = [text.encode() if isinstance(text, str) else text for text in value.values]
-        data = b"".join(len(text).to_bytes(8, "little") + text for text in texts)
-    else:
-        data = np.asarray(value.values, TYPES[value.type].struct).tobytes()
-    return kind, {"count": len(value), "sha256": digest(data)}
 
 
 def request(label: str) -> converter.Request:

@@ -40,7 +40,7 @@ def family_config(family: str, **changes: Any) -> dict[str, Any]:
 def random_tensors(config: dict[str, Any], dtype: str, seed: int = 1) -> Tensors:
     rng = np.random.default_rng(seed)
     values = {name: rng.standard_normal(shape, np.float32) for name, shape in models.tensor_shapes(config)}
-    return {name: models._encode(array, dtype) for name, array in values.items()}
+    return {name: models.encode(array, dtype) for name, array in values.items()}
 
 
 def write(folder: Path, config: dict[str, Any], tensors: Tensors, dtype: str) -> Path:

@@ -2,6 +2,7 @@
 
 {"model": PATH, "generate": [tokens], "count": 64}  ->  tokens, greedy, with an F32 cache
 {"model": PATH, "tokenize": [texts]}                ->  token ids of each text
+{"model": PATH, "logits": [tokens]}                 ->  logits after each token, with an F32 cache
 {"model": PATH, "perplexity": text}                 ->  perplexity
 """
 
@@ -37,6 +38,11 @@ def answer(question: dict[str, Any]) -> Any:
     if "tokenize" in question:
         model = Llama(path, vocab_only=True, verbose=False)
         return [model.tokenize(text.encode(), add_bos=True, special=True) for text in question["tokenize"]]
+    if "logits" in question:
+        options = {"n_ctx": 256, "logits_all": True, "n_threads": 1, "type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32}
+        model = Llama(path, verbose=False, **options)
+        model.eval(question["logits"])
+        return model.scores[: len(question["logits"])].tolist()
     model = Llama(path, n_ctx=256, verbose=False, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32)
     tokens = model.generate(question["generate"], temp=0.0, repeat_penalty=1.0)
     return [int(token) for token in islice(tokens, question["count"])]

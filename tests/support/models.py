@@ -198,9 +198,9 @@ def build_model(name: str, parent: Path, *, config_style: ConfigStyle = "transfo
     _write_json(folder / "config.json", config if config_style == "transformers-5" else as_transformers_4(config))
     tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config[key] is not None}
     _write_json(folder / "generation_config.json", {"_from_model_config": True, **tokens})
-    weights = {tensor: _encode(_values(name, tensor, shape), spec.dtype) for tensor, shape in tensor_shapes(config)}
+    weights = {tensor: encode(seeded(name, tensor, shape), spec.dtype) for tensor, shape in tensor_shapes(config)}
     write_safetensors(folder, weights, spec.dtype, shards=shards)
-    _TOKENIZER_WRITERS[spec.tokenizer](folder)
+    TOKENIZERS[spec.tokenizer](folder)
     return folder
 
 
@@ -248,7 +248,7 @@ def tensor_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]
                 yield f"model.layers.{layer}." + template.replace("{expert}", str(expert)), shape
 
 
-def _values(model: str, tensor: str, shape: tuple[int, ...]) -> Array:
+def seeded(model: str, tensor: str, shape: tuple[int, ...]) -> Array:
     """Seeded float32 values: bell-shaped, rows of different scale, one in 97 four times as large; norms near one."""
     count = int(np.prod(shape))
     generator = np.random.PCG64(zlib.crc32(f"{model}/{tensor}".encode()))
@@ -263,7 +263,7 @@ def _values(model: str, tensor: str, shape: tuple[int, ...]) -> Array:
     return bell.reshape(shape)
 
 
-def _encode(values: Array, dtype: str) -> Array:
+def encode(values: Array, dtype: str) -> Array:
     """float32 values stored as `dtype`, rounded to nearest even; BF16 as its uint16 patterns."""
     if dtype == "BF16":
         bits = values.view(np.uint32)
@@ -276,22 +276,23 @@ def write_safetensors(folder: Path, weights: dict[str, Array], dtype: str, *, sh
     """model.safetensors, or `shards` files of about as many tensors each with their index; tensors sorted by name."""
     names = sorted(weights)
     if shards == 1:
-        _write_one_safetensors(folder / "model.safetensors", {name: weights[name] for name in names}, dtype)
+        write_mixed_safetensors(folder / "model.safetensors", {name: (dtype, weights[name]) for name in names})
         return
     weight_map: dict[str, str] = {}
     for shard in range(shards):
         part = names[len(names) * shard // shards : len(names) * (shard + 1) // shards]
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        _write_one_safetensors(folder / file, {name: weights[name] for name in part}, dtype)
+        write_mixed_safetensors(folder / file, {name: (dtype, weights[name]) for name in part})
         weight_map |= dict.fromkeys(part, file)
     total = sum(array.nbytes for array in weights.values())
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_one_safetensors(path: Path, weights: dict[str, Array], dtype: str) -> None:
+def write_mixed_safetensors(path: Path, weights: dict[str, tuple[str, Array]]) -> None:
+    """One file of tensors, each with the name of its type."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, array in weights.items():
+    for name, (dtype, array) in weights.items():
         header[name] = {
             "dtype": dtype,
             "shape": list(array.shape),
@@ -302,7 +303,7 @@ def _write_one_safetensors(path: Path, weights: dict[str, Array], dtype: str) ->
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for array in weights.values():
+        for _, array in weights.values():
             file.write(array.tobytes())
 
 
@@ -369,7 +370,7 @@ def _added_token(index: int, content: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_TOKENIZER_WRITERS: dict[str, Callable[[Path], None]] = {
+TOKENIZERS: dict[str, Callable[[Path], None]] = {
     "spm": _write_sentencepiece,
     "spm-json": _write_sentencepiece_json,
     "llama3": _write_llama3,

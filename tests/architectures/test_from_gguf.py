@@ -1,0 +1,53 @@
+"""Every architecture back: the folder holds the source's tensors, and transformers computes the same with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import architectures
+from support.torch_logits import logits
+
+import converter
+from converter.formats.safetensors import open_safetensors
+
+RUNNABLE = [name for name in architectures.NAMES if architectures.facts(name)["logits"] is not None]
+
+
+@pytest.fixture(params=architectures.NAMES)
+def trip(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, Path]:
+    """A sample's name, its folder, and the folder that came back through a GGUF."""
+    return made(request.param, tmp_path)
+
+
+def made(name: str, parent: Path) -> tuple[str, Path, Path]:
+    folder = architectures.build(name, parent)
+    converter.convert(folder, parent / "m.gguf", converter.Request(**architectures.facts(name)["request"]), threads=1)
+    converter.convert(parent / "m.gguf", parent / "back", converter.Request(format="hf"), threads=1)
+    return name, folder, parent / "back"
+
+
+def stored(folder: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    with open_safetensors(folder / "model.safetensors") as checkpoint:
+        return {
+            name: (t.info.shape, t.array().astype(np.float64).tobytes()) for name, t in checkpoint.tensors.items()
+        }  # fmt: skip
+
+
+def test_the_same_tensors_come_back(trip: tuple[str, Path, Path]) -> None:
+    """Under the same names, in the same shapes, with the same values but where the facts name them `changed`."""
+    name, folder, back = trip
+    given, found = stored(folder), stored(back)
+    changed = set(architectures.facts(name).get("changed", ()))
+    assert found.keys() - changed == given.keys() - changed
+    assert [name for name in given.keys() - changed if given[name] != found[name]] == []
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_transformers_computes_the_same(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    _, folder, back = made(name, tmp_path)
+    ours, theirs = logits(back), logits(folder)
+    worst = float(np.abs(ours - theirs).max()) / float(np.abs(theirs).max())
+    assert worst <= architectures.facts(name)["logits"]

@@ -1,0 +1,30 @@
+"""Every architecture forward: the file is the reference's, tensor by tensor and key by key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import architectures, models
+from support.recorded import digest, recorded_value
+
+import converter
+
+LAST = ("general.file_type", "general.quantization_version")
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_same_file_as_the_reference(name: str, tmp_path: Path) -> None:
+    facts = architectures.facts(name)
+    folder = architectures.build(name, tmp_path)
+    assert models.file_sha256(folder / "model.safetensors") == facts["model_sha256"], "the builder changed, not us"
+    with converter.plan(folder, tmp_path / "out.gguf", converter.Request(**facts["request"])).checkpoint as made:
+        tensors = [
+            [t.name, t.info.dtype.name, list(t.info.shape), digest(t.rows(0, t.info.n_rows).tobytes())]
+            for t in made.tensors.values()
+        ]
+        keys = [[key, *recorded_value(value)] for key, value in made.config.items()]
+    # Its converter keeps the source's order of tensors; we always write its quantizer's, which also puts two keys last.
+    assert sorted(tensors) == sorted(facts["reference"]["tensors"])
+    theirs = sorted(facts["reference"]["keys"], key=lambda row: LAST.index(row[0]) if row[0] in LAST else -1)
+    assert sorted(keys, key=lambda row: LAST.index(row[0]) if row[0] in LAST else -1) == theirs

@@ -1,0 +1,93 @@
+"""Samples of architectures: seeded tiny models, with what the reference makes of them.
+
+`fixtures/make_architectures.py` writes `fixtures/expected/architectures/NAME.json` (config, tensors, the reference's
+keys and hashes); `build(name, parent)` makes the folder again from it, without torch or transformers, to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from support import models
+from support.paths import FIXTURES
+
+EXPECTED = FIXTURES / "expected" / "architectures"
+NAMES = sorted(path.stem for path in EXPECTED.glob("*.json"))
+INTEGERS = {"I64": "<i8", "I32": "<i4", "U8": "u1", "I8": "i1", "BOOL": "?"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tiny model of a class.
+
+    Attributes:
+        cls, model_type: as config.json names them.
+        config: over the defaults of transformers' configuration class; the whole of config.json where `tensors` are
+            given.
+        tensors: template with {block} and {expert} -> shape, for classes that transformers does not have.
+        counts: how many blocks and experts the templates have.
+        dtype: of the weights.
+        tokenizer: one of `models.TOKENIZERS`.
+        pre: the name of the pre-tokenizer, which the reference finds by a hash that no new vocabulary can have.
+        files: more files of the folder, name -> JSON value or text.
+        options: of the reference's converter.
+        request: ours.
+        logits: largest difference, relative to the largest logit, after the way to GGUF and back; None where
+            transformers cannot run it.
+        runtime: the same between llama.cpp on the F32 GGUF and torch; None where it has no such model.
+    """
+
+    cls: str
+    model_type: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    dtype: str = "BF16"
+    tokenizer: str = "llama3"
+    pre: str = "llama-bpe"
+    files: Mapping[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    request: Mapping[str, Any] = field(default_factory=dict)
+    logits: float | None = 0.0
+    runtime: float | None = 1e-3
+
+
+@cache
+def facts(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((EXPECTED / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+def build(name: str, parent: Path) -> Path:
+    """The folder of a recorded sample, under its own name, from which `general.name` is derived."""
+    said = facts(name)
+    return write(parent / name, said["files"], said["tokenizer"], said["tensors"])
+
+
+def write(folder: Path, files: Mapping[str, Any], tokenizer: str, tensors: Mapping[str, tuple[str, list[int]]]) -> Path:
+    """Tokenizer, JSON and text files, and model.safetensors with values seeded by the names."""
+    folder.mkdir(parents=True)
+    models.TOKENIZERS[tokenizer](folder)
+    for file, content in files.items():
+        path = folder / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content, indent=2), "utf-8")
+    weights = {
+        name: (dtype, values(folder.name, name, dtype, tuple(shape))) for name, (dtype, shape) in tensors.items()
+    }
+    models.write_mixed_safetensors(folder / "model.safetensors", weights)
+    return folder
+
+
+def values(sample: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> models.Array:
+    """What stands in a tensor; integers count up."""
+    if dtype in INTEGERS:
+        return np.arange(int(np.prod(shape))).astype(INTEGERS[dtype]).reshape(shape)
+    return models.encode(models.seeded(sample, tensor, shape), dtype)

@@ -1,0 +1,21 @@
+"""What transformers computes with the model of a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+TOKENS = [[5, 17, 101, 33, 250, 7, 8, 9, 300, 77, 21, 4]]
+
+
+def logits(folder: Path) -> Any:
+    """The first output of the class that config.json names, in float32."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, json.loads((folder / "config.json").read_text("utf-8"))["architectures"][0])
+    model, report = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor(TOKENS))[0].numpy()
