@@ -30,6 +30,7 @@ from converter.errors import ConverterError, CorruptFile, MissingPart, Unsupport
 from converter.formats.base import WriteOptions
 from converter.formats.onnx import checkpoint as ours
 from converter.formats.onnx import model as onnx_model
+from converter.formats.onnx import values as onnx_values
 from converter.formats.onnx import writer
 from converter.formats.registry import open_checkpoint
 from converter.storage import output as fill
@@ -52,9 +53,9 @@ def one(folder: Path, *fields: bytes, shape: tuple[int, ...] = (2,), code: int =
 # ------------------------------------------------------------------------------------------------- reading
 
 
-@pytest.mark.parametrize("code", sorted(onnx_model.TYPES))
+@pytest.mark.parametrize("code", sorted(onnx_values.TYPES))
 def test_every_type_in_raw_data(tmp_path: Path, code: int) -> None:
-    dtype = DTYPES[onnx_model.TYPES[code][0]]
+    dtype = DTYPES[onnx_values.TYPES[code][0]]
     data = bytes([0, 1] * dtype.type_size)
     value = one(tmp_path, blob(9, data), code=code)
     assert value.dtype == dtype.numpy and value.tobytes() == data
@@ -139,7 +140,7 @@ def test_names_of_constants_subgraphs_and_functions(tmp_path: Path) -> None:
 
 
 def test_events_name_what_the_model_is(tmp_path: Path) -> None:
-    texts = tensor("vocabulary", (1,), onnx_model.STRING, blob(6, b"\xff"))
+    texts = tensor("vocabulary", (1,), onnx_values.STRING, blob(6, b"\xff"))
     path = saved(tmp_path, model(initializers(GOOD, texts), node("MatMulNBits", "y"), node("DequantizeLinear", "z")))
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.structure is not None
@@ -335,7 +336,7 @@ def every_type(folder: Path) -> Path:
     """A model with each type twice, small (in the model) and large (in the data file), a scalar and an empty one."""
     rng = np.random.default_rng(4)
     parts = []
-    for code, (name, _) in sorted(onnx_model.TYPES.items()):
+    for code, (name, _) in sorted(onnx_values.TYPES.items()):
         for size in (3, 1500):
             data = rng.integers(0, 2, size * DTYPES[name].type_size, np.uint8).tobytes()
             parts.append(tensor(f"{name}.{size}", (size,), code, blob(9, data)))

@@ -2,7 +2,7 @@
 
 from converter.formats.base import Format
 from converter.formats.onnx.checkpoint import layout, open_onnx, sniff
-from converter.formats.onnx.model import CODES
+from converter.formats.onnx.values import CODES
 
 FORMATS = (
     Format(

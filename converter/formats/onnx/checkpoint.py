@@ -20,7 +20,8 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.formats.base import WriteOptions
 from converter.formats.onnx.graph import Graph, rewritten
-from converter.formats.onnx.model import CODES, INLINE_NBYTES, Model, lazy
+from converter.formats.onnx.model import INLINE_NBYTES, Model
+from converter.formats.onnx.values import CODES, lazy
 from converter.formats.onnx.writer import DataFile, Piece, assembled, entry, nbytes, values
 from converter.storage.files import expands_too_far
 from converter.storage.layout import Layout
@@ -68,9 +69,9 @@ def open_onnx(path: Path) -> Checkpoint:
         tensors=tensors,
         metadata=model.metadata,
         events=tuple(model.events),
-        files=(path, *(file.path for file in model.externals.values())),
+        files=(path, *(file.path for file in model.external.files.values())),
         closers=(model.close,),
-        checks=tuple(model.checks()),
+        checks=tuple(model.external.checks()),
         structure=Graph(model, sites),
     )
 
@@ -78,7 +79,7 @@ def open_onnx(path: Path) -> Checkpoint:
 def _check_growth(model: Model, tensors: Mapping[str, LazyTensor]) -> None:
     """Refuse many tensors that say they lie on the same bytes of a data file."""
     declared = sum(tensor.info.nbytes for tensor in tensors.values())
-    given = model.file.size + sum(file.size for file in model.externals.values())
+    given = model.file.size + sum(file.size for file in model.external.files.values())
     if expands_too_far(declared, given):
         raise CorruptFile(f"{model.path}: its tensors declare {declared} bytes, with its data files it has {given}")
 

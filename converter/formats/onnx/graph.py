@@ -17,18 +17,8 @@ from pathlib import Path
 from converter.checkpoint import Checkpoint
 from converter.errors import UnsupportedFeature, short
 from converter.events import Event
-from converter.formats.onnx.model import (
-    CODES,
-    INLINE_NBYTES,
-    PACKED,
-    SUFFIX,
-    TYPES,
-    Box,
-    Model,
-    Site,
-    as_stored,
-    whole_only,
-)
+from converter.formats.onnx.model import INLINE_NBYTES, SUFFIX, Box, Model, Site
+from converter.formats.onnx.values import CODES, PACKED, TYPES, as_stored, whole_only
 from converter.formats.onnx.writer import MAX_MESSAGE, DataFile, Piece, assembled, nbytes, values
 from converter.storage.layout import Layout
 from converter.storage.protobuf import blob, number, varint_bytes

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import UnsupportedFeature, UsageError
-from converter.formats.onnx.model import INLINE_NBYTES, Span
+from converter.formats.onnx.model import INLINE_NBYTES
+from converter.formats.onnx.values import Span
 from converter.storage.files import Bytes
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.storage.protobuf import blob, blob_key, number
