@@ -29,11 +29,73 @@ _EXP_RANGE = (-104.0, 89.0)  # exp rounds to zero below it, to infinity above
 _EXP = [1 / math.factorial(n) for n in range(14)]  # of r in e^r, |r| <= ln 2 / 2
 _ATANH = [2 / (2 * n + 1) for n in range(12)]  # of s^2 in 2 atanh(s) / s, |s| <= 3 - sqrt 8
 _ROOT_HALF = 0.7071067811865476
+# BF16 patterns of the arguments for which torch on x86 (its vector library's exp) gives the F32 below or above.
+_TORCH_BELOW = (
+    0x3380,
+    0x3AD9,
+    0x3E43,
+    0x3F7A,
+    0x4070,
+    0x4079,
+    0x40E1,
+    0x4279,
+    0xBB33,
+    0xBB3A,
+    0xBB55,
+    0xBC0D,
+    0xBC69,
+    0xBC9D,
+    0xBC9E,
+    0xBD11,
+    0xBD95,
+    0xBDC2,
+    0xBE0D,
+    0xBF67,
+)
+_TORCH_ABOVE = (
+    0x3B49,
+    0x3B4E,
+    0x3B61,
+    0x3DF0,
+    0x3EC1,
+    0x3ED7,
+    0x3FB6,
+    0x404C,
+    0x407F,
+    0x40AC,
+    0x40E5,
+    0x4226,
+    0x425D,
+    0x428F,
+    0xBAE9,
+    0xBAFA,
+    0xBAFE,
+    0xBB03,
+    0xBB17,
+    0xBB1C,
+    0xBB24,
+    0xBC42,
+    0xBCC5,
+    0xBD0E,
+    0xBF52,
+)
 
 
 def exp(values: NDArray[Any]) -> Floats:
     """e to the power of each of `values`, which are taken as F32."""
     return _chunked(lambda x: _exp(x, 0.0), values)
+
+
+def torch_exp(values: NDArray[Any]) -> Floats:
+    """`exp` as torch on x86 has it for every argument that is a BF16 number, and for 99 % of the others.
+
+    What converters write of a model's decay rates comes from torch, and these are nearly always stored in BF16. Of
+    the 34,000 arguments whose exp is a number, torch rounds 45 to the second nearest F32.
+    """
+    result, patterns = exp(values), np.asarray(values, np.float32).view(np.uint32)
+    for step, table in ((-1, _TORCH_BELOW), (1, _TORCH_ABOVE)):
+        result.view(np.int32)[np.isin(patterns, np.array(table, np.uint32) << 16)] += step
+    return result
 
 
 def log(values: NDArray[Any]) -> Floats:

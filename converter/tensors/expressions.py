@@ -20,7 +20,8 @@ block is written like one that does not. An index, the right side of `in` and th
 
 Functions: `int` (towards zero), `sqrt`, `min`, `max`, `round_up(number, multiple)`; for lists `len`, `sum`, `min`,
 `max`, `first` (of a single value: itself), `where(list, start)` (the indexes of what is true, counted from `start`
-or 0), `join(list, separator)` (one text), `numbers('0,4,8')` (a list again); `present('blk.{block}.attn_q.bias')`
+or 0), `join(list, separator)` (one text), `numbers('0,4,8')` (a list again), `resized(list, length)` (cut, or with
+zeros at its end); `present('blk.{block}.attn_q.bias')`
 says whether the file that is read has a tensor of that name.
 
 An expression may come from a stranger's file: its length, its depth and its numbers are limited.
@@ -197,6 +198,12 @@ def _numbers(sizes: Sizes, value: Any) -> list[int]:
     return [int(part) for part in parts]
 
 
+def _resized(sizes: Sizes, values: Any, length: Any) -> list[Any]:
+    if not isinstance(length, int) or not 0 <= length <= MAX_ITEMS:
+        raise ExpressionError(f"{short(length)} is no length of a list")
+    return [*_list(values), *[0] * length][:length]
+
+
 def _present(sizes: Sizes, template: Any) -> int:
     name = str(template)
     return int(name.replace("{block}", str(sizes[BLOCK]) if "{block}" in name else "") in sizes[PRESENT])
@@ -215,6 +222,7 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "where": (1, 2, _where),
     "join": (1, 2, _join),
     "numbers": (1, 1, _numbers),
+    "resized": (2, 2, _resized),
     PRESENT: (1, 1, _present),
 }
 RESERVED = frozenset((BLOCK, *_WORDS, *_FUNCTIONS))  # no hyperparameter may be called so

@@ -5,7 +5,7 @@ An op takes the list of tensors in flight to another list. What it may touch dec
     reach     on packed bytes        streams        ops
     rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Reshape, Split,
                                                     Concat, Transpose while they leave the last axis alone
-    values    after decoding         by rows        Add, NegExp, LogNeg
+    values    after decoding         by rows        Add, Mul, NegExp, LogNeg
     whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ShapeMismatch
-from converter.tensors.elementary import exp, log
-from converter.tensors.expressions import Sizes, evaluate
+from converter.tensors.elementary import log, torch_exp
+from converter.tensors.expressions import Sizes, compute, evaluate
 
 Size = int | str
 Shape = tuple[int, ...]
@@ -321,7 +321,7 @@ class Unstack(Op):
 
 @dataclass(frozen=True)
 class _Values(Op):
-    """Base of the ops that change numbers, one by one, in F32."""
+    """Base of the ops that change numbers, one by one, in F32; `apply` of a chain can round after each."""
 
     def reach(self, ndim: int) -> str:
         return "values"
@@ -345,13 +345,36 @@ class Add(_Values):
 
 
 @dataclass(frozen=True)
+class Mul(_Values):
+    """Multiply by a number, or divide by it if `undo`. The number is rounded to F32, as torch does it."""
+
+    factor: float | str
+    undo: bool = False
+    exact: ClassVar[bool] = False
+
+    def bind(self, sizes: Sizes) -> Mul:
+        return replace(self, factor=compute(self.factor, sizes)) if isinstance(self.factor, str) else self
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(np.float32(self.factor) != 0, self, shapes)
+        return list(shapes)
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        factor = np.float32(self.factor)
+        return _each(arrays, lambda a: a / factor if self.undo else a * factor)
+
+    def inverse(self) -> Mul:
+        return replace(self, undo=not self.undo)
+
+
+@dataclass(frozen=True)
 class NegExp(_Values):
     """-exp(x), as Mamba's A is stored. Its inverse is within 1 to 2 units in the last place."""
 
     exact: ClassVar[bool] = False
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
-        return _each(arrays, lambda a: -exp(a))
+        return _each(arrays, lambda a: -torch_exp(a))
 
     def inverse(self) -> LogNeg:
         return LogNeg()
@@ -372,25 +395,31 @@ class LogNeg(_Values):
 
 @dataclass(frozen=True)
 class At(Op):
-    """Apply `op` to the i-th tensor in flight only."""
+    """Apply `op` to `takes` of the tensors in flight only, from the i-th on; it makes `makes` of them."""
 
     index: int
     op: Op
+    takes: int = 1
+    makes: int = 1
+
+    @property
+    def stop(self) -> int:
+        return self.index + self.takes
 
     def reach(self, ndim: int) -> str:
         return self.op.reach(ndim)
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
-        _check(self.index < len(shapes), self, shapes)
-        (shape,) = self.op.infer([shapes[self.index]])
-        return [*shapes[: self.index], shape, *shapes[self.index + 1 :]]
+        _check(self.stop <= len(shapes), self, shapes)
+        made = self.op.infer(shapes[self.index : self.stop])
+        _check(len(made) == self.makes, self, shapes)
+        return [*shapes[: self.index], *made, *shapes[self.stop :]]
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
-        (array,) = self.op.apply([arrays[self.index]])
-        return [*arrays[: self.index], array, *arrays[self.index + 1 :]]
+        return [*arrays[: self.index], *self.op.apply(arrays[self.index : self.stop]), *arrays[self.stop :]]
 
     def inverse(self) -> At:
-        return At(self.index, self.op.inverse())
+        return At(self.index, self.op.inverse(), self.makes, self.takes)
 
 
 Chain = tuple[Op, ...]
@@ -413,11 +442,13 @@ def infer(chain: Chain, shapes: Sequence[Shape]) -> list[Shape]:
     return result
 
 
-def apply(chain: Chain, arrays: Sequence[Array]) -> list[Array]:
-    """Arrays after the chain."""
+def apply(chain: Chain, arrays: Sequence[Array], half: bool = False) -> list[Array]:
+    """Arrays after the chain; `half` rounds to F16 after every op that changes values."""
     result = list(arrays)
     for op in chain:
         result = op.apply(result)
+        if half and op.reach(2) == "values":
+            result = [array.astype(np.float16).astype(np.float32) for array in result]
     return result
 
 

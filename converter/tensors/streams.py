@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from converter.errors import QuantizationError
 from converter.tensors import kernels
-from converter.tensors.dtypes import F32
+from converter.tensors.dtypes import F16, F32
 from converter.tensors.ops import At, Chain, Op, Shape, apply, infer, reach
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -48,7 +48,8 @@ def compose(chain: Chain, sources: Sequence[LazyTensor], names: Sequence[str]) -
     """Apply bound ops to lazy tensors.
 
     Row moves act on packed bytes and stream; value ops decode to F32 and stream; a chain that touches the last
-    axis holds one tensor in memory.
+    axis holds one tensor in memory. What is stored in F16 is calculated in F16, as torch does it: the F32 is rounded
+    after each op.
 
     Raises:
         ShapeMismatch: an op does not fit the shapes.
@@ -119,16 +120,17 @@ def _changed(chain: Chain, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
     """Ops that change numbers one by one, each on all tensors in flight or, by `At`, on one."""
     result = []
     for index, tensor in enumerate(tensors):
-        ops = tuple(op.op if isinstance(op, At) else op for op in chain if not isinstance(op, At) or op.index == index)
-        result.append(_calculated(ops, decoded(tensor)) if ops else tensor)
+        here = (op for op in chain if not isinstance(op, At) or op.index <= index < op.stop)
+        ops = tuple(op.op if isinstance(op, At) else op for op in here)
+        result.append(_calculated(ops, decoded(tensor), tensor.info.dtype is F16) if ops else tensor)
     return result
 
 
-def _calculated(ops: Chain, tensor: LazyTensor) -> LazyTensor:
+def _calculated(ops: Chain, tensor: LazyTensor, half: bool) -> LazyTensor:
     def read(start: int, stop: int) -> Rows:
         numbers = np.ascontiguousarray(tensor.rows(start, stop)).view(np.float32)
         with np.errstate(all="ignore"):  # values that are not finite are counted where they are encoded
-            (array,) = apply(ops, [numbers])
+            (array,) = apply(ops, [numbers], half)
         return np.ascontiguousarray(array, np.float32).view(np.uint8)
 
     work = tensor.row_work + tensor.info.row_nbytes
@@ -138,6 +140,7 @@ def _calculated(ops: Chain, tensor: LazyTensor) -> LazyTensor:
 def _whole(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
     """Any chain, on tensors held in memory."""
     as_numbers = len({source.info.dtype for source in sources}) > 1 or any(map(_changes_values, chain))
+    half = as_numbers and all(source.info.dtype is F16 for source in sources)
     plain = [decoded(source) if as_numbers or source.info.dtype.quantized else source for source in sources]
     first = plain[0].info
 
@@ -145,7 +148,7 @@ def _whole(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
         info = TensorInfo(first.name, shape, first.dtype)
 
         def read(start: int, stop: int) -> Rows:
-            array = apply(chain, [source.array() for source in plain])[which]
+            array = apply(chain, [source.array() for source in plain], half)[which]
             data = np.ascontiguousarray(array, first.dtype.numpy).view(np.uint8)
             return data.reshape(info.n_rows, info.row_nbytes)[start:stop]
 

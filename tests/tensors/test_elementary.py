@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from converter.tensors.elementary import CHUNK, double_power, exp, log, power
+from converter.tensors.elementary import CHUNK, double_power, exp, log, power, torch_exp
 
 EXACT = Context(prec=60)
 BF16 = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
@@ -110,6 +110,19 @@ def test_torch_is_at_most_one_unit_off() -> None:
     assert len(off) < 0.02 * len(values)
     assert np.abs(ours[off].view(np.int32) - theirs[off].view(np.int32)).max(initial=0) <= 1
     assert ours[off].tolist() == correct(EXACT.exp, values[off])
+
+
+def test_the_exceptions_of_torch() -> None:
+    """One unit at 45 BF16 numbers and nowhere else; where torch is MKL's on x86, that makes all of them its own."""
+    values = BF16_NUMBERS[np.abs(BF16_NUMBERS) < 88]
+    ours, rounded = torch_exp(values), exp(values)
+    steps = ours.view(np.int32) - rounded.view(np.int32)
+    assert (int((steps == 1).sum()), int((steps == -1).sum())) == (25, 20) and np.abs(steps).max() == 1
+    assert torch_exp(np.float32(0.1171875)) == np.nextafter(exp(np.float32(0.1171875)), np.float32(2))
+    torch = pytest.importorskip("torch")
+    if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("another exp")
+    assert np.array_equal(ours, torch.exp(torch.from_numpy(values.copy())).numpy())
 
 
 def test_powers_of_doubles_are_the_nearest_double() -> None:
