@@ -117,7 +117,7 @@ def test_the_exceptions_of_torch() -> None:
     values = BF16_NUMBERS[np.abs(BF16_NUMBERS) < 88]
     ours, rounded = torch_exp(values), exp(values)
     steps = ours.view(np.int32) - rounded.view(np.int32)
-    assert (int((steps == 1).sum()), int((steps == -1).sum())) == (25, 20) and np.abs(steps).max() == 1
+    assert (int((steps == 1).sum()), int((steps == -1).sum())) == (28, 17) and np.abs(steps).max() == 1
     assert torch_exp(np.float32(0.1171875)) == np.nextafter(exp(np.float32(0.1171875)), np.float32(2))
     torch = pytest.importorskip("torch")
     if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
