@@ -18,7 +18,8 @@ MOST_ELEMENTS = 1 << 22
 def worst_distributions(measured: Iterable[Measured], count: int) -> dict[str, Histogram]:
     """The values of the `count` tensors with the largest relative error, by name, the worst first."""
     floating = (m for m in measured if m.pair.candidate.info.dtype.floating and m.pair.reference.info.dtype.floating)
-    worst = sorted((m for m in floating if m.noise and m.energy), key=lambda m: -m.noise / m.energy)
+    lossy = (m for m in floating if m.found.noise and m.found.energy)
+    worst = sorted(lossy, key=lambda m: -m.found.noise / m.found.energy)
     return {m.pair.name: bins for m in worst[:count] if (bins := _bins(m)) is not None}
 
 

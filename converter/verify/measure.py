@@ -39,32 +39,32 @@ ALL_MEASURED, STRIDE, EVERY = 1 << 19, 1 << 16, 4
 
 @dataclass
 class Measured:
-    """What was summed up of one pair; the sums of `kernels.Differences` under their names."""
+    """What was summed up of one pair, or of one slab of it.
+
+    Attributes:
+        found: how far the numbers are from each other, over `elements` elements.
+        tried: the source was encoded again, so that the bytes must be the stored ones.
+        blocks, differing, first_differing: blocks compared with the encoder's, how many differ, and the element that
+            the first of these begins with.
+        encoder_noise: noise of the encoder's own result.
+        allowed, expected: of what was not encoded again, the most noise a correct encoder may leave, and what it
+            leaves of weights.
+        excess, excess_at: the largest noise of a group over what the encoder's own result has there, and the group's
+            first element.
+        reference_zero, zero: nothing but zeros, on either side.
+        histogram: of |error|, by BUCKETS; empty where nothing differs.
+    """
 
     pair: Pair
-    #: elements that the sums are over
+    found: Differences = NO_DIFFERENCES
     elements: int = 0
-    noise: float = 0.0
-    energy: float = 0.0
-    energy_candidate: float = 0.0
-    product: float = 0.0
-    max_abs: float = 0.0
-    max_rel: float = 0.0
-    worst: float = 0.0
-    worst_at: int = -1
-    differing_values: int = 0
-    nonfinite_reference: int = 0
-    nonfinite: int = 0
-    mismatched: int = 0
     tried: bool = False
     blocks: int = 0
     differing: int = 0
     first_differing: int = -1
     encoder_noise: float = 0.0
-    #: of what was not encoded again: the most noise a correct encoder may leave, and what it leaves of weights
     allowed: float = 0.0
     expected: float = 0.0
-    #: the largest noise of a group over what the encoder's own result has there, and the group's first element
     excess: float = 0.0
     excess_at: int = -1
     reference_zero: bool = True
@@ -80,10 +80,10 @@ class Measured:
 
     def fidelity(self) -> Fidelity:
         """The numbers of the report."""
-        info = self.pair.candidate.info
-        norm = float(np.sqrt(self.energy) * np.sqrt(self.energy_candidate))
-        cosine = self.product / norm if norm else 1.0 if self.energy == self.energy_candidate else 0.0
-        row, column = divmod(self.worst_at, max(1, info.row))
+        info, found = self.pair.candidate.info, self.found
+        norm = float(np.sqrt(found.energy) * np.sqrt(found.energy_candidate))
+        cosine = found.product / norm if norm else 1.0 if found.energy == found.energy_candidate else 0.0
+        row, column = divmod(found.worst_at, max(1, info.row))
         group = min(GROUP, info.n_elements)
         return Fidelity(
             name=info.name,
@@ -92,21 +92,21 @@ class Measured:
             type=info.dtype.name,
             reference_type=self.pair.reference.info.dtype.name,
             elements=info.n_elements,
-            exact=self.differing_values == 0,
+            exact=found.differing_values == 0,
             reproduced=self.differing == 0 if self.tried else None,
             blocks=self.blocks,
             differing=self.differing,
-            max_abs=self.max_abs,
-            max_rel=self.max_rel,
+            max_abs=found.max_abs,
+            max_rel=found.max_rel,
             measured=self.elements,
-            noise=self.noise,
-            energy=self.energy,
+            noise=found.noise,
+            energy=found.energy,
             cosine=min(1.0, max(-1.0, cosine)),
             p999=self._percentile(0.999),
-            worst=Block(row, column, float(np.sqrt(self.worst / group))) if self.worst_at >= 0 else None,
+            worst=Block(row, column, float(np.sqrt(found.worst / group))) if found.worst_at >= 0 else None,
             bound=self._bound(),
-            nonfinite=self.nonfinite,
-            reference_nonfinite=self.nonfinite_reference,
+            nonfinite=found.nonfinite,
+            reference_nonfinite=found.nonfinite_reference,
             zero=self.zero and info.n_elements > 0,
             reference_zero=self.reference_zero and info.n_elements > 0,
             bytes=info.nbytes,
@@ -114,17 +114,18 @@ class Measured:
         )
 
     def _bound(self) -> float | None:
+        energy = self.found.energy
         most = self.encoder_noise if self.tried else self.allowed
-        known = self.energy and np.isfinite(most) and (self.tried or self.allowed)
-        return most / self.energy if known else None
+        known = energy and np.isfinite(most) and (self.tried or self.allowed)
+        return most / energy if known else None
 
     def _percentile(self, share: float) -> float:
         """Of |error|, in the groups that were counted."""
-        if not self.differing_values or not self.histogram.any():
+        if not self.found.differing_values or not self.histogram.any():
             return 0.0
         sums = np.cumsum(self.histogram)
         bucket = int(np.searchsorted(sums, share * float(sums[-1])))
-        return min(self.max_abs, _edge(bucket)) if bucket else 0.0
+        return min(self.found.max_abs, _edge(bucket)) if bucket else 0.0
 
     def _edges(self) -> tuple[tuple[float, int], ...]:
         """The histogram in at most a few hundred steps: an eighth of a power of two each."""
@@ -162,15 +163,15 @@ def _job(results: list[Measured], index: int, encode: bool) -> slabs.Job:
     tensors = (pair.candidate,) if pair.rounded is pair.reference else (pair.candidate, pair.rounded)
     counts, lock = results[index], threading.Lock()
 
-    def look(start: int, stop: int) -> _Part:
+    def look(start: int, stop: int) -> Measured:
         part = _measure_rows(pair, start, stop, encode)
-        if part.histogram is not None:
+        if part.histogram.size:
             with lock:  # integers, which may be added in any order; to keep one array for each slab would be much
                 counts.histogram = counts.histogram + part.histogram if counts.histogram.size else part.histogram
-            part.histogram = None
+            part.histogram = counts.histogram[:0]
         return part
 
-    def done(parts: list[_Part]) -> None:
+    def done(parts: list[Measured]) -> None:
         results[index] = _together(pair, parts, counts.histogram)
 
     # Read, as numbers, encoded again and those as numbers.
@@ -178,32 +179,12 @@ def _job(results: list[Measured], index: int, encode: bool) -> slabs.Job:
     return slabs.gathering((*tensors, pair.reference), look, done, row_work)
 
 
-@dataclass
-class _Part:
-    """What one slab gives; the fields are those of Measured."""
-
-    found: Differences = NO_DIFFERENCES
-    elements: int = 0
-    tried: bool = False
-    blocks: int = 0
-    differing: int = 0
-    first_differing: int = -1
-    encoder_noise: float = 0.0
-    allowed: float = 0.0
-    expected: float = 0.0
-    excess: float = 0.0
-    excess_at: int = -1
-    reference_zero: bool = True
-    zero: bool = True
-    histogram: NDArray[np.uint64] | None = None
-
-
-def _together(pair: Pair, parts: Sequence[_Part], histogram: NDArray[np.uint64]) -> Measured:
+def _together(pair: Pair, parts: Sequence[Measured], histogram: NDArray[np.uint64]) -> Measured:
     """All slabs of a pair."""
     excess = max(parts, key=lambda part: (part.excess, -part.excess_at))
     return Measured(
         pair,
-        **Differences.together([part.found for part in parts])._asdict(),
+        found=Differences.together([part.found for part in parts]),
         elements=sum(part.elements for part in parts),
         tried=any(part.tried for part in parts),
         blocks=sum(part.blocks for part in parts),
@@ -220,8 +201,8 @@ def _together(pair: Pair, parts: Sequence[_Part], histogram: NDArray[np.uint64])
     )
 
 
-def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> _Part:
-    info, part = pair.candidate.info, _Part()
+def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> Measured:
+    info, part = pair.candidate.info, Measured(pair)
     stored = np.ascontiguousarray(pair.candidate.rows(start, stop))
     if not info.dtype.floating or not pair.reference.info.dtype.floating:
         return _measure_plain(pair, stored, start, stop)
@@ -284,10 +265,10 @@ def _encoded(pair: Pair, start: int, stop: int, reference: Floats, encode: bool)
     return pair.explained, encode_rows(numbers, info.dtype, weights, start, per_matrix)
 
 
-def _measure_plain(pair: Pair, stored: Rows, start: int, stop: int) -> _Part:
+def _measure_plain(pair: Pair, stored: Rows, start: int, stop: int) -> Measured:
     """Integers, bools and complex numbers: they are equal or they are not, unless both become real numbers."""
     info, reference = pair.candidate.info, pair.reference
-    part = _Part(tried=True, blocks=stored.size // info.dtype.type_size)
+    part = Measured(pair, tried=True, blocks=stored.size // info.dtype.type_size)
     raw = np.ascontiguousarray(reference.rows(start, stop))
     if reference.info.dtype is info.dtype:
         different = (raw != stored).reshape(-1, info.dtype.type_size).any(axis=1)
@@ -309,7 +290,7 @@ def _measure_plain(pair: Pair, stored: Rows, start: int, stop: int) -> _Part:
     return part
 
 
-def _add(part: _Part, reference: Floats, candidate: Floats, at: int) -> None:
+def _add(part: Measured, reference: Floats, candidate: Floats, at: int) -> None:
     histogram = np.zeros(BUCKETS, np.uint64)
     part.elements = reference.size
     part.found = kernels.compare(reference, candidate, at, histogram)
@@ -317,13 +298,13 @@ def _add(part: _Part, reference: Floats, candidate: Floats, at: int) -> None:
         part.histogram = histogram
 
 
-def _compare_bytes(part: _Part, dtype: DType, made: Rows, stored: Rows, at: int) -> None:
+def _compare_bytes(part: Measured, dtype: DType, made: Rows, stored: Rows, at: int) -> None:
     different = (made.reshape(-1, dtype.type_size) != stored.reshape(-1, dtype.type_size)).any(axis=1)
     part.differing = int(np.count_nonzero(different))
     part.first_differing = at + dtype.block_size * int(np.argmax(different))
 
 
-def _find_excess(part: _Part, reference: Floats, candidate: Floats, own: Floats, at: int) -> None:
+def _find_excess(part: Measured, reference: Floats, candidate: Floats, own: Floats, at: int) -> None:
     """How much worse than the encoder's own result the worst group is; a quarter of the mean noise is no matter."""
     mine, theirs = _group_noise(reference, own), _group_noise(reference, candidate)
     floor = max(float(mine.mean()) / 4, 1e-30)

@@ -61,13 +61,15 @@ def _with_hint(finding: Finding, text: str) -> Finding:
 
 def _judge_one(m: Measured, strict: bool) -> Finding | None:
     name, info = m.pair.name, m.pair.candidate.info
-    if m.mismatched:
-        return Finding("nonfinite", name, f"{m.mismatched:,} values are NaN or infinite on one side only")
+    if m.found.mismatched:
+        return Finding("nonfinite", name, f"{m.found.mismatched:,} values are NaN or infinite on one side only")
     if m.zero and not m.reference_zero:
         return Finding("zero", name, "is all zero, the source is not")
     if m.lossless:
-        if m.differing_values or (m.tried and m.differing and not m.pair.reference.info.dtype.floating):
-            return Finding("values", name, f"{m.differing_values:,} of {info.n_elements:,} values differ; none may")
+        if m.found.differing_values or (m.tried and m.differing and not m.pair.reference.info.dtype.floating):
+            return Finding(
+                "values", name, f"{m.found.differing_values:,} of {info.n_elements:,} values differ; none may"
+            )
         return None
     if not m.tried:
         return _beyond_bound(m) or _beyond_derived(m)
@@ -89,10 +91,10 @@ def _judge_one(m: Measured, strict: bool) -> Finding | None:
 def _beyond_bound(m: Measured) -> Finding | None:
     name, dtype = m.pair.name, m.pair.candidate.info.dtype
     slack = SLACK if dtype.quantized else CAST_SLACK
-    if not m.encoder_noise and m.noise and (m.tried or dtype.quantized):
+    if not m.encoder_noise and m.found.noise and (m.tried or dtype.quantized):
         return Finding("values", name, "has errors where a correct encoder has none")
-    if m.noise > slack * m.encoder_noise > 0:
-        ratio = m.noise / m.encoder_noise
+    if m.found.noise > slack * m.encoder_noise > 0:
+        ratio = m.found.noise / m.encoder_noise
         return Finding(
             "values", name, f"squared error is {ratio:,.1f} times what a correct {dtype} encoder has on this data"
         )
@@ -107,13 +109,13 @@ def _beyond_derived(m: Measured) -> Finding | None:
     name, dtype = m.pair.name, m.pair.candidate.info.dtype
     if not m.allowed:
         return None
-    if m.noise > m.allowed:
-        ratio = m.noise / m.allowed
+    if m.found.noise > m.allowed:
+        ratio = m.found.noise / m.allowed
         return Finding(
             "values", name, f"squared error is {ratio:,.1f} times the most that {dtype} may have on this data"
         )
-    if m.noise > UNUSUAL * m.expected:
-        ratio = m.noise / m.expected if m.expected else math.inf
+    if m.found.noise > UNUSUAL * m.expected:
+        ratio = m.found.noise / m.expected if m.expected else math.inf
         message = f"squared error is {ratio:,.1f} times what {dtype} has on weights as a rule"
         return Finding("values", name, message, failed=False, hint="leave out --no-encode to know")
     return None

@@ -119,8 +119,8 @@ def _retied(pairing: Pairing, measured: Sequence[Measured]) -> list[Finding]:
 def _is_copy(extra: LazyTensor, twin: Pair) -> bool:
     if extra.info.shape != twin.reference.info.shape:
         return False
-    measured = measure([replace(twin, candidate=extra)], encode=False)[0]
-    return measured.noise <= 0.05 * measured.energy
+    found = measure([replace(twin, candidate=extra)], encode=False)[0].found
+    return found.noise <= 0.05 * found.energy
 
 
 def round_trip(

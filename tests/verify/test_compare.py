@@ -302,14 +302,15 @@ def test_reports(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     as_json, markdown, text = (path.read_text("utf-8") for path in reports)
     assert [row["name"] for row in json.loads(as_json)["quants"]] == ["Q8_0", "Q4_0"]
     assert markdown.count("\n| ") == 4 and "| Q4_0 |" in markdown
-    assert text == out
+    assert text == f"# convert compare\n{out}"
 
 
 def test_markdown_of_a_hostile_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     source = tmp_path / "<b>*x*|[y](z)`_"
     builders.llama_folder(source)
     run(capsys, source, "-q", "q8_0", "--report", tmp_path / "report.md")
-    heading = (tmp_path / "report.md").read_text("utf-8").splitlines()[0]
+    mark, heading = (tmp_path / "report.md").read_text("utf-8").splitlines()[:2]
+    assert mark == "<!-- convert compare -->" and heading.startswith("## ")
     assert not set(heading.removeprefix("## ")) & set("<>*|[]`") and not heading.endswith("_")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from converter.findings import Finding
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
+from converter.tensors.kernels import Differences
 from converter.tensors.tensor import LazyTensor, TensorInfo
 from converter.verify import verdict
 from converter.verify.measure import Measured
@@ -32,7 +33,13 @@ def made(
     reference = tensor(name, source)
     through = reference if rounded is None else tensor(name, rounded)
     pair = Pair(name, reference, through, tensor(name, kind))
-    return Measured(pair, **{"elements": 2048, "zero": False, "reference_zero": False, "blocks": 8, **sums})
+    return measured(pair, **{"elements": 2048, "zero": False, "reference_zero": False, "blocks": 8, **sums})
+
+
+def measured(pair: Pair, **sums: Any) -> Measured:
+    """Sums under their names, of the numbers and of the blocks."""
+    found = Differences(**{name: sums.pop(name) for name in Differences._fields if name in sums})
+    return Measured(pair, found, **sums)
 
 
 def encoded(**sums: Any) -> Measured:
@@ -45,9 +52,9 @@ SAME = encoded(name="same", differing=0)
 OTHER = encoded(name="other")
 
 
-def verdict_on(*measured: Measured) -> Finding | None:
+def verdict_on(*each: Measured) -> Finding | None:
     """The only finding, if any."""
-    found = judge(measured, {})
+    found = judge(each, {})
     assert len(found) <= 1
     return found[0] if found else None
 
@@ -93,10 +100,10 @@ def test_what_went_through_a_narrower_file_is_not_lossless() -> None:
     ("same", "of", "strict"), [(0, 0, False), (1, 1, True), (1, 2, False), (2, 3, True), (0, 1, False)]
 )
 def test_most_tensors_decide_who_made_a_file(same: int, of: int, strict: bool) -> None:
-    measured = [encoded(name=str(i), differing=0 if i < same else 8) for i in range(of)]
+    several = [encoded(name=str(i), differing=0 if i < same else 8) for i in range(of)]
     # Neither what lost nothing nor what was not encoded again has a vote.
-    measured += [made(F32, BF16, tried=True), made(F32, BF16, tried=True), made(Q4_K)]
-    assert made_by_the_encoder(measured) is strict
+    several += [made(F32, BF16, tried=True), made(F32, BF16, tried=True), made(Q4_K)]
+    assert made_by_the_encoder(several) is strict
 
 
 def test_blocks_that_were_changed_afterwards() -> None:
@@ -204,14 +211,14 @@ def test_rows_of_one_element_are_counted_one_by_one() -> None:
     shape = (600, 1)
     pair = Pair("w", tensor("w", F32, shape), tensor("w", F32, shape), tensor("w", F16, shape))
     sums: dict[str, Any] = {"tried": True, "differing": 1, "blocks": 600, "zero": False}
-    changed = said(Measured(pair, first_differing=3, **sums), SAME, SAME)
+    changed = said(measured(pair, first_differing=3, **sums), SAME, SAME)
     assert changed is not None and changed[1].endswith("the first in row 3, column 0")
-    uneven = said(Measured(pair, excess=65, excess_at=256, **sums))
+    uneven = said(measured(pair, excess=65, excess_at=256, **sums))
     assert uneven is not None and uneven[1].startswith("the 256 values from row 256, column 0 on")
 
 
 def test_rows_without_elements_divide_nothing_by_zero() -> None:
-    empty = Measured(
+    empty = measured(
         Pair("s", tensor("s", BF16, (0,)), tensor("s", BF16, (0,)), tensor("s", F16, (0,))),
         tried=True, differing=1, blocks=1, first_differing=0, zero=False,
     )  # fmt: skip
