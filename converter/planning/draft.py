@@ -12,18 +12,11 @@ from converter.formats.base import Format
 from converter.mapping.tensors import Translation
 from converter.planning.plan import Route, Step, route
 from converter.quant.imatrix import ImportanceMatrix, Weights
-from converter.quant.recipes import (
-    Choice,
-    Recipe,
-    recipe,
-)
+from converter.quant.recipes import Choice, Recipe, recipe
 from converter.request import Request
 from converter.storage.layout import Layout
 from converter.tensors.encode import Watch
 from converter.tensors.tensor import LazyTensor
-
-QUANTIZATION_VERSION = 2
-EXTERNAL_DATA = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
