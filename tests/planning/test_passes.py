@@ -1,8 +1,7 @@
-"""Single passes over models made up in memory: what is refused, which types are chosen, what the output says of itself."""
+"""Single passes over models made up in memory: what is refused, which types are chosen, what a file says of itself."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import importance, models, samples
+from support import importance, samples
 
 from converter.architectures import traits_of
 from converter.checkpoint import Checkpoint
-from converter.errors import ArchitectureError, ConverterError, QuantizationError, UnsupportedFeature, UsageError
+from converter.errors import ArchitectureError, ConverterError, QuantizationError, UsageError
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Requantized, TypeFallback
 from converter.formats.registry import formats
 from converter.metadata import Array, Metadata, Value, text, u32
@@ -22,7 +21,7 @@ from converter.planning import passes
 from converter.planning.draft import Draft, begin, run
 from converter.planning.passes import ASKED, MODEL, PASSES, TYPES, check, choose, detach, lay_out, map_names
 from converter.quant import imatrix
-from converter.quant.recipes import RECIPES, Choice, ModelFacts, Options
+from converter.quant.recipes import Choice, ModelFacts, Options
 from converter.request import Request
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo
