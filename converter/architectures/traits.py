@@ -78,7 +78,7 @@ class Traits:
         protected: parts of names of tensors that no mixture stores below 8 bits.
         relations: what must hold besides the relations of every architecture.
         built_in: settings of config.json that its runtime computes without being told, where they are not the usual
-            ones of `architectures.settings.NEUTRAL`.
+            ones of `architectures.settings.NEUTRAL`, or of no interest elsewhere.
     """
 
     tokenizer: TokenizerStyle = TokenizerStyle()

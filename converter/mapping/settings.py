@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from converter.architectures.settings import BY_FACTORS, NEUTRAL, ONLY_WHEN
 from converter.architectures.spec import Architecture, HFClass
 from converter.events import SettingLost
-from converter.mapping.hparams import Scope, flat_config, lookup, says
+from converter.mapping.hparams import HParams, Scope, flat_config, lookup, says
 from converter.tensors.expressions import ExpressionError, compute, names
 
 
 def lost_settings(
-    architecture: Architecture, hf: HFClass, config: Mapping[str, Any], scope: Scope
+    architecture: Architecture, hf: HFClass, config: Mapping[str, Any], scope: Scope, back: HParams
 ) -> Iterator[SettingLost]:
-    """The settings of `config` (or of its class) that the keys and tensors of the architecture do not express."""
+    """The settings of `config` (or of its class) that the keys and tensors of the architecture do not express.
+
+    `back` are the hyperparameters that a reader of the target finds.
+    """
     flat = {**hf.defaults, **flat_config(config)}
-    for key, usual in NEUTRAL.items():
+    for key, neutral in {**NEUTRAL, **architecture.traits.built_in}.items():
         value = lookup(flat, key)
-        neutral = architecture.traits.built_in.get(key, usual)
-        if _acts(value, neutral, ONLY_WHEN.get(key, ()), flat) and not _said(architecture, key, value, scope):
+        if _acts(value, neutral, ONLY_WHEN.get(key, ()), flat) and not _said(architecture, key, value, scope, back):
             yield SettingLost(_spelled(config, key), str(value)[:60], architecture.gguf)
 
 
@@ -39,15 +43,22 @@ def _holds(condition: str, flat: Mapping[str, Any]) -> bool:
         return True
 
 
-def _said(architecture: Architecture, key: str, value: Any, scope: Scope) -> bool:
-    """Whether a key of the target holds the value, or a tensor of it what the value makes."""
+def _said(architecture: Architecture, key: str, value: Any, scope: Scope, back: HParams) -> bool:
+    """Whether a key of the target holds the value, it follows from others, or a tensor has what the value makes."""
     rows = [hparam for hparam in architecture.hparams if key in hparam.config]
     by_factors = key == "rope.rope_type" and value in BY_FACTORS
-    if not by_factors and any(says(hparam, value) for hparam in rows):
+    if not by_factors and any(says(row, value) if row.gguf else _alike(back.get(row.name), value) for row in rows):
         return True
     asked = {hparam.name for hparam in rows}
     made = (rule.when for rule in architecture.tensors if rule.generator and rule.when)
     return any(asked & names(condition) and scope.holds(condition) for condition in made)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two values are one as a file would hold them."""
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return bool(np.float32(a) == np.float32(b))
+    return bool(a == b)
 
 
 def _spelled(config: Mapping[str, Any], key: str) -> str:

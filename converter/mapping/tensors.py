@@ -113,8 +113,9 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
         if rule.generator and scope.holds(rule.when):
             outputs[rule.gguf[0]] = _generated(rule, checkpoint.config, hparams)
     events += _check_complete(architecture, hf, scope, outputs, checkpoint.config)
-    events += lost_settings(architecture, hf, checkpoint.config, scope)
     keys = hparam_metadata(architecture, hparams, given)
+    back = read_metadata(architecture, keys, hparams.get("n_vocab"), outputs)
+    events += lost_settings(architecture, hf, checkpoint.config, scope, back)
     early = hparam_metadata(architecture, hparams, given, early=True)
     return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early)
 

@@ -11,9 +11,12 @@ from support.families import FAMILIES, NO_TOKENIZER, family_config, planned, ran
 from support.models import as_transformers_4
 
 import converter
+from converter.architectures import architectures
 from converter.architectures.settings import NEUTRAL
 from converter.errors import LossyError
 from converter.events import MetadataLost, SettingLost
+from converter.mapping.hparams import Scope, hparam_metadata, read_config, read_metadata
+from converter.mapping.settings import lost_settings
 from converter.verify import verify
 
 QKVO = tuple(f"self_attn.{letter}_proj" for letter in "qkvo")
@@ -88,6 +91,33 @@ def test_what_the_class_does_without_being_told(tmp_path: Path) -> None:
     del config["norm_topk_prob"]
     write(tmp_path, config, random_tensors(config, "F32"), "F32")
     assert SettingLost("norm_topk_prob", "False", "qwen3moe") in planned(tmp_path).report.events
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({}, set()),
+        ({"query_pre_attn_scalar": 32, "rope_theta": 10000, "hidden_activation": "gelu_pytorch_tanh"}, set()),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, set()),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, {"layer_types"}),
+        ({"query_pre_attn_scalar": 16}, {"query_pre_attn_scalar"}),
+        ({"query_pre_attn_scalar": 16, "num_hidden_layers": 46}, set()),
+        ({"rope_theta": 1e6}, {"rope_theta"}),
+        ({"hidden_activation": "silu"}, {"hidden_activation"}),
+    ],
+)  # fmt: skip
+def test_what_no_key_says_and_the_runtime_does_anyway(changes: dict[str, Any], keys: set[str]) -> None:
+    """A value without a key is no loss where it follows from the others."""
+    architecture = architectures()["gemma2"]
+    config = {
+        "architectures": ["Gemma2ForCausalLM"], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "head_dim": 32, "vocab_size": 48, **changes,
+    }  # fmt: skip
+    config = {"query_pre_attn_scalar": 32, **config}
+    hparams, given = read_config(architecture, architecture.hf[0], config)
+    back = read_metadata(architecture, hparam_metadata(architecture, hparams, given), 48)
+    events = lost_settings(architecture, architecture.hf[0], config, Scope(hparams), back)
+    assert {event.key.removeprefix("rope_scaling.") for event in events} == keys
 
 
 def test_a_loss_is_refused_under_strict_and_told_by_verify(tmp_path: Path) -> None:
