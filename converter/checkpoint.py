@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from converter.events import Event
+from converter.storage.files import Opened
 from converter.tensors.tensor import LazyTensor
 
 
@@ -41,8 +42,8 @@ class Checkpoint:
         events: what the reader has to say.
         files: the files the tensors come from, for `output equals input` and sizes.
         checks: to be called when everything that is wanted was read and before it is relied on: what raises here
-            (a checksum over bytes of which some were never asked for, a file that was written to meanwhile) fails the
-            run with nothing written.
+            (a checksum over bytes of which some were never asked for) fails the run with nothing written.
+        opened: all files that were opened for it, as they were then; `check` compares them.
         structure: what the file has around its tensors, for a writer of the same format.
     """
 
@@ -58,6 +59,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     closers: tuple[Callable[[], None], ...] = ()
     checks: tuple[Callable[[], None], ...] = ()
+    opened: Opened = field(default_factory=Opened)
     structure: Structure | None = None
 
     def replace(self, **changes: Any) -> Checkpoint:
@@ -66,8 +68,11 @@ class Checkpoint:
 
     def check(self) -> None:
         """Run the checks; raises CorruptFile, or OutputError where a file was changed since it was opened."""
-        for check in self.checks:
-            check()
+        try:
+            for check in self.checks:
+                check()
+        finally:
+            self.opened.check()  # that explains whatever else is wrong
 
     def close(self) -> None:
         for close in self.closers:
@@ -79,4 +84,7 @@ class Checkpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.opened.explain(error)
+        finally:
+            self.close()

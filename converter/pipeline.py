@@ -44,8 +44,8 @@ def plan(source: PathLike | Source, target: PathLike, request: Request | None = 
             _refuse_elsewhere(made.layout, Path(target))
             _refuse_same(made.layout, opened)
         except BaseException:
-            opened.close()
-            raise
+            with opened:  # closed, and a source that was changed explains the error
+                raise
         return made
 
 
@@ -100,7 +100,7 @@ def run(
 
     def stop() -> ConverterError | None:
         if not plan.watch.tripped:
-            return None
+            return plan.checkpoint.opened.lost()
         return LossyError(f"{plan.watch.events()[0]}\nrefused under --strict; nothing was written")
 
     with about(plan.source.path):
@@ -113,6 +113,9 @@ def run(
                 on_plan(plan)
             check = plan.checkpoint.check
             output.write(plan.layout, target, threads=threads, progress=progress, stop=stop, check=check)
+        except Exception as error:
+            plan.checkpoint.opened.explain(error)
+            raise
         finally:
             target.abandon()
     plan.report.extend(plan.watch.events())

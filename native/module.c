@@ -8,6 +8,7 @@
 
 #include "grids.h"
 #include "kernels.h"
+#include "mapping.h"
 
 /* Grids that encoding a type needs, -1 for none. */
 static int grid_of(const char *name) {
@@ -310,11 +311,10 @@ static PyMethodDef METHODS[] = {
 };
 
 static int prepare(PyObject *module) {
-    (void)module;
     init_grids();
     init_crc32c();
     select_isa(available_isas()[0]);
-    return 0;
+    return add_mapping(module) ? 0 : -1;
 }
 
 static PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, prepare}, {0, NULL}};

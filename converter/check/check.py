@@ -91,7 +91,7 @@ def check(
         threads, progress: as for `convert`.
 
     Raises:
-        OutputError: there is no such file.
+        OutputError: there is no such file, or it was changed meanwhile.
         Interrupted: `progress` returned False.
     """
     started = time.monotonic()
@@ -107,6 +107,7 @@ def check(
         findings = [finding for step in steps for finding in step.run(checking)]
         ran = _ran(checking, findings) if runtime else Ran()
         findings += [ran.finding] if ran.finding else []
+        checkpoint.opened.check()
         return Checked(
             source=str(path),
             format=checkpoint.format,

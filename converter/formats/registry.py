@@ -153,10 +153,14 @@ def open_checkpoint(source: PathLike | Source) -> Checkpoint:
         assert reader.open is not None  # `source_format` returns readers
         if key is not None and reader.open_key is None:
             raise UsageError(f"--key {key}: a {reader.name} file holds one model")
-        checkpoint = reader.open(path) if key is None or reader.open_key is None else reader.open_key(path, key)
+        try:
+            checkpoint = reader.open(path) if key is None or reader.open_key is None else reader.open_key(path, key)
+        except Exception as error:
+            opened.explain(error)
+            raise
     for file in (*checkpoint.files, *checkpoint.assets.values()):
         opened.add(file)
-    checkpoint = checkpoint.replace(checks=(*checkpoint.checks, opened.check))
+    checkpoint = checkpoint.replace(opened=opened)
     if source.config is None:
         return checkpoint
     try:

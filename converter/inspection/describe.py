@@ -120,7 +120,7 @@ def inspect(path: PathLike, *, format: str | None = None) -> Description:
     """
     with open_checkpoint(Source(path, format)) as checkpoint:
         model = view(checkpoint)
-        return Description(
+        described = Description(
             path=checkpoint.path,
             format=checkpoint.format,
             architecture=model.name,
@@ -129,6 +129,8 @@ def inspect(path: PathLike, *, format: str | None = None) -> Description:
             files=checkpoint.files,
             memory=_memory(model.keys, model.ggml),
         )
+        checkpoint.opened.check()
+        return described
 
 
 def _memory(keys: Metadata, tensors: Mapping[str, LazyTensor]) -> Estimate | None:

@@ -36,6 +36,7 @@ from converter.quant.recipes import (
     recipe,
 )
 from converter.request import Request, Types
+from converter.storage.files import remembering
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
 from converter.tensors.encode import encoded
 from converter.tensors.tensor import LazyTensor
@@ -223,7 +224,8 @@ def open_matrix(draft: Draft) -> Draft:
     types = draft.request.types
     if types.imatrix is None:
         return draft
-    matrix = imatrix.open_imatrix(types.imatrix, types.include_weights, types.exclude_weights)
+    with remembering(draft.checkpoint.opened):
+        matrix = imatrix.open_imatrix(types.imatrix, types.include_weights, types.exclude_weights)
     own = draft.checkpoint
     own = own.replace(files=(*own.files, matrix.path), closers=(*own.closers, matrix.close))
     return replace(draft, checkpoint=own, matrix=matrix, weighted=True)

@@ -19,7 +19,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import CorruptFile, OutputError
+from converter.errors import CorruptFile, Interrupted, OutputError
+from converter.storage.mapping import Mapping
 from converter.storage.stand_ins import LOOKED_AT, refuse_stand_in
 
 # Pages that were read stay resident until somebody lets go of them. After this many bytes the whole
@@ -56,10 +57,16 @@ class Identity(NamedTuple):
 
 
 class Opened:
-    """The files that were opened, each as it was then."""
+    """The files that were opened, each as it was then, and those of them that are mapped."""
 
     def __init__(self) -> None:
         self._identities: dict[Path, Identity] = {}
+        self._mapped: list[MappedFile] = []
+
+    def map(self, file: MappedFile, status: os.stat_result) -> None:
+        """Remember a file and its map."""
+        self._mapped.append(file)
+        self.add(file.path, status)
 
     def add(self, path: Path, status: os.stat_result | None = None) -> None:
         """Remember a file, the first time that it is told; one that is not there is left out."""
@@ -67,12 +74,24 @@ class Opened:
             with suppress(OSError):
                 self._identities[path] = Identity.of(os.stat(path) if status is None else status)
 
+    def lost(self) -> OutputError | None:
+        """What to say where bytes of a file could not be read, and were seen as zeros."""
+        for file in self._mapped:
+            if file.faulted:
+                return OutputError(
+                    f"{file.path}: was changed while it was read: it was cut short, or its disk failed\n"
+                    "run again when nothing writes to it; nothing was written"
+                )
+        return None
+
     def check(self) -> None:
         """Compare all with what is there now.
 
         Raises:
-            OutputError: a file is gone, is another one, or was written to.
+            OutputError: a file is gone, is another one, was written to or could not be read.
         """
+        if (lost := self.lost()) is not None:
+            raise lost
         for path, identity in self._identities.items():
             try:
                 now = Identity.of(os.stat(path))
@@ -84,14 +103,24 @@ class Opened:
                     "run again when nothing writes to it; nothing was written"
                 )
 
+    def explain(self, error: BaseException | None) -> None:
+        """Whatever went wrong: where a file was changed, that is why.
+
+        Raises:
+            OutputError: as `check`.
+        """
+        if isinstance(error, Exception) and not isinstance(error, Interrupted):
+            self.check()
+
 
 _opened: ContextVar[Opened | None] = ContextVar("opened", default=None)
 
 
 @contextmanager
-def remembering() -> Iterator[Opened]:
-    """Every file that is mapped meanwhile is remembered."""
-    token = _opened.set(found := Opened())
+def remembering(found: Opened | None = None) -> Iterator[Opened]:
+    """Every file that is mapped meanwhile is remembered, with those that were `found` before."""
+    found = Opened() if found is None else found
+    token = _opened.set(found)
     try:
         yield found
     finally:
@@ -158,7 +187,8 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         regular_size(path)
-        self._map: mmap.mmap | None = None
+        self._map: Mapping | None = None
+        self._faulted = False
         self._bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._read = 0
         self._lock = threading.Lock()
@@ -167,13 +197,18 @@ class MappedFile:
                 status = os.fstat(file.fileno())
                 self.size = status.st_size
                 if self.size:
-                    self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+                    self._map = Mapping(file.fileno(), self.size)
         except (OSError, ValueError) as error:
             raise OutputError(f"{path}: cannot be mapped ({error})") from error
         if (opened := _opened.get()) is not None:
-            opened.add(path, status)
+            opened.map(self, status)
         if self._map is not None:
-            self._bytes = np.frombuffer(self._map, np.uint8)
+            self._bytes = np.frombuffer(memoryview(self._map), np.uint8)
+
+    @property
+    def faulted(self) -> bool:
+        """Whether a part of it could not be read, and was seen as zeros."""
+        return self._faulted if self._map is None else self._map.faulted
 
     def view(self, offset: int, nbytes: int, what: str) -> NDArray[np.uint8]:
         check_inside(self, offset, nbytes, what)
@@ -192,7 +227,7 @@ class MappedFile:
 
     def _advise(self, advice: str) -> None:
         if self._map is not None and hasattr(mmap, advice):
-            self._map.madvise(getattr(mmap, advice))
+            self._map.advise(getattr(mmap, advice))
 
     def _account(self, nbytes: int) -> None:
         with self._lock:
@@ -205,13 +240,8 @@ class MappedFile:
 
     def close(self) -> None:
         """Unmap; arrays that are still held keep the map alive until they are gone."""
-        self._bytes = np.empty(0, np.uint8)
-        if self._map is not None:
-            try:
-                self._map.close()
-            except BufferError:
-                pass
-            self._map = None
+        self._faulted = self.faulted
+        self._bytes, self._map = np.empty(0, np.uint8), None
 
 
 class Part:

@@ -64,9 +64,9 @@ def verify(
     with left, about(target.path), open_checkpoint(target) as right:
         writer = source_format(target.path, target.format)
         measured, findings = _verify(left, right, writer, request, encode, threads, progress)
+        values = worst_distributions(measured, distributions) if distributions else {}
         left.check()
         right.check()
-        values = worst_distributions(measured, distributions) if distributions else {}
     tensors = tuple(each.fidelity() for each in measured)
     # Failures first, in the order of the file; what is only worth knowing after them.
     if any_types:
