@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -268,6 +271,188 @@ def test_the_mode_of_what_is_replaced_stays(tmp_path: Path, kind: str) -> None:
     single = Layout((whole_file(tmp_path / name, b"newer"),))
     write(single)
     assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
+
+
+def staged(place: Path, *, moved: bool = True) -> Path:
+    """What a run that was killed left: "a" was to be replaced, "b" is new; `moved`: both were."""
+    stage = place / ".a.0123abcd.part"
+    (stage / swap.NEW).mkdir(parents=True)
+    (stage / swap.OLD).mkdir()
+    for name in "ab":
+        (stage / swap.NEW / name).write_bytes(b"new")
+    (stage / swap.OLD / "a").write_bytes(b"old")
+    inodes = {name: (stage / swap.NEW / name).lstat().st_ino for name in "ab"}
+    journal = [{"name": name, "replaces": name == "a", "inode": inodes[name]} for name in "ab"]
+    (stage / swap.JOURNAL).write_text(json.dumps(journal))
+    for name in "ba" if moved else "":
+        os.rename(stage / swap.NEW / name, place / name)
+    return stage
+
+
+def told(place: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+
+
+def test_a_run_that_had_done_all_is_only_cleaned_up(tmp_path: Path) -> None:
+    swap.recover(staged(tmp_path))
+    assert told(tmp_path) == {"a": b"new", "b": b"new"} and not list(tmp_path.glob(".*"))
+
+
+def test_a_new_file_that_is_left_shows_that_not_all_was_done(tmp_path: Path) -> None:
+    """As after links of which the first name was not yet removed."""
+    stage = staged(tmp_path)
+    os.link(tmp_path / "a", stage / swap.NEW / "a")
+    swap.recover(stage)
+    assert told(tmp_path) == {"a": b"old"} and not list(tmp_path.glob(".*"))
+
+
+def test_a_run_that_had_moved_nothing_new_is_undone(tmp_path: Path) -> None:
+    swap.recover(staged(tmp_path, moved=False))
+    assert told(tmp_path) == {"a": b"old"} and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_what_has_come_there_since_is_not_touched(tmp_path: Path, name: str) -> None:
+    """In the place of an old file nothing is decided, and nothing lost; a new one's place is its owner's."""
+    stage = staged(tmp_path, moved=False)
+    (tmp_path / name).write_bytes(b"stranger")
+    if name == "a":
+        with pytest.raises(swap.NotUndone, match=rf"a: is neither .*\n.* lie in {stage / swap.OLD}: move them back"):
+            swap.recover(stage)
+        assert told(tmp_path) == {"a": b"stranger"} and (stage / swap.OLD / "a").read_bytes() == b"old"
+    else:
+        swap.recover(stage)
+        assert told(tmp_path) == {"a": b"old", "b": b"stranger"}
+
+
+def test_without_a_journal_nothing_had_begun(tmp_path: Path) -> None:
+    stage = staged(tmp_path, moved=False)
+    (stage / swap.JOURNAL).unlink()
+    (stage / swap.OLD / "a").rename(tmp_path / "a")
+    swap.recover(stage)
+    assert told(tmp_path) == {"a": b"old"} and not list(tmp_path.glob(".*"))
+
+
+def test_a_set_that_is_in_place_has_no_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what is done with its files later is nobody's business."""
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    old_set("split", tmp_path)
+    write(layout_of("split", tmp_path))
+    (stage,) = tmp_path.glob(".*.part")
+    assert not (stage / swap.JOURNAL).exists() and (stage / swap.OLD).exists()
+    monkeypatch.undo()
+    (tmp_path / SETS["split"][0]).write_bytes(b"later")
+    again = Disk(layout_of("split", tmp_path))
+    assert len(again.claim()) == 1
+    again.abandon()
+    assert content(tmp_path)[SETS["split"][0]] == b"later"
+
+
+def test_folders_that_a_failed_run_made_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that hold something else."""
+    layout = layout_of("folder", tmp_path)
+    link = os.link
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(target).name == "model.safetensors":
+            raise FileExistsError(17, "File exists")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "diary").touch()
+    for before in ([], ["onnx"]):
+        for name in before:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "diary").touch()
+        with pytest.raises(OutputExists):
+            write(layout, Disk(layout, replace=False))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["diary", *before]
+
+
+# ------------------------------------------------------------------------------------- single files
+
+
+def test_a_file_has_one_name_when_it_is_placed(tmp_path: Path) -> None:
+    (tmp_path / "in").touch()
+    swap.place(tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_name_of_a_link_is_taken(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that leads nowhere."""
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(NotImplementedError()))
+    (tmp_path / "in").touch()
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match="has come there meanwhile; --force replaces it") as caught:
+        swap.place(tmp_path / "in", tmp_path / "out")
+    assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, str(tmp_path / "out"))
+    assert (tmp_path / "in").exists() and (tmp_path / "out").is_symlink()
+
+
+def owned(monkeypatch: pytest.MonkeyPatch, path: Path, uid: int, gid: int) -> list[tuple[Any, ...]]:
+    """Let a file be somebody's; gets the calls of `chown`."""
+    calls: list[tuple[Any, ...]] = []
+    stat = os.stat
+
+    def claimed(asked: Any, **more: Any) -> os.stat_result:
+        found = stat(asked, **more)
+        return os.stat_result((*found[:4], uid, gid, *found[6:10])) if asked == path else found
+
+    monkeypatch.setattr(os, "stat", claimed)
+    monkeypatch.setattr(os, "chown", lambda *given: calls.append(given), raising=False)
+    return calls
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are of POSIX")
+@pytest.mark.parametrize(("uid", "gid"), [(0, 0), (1, 0), (0, 1)])
+def test_a_file_keeps_owner_and_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, gid: int) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for path, mode in ((old, 0o641), (new, 0o600)):
+        path.touch()
+        path.chmod(mode)
+    own = new.stat()
+    calls = owned(monkeypatch, old, own.st_uid + uid, own.st_gid + gid)
+    swap.keep_mode(old, new)
+    assert calls == ([(new, own.st_uid + uid, own.st_gid + gid)] if uid or gid else [])
+    assert new.stat().st_mode & 0o7777 == 0o641
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are of POSIX")
+def test_the_mode_of_another_s_file_and_of_a_link_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for path, mode in ((old, 0o666), (new, 0o600)):
+        path.touch()
+        path.chmod(mode)
+    (tmp_path / "link").symlink_to("old")
+    swap.keep_mode(tmp_path / "link", new)
+    assert new.stat().st_mode & 0o777 == 0o600
+    owned(monkeypatch, old, new.stat().st_uid + 1, new.stat().st_gid)
+    monkeypatch.setattr(os, "chown", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    swap.keep_mode(old, new)
+    assert new.stat().st_mode & 0o777 == 0o600
+
+
+def test_folders_that_cannot_be_made_safe_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every one that was opened is closed."""
+    if os.name == "nt":
+        pytest.skip("folders cannot be opened there")
+    handles: list[int] = []
+    opened, closed = os.open, os.close
+    monkeypatch.setattr(os, "open", lambda *given: handles.append(opened(*given)) or handles[-1])
+    monkeypatch.setattr(os, "close", lambda handle: (handles.remove(handle), closed(handle))[1])
+    flushed: list[int] = []
+
+    def fsync(handle: int) -> None:
+        flushed.append(handle)
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    swap.flush_folders([tmp_path / "absent", tmp_path, tmp_path])
+    assert len(flushed) == 2 and handles == []
 
 
 # ------------------------------------------------------------------------------------- layouts that lead elsewhere
