@@ -32,13 +32,11 @@ def run(tasks: Iterable[Task], work: Callable[[Task], object], threads: int | No
         for worker in workers:
             while worker.is_alive():  # a join without end would keep Ctrl-C waiting
                 worker.join(0.2)
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C, or no thread to be had
         queue.fail(error)
-        raise
-    finally:
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
+    for worker in workers:
+        if worker.ident is not None:
+            worker.join()
     if queue.error is not None:
         raise queue.error
 

@@ -74,3 +74,59 @@ def test_an_interrupt_is_heard_at_once() -> None:
         workers.run(range(100_000), work, 2)
     assert len(done) < 200
     assert threading.active_count() == before
+
+
+def test_an_interrupt_after_an_error_does_not_hide_it() -> None:
+    """What failed first is told, when all are at their end."""
+    failed, before = threading.Event(), threading.active_count()
+
+    def work(task: int) -> None:
+        if task == 0:
+            failed.set()
+            raise LookupError("first")
+        failed.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+
+    with pytest.raises(LookupError, match="first"):
+        workers.run(range(2), work, 2)
+    assert threading.active_count() == before
+
+
+def test_threads_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is told, and those that had begun are at their end."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        workers.run(range(1000), lambda task: time.sleep(0.001), 3)
+    assert len(started) == 1 and not started[0].is_alive()
+
+
+def test_workers_do_not_keep_a_program_that_wants_to_end() -> None:
+    seen: list[bool] = []
+    workers.run([0], lambda _: seen.append(threading.current_thread().daemon), 1)
+    assert seen == [True]
+
+
+@pytest.mark.parametrize(("count", "threads"), [(12, 12), (None, 1)])
+def test_processors_where_the_system_does_not_say_which(
+    monkeypatch: pytest.MonkeyPatch, count: int | None, threads: int
+) -> None:
+    """As on macOS and Windows, or nowhere."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    assert workers.default_threads() == threads
+
+
+def test_processors_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: asked.append(process) or {3, 5, 7}, raising=False)
+    assert (workers.default_threads(), asked) == (3, [0])

@@ -17,16 +17,19 @@ import pytest
 from support import builders, importance, models
 
 import converter
+from converter import workers
+from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, MissingImportance
 from converter.formats.registry import formats, open_checkpoint
 from converter.planning.build import build
 from converter.planning.draft import begin, run
 from converter.planning.passes import ASKED, FILES, MODEL, PASSES, TYPES
-from converter.planning.plan import Plan
+from converter.planning.plan import Plan, Route, route
 from converter.quant import imatrix
 from converter.request import FIELDS, Request, Source
 from converter.tensors.encode import encode_rows
 from converter.tensors.streams import values
+from converter.tensors.tensor import LazyTensor
 
 STORIES = models.FIXTURES / "stories260K"
 IMATRIX = models.FIXTURES / "imatrix" / "stories260K.dat"
@@ -82,6 +85,59 @@ def test_a_step_prints_what_it_printed() -> None:
         "rule": down.rule,
         "imatrix": False,
     }
+
+
+MIB = 1 << 20
+
+
+def test_a_plan_as_json(tmp_path: Path) -> None:
+    """Its own numbers: of files, of what is stored in how many bits, and of memory."""
+    plan = planned(STORIES, tmp_path / "out.gguf", Request(quant="q8_0", split_max_tensors=20))
+    made = plan.as_dict()
+    stored, numbers = sum(step.bytes for step in plan.steps), sum(int(np.prod(step.shape)) for step in plan.steps)
+    headers = sum(len(file.header) for file in plan.layout.files)
+    working = workers.default_threads() * max(tensor.row_work * tensor.info.n_rows for tensor in all_of(plan))
+    assert made == {
+        "source": str(STORIES),
+        "target": str(tmp_path / "out.gguf"),
+        "stages": ["open", "map hf->gguf", "encode", "save"],
+        "tensors": [step.as_dict() for step in plan.steps],
+        "files": [{"path": str(file.path), "bytes": file.size} for file in plan.layout.files],
+        "parameters": numbers,
+        "total_bytes": sum(file.size for file in plan.layout.files),
+        "bits_per_weight": round(8 * stored / numbers, 4),
+        "memory_bytes": 60 * MIB + 64 * MIB + 4 * headers + working,
+        "events": [event.as_dict() for event in plan.report.events],
+    }
+    assert len(made["files"]) == 3 and made["events"]
+    assert json.loads(str(plan)) == json.loads(json.dumps(made))
+    one, two = plan.memory(1), plan.memory(2)
+    assert two - one == working // workers.default_threads()
+
+
+def all_of(plan: Plan) -> list[LazyTensor]:
+    return list(plan.checkpoint.tensors.values())
+
+
+def test_a_plan_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in.safetensors").write_bytes(builders.safetensors_of({}))
+    plan = planned(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert (plan.steps, plan.n_parameters, plan.bits_per_weight) == ((), 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "alone", "found"),
+    [
+        ("hf", "gguf", False, "hf->gguf"), ("gguf", "hf", False, "gguf->hf"),
+        ("gguf", "safetensors", False, "gguf->hf"), ("hf", "hf", False, None), ("gguf", "gguf", False, None),
+        ("hf", "npz", False, None), (None, "gguf", False, None), ("hf", "gguf", True, None),
+    ],
+)  # fmt: skip
+def test_routes(source: str | None, target: str, alone: bool, found: str | None) -> None:
+    """Names are mapped where both sides have a dialect, not the same one, and tensors are not wanted alone."""
+    way = route(Checkpoint("a", Path("a"), source, {}), formats()[target], Request(tensors_only=alone))
+    assert way == Route("a", target, found)
+    assert way.stages == (("open", f"map {found}", "encode", "save") if found else ("open", "encode", "save"))
 
 
 def test_an_unnamed_target_is_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

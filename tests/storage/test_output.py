@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from support.builders import assembled
 
-from converter.errors import CorruptFile, DiskFull, Interrupted, LossyError, OutputError
+from converter.errors import CorruptFile, DiskFull, Interrupted, LossyError, OutputError, OutputExists
 from converter.storage import disk, output
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.storage.output import write
@@ -215,6 +215,31 @@ def test_an_interrupt_between_the_renames_of_a_set_does_not_cut_it(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_does_not_cut_the_removal(out: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The run had failed already; its error is what is told, and the signal does its work again afterwards."""
+    number, unlink = getattr(signal, name), Path.unlink
+
+    def interrupted(path: Path, *given: Any, **more: Any) -> None:
+        if path.suffix == ".part":
+            os.kill(os.getpid(), number)
+        unlink(path, *given, **more)
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    before = signal.getsignal(number)
+    with pytest.raises(CorruptFile):
+        write(layout_of(failing(lambda: CorruptFile("x: truncated")), path=out), threads=1)
+    assert unharmed(out.parent) and signal.getsignal(number) is before
+
+
+def test_handlers_that_are_not_python_s_are_left(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python cannot say what they were, nor set them again."""
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handler and None)
+    layout = layout_of(numbers("a", 4), path=out)
+    write(layout)
+    assert out.read_bytes() == assembled(layout.files[0])
+
+
 def test_writing_from_a_thread(tmp_path: Path) -> None:
     """Where signals cannot be had."""
     layout = layout_of(*model(), path=tmp_path / "out")
@@ -325,6 +350,27 @@ def test_file_systems_that_cannot_allocate_ahead(out: Path, monkeypatch: pytest.
     layout = layout_of(*model(), path=out)
     write(layout, threads=2)
     assert out.read_bytes() == assembled(layout.files[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "there"), OutputError, "there: Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), OutputError, "{out}: Input/output error"),
+        (OSError("no number"), OutputError, "{out}: no number"),
+        (OSError(errno.EEXIST, "File exists"), OutputExists, "{out}: File exists"),
+        (OSError(errno.ENOTEMPTY, "Directory not empty"), OutputExists, "{out}: Directory not empty"),
+    ],
+)
+def test_what_the_system_refuses_is_told(out: Path, error: OSError, kind: type[OutputError], says: str) -> None:
+    def refuse() -> None:
+        raise error
+
+    with pytest.raises(OutputError) as caught:
+        write(layout_of(numbers("a", 4), path=out), check=refuse)
+    assert type(caught.value) is kind
+    assert str(caught.value) == f"{says.format(out=out)}; nothing was written"
+    assert unharmed(out.parent)
 
 
 def test_no_folder(tmp_path: Path) -> None:
@@ -500,6 +546,15 @@ def test_slabs_filled_by_several_calls(tmp_path: Path, monkeypatch: pytest.Monke
     output.abandon(prepared)
     assert (tmp_path / "out").read_bytes() == with_sums(layout.files[0])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_filling_can_be_watched_and_stopped(tmp_path: Path) -> None:
+    layout = layout_of(numbers("a", 4), numbers("b", 4), path=tmp_path / "out")
+    prepared = output.prepare(layout, Memory(layout))
+    seen: list[Progress] = []
+    with pytest.raises(LossyError, match="strict"):
+        output.fill(prepared, threads=1, progress=seen.append, stop=lambda: LossyError("strict") if seen else None)
+    assert seen == [Progress(16, 32, "a")]
 
 
 def test_slabs_that_are_missing_are_not_published(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -61,6 +62,8 @@ def test_rows_without_memory_and_tensors_without_rows() -> None:
     assert slab_rows((tensor("w", 5, 0),), 0) == 5
     assert slab_rows((tensor("w", 0, 5),), 20) == 1
     assert list(row_ranges((tensor("w", 0, 5),), 20)) == []
+    assert slab_rows((tensor("w", 4 * MIB, 1),), 1) == 2 * MIB  # what a byte needs is not rounded up
+    assert slab_rows((tensor("w", 4 * MIB, 1),), 0) == 2 * MIB
 
 
 # ------------------------------------------------------------------------------------- identity
@@ -162,3 +165,26 @@ def test_what_was_seen_is_gathered_in_the_order_of_the_rows(threads: int) -> Non
         "b": [[(row, row + 1) for row in range(7)]],
         "none": [],
     }
+
+
+def test_what_was_gathered_is_given_back() -> None:
+    """A job that is done keeps nothing of what was seen."""
+
+    class Part:
+        """Something large."""
+
+    seen: list[weakref.ref[Part]] = []
+    each = tensor("a", 3000, 1024)
+    job = gathering((each,), lambda start, stop: Part(), lambda parts: seen.extend(map(weakref.ref, parts)), 4096)
+    run([job], 1)
+    assert len(seen) == 6 and [part() for part in seen] == [None] * 6
+
+
+def test_bytes_of_a_job_are_those_of_all_its_tensors() -> None:
+    """Of rows, too; so progress counts what is read for a comparison twice."""
+    pair = tensor("a", 10, 4), tensor("b", 10, 6)
+    job = Job(pair, lambda start, stop: None, 1)
+    assert (job.row_nbytes, job.nbytes) == (40, 400)
+    seen: list[Progress] = []
+    run([job], 1, seen.append)
+    assert seen == [Progress(400, 400, "a")]
