@@ -123,3 +123,15 @@ DENSE_FFN: tuple[TensorRule, ...] = (
     *pair(H + "mlp.up_proj", G + "ffn_up", shape=("n_ff", "n_embd")),
     *pair(H + "mlp.down_proj", G + "ffn_down", shape=("n_embd", "n_ff")),
 )
+
+# The divisors of Llama 3.1's frequencies.
+LLAMA3_ROPE_FREQS = T(
+    (), "rope_freqs.weight", generator="llama3_rope_freqs", when="rope_type == 'llama3'", shape=("head_dim // 2",)
+)
+
+# Factors for each frequency, within the context of the training and beyond it.
+LONGROPE = "rope_type == 'longrope' or rope_type == 'su'"
+LONGROPE_FACTORS = T(
+    (), ("rope_factors_long.weight", "rope_factors_short.weight"),
+    generator="longrope_factors", when=LONGROPE, shape=("n_rot // 2",),
+)

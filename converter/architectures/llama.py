@@ -8,6 +8,7 @@ from converter.architectures.common import (
     ATTENTION_INTERLEAVED,
     DECODER_HPARAMS,
     DENSE_FFN,
+    LLAMA3_ROPE_FREQS,
     MLP_BIAS,
     NORM_TENSORS,
     ROPE_BUFFERS,
@@ -71,7 +72,7 @@ ARCHITECTURES = (
             T(EXPERT + "w1.weight", G + "ffn_gate_exps.weight", shape=("n_ff", "n_embd"), when="n_expert > 0"),
             T(EXPERT + "w2.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff"), when="n_expert > 0"),
             T(EXPERT + "w3.weight", G + "ffn_up_exps.weight", shape=("n_ff", "n_embd"), when="n_expert > 0"),
-            T((), "rope_freqs.weight", generator="llama3_rope_freqs", when="rope_type == 'llama3'"),
+            LLAMA3_ROPE_FREQS,
             # transformers 5 can also save a layer's experts in two tensors.
             T(
                 H + "mlp.experts.gate_up_proj", (G + "ffn_gate_exps.weight", G + "ffn_up_exps.weight"),

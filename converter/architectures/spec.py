@@ -73,11 +73,12 @@ class TensorRule:
             `{expert}` only in `hf` means that the experts are stacked. Empty `hf`: the tensor is generated.
             Several rules may share a name under different conditions.
         ops: from `hf` to `gguf`; the way back is their inverse.
-        shape: of each `hf` tensor, as expressions; checked against the file before anything is written.
+        shape: of each `hf` tensor, or of each that is generated, as expressions; checked against the file before
+            anything is written.
         optional: a model (or a block) may lack it.
         when: condition under which the rule applies, to the model or, where the names have `{block}`, to a block.
         tied_to: the `gguf` tensor that stands in for it when embeddings are tied.
-        generator: name of the function that computes it from the config.
+        generator: name of the function that computes the `gguf` tensors from the config, and the config from them.
         read_only: another layout of tensors that an earlier rule writes; never used on the way back.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,25 @@ from numpy.typing import NDArray
 
 from converter.errors import ArchitectureError, short
 from converter.tensors.elementary import power
+
+Rope = Mapping[str, Any]
+Arrays = tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Tensors that follow from the config, and back.
+
+    Attributes:
+        make: from the rope parameters and the hyperparameters; one array for each `gguf` name of the rule.
+        back: from the arrays and the hyperparameters, the rope scaling that makes them; nothing where none is known.
+        says: dotted keys of config.json that the tensors hold.
+    """
+
+    make: Callable[[Rope, Mapping[str, Any]], Arrays]
+    back: Callable[[Arrays, Mapping[str, Any]], dict[str, Any]]
+    says: tuple[str, ...]
+
 
 # What transformers assumes where a llama3 rope scaling leaves a value out.
 LLAMA3_DEFAULTS = {
@@ -53,11 +73,6 @@ def _number(rope: Mapping[str, Any], key: str, default: float) -> np.float32:
     return np.float32(value)
 
 
-GENERATORS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], NDArray[np.float32]]] = {
-    "llama3_rope_freqs": llama3_rope_freqs,
-}
-
-
 def llama3_rope_config(
     freqs: NDArray[np.float32], rope: Mapping[str, Any], hparams: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -74,3 +89,35 @@ def llama3_rope_config(
         if np.allclose(llama3_rope_freqs({**rope, **scaling}, hparams), freqs, rtol=1e-5):
             return {"rope_type": "llama3", **scaling}
     return {}
+
+
+def longrope_factors(rope: Mapping[str, Any], hparams: Mapping[str, Any]) -> Arrays:
+    """Divisors of the rotary frequencies, float32 (n_rot / 2,): beyond the context of the training, and within it."""
+    return tuple(np.array(_numbers(rope, key), np.float32) for key in ("long_factor", "short_factor"))
+
+
+def _numbers(rope: Mapping[str, Any], key: str) -> list[float]:
+    values = rope.get(key)
+    if not isinstance(values, list) or not values:
+        raise ArchitectureError(f"rope scaling: {key} is {short(values)}, not a list of numbers")
+    return [float(_number({key: value}, key, 0.0)) for value in values]
+
+
+def longrope_config(factors: Arrays, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The rope scaling with these factors, each as the shortest decimal that is the same float32."""
+    long, short_ = ([float(str(value)) for value in values] for values in factors)
+    return {"rope_type": "longrope", "long_factor": long, "short_factor": short_}
+
+
+GENERATORS: dict[str, Generator] = {
+    "llama3_rope_freqs": Generator(
+        lambda rope, hparams: (llama3_rope_freqs(rope, hparams),),
+        lambda arrays, hparams: llama3_rope_config(
+            arrays[0], {"rope_theta": hparams.get("rope_theta", 10000.0)}, hparams
+        ),
+        ("rope.rope_type",),
+    ),
+    "longrope_factors": Generator(
+        longrope_factors, longrope_config, ("rope.rope_type", "rope.long_factor", "rope.short_factor")
+    ),
+}

@@ -64,14 +64,23 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((part for key in TEXT_CONFIGS if (part := _object(lookup(config, key)))), {})
 
 
+# What stands beside the rope scaling, under any of these names, and within it where transformers 5 wrote the config.
+ROPE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "rope_theta": ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rope_pct", "rope_percent"),
+    "original_max_position_embeddings": ("original_max_position_embeddings",),
+}
+
+
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of transformers 4 or 5, with a nested text model lifted and every rope fact under "rope"."""
     flat = {**config, **text_config(config)}
     rope = dict(_object(flat.get("rope_parameters")) or _object(flat.get("rope_scaling")))
     rope = dict(_object(rope.get("full_attention")) or rope)
-    for key in ("rope_theta", "original_max_position_embeddings"):
-        if flat.get(key) is not None:
-            rope.setdefault(key, flat[key])
+    for key, names in ROPE_KEYS.items():
+        value = next((flat[name] for name in names if flat.get(name) is not None), None)
+        if value is not None:
+            rope.setdefault(key, value)
     if "type" in rope:
         rope.setdefault("rope_type", rope["type"])
     flat["rope"] = rope
@@ -328,8 +337,12 @@ def _plain(hparam: HParam, entry: Value | Array | None) -> Any:
 # ----------------------------------------------------------------------------------------- config.json again
 
 
-def write_config(architecture: Architecture, hparams: HParams, tied: bool) -> dict[str, Any]:
+def write_config(
+    architecture: Architecture, hparams: HParams, tied: bool, scaling: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """A config.json (in the layout of transformers 4, which 5 reads too) for these hyperparameters.
+
+    `scaling` is what the tensors say of the rope scaling, which goes before what the keys say.
 
     Raises:
         ArchitectureError: no class of the architecture is for them.
@@ -346,9 +359,12 @@ def write_config(architecture: Architecture, hparams: HParams, tied: bool) -> di
         if key.startswith("rope.") or not (hparam.default == 0 and value == 0):
             _put(config, key, _shortest(value))
     rope = config.pop("rope", {})
-    if "rope_theta" in rope:
-        config["rope_theta"] = rope.pop("rope_theta")
-    if rope.get("rope_type", "default") not in ("default", *BY_FACTORS):  # transformers refuses these without factors
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            config[key] = rope.pop(key)
+    if scaling:
+        config["rope_scaling"] = {**rope, **scaling}
+    elif rope.get("rope_type", "default") not in ("default", *BY_FACTORS):  # transformers refuses these without factors
         config["rope_scaling"] = rope
     return {**config, **hf.constants}
 

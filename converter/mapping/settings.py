@@ -10,8 +10,9 @@ import numpy as np
 from converter.architectures.settings import BY_FACTORS, NEUTRAL, ONLY_WHEN
 from converter.architectures.spec import Architecture, HFClass
 from converter.events import SettingLost
-from converter.mapping.hparams import HParams, Scope, flat_config, lookup, says
-from converter.tensors.expressions import ExpressionError, compute, names
+from converter.mapping.generators import GENERATORS
+from converter.mapping.hparams import ROPE_KEYS, HParams, Scope, flat_config, lookup, says
+from converter.tensors.expressions import ExpressionError, compute
 
 
 def lost_settings(
@@ -49,9 +50,8 @@ def _said(architecture: Architecture, key: str, value: Any, scope: Scope, back: 
     by_factors = key == "rope.rope_type" and value in BY_FACTORS
     if not by_factors and any(says(row, value) if row.gguf else _alike(back.get(row.name), value) for row in rows):
         return True
-    asked = {hparam.name for hparam in rows}
-    made = (rule.when for rule in architecture.tensors if rule.generator and rule.when)
-    return any(asked & names(condition) and scope.holds(condition) for condition in made)
+    made = (rule for rule in architecture.tensors if rule.generator and scope.holds(rule.when))
+    return any(key in GENERATORS[rule.generator].says for rule in made if rule.generator)
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -65,5 +65,9 @@ def _spelled(config: Mapping[str, Any], key: str) -> str:
     """The key as config.json has it."""
     if not key.startswith("rope."):
         return key
+    name = key.removeprefix("rope.")
+    beside = (key for key in ROPE_KEYS.get(name, ()) if config.get(key) is not None)
+    if found := next(beside, None):
+        return found
     parts = ("rope_parameters", "rope_scaling", "text_config")
-    return f"{next((part for part in parts if config.get(part)), 'rope_scaling')}.{key.removeprefix('rope.')}"
+    return f"{next((part for part in parts if config.get(part)), 'rope_scaling')}.{name}"

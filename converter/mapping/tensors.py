@@ -17,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import MissingTensor, ShapeMismatch, UnmatchedTensor
 from converter.events import Event, Ignored, MetadataLost, Note
 from converter.mapping.detect import detect, detect_gguf
-from converter.mapping.generators import GENERATORS, llama3_rope_config
+from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import (
     MAX_BLOCKS,
     HParams,
@@ -111,7 +111,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
         outputs.update((tensor.name, tensor) for tensor in _forward(rule, block, group, scope))
     for rule in architecture.tensors:
         if rule.generator and scope.holds(rule.when):
-            outputs[rule.gguf[0]] = _generated(rule, checkpoint.config, hparams)
+            outputs.update((tensor.name, tensor) for tensor in _generated(rule, checkpoint.config, scope, hparams))
     events += _check_complete(architecture, hf, scope, outputs, checkpoint.config)
     keys = hparam_metadata(architecture, hparams, given)
     back = read_metadata(architecture, keys, hparams.get("n_vocab"), outputs)
@@ -171,10 +171,22 @@ def bound(rule: TensorRule, scope: Scope, block: int | None) -> Chain:
     return tuple(op.bind(scope.at(block)) for op in chain)
 
 
-def _generated(rule: TensorRule, config: Mapping[str, Any], hparams: HParams) -> LazyTensor:
+def _generated(rule: TensorRule, config: Mapping[str, Any], scope: Scope, hparams: HParams) -> list[LazyTensor]:
     assert rule.generator is not None
-    values = GENERATORS[rule.generator](flat_config(config)["rope"], hparams)
-    return from_array(rule.gguf[0], values, F32, f"computed by {rule.generator}")
+    arrays = GENERATORS[rule.generator].make(flat_config(config)["rope"], hparams)
+    why = f"computed by {rule.generator}"
+    made = [from_array(name, values, F32, why) for name, values in zip(rule.gguf, arrays, strict=True)]
+    _check_generated(rule, made, scope)
+    return made
+
+
+def _check_generated(rule: TensorRule, tensors: Iterable[LazyTensor], scope: Scope) -> None:
+    expected = tuple(scope.size(size) for size in rule.shape)
+    for tensor in tensors:
+        if tensor.info.dtype is not F32 or tensor.info.shape != expected:
+            raise ShapeMismatch(
+                f"{tensor.name} is {tensor.info.dtype}{list(tensor.info.shape)}, the model needs F32{list(expected)}"
+            )
 
 
 def _check_complete(
@@ -232,15 +244,16 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     rope: dict[str, Any] = {}
     for (rule, block), group in _group((match, tensor) for match, tensor in found if match).items():
         if rule.generator:
-            rope = _rope_back(group[0, None], hparams)
-            events.append(Ignored(rule.gguf[0]) if rope else Note(f"{rule.gguf[0]}: of no known rope scaling, dropped"))
+            said = _said_by(rule, group, scope, hparams)
+            rope.update(said)
+            events += [
+                Ignored(name) if said else Note(f"{name}: of no known rope scaling, dropped") for name in rule.gguf
+            ]
             continue
         outputs.update((tensor.name, tensor) for tensor in _backward(rule, block, group, scope))
     tied = not any(rule.tied_to and rule.gguf[0] in checkpoint.tensors for rule in rules)
-    config = write_config(architecture, hparams, tied)
-    if rope:
-        config["rope_scaling"] = rope
-    elif hparams.get("rope_type") in BY_FACTORS:
+    config = write_config(architecture, hparams, tied, rope)
+    if not rope and hparams.get("rope_type") in BY_FACTORS:
         events.append(MetadataLost(architecture.key("rope.scaling.type"), "the file has no factors for it"))
     return Translation(architecture, hparams, outputs, config, tuple(events))
 
@@ -248,11 +261,7 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
 def _backward(
     rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor], scope: Scope
 ) -> list[LazyTensor]:
-    sources = []
-    for slot, template in enumerate(rule.gguf):
-        if (slot, None) not in group:
-            raise MissingTensor(f"{fill(template, block)}: not in the file, its siblings are")
-        sources.append(group[slot, None])
+    sources = _sources(rule, block, group)
     experts: Sequence[int | None] = range(scope.size("n_expert", block)) if rule.stacked else (None,)
     if rule.stacked and sources[0].info.shape[:1] != (len(experts),):
         raise ShapeMismatch(f"{sources[0].name} is {list(sources[0].info.shape)}, the file says {len(experts)} experts")
@@ -260,8 +269,21 @@ def _backward(
     return compose(inverse(bound(rule, scope, block)), sources, names)
 
 
-def _rope_back(tensor: LazyTensor, hparams: HParams) -> dict[str, Any]:
-    if tensor.info.dtype is not F32 or tensor.info.shape != (hparams["head_dim"] // 2,):
-        raise ShapeMismatch(f"{tensor.name} is {tensor.info.dtype}{list(tensor.info.shape)}, not F32 of half a head")
-    values = tensor.array().astype(np.float32)
-    return llama3_rope_config(values, {"rope_theta": hparams.get("rope_theta", 10000.0)}, hparams)
+def _sources(
+    rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor]
+) -> list[LazyTensor]:
+    """The rule's GGUF tensors, all of them."""
+    for slot, template in enumerate(rule.gguf):
+        if (slot, None) not in group:
+            raise MissingTensor(f"{fill(template, block)}: not in the file, its siblings are")
+    return [group[slot, None] for slot in range(len(rule.gguf))]
+
+
+def _said_by(
+    rule: TensorRule, group: Mapping[tuple[int, int | None], LazyTensor], scope: Scope, hparams: HParams
+) -> dict[str, Any]:
+    """What tensors that are generated say of the rope scaling; nothing where they are of none that is known."""
+    assert rule.generator is not None
+    sources = _sources(rule, None, group)
+    _check_generated(rule, sources, scope)
+    return GENERATORS[rule.generator].back(tuple(source.array().astype(np.float32) for source in sources), hparams)

@@ -88,6 +88,17 @@ def double_power(base: float, exponent: float) -> float:
     return float(Context(prec=50).power(Decimal(base), Decimal(exponent)))
 
 
+def double_log(number: float) -> float:
+    """Natural logarithm of a positive number as the nearest double.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    if not number > 0:
+        raise ValueError("a logarithm of what is not positive")
+    return float(Context(prec=50).ln(Decimal(number)))
+
+
 def _chunked(function: Callable[[Doubles], Doubles], values: NDArray[Any]) -> Floats:
     given = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     result = np.empty_like(given)

@@ -18,11 +18,11 @@ Numbers are Python's, integers and doubles; comparisons and conditions are 1 or 
 and `in` only. **Where one value is needed, a list stands for its element at `block`**, so that a fact that differs per
 block is written like one that does not. An index, the right side of `in` and the functions for lists take it whole.
 
-Functions: `int` (towards zero), `sqrt`, `min`, `max`, `round_up(number, multiple)`; for lists `len`, `sum`, `min`,
-`max`, `first` (of a single value: itself), `where(list, start)` (the indexes of what is true, counted from `start`
-or 0), `join(list, separator)` (one text), `numbers('0,4,8')` (a list again), `resized(list, length)` (cut, or with
-zeros at its end); `present('blk.{block}.attn_q.bias')`
-says whether the file that is read has a tensor of that name.
+Functions: `int` (towards zero), `sqrt`, `ln`, `min`, `max`, `round_up(number, multiple)`; for lists `len`, `sum`,
+`min`, `max`, `first` (of a single value: itself), `where(list, start)` (the indexes of what is true, counted from
+`start` or 0), `join(list, separator)` (one text), `numbers('0,4,8')` (a list again), `resized(list, length)` (cut, or
+with zeros at its end); `present('blk.{block}.attn_q.bias')` says whether the file that is read has a tensor of that
+name.
 
 An expression may come from a stranger's file: its length, its depth and its numbers are limited.
 """
@@ -38,7 +38,7 @@ from functools import lru_cache
 from typing import Any
 
 from converter.errors import ArchitectureError, short
-from converter.tensors.elementary import double_power
+from converter.tensors.elementary import double_log, double_power
 
 Sizes = Mapping[str, Any]
 _Node = Callable[[Sizes], Any]
@@ -213,6 +213,7 @@ def _present(sizes: Sizes, template: Any) -> int:
 _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "int": (1, 1, lambda sizes, value: int(_number(_one(value, sizes)))),
     "sqrt": (1, 1, lambda sizes, value: math.sqrt(_number(_one(value, sizes)))),
+    "ln": (1, 1, lambda sizes, value: double_log(_number(_one(value, sizes)))),
     "round_up": (2, 2, lambda sizes, value, unit: -(-_number(_one(value, sizes)) // _number(unit)) * unit),
     "min": (1, 8, _extreme(min)),
     "max": (1, 8, _extreme(max)),

@@ -377,6 +377,43 @@ def test_presence_says_what_no_key_does(tmp_path: Path) -> None:
     assert plain.keys["toy.nextn"] == Value("u32", 0)
 
 
+# ------------------------------------------------------------- tensors that follow from the config, and back (M13)
+
+FACTORS = toy(
+    HParam("n_rot", (), ("rope.dimension_count",), default=4, always=True),
+    HParam("rope_type", ("rope.rope_type",), (), "str", default="'default'"),
+    tensors=(
+        NORM,
+        T(
+            (), ("rope_factors_long.weight", "rope_factors_short.weight"),
+            generator="longrope_factors", when="rope_type == 'longrope'", shape=("n_rot // 2",),
+        ),
+    ),
+)  # fmt: skip
+SCALING = {"rope_type": "longrope", "long_factor": [1.08, 32.5], "short_factor": [1.0, 1.1]}
+
+
+def test_generated_tensors_say_what_they_were_made_of(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, (FACTORS,), {**CONFIG, "rope_scaling": SCALING}, norms())
+    assert {name: shape for name, shape in trip.tensors.items() if name.startswith("rope")} == {
+        "rope_factors_long.weight": (2,), "rope_factors_short.weight": (2,),
+    }  # fmt: skip
+    same(trip, rope_scaling=SCALING)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"long_factor": [1.0, 2.0, 3.0]}, ShapeMismatch, r"rope_factors_long.weight is F32\[3\], .* F32\[2\]"),
+        ({"short_factor": None}, ArchitectureError, "short_factor is None, not a list of numbers"),
+        ({"short_factor": [1.0, 0.0]}, ArchitectureError, "short_factor is 0.0, not a positive number"),
+    ],
+)
+def test_what_is_generated_must_fit(change: dict[str, Any], error: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=said):
+        Trip(tmp_path, (FACTORS,), {**CONFIG, "rope_scaling": {**SCALING, **change}}, norms())
+
+
 # ------------------------------------------------------------------------- nested configs, choice of class (M6)
 
 

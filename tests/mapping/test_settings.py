@@ -59,6 +59,8 @@ def test_each_setting_is_told_at_every_other_value(key: str, tmp_path: Path) -> 
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, {"rope_scaling.rope_type"}),
         ("llama", {"rope_scaling": {"type": "ntk", "alpha": 1000.0}}, {"rope_scaling.rope_type"}),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, set()),
+        ("llama", {"partial_rotary_factor": 0.5}, {"partial_rotary_factor"}),
+        ("llama", {"partial_rotary_factor": 1.0}, set()),
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, set()),
         ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, set()),
         ("qwen2", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, {"rope_scaling.rope_type"}),

@@ -29,6 +29,7 @@ class Sample:
 
     Attributes:
         cls, model_type: as config.json names them.
+        saved_by: what transformers calls the class, where that is another name.
         config: over the defaults of transformers' configuration class; the whole of config.json where `tensors` are
             given.
         tensors: template with {block} and {expert} -> shape, for classes that transformers does not have.
@@ -47,6 +48,7 @@ class Sample:
     cls: str
     model_type: str
     config: Mapping[str, Any]
+    saved_by: str = ""
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     dtype: str = "BF16"

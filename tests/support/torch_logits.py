@@ -14,7 +14,8 @@ def logits(folder: Path) -> Any:
     import torch
     import transformers
 
-    cls = getattr(transformers, json.loads((folder / "config.json").read_text("utf-8"))["architectures"][0])
+    name = json.loads((folder / "config.json").read_text("utf-8"))["architectures"][0]
+    cls = getattr(transformers, name, transformers.AutoModelForCausalLM)  # which goes by the config's model_type
     model, report = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     with torch.no_grad():

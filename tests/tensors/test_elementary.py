@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from converter.tensors.elementary import CHUNK, double_power, exp, log, power, torch_exp
+from converter.tensors.elementary import CHUNK, double_log, double_power, exp, log, power, torch_exp
 
 EXACT = Context(prec=60)
 BF16 = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
@@ -142,3 +142,12 @@ def test_powers_of_doubles_are_the_nearest_double() -> None:
         double_power(0.0, -1)
     with pytest.raises(ValueError, match="no such power"):
         double_power(-1.0, 0.5)
+
+
+def test_logarithms_of_doubles_are_the_nearest_double() -> None:
+    assert double_log(2).hex() == "0x1.62e42fefa39efp-1"
+    for number in np.random.default_rng(2).uniform(1e-6, 1e6, 200):
+        assert abs(double_log(float(number)) - math.log(number)) <= math.ulp(math.log(number))
+    for number in (0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="not positive"):
+            double_log(number)

@@ -67,6 +67,7 @@ def test_values(text: str | int, value: int) -> None:
         ("rope_type % 3", "no number"),
         ("-rope_type", "no number"),
         ("sqrt(-1)", "domain"),
+        ("ln(0)", "logarithm of what is not positive"),
         ("(-1) ** 0.5", "no such power"),
         ("0 ** -1", "division by zero"),
         ("round_up(3, n_expert)", "division by zero"),
