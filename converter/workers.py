@@ -25,20 +25,39 @@ def run(tasks: Iterable[Task], work: Callable[[Task], object], threads: int | No
         Whatever the first call to fail raised; no task is taken after it, and all threads are at their end.
     """
     queue = _Queue(tasks, work)
-    workers = [threading.Thread(target=queue.work, daemon=True) for _ in range(threads or default_threads())]
+    workers = [_Worker(queue.work) for _ in range(threads or default_threads())]
     try:
         for worker in workers:
             worker.start()
         for worker in workers:
-            while worker.is_alive():  # a join without end would keep Ctrl-C waiting
-                worker.join(0.2)
+            while not worker.ended.wait(0.2):  # a wait without end would keep Ctrl-C waiting on Windows
+                pass
     except BaseException as error:  # Ctrl-C, or no thread to be had
         queue.fail(error)
     for worker in workers:
         if worker.ident is not None:
+            worker.ended.wait()
             worker.join()
     if queue.error is not None:
         raise queue.error
+
+
+class _Worker(threading.Thread):
+    """A thread that says when its work has ended.
+
+    `join` cannot be asked: before Python 3.13, one that Ctrl-C interrupts takes the thread for ended from then on.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self.ended.set()
 
 
 class _Queue(Generic[Task]):

@@ -76,6 +76,23 @@ def test_an_interrupt_is_heard_at_once() -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_interrupt_waits_for_the_work_that_has_begun(threads: int) -> None:
+    """Its files may be closed, and its buffers given away, as soon as the call is back."""
+    begun, ended = [], []
+
+    def work(task: int) -> None:
+        begun.append(task)
+        if task == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        ended.append(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.run(range(1000), work, threads)
+    assert sorted(ended) == sorted(begun) and len(begun) <= 2 + threads
+
+
 def test_an_interrupt_after_an_error_does_not_hide_it() -> None:
     """What failed first is told, when all are at their end."""
     failed, before = threading.Event(), threading.active_count()
