@@ -22,7 +22,7 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("errors", "workers", "events", "extras", "findings", "request", "text", "metadata"),
+    ("errors", "workers", "events", "extras", "findings", "plugins", "request", "text", "metadata"),
     ("tensors",),
     ("storage", "checkpoint", "architectures"),
     ("formats", "tokenizers"),
@@ -42,7 +42,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "architectures": set(),
     "tokenizers": set(),
 }
-ARCHITECTURES_MAY_USE = {"architectures", "tensors", "metadata"}
+ARCHITECTURES_MAY_USE = {"architectures", "tensors", "metadata", "plugins"}
 # Facts of an architecture are passed to these; they may know what such facts look like, not which there are.
 TAKE_TRAITS = {"tokenizers", "quant"}
 TRAITS = "converter.architectures.traits"

@@ -102,7 +102,12 @@ def model_arguments(group: argparse._ArgumentGroup) -> None:
     """What decides how the input is read."""
     add = group.add_argument
     add("--config", type=Path, metavar="DIR", help="folder to take config.json and tokenizer from")
-    add("--arch", metavar="NAME", help="architecture, where config.json does not tell")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--arch", metavar="NAME", help="architecture, where config.json does not tell")
+    which.add_argument(
+        "--arch-file", dest="arch", metavar="FILE", type=architecture_file,
+        help="one that you describe yourself (docs/adding-an-architecture.md)",
+    )  # fmt: skip
     add("--pre", metavar="NAME", help="pre-tokenizer, where the tokenizer does not tell")
     add("--name", help="general.name of the output")
     add("--key", metavar="PATH", help="part of a checkpoint that holds several (optimizer.state); `.` takes all")
@@ -110,6 +115,17 @@ def model_arguments(group: argparse._ArgumentGroup) -> None:
     add("--tensors-only", action="store_true", help="keep tensor names as they are, map no architecture")
     add("--from", dest="source_type", metavar="FORMAT", help="format of IN, where its content does not tell")
     add("--to", dest="target_type", metavar="FORMAT", help="format of OUT, where its extension does not tell")
+
+
+def architecture_file(text: str) -> str:
+    """The name of a file that describes an architecture.
+
+    Raises:
+        ArgumentTypeError: no .toml, or no such file.
+    """
+    if not text.endswith(".toml") or not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no such .toml file")
+    return text
 
 
 def threads_argument(add: Callable[..., object]) -> None:

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from converter import formats as builtin
 from converter.checkpoint import Checkpoint
@@ -20,32 +19,23 @@ from converter.errors import MissingPart, OutputError, UnknownFormat, Unsupporte
 from converter.formats.base import Format, head
 from converter.formats.foreign import foreign_folder, hub_name
 from converter.formats.hub import folder_assets
+from converter.plugins import BrokenPlugin, plugins
 from converter.request import PathLike, Source
 from converter.storage.files import remembering
 from converter.storage.json import read_json
 from converter.storage.stand_ins import refuse_stand_in, unfinished
 
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
 ENTRY_POINTS = "converter.formats"
-
-
-class BrokenPlugin(RuntimeWarning):
-    """A third-party format that could not be loaded."""
 
 
 @cache
 def formats() -> dict[str, Format]:
     """Every format by name: our own first, then plugins in order of their names. A plugin cannot replace ours."""
-    from importlib import metadata  # slow to import, and opening a file by its extension does not need it
-
     found: dict[str, Format] = {}
     for module in sorted(_modules()):
         found.update({each.name: each for each in _own(module)})
-    for point in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-        for each in _load(point):
-            found.setdefault(each.name, each)
+    for plugged in plugins(ENTRY_POINTS, Format):
+        found.setdefault(plugged.name, plugged)
     return found
 
 
@@ -56,19 +46,6 @@ def _modules() -> set[str]:
 def _own(module: str) -> tuple[Format, ...]:
     formats: tuple[Format, ...] = getattr(importlib.import_module(f"{builtin.__name__}.{module}"), "FORMATS", ())
     return formats
-
-
-def _load(point: EntryPoint) -> tuple[Format, ...]:
-    """A plugin's formats; a broken plugin is a warning, never a failure of ours."""
-    try:
-        value = point.load()
-        loaded = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(each, Format) for each in loaded):
-            raise TypeError(f"{point.value} is not a Format or a tuple of them")
-    except (Exception, SystemExit) as error:
-        warnings.warn(f"format plugin {point.name!r} is broken and left out: {error!r}", BrokenPlugin, stacklevel=2)
-        return ()
-    return loaded
 
 
 def source_format(path: Path, name: str | None = None) -> Format:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from converter.architectures import architectures
+from converter.architectures import architectures, plugged
 from converter.formats.registry import formats
 from converter.quant.recipes import RECIPES
 from converter.tensors.dtypes import DTYPES
@@ -62,5 +62,5 @@ def architecture_rows() -> list[dict[str, Any]]:
             "classes": [hf.name for hf in architecture.hf],
             "tensors": len(architecture.tensors),
         }
-        for architecture in architectures().values()
+        for architecture in (*architectures().values(), *plugged().values())
     ]

@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from converter.architectures import architectures
+from converter.architectures import architectures, plugged
 from converter.architectures.spec import Architecture, HFClass
 from converter.errors import UnknownArchitecture, short
+from converter.mapping.architecture_file import is_file, read_architecture
 from converter.mapping.hparams import Scope, read_config, text_config
 from converter.metadata import Array, Value
 
+_Known = Mapping[str, Architecture]
+_Found = tuple[Architecture, HFClass]
+
 
 def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architecture, HFClass]:
-    """The architecture of a Hugging Face config, by `name` (GGUF name or class) or by its `architectures`.
+    """The architecture of a Hugging Face config, by `name` (GGUF name, class or file) or by its `architectures`.
 
     The classes that the config names come before those that its text model names, and these before `model_type`. Of
     several architectures that a class may belong to, the first takes it whose condition the config meets.
 
     Raises:
-        UnknownArchitecture: none answers; the message lists those there are.
+        UnknownArchitecture: none answers.
+        ArchitectureError: what is wrong with the file.
     """
+    if name and is_file(name):
+        return _class_in(read_architecture(Path(name)), config)
+    for known in (architectures, plugged):  # others are looked for only where none of ours answers
+        if found := _answer(known(), config, name):
+            return found
+    classes = [name] if name else _classes(config)
+    raise _unknown(", ".join(map(short, classes[:3])) or f"model_type {short(config.get('model_type'))}")
+
+
+def _answer(known: _Known, config: Mapping[str, Any], name: str | None) -> _Found | None:
     classes = [name] if name else _classes(config)
     inner = [] if name else _classes(text_config(config))
-    if found := _first(config, "name", classes) or _first(config, "name", inner):
+    if found := _first(known, config, "name", classes) or _first(known, config, "name", inner):
         return found
-    if name and name in architectures():
-        architecture = architectures()[name]
-        by_type = (hf for hf in architecture.hf if hf.model_type == config.get("model_type"))
-        return architecture, next(by_type, architecture.hf[0])
-    if not classes and (found := _first(config, "model_type", [config.get("model_type")])):
-        return found
-    known = ", ".join(dict.fromkeys(hf.name for architecture in architectures().values() for hf in architecture.hf))
-    said = ", ".join(map(short, classes[:3])) or f"model_type {short(config.get('model_type'))}"
-    raise UnknownArchitecture(f"no architecture answers to {said} (known: {known})\n--arch NAME chooses one")
+    if name and name in known:
+        return _class_in(known[name], config)
+    return _first(known, config, "model_type", [config.get("model_type")]) if not classes else None
+
+
+def _class_in(architecture: Architecture, config: Mapping[str, Any]) -> tuple[Architecture, HFClass]:
+    """The class of a chosen architecture that the config is of: by name, by type, else the first."""
+    named = (*_classes(config), *_classes(text_config(config)))
+    by_name = (hf for hf in architecture.hf if hf.name in named)
+    by_type = (hf for hf in architecture.hf if hf.model_type == config.get("model_type"))
+    return architecture, next(by_name, next(by_type, architecture.hf[0]))
 
 
 def _classes(config: Mapping[str, Any]) -> list[str]:
@@ -41,8 +59,8 @@ def _classes(config: Mapping[str, Any]) -> list[str]:
     return [item for item in listed if isinstance(item, str)] if isinstance(listed, list) else []
 
 
-def _first(config: Mapping[str, Any], field: str, wanted: list[Any]) -> tuple[Architecture, HFClass] | None:
-    for architecture in architectures().values():
+def _first(known: _Known, config: Mapping[str, Any], field: str, wanted: list[Any]) -> _Found | None:
+    for architecture in known.values():
         for hf in architecture.hf:
             if getattr(hf, field) in wanted and _takes(architecture, hf, config):
                 return architecture, hf
@@ -62,7 +80,16 @@ def detect_gguf(metadata: Mapping[str, Value | Array], name: str | None = None) 
     """
     value = metadata.get("general.architecture")
     wanted = name or (value.value if isinstance(value, Value) else None)
-    if wanted not in architectures():
-        known = ", ".join(architectures())
-        raise UnknownArchitecture(f"no architecture answers to {short(wanted)} (known: {known})")
-    return architectures()[str(wanted)]
+    if wanted and is_file(str(wanted)):
+        return read_architecture(Path(str(wanted)))
+    for known in (architectures, plugged):
+        if wanted in known():
+            return known()[str(wanted)]
+    raise _unknown(short(wanted))
+
+
+def _unknown(said: str) -> UnknownArchitecture:
+    return UnknownArchitecture(
+        f"no architecture answers to {said}; `convert architectures` lists the known ones\n"
+        "--arch NAME or --arch-file FILE says which it is, --tensors-only keeps its names"
+    )

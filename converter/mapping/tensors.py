@@ -5,7 +5,7 @@ Nothing here knows a model: the rows of `converter/architectures` do, and both d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from converter.architectures.settings import BY_FACTORS
 from converter.architectures.spec import Architecture, HFClass, TensorRule
 from converter.checkpoint import Checkpoint
-from converter.errors import MissingTensor, ShapeMismatch, UnmatchedTensor
+from converter.errors import ArchitectureError, MissingTensor, ShapeMismatch, UnknownArchitecture, UnmatchedTensor
 from converter.events import Event, Ignored, MetadataLost, Note
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.generators import GENERATORS
@@ -29,6 +29,7 @@ from converter.mapping.hparams import (
     write_config,
 )
 from converter.mapping.names import Match, RuleNames, Spelled, fill, is_ignored, spellings
+from converter.mapping.nearest import nearest
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
 from converter.tensors.dtypes import F32
@@ -100,11 +101,11 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
         ArchitectureError and its kinds: unknown architecture, a tensor without a rule, a rule without its
         tensor, a shape that the config contradicts.
     """
-    architecture, hf = detect(checkpoint.config, name)
+    architecture, hf = _detected(checkpoint, name)
     present = Spelled(architecture, checkpoint.tensors)
     hparams, given = read_config(architecture, hf, checkpoint.config, present)
     scope = Scope(hparams, present)
-    events: list[Event] = []
+    events: list[Event] = list(_contradicted(checkpoint.config, architecture, name))
     matches = _match_hf(architecture, checkpoint, scope, events)
     outputs: dict[str, LazyTensor] = {}
     for (rule, block), group in _group(matches).items():
@@ -118,6 +119,28 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     events += lost_settings(architecture, hf, checkpoint.config, scope, back)
     early = hparam_metadata(architecture, hparams, given, early=True)
     return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early)
+
+
+def _detected(checkpoint: Checkpoint, name: str | None) -> tuple[Architecture, HFClass]:
+    try:
+        return detect(checkpoint.config, name)
+    except UnknownArchitecture as error:
+        if not (like := nearest(checkpoint.tensors)):
+            raise
+        first, *rest = str(error).splitlines()
+        raise UnknownArchitecture("\n".join((first, like, *rest))) from error
+
+
+def _contradicted(config: Mapping[str, Any], architecture: Architecture, name: str | None) -> Iterator[Event]:
+    """A word of caution where config.json names another architecture than the one that was asked for."""
+    if name is None:
+        return
+    try:
+        own, _ = detect(config)
+    except ArchitectureError:
+        return
+    if own.gguf != architecture.gguf:
+        yield Note(f"read as {architecture.gguf}, as asked, though config.json says {own.gguf}")
 
 
 def _match_hf(

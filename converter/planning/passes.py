@@ -252,14 +252,15 @@ def _by_recipe(draft: Draft) -> dict[str, Choice]:
         no_fallback=types.no_fallback,
         has_imatrix=draft.weighted,
     )
-    choices = assign(draft.recipe or recipe("COPY"), specs, _facts(draft.checkpoint.config), options)
+    choices = assign(draft.recipe or recipe("COPY"), specs, _facts(draft), options)
     if draft.recipe is None:
         return {name: Choice(choice.type, "as in the source") for name, choice in choices.items()}
     return choices
 
 
-def _facts(metadata: Mapping[str, Any]) -> ModelFacts:
+def _facts(draft: Draft) -> ModelFacts:
     """What the mixture rules ask of a model; a number that differs per layer counts for layer 0."""
+    metadata = draft.checkpoint.config
     arch = metadata.get("general.architecture")
     name = str(arch.value) if isinstance(arch, Value) else ""
 
@@ -270,7 +271,8 @@ def _facts(metadata: Mapping[str, Any]) -> ModelFacts:
 
     n_head = number("attention.head_count", 0)
     n_head_kv, n_expert = number("attention.head_count_kv", n_head), number("expert_count", 0)
-    return ModelFacts(name, number("block_count", 0), n_head, n_head_kv, n_expert, traits_of(name))
+    traits = draft.mapped.architecture.traits if draft.mapped else traits_of(name)
+    return ModelFacts(name, number("block_count", 0), n_head, n_head_kv, n_expert, traits)
 
 
 def _plain(draft: Draft) -> dict[str, Choice]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from support import architectures
 from support.paths import ROOT
 
-from converter.inspection.tables import architecture_rows, format_markdown
+from converter.inspection.tables import format_markdown
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 
@@ -22,9 +23,10 @@ def test_formats_table() -> None:
     assert format_markdown() in FORMATS
 
 
-def test_every_architecture_is_named() -> None:
-    for row in architecture_rows():
-        assert f"`{row['architecture']}`" in README and f"`{row['architecture']}`" in FORMATS
+def test_architectures_table() -> None:
+    """Made by `python fixtures/make_architectures.py --table`."""
+    assert (ROOT / "docs/architectures.md").read_text("utf-8") == architectures.table()
+    assert "docs/architectures.md" in README
 
 
 def test_every_type_that_has_an_encoder_is_in_the_table() -> None:

@@ -128,7 +128,7 @@ def test_a_plugin_that_fails_to_read_is_one_message(tmp_path: Path) -> None:
     install_broken(tmp_path / "site", "bad", module, "bad:FORMAT")
     (tmp_path / "in.bad").write_text("x")
     result = run(tmp_path / "site", tmp_path / "in.bad", tmp_path / "out.safetensors")
-    assert result.returncode == 1
+    assert result.returncode == 70
     assert "ZeroDivisionError" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out.safetensors").exists()
 

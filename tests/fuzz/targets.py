@@ -26,10 +26,11 @@ from converter.errors import ConverterError
 from converter.formats import registry
 from converter.formats.hdf5 import data as hdf5_data
 from converter.formats.hdf5 import file as hdf5_file
-from converter.formats.registry import BrokenPlugin, source_format
+from converter.formats.registry import source_format
 from converter.formats.tensorflow import checkpoint as tensorflow
 from converter.formats.tensorflow import sstable
 from converter.planning.build import build
+from converter.plugins import BrokenPlugin
 from converter.quant.imatrix import open_imatrix
 from converter.request import Request, Source
 from converter.storage import files as mapped

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from converter.architectures import architectures as known
+from converter.architectures.spec import Architecture
 from support import models
 from support.paths import FIXTURES
 
@@ -93,3 +95,39 @@ def values(sample: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> mode
     if dtype in INTEGERS:
         return np.arange(int(np.prod(shape))).astype(INTEGERS[dtype]).reshape(shape)
     return models.encode(models.seeded(sample, tensor, shape), dtype)
+
+
+# ------------------------------------------------------------------------------------------ docs/architectures.md
+
+HEAD = """# Architectures
+
+Made by `python fixtures/make_architectures.py --table` of the rows and of the samples' facts. For every sample
+(`fixtures/architectures`) `tests/architectures` asserts: forward, each tensor and each key is that of llama.cpp's
+converter, to the byte; back, the folder has the source's tensors, and transformers computes the same with it (back: the
+largest difference of its logits, relative to the largest logit; 0 is exact); llama.cpp computes with the F32 GGUF what
+torch computes (runtime: the same measure, at most). A dash: transformers or llama.cpp has no such model to run, or an
+older test does it (tests/quant/test_reference.py for llama, qwen2, qwen3 and qwen3moe). `rows` counts the facts and
+tensors that describe it.
+
+| architecture | rows | samples | back | runtime | classes |
+|---|---|---|---|---|---|
+"""
+
+
+def table() -> str:
+    """The page: one line for each architecture that is mapped."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for name in NAMES:
+        keys = {key: value for key, _, value in facts(name)["reference"]["keys"]}
+        by_name.setdefault(keys["general.architecture"], []).append(facts(name))
+    return HEAD + "".join(_line(each, by_name.get(each.gguf, [])) for each in known().values())
+
+
+def _line(architecture: Architecture, samples: list[dict[str, Any]]) -> str:
+    worst = [
+        max((f"{said[measure]:g}" for said in samples if said[measure] is not None), key=float, default="-")
+        for measure in ("logits", "runtime")
+    ]
+    rows = len(architecture.hparams) + len(architecture.tensors)
+    cells = [architecture.gguf, str(rows), str(len(samples)), *worst, " ".join(hf.name for hf in architecture.hf)]
+    return f"| {' | '.join(cells)} |\n"
