@@ -258,4 +258,7 @@ def short(value: object, limit: int = 80) -> str:
     """A name or a text out of a file, quoted on one line and of bounded length, for messages."""
     if isinstance(value, str | bytes):
         return repr(value[:limit]) + ("..." if len(value) > limit else "")
-    return repr(value)[:limit]
+    try:
+        return repr(value)[:limit]
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return f"a number of too many digits, or a {type(value).__name__} with one"

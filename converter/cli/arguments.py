@@ -18,11 +18,19 @@ if TYPE_CHECKING:
     from converter.request import Request, Source
 
 
+MAX_ARGUMENTS = 5000  # argparse takes their square
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with our error type, and without abbreviations: a later option must not change an old script."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if args is not None and len(args) > MAX_ARGUMENTS:
+            self.error(f"{len(args)} arguments are refused, {MAX_ARGUMENTS} are allowed")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}\n`{self.prog} --help` explains")

@@ -118,18 +118,22 @@ def child(folder: Path, name: object, of: Path) -> Path:
     if name.startswith("/") or any(part in ("", ".", "..") for part in parts):
         raise CorruptFile(f"{of}: {short(name)} leads out of the folder")
     path = folder.joinpath(*parts)
-    # A file that the user named may be a link: then what lies beside its real place belongs to it, too.
-    inside = (folder.resolve(), _hub_blobs(folder), of.resolve().parent if of.is_file() else None)
     try:
-        real = path.resolve() if path.exists() else None
+        inside = not path.exists() or _inside(path.resolve(), folder, of)
     except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
         raise CorruptFile(f"{of}: {short(name)} cannot be a file ({getattr(error, 'strerror', error)})") from None
-    if real is not None and not any(root is not None and real.is_relative_to(root) for root in inside):
+    if not inside:
         raise CorruptFile(
             f"{of}: {short(name)} leads out of the folder, by a link; a stranger's folder could name any file so\n"
             f"give the folder that it leads to, or a copy without links: cp -rL {folder.name} COPY"
         )
     return path
+
+
+def _inside(real: Path, folder: Path, of: Path) -> bool:
+    """Whether a file that is there belongs to `folder`, or to the place of a linked file `of` that the user named."""
+    roots = (folder.resolve(), _hub_blobs(folder), of.resolve().parent if of.is_file() else None)
+    return any(root is not None and real.is_relative_to(root) for root in roots)
 
 
 def _hub_blobs(folder: Path) -> Path | None:

@@ -84,10 +84,9 @@ def indexed(index: Path) -> tuple[list[Path], dict[str, Path]]:
     shards: dict[object, Path] = {}
     for name in weight_map.values():
         if not isinstance(name, str) or name not in shards:
-            shards[name] = child(index.parent, name, index)
-    for path in shards.values():
-        if not path.exists():
-            raise MissingPart(f"{path}: this shard is named in {index.name} and is not there; download it too")
+            path = shards[name] = child(index.parent, name, index)
+            if not path.exists():  # one that is not there is enough, and an index can name a million
+                raise MissingPart(f"{path}: this shard is named in {index.name} and is not there; download it too")
     return sorted(shards.values()), {tensor: shards[name] for tensor, name in weight_map.items()}
 
 

@@ -544,7 +544,8 @@ def _read_card(path: Path | None, events: list[Event]) -> dict[str, Node]:
         return {}
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_CARD).decode(errors="replace")
+            data = file.read(MAX_CARD)
+            content = data.decode(errors="replace")
     except OSError as why:
         events.append(Note(f"{path.name}: not read ({why.strerror})"))
         return {}
@@ -553,6 +554,8 @@ def _read_card(path: Path | None, events: list[Event]) -> dict[str, Node]:
         return {}
     card, notes = read_front_matter(yaml, WANTED)
     events += notes
+    if len(data) == MAX_CARD and "\n---" not in content:
+        events.append(Note(f"{path.name}: front matter of more than {MAX_CARD >> 20} MiB, the rest is not read"))
     return card
 
 

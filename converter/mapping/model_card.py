@@ -22,6 +22,7 @@ from typing import TypeAlias
 from converter.events import Event, Note
 
 MAX_DEPTH = 24
+MAX_LINES = 1 << 16  # of a card's front matter; the longest in use have some 10,000
 MAX_SKIPPED = 64  # a card with more unreadable entries is not read on
 MAX_NUMBER_LENGTH = 64  # a longer plain scalar is text: nothing in a card counts that far
 
@@ -61,7 +62,11 @@ def read_front_matter(yaml: str, wanted: Container[str] | None = None) -> tuple[
     `wanted` limits the notes (not the entries) to the keys that matter to the caller; None means all.
     Never raises: what cannot be read is left out.
     """
-    return _Reader(yaml).document(wanted)
+    lines = yaml.split("\n", MAX_LINES)
+    entries, notes = _Reader("\n".join(lines[:MAX_LINES])).document(wanted)
+    if len(lines) > MAX_LINES and lines[MAX_LINES]:
+        notes.append(Note(f"README.md: more than {MAX_LINES} lines of front matter, the rest is not read"))
+    return entries, notes
 
 
 # -- plain scalars: YAML 1.1's implicit types, in the order they are tried ----------------------------------------

@@ -7,7 +7,8 @@ llama-quantize's command line does, so that `\\D` is `\\d` and an upper-case nam
 
 Matching runs all alternatives side by side and remembers each step (a lazily built automaton):
 linear in the name, where a backtracking matcher can be made to take years. A time limit does not help
-there: some patterns of 30 characters exhaust memory while they are compiled.
+there: some patterns of 30 characters exhaust memory while they are compiled. What a pattern needs as it stands
+(`ffn_down`) is looked for first, so that thousands of patterns and tensors meet in a second.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from converter.errors import UsageError
 MAX_LENGTH = 256
 MAX_DEPTH = 32
 MAX_STATES = 500
+MAX_PATTERNS = 2048  # of one run: more than the largest models have tensors
 
 _WORD = frozenset(string.ascii_letters + string.digits + "_")
 _ESCAPES = {"d": frozenset(string.digits), "w": _WORD, "s": frozenset(string.whitespace)}
@@ -281,14 +283,18 @@ class Pattern:
         if len(text) > MAX_LENGTH:
             raise UsageError(f"pattern {text[:40]!r}... is longer than {MAX_LENGTH} characters")
         try:
-            self._program = _Program(_Parser(self.text).whole())
+            root = _Parser(self.text).whole()
+            self._program = _Program(root)
         except UsageError as error:
             named = str(error).startswith("pattern ")
             raise error if named else UsageError(f"pattern {self.text!r} {error}") from None
+        self._needed = max(_literals(root), key=len)
         self._steps: dict[tuple[frozenset[int], str, str], tuple[bool, frozenset[int]]] = {}
 
     def search(self, name: str) -> bool:
         """Whether any part of `name` matches."""
+        if self._needed not in name:
+            return False
         kernel: frozenset[int] = frozenset()
         before = ""
         for char in (*name, ""):
@@ -327,6 +333,32 @@ class Pattern:
             test, successors = self._program.states[state]
             if char and isinstance(test, _Set) and test.holds(char):
                 yield from successors
+
+
+def _literals(node: _Node) -> list[str]:
+    """Texts that every match has in it, one after the other: characters that stand alone and in a row."""
+    if isinstance(node, _Set):
+        return ["".join(node.members)] if len(node.members) == 1 and not node.negated else ["", ""]
+    if isinstance(node, _At):
+        return [""]
+    found = [""]
+    for part in node.parts if isinstance(node, _Sequence) else ():
+        first, *rest = _literals(part)
+        found[-1] += first
+        found += rest
+    return found if isinstance(node, _Sequence) else ["", ""]
+
+
+def check_count(count: int, where: str) -> None:
+    """Refuse more patterns than a model can have tensors to be meant by.
+
+    Raises:
+        UsageError: as said; `where` says whose patterns they are.
+    """
+    if count > MAX_PATTERNS:
+        raise UsageError(
+            f"{where}: {count} patterns are refused, {MAX_PATTERNS} are allowed; one can mean many tensors"
+        )
 
 
 def _stands(kind: str, before: str, after: str) -> bool:

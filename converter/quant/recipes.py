@@ -28,7 +28,7 @@ from functools import cached_property
 
 from converter.architectures.traits import Traits
 from converter.errors import QuantizationError, UsageError
-from converter.quant.patterns import Pattern
+from converter.quant.patterns import Pattern, check_count
 from converter.tensors.dtypes import DTYPES, dtype
 from converter.tensors.expressions import evaluate
 
@@ -691,6 +691,7 @@ def _type_name(flag: str, name: str) -> str:
 
 
 def _overrides(options: Options) -> tuple[_Override, ...]:
+    check_count(len(options.tensor_types), "--tensor-type")
     return tuple(
         _Override(Pattern(pattern), _type_name(f"--tensor-type {pattern}", wanted))
         for pattern, wanted in options.tensor_types

@@ -27,6 +27,9 @@ MAX_PATTERN = 20_000
 # `(a{9999}){9999}` is unrolled when it is compiled. Patterns of real tokenizers come to some 1,000 items.
 MAX_UNROLLED = 50_000
 _ITEM = regex.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(\d+)[^}]*\}|.", regex.DOTALL)
+# What this library would follow and no tokenizer needs: a group that calls itself grows its stack by gigabytes in the
+# seconds that matching may take, and errors that a match may have cost the same; Oniguruma spells both otherwise.
+_CALLS = regex.compile(r"\((?:\?(?:R|&|P>|[-+]?\d)|\*)|(?<!\\[A-Za-z])\{(?:[^{}]*<[^{}]*|\s*[dies]\b[^{}]*)\}")
 # The probe text has some 450 characters; a normalizer that makes more than this of it means harm.
 MAX_TEXT = 4096
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -80,11 +83,18 @@ def compile_pattern(pattern: str, where: str) -> regex.Pattern[str]:
         raise TokenizerError(f"{where}: a regular expression of {len(pattern)} characters is refused")
     if _unrolled(pattern) > MAX_UNROLLED:
         raise TokenizerError(f"{where}: the regular expression {pattern[:60]!r} repeats too much and is refused")
+    if _calls(pattern):
+        raise Unsupported(f"regular expression {pattern[:60]!r}, which calls itself or may differ from what it matches")
     flags = regex.MULTILINE | (regex.V1 if "&&" in pattern else regex.V0)
     try:
         return regex.compile(pattern, flags)
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
         raise Unsupported(f"regular expression {pattern[:60]!r}") from error
+
+
+def _calls(pattern: str) -> bool:
+    """Whether a pattern has an item of `_CALLS`; classes and escaped characters are none."""
+    return any(item[0][0] in "({" and _CALLS.match(pattern, item.start()) for item in _ITEM.finditer(pattern))
 
 
 def _unrolled(pattern: str) -> int:

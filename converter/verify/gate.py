@@ -26,13 +26,14 @@ from typing import Any
 
 from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
 from converter.findings import Finding
-from converter.quant.patterns import Pattern
+from converter.quant.patterns import Pattern, check_count
 from converter.storage.files import regular_size
 from converter.storage.json import read_json
 from converter.tensors.dtypes import DTYPES
 from converter.verify.results import SCHEMA, Fidelity, Verification
 
-MAX_TOML = 1 << 20
+# Python's reader takes the square of a key's parts, which a line bounds.
+MAX_TOML, MAX_LINE = 1 << 18, 512
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,12 @@ class Gate:
         model = {name: limit for name, limit in limits.items() if name in _OF_MODELS}
         return replace(self, tensors={**self.tensors, **tensors}, model={**self.model, **model})
 
-    def limit(self, metric: str, tensor: Fidelity) -> tuple[float, str] | None:
-        """The threshold of `metric` for `tensor`, and where it stands; None where there is none."""
-        for pattern, limits in self.patterns:
-            if metric in limits and pattern.search(tensor.name.lower()):
-                return limits[metric], f"for {pattern.text}"
-        if metric in self.types.get(tensor.type, {}):
-            return self.types[tensor.type][metric], f"for {tensor.type}"
-        return (self.tensors[metric], "for every tensor") if metric in self.tensors else None
+    def limits(self, tensor: Fidelity) -> dict[str, tuple[float, str]]:
+        """The thresholds of `tensor` by metric, and where each stands."""
+        name = tensor.name.lower()
+        places = [(self.tensors, "for every tensor"), (self.types.get(tensor.type, {}), f"for {tensor.type}")]
+        own = [(limits, f"for {pattern.text}") for pattern, limits in self.patterns if pattern.search(name)]
+        return {metric: (limit, where) for limits, where in places + own[::-1] for metric, limit in limits.items()}
 
 
 # ------------------------------------------------------------------------------------------------ verify.toml
@@ -123,14 +122,18 @@ def read_gate(path: Path) -> Gate:
     if regular_size(path) > MAX_TOML:
         raise UsageError(f"{path}: larger than {MAX_TOML} bytes, that is no gate")
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = path.read_text("utf-8")
+        if any(len(line) > MAX_LINE for line in text.splitlines()):
+            raise UsageError(f"{path}: has a line of more than {MAX_LINE} characters, that is no gate")
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # beside TOML's own errors: not UTF-8, numbers of 4,300 digits
         raise UsageError(f"{path}: bad TOML ({error or 'nested too deeply'})") from None
     types = _table(path, "type", content.pop("type", {}))
     patterns = content.pop("tensor", [])
     model = _table(path, "model", content.pop("model", {}))
     if not isinstance(patterns, list):
         raise UsageError(f"{path}: tensor is a list of tables, each begins with [[tensor]]")
+    check_count(len(patterns), str(path))
     return Gate(
         tensors=_limits(path, "", content, _OF_TENSORS),
         types=dict(_type(path, name, limits) for name, limits in types.items()),
@@ -180,9 +183,13 @@ def _unknown(where: str, name: str, known: Mapping[str, Metric]) -> str:
 
 
 def _number(where: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number beyond all floats
+        number = math.inf
+    if not math.isfinite(number):
         raise UsageError(f"{where}: {name} = {short(value)} is not a finite number")
-    return float(value)
+    return number
 
 
 # ------------------------------------------------------------------------------------------------ thresholds
@@ -218,8 +225,9 @@ def _idle_patterns(verification: Verification, gate: Gate) -> Iterator[Finding]:
 
 
 def _judge_tensor(tensor: Fidelity, gate: Gate) -> Iterator[Finding]:
+    limits = gate.limits(tensor)
     for metric in TENSOR_METRICS:
-        found = gate.limit(metric.name, tensor)
+        found = limits.get(metric.name)
         if found and not metric.keeps(_of_tensor(tensor, metric), found[0]):
             yield Finding("threshold", tensor.name, _beyond(metric, _of_tensor(tensor, metric), *found))
 

@@ -796,6 +796,31 @@ def test_catastrophic_expression_ends_in_time() -> None:
     assert value(read_small(byte_level(pre=pre), pre="gpt-2"), "pre") == "gpt-2"
 
 
+CALLS = (
+    "((?R)a)*", "(?R)?a", "(?1)", "(?&x)", "(?P<x>a)(?P>x)", "(.(?R)?.(?R)?)", "(?:ab){e<=3}", "(?:ab){2i+1s<=4}",
+    "(?:a){e}", "(*PRUNE)",
+)  # fmt: skip
+ORDINARY = (
+    "(?>a)", r"\((?i:a)", "[(?R)]", r"\(?R", "(?P<x>a)", "(?<!x)a", "(?=x)x", "a{2,3}", r"\p{Lu}{1}", r"\p{s}", "a{b}",
+    "(?-i:x)", r"\{e<1\}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", CALLS)
+def test_an_expression_that_calls_itself_is_not_run(pattern: str) -> None:
+    """It took 600 MB in its two seconds, and then "out of memory"."""
+    with pytest.raises(Unsupported, match="calls itself"):
+        compile_pattern(pattern, "tokenizer.json")
+    pre = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    with pytest.raises(UnknownPreTokenizer, match="--pre NAME"):
+        read_small(byte_level(pre=pre))
+
+
+@pytest.mark.parametrize("pattern", ORDINARY)
+def test_what_looks_like_a_call_and_is_none(pattern: str) -> None:
+    assert compile_pattern(pattern, "tokenizer.json").pattern == pattern
+
+
 def test_repetitions_of_real_patterns_compile() -> None:
     groups = compile_pattern(r"\p{N}{1,3}(?=(?:\d{3}){2,}\b)", "tokenizer.json")
     assert groups.findall("12345678") == ["12"]

@@ -158,7 +158,7 @@ def test_metric_names_say_their_direction_and_are_fields() -> None:
         ("[[tensor]]\npattern = '('\nmin_sqnr = 1", r"pattern '\('"),
         ("[[tensor]]\npattern = 'x'\nmin_sqn = 1", r"\[tensor 1\]: unknown key 'min_sqn'"),
         ("min_sqnr = ", "bad TOML"),
-        ("a = " + "[" * 5000, "bad TOML"),
+        ("a = " + "[\n" * 5000, "bad TOML"),
     ],
 )
 def test_mistakes_name_file_and_key(tmp_path: Path, text: str, said: str) -> None:
@@ -317,11 +317,43 @@ def test_how_much_worse_than_the_baseline_is_worse(figure: Figure, tolerance: fl
     assert not figure.worse(best, before, tolerance)
 
 
-def test_a_gate_has_a_megabyte_at_most(tmp_path: Path) -> None:
+def test_a_gate_has_a_quarter_of_a_megabyte_at_most(tmp_path: Path) -> None:
     path = tmp_path / "verify.toml"
-    line = "min_sqnr = 15\n#"
-    path.write_text(line + "x" * ((1 << 20) - len(line)))
+    line = "min_sqnr = 15\n"
+    path.write_text(line + "\n" * ((1 << 18) - len(line)))
     assert read_gate(path).tensors == {"min_sqnr": 15}
-    path.write_text(line + "x" * ((1 << 20) - len(line) + 1))
-    with pytest.raises(UsageError, match="larger than 1048576 bytes"):
+    path.write_text(line + "\n" * ((1 << 18) - len(line) + 1))
+    with pytest.raises(UsageError, match="larger than 262144 bytes"):
+        read_gate(path)
+    path.write_text(line + "#" * 512)
+    assert read_gate(path).tensors == {"min_sqnr": 15}
+    path.write_text(line + "#" * 513)
+    with pytest.raises(UsageError, match="a line of more than 512 characters"):
+        read_gate(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"max_abs = 1{'0' * 400}",
+        f"max_abs = -1{'0' * 400}",
+        f"max_abs = 0x{'f' * 490}",
+        f"[model]\nmax_bytes = 1{'0' * 400}",
+        f"[[tensor]]\npattern = 'x'\nmax_abs = 1{'0' * 400}",
+        "max_abs = 1e999",
+    ],
+)
+def test_numbers_beyond_all_floats(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "verify.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="is not a finite number"):
+        read_gate(path)
+
+
+def test_a_model_has_no_more_patterns_than_tensors(tmp_path: Path) -> None:
+    path, entry = tmp_path / "verify.toml", "[[tensor]]\npattern='x'\nmax_abs=1\n"
+    path.write_text(entry * 2048)
+    assert len(read_gate(path).patterns) == 2048
+    path.write_text(entry * 2049)
+    with pytest.raises(UsageError, match=r"verify\.toml: 2049 patterns are refused, 2048 are allowed"):
         read_gate(path)
