@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import importance, samples
+from support import builders, importance, samples
 
+import converter
 from converter.architectures import traits_of
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, ConverterError, QuantizationError, UsageError
-from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Requantized, TypeFallback
-from converter.formats.registry import formats
+from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, NotFinite, Requantized, TypeFallback
+from converter.formats.registry import formats, open_checkpoint
 from converter.metadata import Array, Metadata, Value, text, u32
 from converter.planning import passes
 from converter.planning.draft import Draft, begin, run
-from converter.planning.passes import ASKED, MODEL, PASSES, TYPES, check, choose, detach, lay_out, map_names
+from converter.planning.passes import ASKED, MODEL, PASSES, TYPES, check, choose, detach, lay_out, map_names, name_file
 from converter.quant import imatrix
 from converter.quant.recipes import Choice, ModelFacts, Options
 from converter.request import Request
@@ -189,6 +190,21 @@ def test_tensors_alone_are_not_narrowed() -> None:
     assert draft.intermediate is draft.read
 
 
+def test_what_mapping_has_to_say_is_in_the_report(tmp_path: Path) -> None:
+    """Of the model card and of the tokenizer; a file of Hugging Face names says for whom it is."""
+    folder = builders.llama_folder(tmp_path / "in")
+    (folder / "README.md").write_text("---\nversion: [1, 2]\n---\n")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": 5}')
+    with open_checkpoint(folder) as opened:
+        notes = [str(note) for note in events(map_names(drafted(opened, "gguf")), Note)]
+        assert [each for each in notes if "version" in each] and [each for each in notes if "chat_template" in each]
+        assert map_names(drafted(opened, "gguf")).checkpoint.metadata == {}
+    converter.convert(folder, tmp_path / "model.gguf")
+    with open_checkpoint(tmp_path / "model.gguf") as opened:
+        back = map_names(drafted(opened, "safetensors")).checkpoint
+    assert back.metadata == {"format": "pt"} and set(back.tensors) == set(builders.llama_shapes())
+
+
 # ------------------------------------------------------------------------------------- types
 
 
@@ -264,6 +280,23 @@ def test_what_is_quantized_twice_is_told() -> None:
     ]
     assert planned(twice, quant="q8_0").report.events == []
     assert planned(twice).report.events == []
+
+
+def test_plain_numbers_of_what_was_quantized_are_no_second_time() -> None:
+    draft = planned(model(made_up(WEIGHT, (2, 256), "Q8_0"), dialect=None), "npz")
+    assert draft.report.events == [Decoded(WEIGHT, "Q8_0", "F32")]
+
+
+@pytest.mark.parametrize("via", ["source", "f16", "f32"])
+def test_what_is_not_finite_is_counted_once(tmp_path: Path, via: str) -> None:
+    """Whether there is something between the source and the file or not."""
+    weights = builders.llama_weights()
+    weights["model.layers.0.mlp.up_proj.weight"][1, 2:5] = np.nan
+    folder = builders.llama_folder(tmp_path / "in", weights=weights)
+    plan = converter.convert(folder, tmp_path / "out.gguf", Request(quant="bf16", via=via))
+    found = [event for event in plan.report.events if isinstance(event, NotFinite)]
+    assert found == [NotFinite("blk.0.ffn_up.weight", 3)]
+    assert {step.intermediate is step.read for step in plan.steps} == ({True, False} if via == "f16" else {True})
 
 
 def test_a_fallback_is_told_with_the_row_that_did_not_fit() -> None:
@@ -342,6 +375,12 @@ def test_a_file_is_named_by_its_type(
     assert (draft.path, draft.unnamed) == (Path("out") / name, False)
     assert draft.layout is not None and draft.layout.files[0].path == draft.path
     assert planned(opened, **fields).path == Path("out")
+
+
+def test_a_file_of_nothing_has_a_name_too() -> None:
+    empty = replace(model(config={}), tensors={})
+    draft = name_file(replace(run(drafted(empty, "gguf"), (*MODEL, *TYPES)), unnamed=True))
+    assert draft.path == Path("out") / "ggml-model-F32.gguf"
 
 
 def test_free_texts_without_a_place_are_lost() -> None:

@@ -568,6 +568,16 @@ def test_slabs_that_are_missing_are_not_published(out: Path, monkeypatch: pytest
     assert unharmed(out.parent)
 
 
+@pytest.mark.parametrize("missing", range(3))
+def test_one_byte_that_is_missing_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 1)
+    layout = layout_of(from_array("w", np.ones((3, 1)), DTYPES["I8"], "test"), path=tmp_path / "out")
+    prepared = output.prepare(layout, Memory(layout))
+    output.fill(prepared, [slab for slab in prepared.slabs() if slab.start != missing])
+    with pytest.raises(ValueError, match=f"w: bytes {missing} to {missing + 1} were not filled"):
+        output.publish(prepared)
+
+
 def test_a_fill_that_failed_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slab may be filled twice; it counts once."""
     monkeypatch.setattr(kernels, "SLAB_NBYTES", 3000)
