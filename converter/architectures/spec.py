@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from converter.architectures.traits import Traits
+from converter.architectures.traits import AS_ASKED, F16_OR_F32, Traits
 from converter.tensors.expressions import BLOCK, PRESENT, RESERVED, ExpressionError, names
 from converter.tensors.ops import ROW, Chain, Op, Size
 
@@ -21,6 +21,7 @@ Values = tuple[tuple[str | int | float | bool, str | int | float | bool], ...]
 
 PYTHON_TYPES: Mapping[str, type] = {"u32": int, "i32": int, "u64": int, "f32": float, "str": str, "bool": bool}
 NUMBERED = ("{block}", "{expert}")
+FORCED_TYPES = ("F32", "F16", F16_OR_F32, AS_ASKED)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class TensorRule:
         tied_to: the `gguf` tensor that stands in for it when embeddings are tied.
         generator: name of the function that computes the `gguf` tensors from the config, and the config from them.
         read_only: another layout of tensors that an earlier rule writes; never used on the way back.
+        type: the type in an unquantized GGUF where it is not the usual one: a name, "F16 or F32" for F16 in a file of
+            F16 and F32 in others, or "as asked" for what the file has, whatever the tensor is called.
     """
 
     hf: Names
@@ -91,6 +94,7 @@ class TensorRule:
     tied_to: str | None = None
     generator: str | None = None
     read_only: bool = False
+    type: str | None = None
 
     @property
     def stacked(self) -> bool:
@@ -226,6 +230,8 @@ def _rule_problems(rule: TensorRule, known: list[str], outputs: set[str]) -> Ite
         yield "{expert} on the GGUF side only"
     if rule.tied_to and rule.tied_to not in outputs:
         yield f"tied to {rule.tied_to}, which no rule writes"
+    if rule.type is not None and rule.type not in FORCED_TYPES:
+        yield f"its type is one of {', '.join(FORCED_TYPES)}, not {rule.type}"
     blocks = [BLOCK] if rule.per_block else []
     for text in (*rule.shape, rule.when, *_sizes(rule.ops)):
         yield from _unknown(text, [*known, PRESENT, *blocks])

@@ -83,7 +83,8 @@ def _unmatched(architecture: Architecture, names: Sequence[str]) -> UnmatchedTen
 class Translation:
     """A checkpoint in the other dialect, with what happened on the way.
 
-    `config` are GGUF keys or a config.json; `early` those of the keys that stand before `general.type`.
+    `config` are GGUF keys or a config.json; `early` those of the keys that stand before `general.type`,
+    `types` the rules' `type` of the tensors that have one.
     """
 
     architecture: Architecture
@@ -92,6 +93,7 @@ class Translation:
     config: dict[str, Any]
     events: tuple[Event, ...]
     early: Metadata = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
@@ -108,8 +110,11 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     events: list[Event] = list(_contradicted(checkpoint.config, architecture, name))
     matches = _match_hf(architecture, checkpoint, scope, events)
     outputs: dict[str, LazyTensor] = {}
+    types: dict[str, str] = {}
     for (rule, block), group in _group(matches).items():
-        outputs.update((tensor.name, tensor) for tensor in _forward(rule, block, group, scope))
+        made = _forward(rule, block, group, scope)
+        outputs.update((tensor.name, tensor) for tensor in made)
+        types.update((tensor.name, rule.type) for tensor in made if rule.type is not None)
     for rule in architecture.tensors:
         if rule.generator and scope.holds(rule.when):
             outputs.update((tensor.name, tensor) for tensor in _generated(rule, checkpoint.config, scope, hparams))
@@ -118,7 +123,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     back = read_metadata(architecture, keys, hparams.get("n_vocab"), outputs)
     events += lost_settings(architecture, hf, checkpoint.config, scope, back)
     early = hparam_metadata(architecture, hparams, given, early=True)
-    return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early)
+    return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early, types)
 
 
 def _detected(checkpoint: Checkpoint, name: str | None) -> tuple[Architecture, HFClass]:

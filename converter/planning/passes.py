@@ -197,10 +197,11 @@ def narrow(draft: Draft) -> Draft:
     if draft.route.map != "hf->gguf":
         return draft
     via, tensors = draft.request.types.via, {}
+    forced = draft.mapped.types if draft.mapped else {}
     for name, tensor in draft.checkpoint.tensors.items():
         own = tensor.info.dtype
         outtype = _nearest_float(own) if via == "source" else dtype(via)
-        wanted = dtype(converter_type(name, tensor.info.shape, own.name, outtype.name).type)
+        wanted = dtype(converter_type(name, tensor.info.shape, own.name, outtype.name, forced.get(name)).type)
         tensors[name] = tensor if own is wanted else encoded(tensor, wanted, draft.watch)
     return replace(draft, checkpoint=draft.checkpoint.replace(tensors=tensors), intermediate=tensors)
 

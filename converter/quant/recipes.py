@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from converter.architectures.traits import Traits
+from converter.architectures.traits import AS_ASKED, F16_OR_F32, Traits
 from converter.errors import QuantizationError, UsageError
 from converter.quant.patterns import Pattern, check_count
 from converter.tensors.dtypes import DTYPES, dtype
@@ -804,12 +804,12 @@ _WEIGHT_SUFFIXES = (".weight", ".lora_a", ".lora_b")
 _TERNARY_TYPES = ("TQ1_0", "TQ2_0")
 
 
-def converter_type(name: str, shape: tuple[int, ...], source: str, outtype: str) -> Choice:
+def converter_type(name: str, shape: tuple[int, ...], source: str, outtype: str, forced: str | None = None) -> Choice:
     """The type of tensor `name` in the file that llama.cpp's HF converter writes with `--outtype`.
 
     `name` is the GGUF name, `shape` the row-major shape after the architecture's operations, `source`
     the stored type (weights that arrive block-quantized are repacked, never re-encoded), `outtype` a type
-    name. Types that a converter of one architecture forces on its own tensors are not decided here.
+    name, `forced` what the architecture's rule says of it (`architectures.spec.TensorRule.type`).
 
     Raises:
         QuantizationError: `source` or `outtype` is no type.
@@ -817,6 +817,11 @@ def converter_type(name: str, shape: tuple[int, ...], source: str, outtype: str)
     if dtype(source).quantized:
         return Choice(source, "kept: arrives quantized")
     wanted = dtype(outtype).name
+    if forced in (F16_OR_F32, "F16", "F32"):
+        halved = forced == "F16" or (forced == F16_OR_F32 and wanted == "F16")
+        return Choice("F16" if halved else "F32", "forced by its architecture")
+    if forced == AS_ASKED and len(shape) > 1 and DTYPES[wanted].fits(shape[-1]):
+        return Choice(wanted, "forced by its architecture")
     if len(shape) <= 1 or name.endswith(_NORM):
         return Choice("F32", "1-D" if len(shape) <= 1 else "norm")
     if _FLOAT32_NAMES.fullmatch(name):

@@ -559,3 +559,41 @@ def test_a_folder_keeps_what_another_row_is_computed_from(tmp_path: Path) -> Non
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert config["layer_types"] == HYBRID_CONFIG["layer_types"]
     assert config["num_key_value_heads"] == 2
+
+
+# ---------------------------------------------------------------------------------------- types of tensors (M14)
+
+FORCED = toy(
+    tensors=(
+        NORM,
+        T("router", "router.weight", shape=("n_embd", "n_embd"), type="as asked"),
+        T("position", "position_embd.weight", shape=("n_embd", "n_embd"), type="F32"),
+        T("patch", "v.patch_embd.weight", shape=("n_embd", "n_embd"), type="F16 or F32"),
+        T("conv", "conv.weight", shape=("n_embd", "n_embd"), type="F16"),
+        T("plain", "plain.weight", shape=("n_embd", "n_embd")),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("via", "types"),
+    [
+        ("f16", {"router": "F16", "position_embd": "F32", "v.patch_embd": "F16", "conv": "F16", "plain": "F16"}),
+        ("bf16", {"router": "BF16", "position_embd": "F32", "v.patch_embd": "F32", "conv": "F16", "plain": "BF16"}),
+        ("f32", {"router": "F32", "position_embd": "F32", "v.patch_embd": "F32", "conv": "F16", "plain": "F32"}),
+    ],
+)
+def test_a_rule_says_what_type_its_tensors_have(
+    via: str, types: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "architectures", lambda: {"toy": FORCED})
+    square = random({name: (8, 8) for name in ("router", "position", "patch", "conv", "plain")})
+    folder = write(tmp_path / "m", dict(CONFIG), {**norms(), **square}, "F32")
+    with converter.plan(folder, tmp_path / "m.gguf", NO_TOKENIZER.replace(via=via)).checkpoint as made:
+        found = {name.removesuffix(".weight"): tensor.info.dtype.name for name, tensor in made.tensors.items()}
+    assert {name: found[name] for name in types} == types
+
+
+def test_a_type_that_no_file_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="its type is one of F32, F16, F16 or F32, as asked, not Q4_K"):
+        toy(tensors=(T("a", "a.weight", shape=(1,), type="Q4_K"),))
