@@ -149,6 +149,19 @@ class Overflow(Event):
 
 
 @dataclass(frozen=True)
+class BlocksOverflow(Event):
+    """Finite numbers that blocks of a quantized type do not hold, because no scale of theirs can be so large."""
+
+    tensor: str
+    target: str
+    count: int
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.count} blocks of {self.target} do not hold their numbers, which are too large"
+
+
+@dataclass(frozen=True)
 class VocabularyPadded(Event):
     """The tokenizer has fewer tokens than the embedding has rows."""
 

@@ -84,6 +84,7 @@ class Weights:
 
     entry: Entry
     row: int
+    matrix: str
 
     def __len__(self) -> int:
         return self.entry.size // self.row
@@ -357,7 +358,7 @@ def _weights(matrix: ImportanceMatrix | None, info: TensorInfo) -> tuple[Weights
         return None, "an excluded entry for it" if left_out else f"no entry for it in {matrix.path.name}"
     stacked = info.shape[-3] if len(info.shape) > 2 else 1
     if entry.size == info.row * stacked:
-        return Weights(entry, info.row), ""
+        return Weights(entry, info.row, matrix.path.name), ""
     sizes = f"{matrix.path.name} has {entry.size} values for it, it needs {stacked} times {info.row}"
     if info.name in TOKEN_EMBEDDINGS:  # its "input" is a token id, whatever was measured means something else
         return None, f"an entry of another size ({entry.size} values, not {stacked} times {info.row})"

@@ -5,24 +5,46 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from copy import copy
+from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import MissingImportance, QuantizationError
-from converter.events import Event, NotFinite, Overflow
+from converter.events import BlocksOverflow, Event, NotFinite, Overflow
 from converter.tensors import kernels
 from converter.tensors.dtypes import F32, DType
+from converter.tensors.scales import broken_blocks
 from converter.tensors.streams import decoded, values
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 
 class Importance(Protocol):
-    """How much each column matters: float32 (row,) for each of the matrices that a tensor stacks (its experts)."""
+    """How much each column matters: float32 (row,) for each of the matrices that a tensor stacks (its experts).
 
+    `matrix` is what messages call the importance matrix that it is of.
+    """
+
+    @property
+    def matrix(self) -> str: ...
     def __len__(self) -> int: ...
     def __getitem__(self, matrix: int, /) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Importance of columns that all matter alike."""
+
+    row: int
+    matrix: str = "no matrix"
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, matrix: int) -> NDArray[np.float32]:
+        return np.ones(self.row, np.float32)
 
 
 class Watch:
@@ -37,6 +59,7 @@ class Watch:
         self._lock = threading.Lock()
         self._not_finite: Counter[str] = Counter()
         self._overflow: Counter[tuple[str, str]] = Counter()
+        self._blocks: Counter[tuple[str, str]] = Counter()
 
     def again(self) -> Watch:
         """The same watch for a second encoding of the same numbers: what the source held is counted already."""
@@ -46,23 +69,29 @@ class Watch:
 
     def not_finite(self, tensor: str, count: int) -> None:
         with self._lock:
-            if self._first:
+            if count and self._first:
                 self._not_finite[tensor] += count
 
     def overflow(self, tensor: str, target: str, count: int) -> None:
         with self._lock:
-            self._overflow[tensor, target] += count
+            if count:
+                self._overflow[tensor, target] += count
+
+    def blocks(self, tensor: str, target: str, count: int) -> None:
+        with self._lock:
+            self._blocks[tensor, target] += count
 
     @property
     def tripped(self) -> bool:
         """Whether a strict run must stop."""
-        return self.strict and bool(self._not_finite or self._overflow)
+        return self.strict and bool(self._not_finite or self._overflow or self._blocks)
 
     def events(self) -> list[Event]:
         """What was seen, by tensor."""
         return [
             *(NotFinite(name, count) for name, count in sorted(self._not_finite.items())),
             *(Overflow(name, target, count) for (name, target), count in sorted(self._overflow.items())),
+            *(BlocksOverflow(name, target, count) for (name, target), count in sorted(self._blocks.items())),
         ]
 
 
@@ -90,25 +119,75 @@ def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance 
             "pass --imatrix FILE, or choose another type"
         )
     rows_per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
-    bounded = dtype.name in _NARROW
+
+    @cache
+    def moderate() -> bool:
+        return weights is None or all(weights[at].max() <= _MODERATE for at in range(len(weights)))
 
     def read(start: int, stop: int) -> Rows:
         numbers = values(tensor, start, stop)
-        bad = kernels.nonfinite(numbers.view(np.uint8), F32)
-        if bad:
-            watch.not_finite(info.name, bad)
         data = encode_rows(numbers, dtype, weights, start, rows_per_matrix)
-        if bounded:
-            lost = kernels.nonfinite(data, dtype) - bad
-            if lost > 0:
-                watch.overflow(info.name, dtype.name, lost)
+        ordinary = _ordinary(numbers)
+        if ordinary and moderate() and dtype.name != _WRAPS:
+            return data
+        if not ordinary:
+            watch.not_finite(info.name, kernels.nonfinite(numbers.view(np.uint8), F32))
+        if not dtype.quantized:
+            watch.overflow(info.name, dtype.name, _newly_nonfinite(numbers, data, dtype))
+        elif len(lost := _lost_blocks(numbers, data, dtype)):
+            if weights is not None:
+                alike = encode_rows(numbers, dtype, Alike(info.row), start, rows_per_matrix)
+                made = np.setdiff1d(lost, _lost_blocks(numbers, alike, dtype))
+                _refuse_matrix(info.name, weights.matrix, len(made), dtype)
+            watch.blocks(info.name, dtype.name, len(lost))
         return data
 
     work = tensor.row_work + 4 * info.row + row_nbytes
     return tensor.derived(result, read, work_nbytes=work)
 
 
-_NARROW = frozenset(("F16", "BF16", "F8_E5M2"))
+# No type fails to hold numbers up to this one, the largest of F8_E4M3, be they ever so mixed, where no column's
+# importance is larger than that; but the scale of an MXFP4 block wraps around where all its numbers are below 2^-124.
+_ORDINARY, _MODERATE, _WRAPS = 448.0, 1e24, "MXFP4"
+# A block that holds its numbers has one that is not this much smaller than the largest of them; types that can be too
+# coarse for numbers below the second are not blamed for it.
+_SHRUNK, _SMALL = 1 / 1024, 0.125
+
+
+def _ordinary(numbers: NDArray[np.float32]) -> bool:
+    """Whether all are so small that no type has trouble with them; at the speed of memory."""
+    with np.errstate(invalid="ignore"):
+        return not numbers.size or bool(-_ORDINARY <= numbers.min() and numbers.max() <= _ORDINARY)
+
+
+def _newly_nonfinite(numbers: NDArray[np.float32], data: Rows, dtype: DType) -> int:
+    """How many numbers a cast pushed out of range."""
+    return kernels.nonfinite(data, dtype) - kernels.nonfinite(numbers.view(np.uint8), F32)
+
+
+def _lost_blocks(numbers: NDArray[np.float32], data: Rows, dtype: DType) -> NDArray[np.intp]:
+    """The blocks that do not hold their numbers, which are finite: a scale is not, or they are next to nothing now."""
+    blocks = numbers.reshape(-1, dtype.block_size)
+    large = np.abs(blocks).max(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        held = np.abs(kernels.decode(data, dtype).reshape(blocks.shape)).max(axis=1) >= large * np.float32(_SHRUNK)
+    lost = (large >= _SMALL) & ~held
+    lost[broken_blocks(data, dtype)] = True
+    return np.flatnonzero(lost & np.isfinite(large))
+
+
+def _refuse_matrix(tensor: str, matrix: str, count: int, dtype: DType) -> None:
+    """Refuse an importance matrix without which blocks would hold their numbers.
+
+    Raises:
+        QuantizationError: there are such blocks.
+    """
+    if count:
+        raise QuantizationError(
+            f"{tensor}: {matrix} makes {count} blocks of {dtype} that do not hold their numbers, and do without it: "
+            "its values for this tensor are too large\n"
+            f"--exclude-weights {tensor} does without them; nothing was written"
+        )
 
 
 def encode_rows(

@@ -20,7 +20,7 @@ from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback
 from converter.tensors import kernels
 from converter.tensors.dtypes import DType
-from converter.tensors.encode import encode_rows
+from converter.tensors.encode import Alike, encode_rows
 from converter.tensors.kernels import NO_DIFFERENCES, Differences
 from converter.tensors.streams import decoded, values
 from converter.tensors.tensor import Rows
@@ -261,7 +261,7 @@ def _encoded(pair: Pair, start: int, stop: int, reference: Floats, encode: bool)
     per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
     weights = pair.weights
     if weights is None and kernels.needs_importance(info.dtype):
-        weights = np.ones((1, info.row), np.float32)
+        weights = Alike(info.row)
     return pair.explained, encode_rows(numbers, info.dtype, weights, start, per_matrix)
 
 

@@ -22,7 +22,6 @@ import converter
 from converter.architectures import architectures
 from converter.check import rows
 from converter.check.check import STEPS, Checked, check
-from converter.check.scales import KINDS, SCALES
 from converter.check.tokens import templates
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
@@ -36,6 +35,7 @@ from converter.runtimes import generation
 from converter.storage import output
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES, F32
+from converter.tensors.scales import KINDS, SCALES
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
 
 STORIES, KJV = models.FIXTURES / "stories260K", models.FIXTURES / "kjv-llama"

@@ -11,10 +11,10 @@ import pytest
 from support.kernel_samples import SHAPES, sample, weightings
 from support.paths import ROOT
 
-from converter.check.scales import SCALES
 from converter.quant.imatrix import WEIGHTED
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES, DType
+from converter.tensors.scales import SCALES
 from converter.verify.bounds import TYPES, Blocks, Cast, expected_noise, noise_bound
 
 ENCODED = [name for name in TYPES if kernels.encodable(DTYPES[name]) and name != "F8_E8M0"]
