@@ -56,6 +56,18 @@ DECODER_HPARAMS = (
     HParam("n_vocab", ("vocab_size",), required=True),
 )
 
+# Sizes of the parts of a head that rotate by time, height and width; the GGUF has a fourth.
+MROPE = (
+    HParam(
+        "mrope_sections", ("rope.mrope_section",), (), "u32[]", default="numbers('')",
+        back="resized(rope_sections, min(3, len(rope_sections)))",
+    ),
+    HParam(
+        "rope_sections", (), ("rope.dimension_sections",), "i32[]", always=True,
+        default="resized(mrope_sections, 4 if len(mrope_sections) > 0 else 0)", back="numbers('')",
+    ),
+)
+
 # Config entries that no key says: on the way back, the tensors that are there do.
 ATTENTION_BIAS = HParam(
     "attention_bias", ("attention_bias",), (), "bool", default=False,
@@ -81,6 +93,9 @@ TEXT_MODEL_ALIASES = (
     ("model.language_model.{rest}", "model.{rest}"),
     ("language_model.{rest}", "{rest}"),
 )
+
+# Encoders and projectors of other inputs, which another file has.
+OTHER_INPUTS = ("visual.{rest}", "model.visual.{rest}", "audio_tower.{rest}", "talker.{rest}", "token2wav.{rest}")
 
 # Saved by old versions of transformers; the runtime computes them.
 ROPE_BUFFERS = (H + "self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")

@@ -1,4 +1,4 @@
-"""Qwen2 (and 2.5), Qwen3, Qwen3-MoE. No row permutation: ggml rotates halves for these.
+"""Qwen2 (and 2.5), Qwen3 and their mixtures of experts. No row permutation: ggml rotates halves for these.
 
 Source: the reference converter's Qwen2Model, Qwen3Model, Qwen3MoeModel; transformers' configuration
 classes for the defaults.

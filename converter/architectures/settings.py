@@ -22,7 +22,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "activation_function": SILU,
     "swiglu_limit": OFF,
     # positions
-    "rope.rope_type": ("default",),
+    "rope.rope_type": ("default", "mrope"),
     "rope.long_factor": (),
     "rope.short_factor": (),
     "rope.mrope_section": (),

@@ -83,6 +83,7 @@ class TensorRule:
         read_only: another layout of tensors that an earlier rule writes; never used on the way back.
         type: the type in an unquantized GGUF where it is not the usual one: a name, "F16 or F32" for F16 in a file of
             F16 and F32 in others, or "as asked" for what the file has, whatever the tensor is called.
+        by_shape: the rule is for tensors of its shape only; those of other shapes go on to the next rule of the name.
     """
 
     hf: Names
@@ -95,6 +96,7 @@ class TensorRule:
     generator: str | None = None
     read_only: bool = False
     type: str | None = None
+    by_shape: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -303,6 +305,11 @@ def pair(
 def amended(hparams: Iterable[HParam], **changes: Mapping[str, Any]) -> tuple[HParam, ...]:
     """Shared hparams, some with other fields: `n_expert={"config": ("num_experts",)}`."""
     return tuple(replace(hparam, **changes.get(hparam.name, {})) for hparam in hparams)
+
+
+def before(name: str, rows: Iterable[HParam], hparams: Iterable[HParam]) -> tuple[HParam, ...]:
+    """Shared hparams with `rows` in front of the one called `name`, where the reference writes their keys."""
+    return tuple(each for hparam in hparams for each in ((*rows, hparam) if hparam.name == name else (hparam,)))
 
 
 def without(rules: Iterable[TensorRule], *gguf: str) -> tuple[TensorRule, ...]:

@@ -40,16 +40,24 @@ from converter.tensors.tensor import LazyTensor, from_array
 
 @dataclass(frozen=True)
 class _Applies:
-    """Asks whether a rule applies to the block that a tensor's name says; what is generated always may be there."""
+    """Asks whether a rule applies to the block that a tensor's name says; what is generated always may be there.
+
+    Another layout of the same name applies where its shape is the tensor's.
+    """
 
     scope: Scope
     n_layer: int | None
     name: str
+    shape: tuple[int, ...] = ()
 
     def __call__(self, rule: TensorRule, block: int | None) -> bool:
         if block is not None and self.n_layer is not None and block >= self.n_layer:
             raise ShapeMismatch(f"{self.name}: config.json says {self.n_layer} layers")
-        return rule.generator is not None or self.scope.holds(rule.when, block)
+        if rule.generator is not None:
+            return True
+        return self.scope.holds(rule.when, block) and (
+            not rule.by_shape or self.shape == sizes(rule, self.scope, block)
+        )
 
 
 _Groups = dict[tuple[TensorRule, "int | None"], dict[tuple[int, "int | None"], LazyTensor]]
@@ -155,7 +163,7 @@ def _match_hf(
     n_layer = scope.size("n_layer")
     matches, unknown = [], []
     for name, tensor in checkpoint.tensors.items():
-        applies = _Applies(scope, n_layer, name)
+        applies = _Applies(scope, n_layer, name, tensor.info.shape)
         match = rules.find(name, applies)
         spelled = [] if match else spellings(architecture, name)
         match = match or next((found for each in spelled if (found := rules.find(each, applies))), None)
@@ -183,7 +191,7 @@ def _forward(
     if len(sources) != len(group):
         extra = next(iter(group.keys() - {(slot, expert) for slot in range(len(rule.hf)) for expert in experts}))
         raise ShapeMismatch(f"{group[extra].name}: config.json says {len(experts)} experts")
-    expected = tuple(scope.size(size, block) for size in rule.shape)
+    expected = sizes(rule, scope, block)
     for source in sources:
         if rule.shape and source.info.shape != expected:
             raise ShapeMismatch(
@@ -191,6 +199,11 @@ def _forward(
                 "config.json does not belong to these weights"
             )
     return compose(bound(rule, scope, block), sources, [fill(name, block) for name in rule.gguf])
+
+
+def sizes(rule: TensorRule, scope: Scope, block: int | None) -> tuple[int, ...]:
+    """The shape of a rule's tensors in a block."""
+    return tuple(scope.size(size, block) for size in rule.shape)
 
 
 def bound(rule: TensorRule, scope: Scope, block: int | None) -> Chain:

@@ -18,6 +18,7 @@ from converter.formats.safetensors import open_safetensors
 from converter.mapping import detect
 from converter.mapping.hparams import hparam_metadata, read_config, read_metadata, write_config
 from converter.metadata import Array, Value
+from converter.tensors.ops import Transpose
 
 H, G = "model.layers.{block}.", "blk.{block}."
 N_LAYER = HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True)
@@ -486,6 +487,25 @@ def test_names_by_other_spellings_conditions_and_prefixes(tmp_path: Path) -> Non
     (tmp_path / "bad").mkdir()
     with pytest.raises(UnmatchedTensor, match="other_tower"):
         Trip(tmp_path / "bad", (NAMED,), CONFIG, {**tensors, **random({"other_tower.q": (2,)})})
+
+
+def test_two_layouts_of_one_name_are_told_by_their_shape(tmp_path: Path) -> None:
+    """A row for tensors of its shape only leaves the others to the next; the last one says what is wrong."""
+    architecture = toy(
+        tensors=(
+            T(H + "up", G + "ffn_up.weight", Transpose(), shape=("n_embd", 3), read_only=True, by_shape=True),
+            T(H + "up", G + "ffn_up.weight", shape=(3, "n_embd")),
+        )
+    )
+    rows = random({f"model.layers.{i}.up": (3, 8) for i in range(4)})
+    trip = Trip(tmp_path, (architecture,), CONFIG, rows)
+    same(trip)
+    columns = {name: np.ascontiguousarray(array.T) if "2" in name else array for name, array in rows.items()}
+    (tmp_path / "columns").mkdir()
+    assert Trip(tmp_path / "columns", (architecture,), CONFIG, columns).back == trip.back
+    (tmp_path / "bad").mkdir()
+    with pytest.raises(ShapeMismatch, match=r"is \[3, 9\], config.json makes it \[3, 8\]"):
+        Trip(tmp_path / "bad", (architecture,), CONFIG, {**rows, **random({"model.layers.1.up": (3, 9)})})
 
 
 # --------------------------------------------------------------------------------------------- what is refused

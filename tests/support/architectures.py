@@ -40,6 +40,9 @@ class Sample:
         tokenizer: one of `models.TOKENIZERS`.
         pre: the name of the pre-tokenizer, which the reference finds by a hash that no new vocabulary can have.
         files: more files of the folder, name -> JSON value or text.
+        dropped: beginnings of names of tensors that belong to another file (of images, sounds) and do not come back.
+        changed: parts of names of tensors that come back in other pieces, or in values that only `logits` judges.
+        renamed: (beginning of names, what it is in the folder that comes back), where that is of another class.
         options: of the reference's converter.
         request: ours.
         logits: largest difference, relative to the largest logit, after the way to GGUF and back; None where
@@ -57,6 +60,9 @@ class Sample:
     tokenizer: str = "llama3"
     pre: str = "llama-bpe"
     files: Mapping[str, Any] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
     request: Mapping[str, Any] = field(default_factory=dict)
     logits: float | None = 0.0
