@@ -43,7 +43,9 @@ def test_each_setting_is_told_at_every_other_value(key: str, tmp_path: Path) -> 
     for value in ODD:
         changes: dict[str, Any] = {key: value}
         if key.startswith(("rope.", "rope_parameters.")):
-            changes = {"rope_parameters": {"rope_theta": 10000.0, key.partition(".")[2]: value}}
+            *parts, last = key.split(".")[1:]
+            inner = {parts[0]: {last: value}} if parts else {last: value}
+            changes = {"rope_parameters": {"rope_theta": 10000.0, **inner}}
         if key == "rope.rope_type" and not isinstance(value, str):
             continue  # refused, it is no name
         spelled = key.replace("rope.", "rope_parameters.")
