@@ -16,6 +16,7 @@ from converter import Request, pipeline
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, DiskFull, LossyError, MissingPart, OutputExists, SameFile
 from converter.events import Note, Overflow
+from converter.formats.registry import formats
 from converter.storage import disk
 from converter.storage.layout import Layout, whole_file
 
@@ -68,6 +69,27 @@ def test_a_file_that_has_no_name_is_refused(tmp_path: Path, target: str, fields:
     (tmp_path / "there").mkdir()
     with pytest.raises(MissingPart, match="file needs a name, or for GGUF a folder that is there"):
         planned(f"{tmp_path}/{target}", **fields)
+
+
+@pytest.mark.parametrize("sep", ["/", "\\"])
+def test_a_slash_says_folder_on_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sep: str) -> None:
+    monkeypatch.setattr(os, "sep", "\\")
+    assert planned(f"{tmp_path}/new{sep}").request.output.format == "hf"
+
+
+@pytest.mark.parametrize(
+    ("folder", "files"), [(True, ("inner/a", "b")), (True, ("a", "inner/b")), (False, ("out.made", "inner/b"))]
+)
+def test_a_writer_may_fill_folders_within(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, folder: bool, files: tuple[str, ...]
+) -> None:
+    target = tmp_path / "out.made"
+    place = target if folder else tmp_path
+    layout = Layout(tuple(whole_file(place / name, b"new") for name in files), place if folder else None)
+    made = replace(formats()["npz"], name="made", extensions=(".made",), layout=lambda *_: layout, folder=folder)
+    monkeypatch.setitem(formats(), "made", made)
+    converter.convert(source, target)
+    assert all((place / name).read_bytes() == b"new" for name in files)
 
 
 # ------------------------------------------------------------------------------------- what is closed
@@ -145,11 +167,22 @@ def test_an_empty_folder_is_taken_and_another_only_by_force(tmp_path: Path) -> N
     assert [path.name for path in full.iterdir()] == ["diary.txt"]
 
 
-def test_a_folder_may_be_a_link(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+def test_a_folder_may_be_a_link(tmp_path: Path, source: Path) -> None:
+    """Who made it knows where it leads; not so one within, which may have come with the model."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "out").symlink_to(elsewhere)
     plan = converter.convert(STORIES, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {file.path.name for file in plan.layout.files}
+    names = {path.name for path in elsewhere.iterdir()}
+    assert names == {file.path.name for file in plan.layout.files}
+    converter.convert(source, tmp_path / "out" / "out.npz")
+    assert (elsewhere / "out.npz").is_file()
+    with_inner = replace(plan, layout=Layout((whole_file(tmp_path / "new" / "inner" / "a", b"new"),), tmp_path / "new"))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "inner").symlink_to(elsewhere)
+    with pytest.raises(OutputExists, match="inner: is a link, which leads out of the folder; remove it"):
+        converter.run(with_inner, force=True)
+    assert not (elsewhere / "a").exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
