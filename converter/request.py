@@ -91,6 +91,7 @@ class Model:
     name: str | None = None
     tensors_only: bool = False
     no_tokenizer: bool = False
+    mmproj: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Fields(TypedDict, total=False):
     name: str | None
     tensors_only: bool
     no_tokenizer: bool
+    mmproj: bool
     format: str | None
     strict: bool
     split_max_size: int | None

@@ -33,6 +33,7 @@ OTHER: dict[str, Any] = {
     "name": "Llama",
     "tensors_only": True,
     "no_tokenizer": True,
+    "mmproj": True,
     "format": "hf",
     "strict": True,
     "split_max_size": 2_000_000_000,

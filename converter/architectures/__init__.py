@@ -29,6 +29,12 @@ def architectures() -> dict[str, Architecture]:
 
 
 @cache
+def projectors() -> tuple[Architecture, ...]:
+    """What multimodal models have beside their text model; all are `clip` in GGUF."""
+    return importlib.import_module(f"{__name__}.projectors").PROJECTORS  # type: ignore[no-any-return]
+
+
+@cache
 def plugged() -> dict[str, Architecture]:
     """Those of other packages by their GGUF names, where we have none of that name."""
     found: dict[str, Architecture] = {}

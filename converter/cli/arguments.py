@@ -119,6 +119,7 @@ def model_arguments(group: argparse._ArgumentGroup) -> None:
     add("--pre", metavar="NAME", help="pre-tokenizer, where the tokenizer does not tell")
     add("--name", help="general.name of the output")
     add("--key", metavar="PATH", help="part of a checkpoint that holds several (optimizer.state); `.` takes all")
+    add("--mmproj", action="store_true", help="write a multimodal model's vision tower and projector, not its text")
     add("--no-tokenizer", action="store_true", help="write no tokenizer")
     add("--tensors-only", action="store_true", help="keep tensor names as they are, map no architecture")
     add("--from", dest="source_type", metavar="FORMAT", help="format of IN, where its content does not tell")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.architectures import architectures, plugged
+from converter.architectures import architectures, plugged, projectors
 from converter.architectures.spec import Architecture, HFClass
 from converter.errors import UnknownArchitecture, short
 from converter.mapping.architecture_file import is_file, read_architecture
@@ -36,14 +36,20 @@ def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architec
     raise _unknown(", ".join(map(short, classes[:3])) or f"model_type {short(config.get('model_type'))}")
 
 
+def detect_projector(config: Mapping[str, Any]) -> _Found | None:
+    """What turns the images of a multimodal model into its text model's embeddings; None where we know of none."""
+    return _first(projectors(), config, "name", _classes(config))
+
+
 def _answer(known: _Known, config: Mapping[str, Any], name: str | None) -> _Found | None:
     classes = [name] if name else _classes(config)
     inner = [] if name else _classes(text_config(config))
-    if found := _first(known, config, "name", classes) or _first(known, config, "name", inner):
+    every = known.values()
+    if found := _first(every, config, "name", classes) or _first(every, config, "name", inner):
         return found
     if name and name in known:
         return _class_in(known[name], config)
-    return _first(known, config, "model_type", [config.get("model_type")]) if not classes else None
+    return _first(every, config, "model_type", [config.get("model_type")]) if not classes else None
 
 
 def _class_in(architecture: Architecture, config: Mapping[str, Any]) -> tuple[Architecture, HFClass]:
@@ -59,8 +65,8 @@ def _classes(config: Mapping[str, Any]) -> list[str]:
     return [item for item in listed if isinstance(item, str)] if isinstance(listed, list) else []
 
 
-def _first(known: _Known, config: Mapping[str, Any], field: str, wanted: list[Any]) -> _Found | None:
-    for architecture in known.values():
+def _first(known: Iterable[Architecture], config: Mapping[str, Any], field: str, wanted: list[Any]) -> _Found | None:
+    for architecture in known:
         for hf in architecture.hf:
             if getattr(hf, field) in wanted and _takes(architecture, hf, config):
                 return architecture, hf

@@ -87,6 +87,7 @@ def general_metadata(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     name: str | None = None,
+    kind: str = "model",
 ) -> tuple[Metadata, list[Event]]:
     """The `general.*` keys of a model folder in write order, and what was odd in its files.
 
@@ -98,6 +99,7 @@ def general_metadata(
         files: the folder's files by name; README.md, config.json and generation_config.json are read if present.
         shapes: row-major shapes by GGUF tensor name, for the parameter count. Adapters (LoRA) are not counted.
         name: `general.name` in place of everything found.
+        kind: `general.type`, "mmproj" for a projector.
     """
     events: list[Event] = []
     card = _read_card(files.get("README.md"), events)
@@ -114,7 +116,7 @@ def general_metadata(
     if "size_label" not in fields and params.total > 0:
         fields["size_label"] = params.size_label
 
-    out: Metadata = {"general.type": text("model")}
+    out: Metadata = {"general.type": text(kind)}
     out.update(_sampling(generation, events))
     out.update((f"general.{key}", _text(fields[key])) for key, _ in CARD if fields.get(key))
     for key, keys in ORIGINS:

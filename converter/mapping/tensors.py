@@ -14,9 +14,16 @@ import numpy as np
 from converter.architectures.settings import BY_FACTORS
 from converter.architectures.spec import Architecture, HFClass, TensorRule
 from converter.checkpoint import Checkpoint
-from converter.errors import ArchitectureError, MissingTensor, ShapeMismatch, UnknownArchitecture, UnmatchedTensor
+from converter.errors import (
+    ArchitectureError,
+    MissingTensor,
+    ShapeMismatch,
+    UnknownArchitecture,
+    UnmatchedTensor,
+    short,
+)
 from converter.events import Event, Ignored, MetadataLost, Note
-from converter.mapping.detect import detect, detect_gguf
+from converter.mapping.detect import detect, detect_gguf, detect_projector
 from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import (
     MAX_BLOCKS,
@@ -30,6 +37,7 @@ from converter.mapping.hparams import (
 )
 from converter.mapping.names import Match, RuleNames, Spelled, fill, is_ignored, spellings
 from converter.mapping.nearest import nearest
+from converter.mapping.processor import processor_config
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
 from converter.tensors.dtypes import F32
@@ -116,13 +124,9 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     hparams, given = read_config(architecture, hf, checkpoint.config, present)
     scope = Scope(hparams, present)
     events: list[Event] = list(_contradicted(checkpoint.config, architecture, name))
-    matches = _match_hf(architecture, checkpoint, scope, events)
-    outputs: dict[str, LazyTensor] = {}
-    types: dict[str, str] = {}
-    for (rule, block), group in _group(matches).items():
-        made = _forward(rule, block, group, scope)
-        outputs.update((tensor.name, tensor) for tensor in made)
-        types.update((tensor.name, rule.type) for tensor in made if rule.type is not None)
+    outputs, types = _mapped_forward(architecture, checkpoint, scope, events)
+    if any(isinstance(event, Ignored) for event in events) and detect_projector(checkpoint.config):
+        events.append(Note("the vision tower is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
     for rule in architecture.tensors:
         if rule.generator and scope.holds(rule.when):
             outputs.update((tensor.name, tensor) for tensor in _generated(rule, checkpoint.config, scope, hparams))
@@ -132,6 +136,34 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     events += lost_settings(architecture, hf, checkpoint.config, scope, back)
     early = hparam_metadata(architecture, hparams, given, early=True)
     return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early, types)
+
+
+def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
+    """The vision tower and the projector of a multimodal model, for a file beside that of its text model.
+
+    Raises:
+        UnknownArchitecture: none that is known here.
+        ArchitectureError and its kinds: as `to_gguf`.
+    """
+    found = detect_projector(checkpoint.config)
+    if found is None:
+        classes = ", ".join(map(short, checkpoint.config.get("architectures") or ["nobody"]))
+        raise UnknownArchitecture(
+            f"--mmproj: no vision tower of {classes} is known; without it the text model alone is converted"
+        )
+    architecture, hf = found
+    config = {**checkpoint.config, "processor": processor_config(checkpoint.assets)}
+    present = Spelled(architecture, checkpoint.tensors)
+    hparams, given = read_config(architecture, hf, config, present)
+    scope = Scope(hparams, present)
+    ignored: list[Event] = []
+    outputs, types = _mapped_forward(architecture, checkpoint, scope, ignored)
+    _check_complete(architecture, hf, scope, outputs, config)
+    keys = hparam_metadata(architecture, hparams, given)
+    events: tuple[Event, ...] = ()
+    if ignored:
+        events = (Note(f"{len(ignored)} tensors are the text model's; without --mmproj they are converted"),)
+    return Translation(architecture, hparams, outputs, dict(keys), events, types=types)
 
 
 def _detected(checkpoint: Checkpoint, name: str | None) -> tuple[Architecture, HFClass]:
@@ -154,6 +186,19 @@ def _contradicted(config: Mapping[str, Any], architecture: Architecture, name: s
         return
     if own.gguf != architecture.gguf:
         yield Note(f"read as {architecture.gguf}, as asked, though config.json says {own.gguf}")
+
+
+def _mapped_forward(
+    architecture: Architecture, checkpoint: Checkpoint, scope: Scope, events: list[Event]
+) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """The tensors under their GGUF names, and the types that rules give them."""
+    outputs: dict[str, LazyTensor] = {}
+    types: dict[str, str] = {}
+    for (rule, block), group in _group(_match_hf(architecture, checkpoint, scope, events)).items():
+        made = _forward(rule, block, group, scope)
+        outputs.update((tensor.name, tensor) for tensor in made)
+        types.update((tensor.name, rule.type) for tensor in made if rule.type is not None)
+    return outputs, types
 
 
 def _match_hf(

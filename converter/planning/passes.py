@@ -8,7 +8,7 @@ No pass reads a tensor byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from converter.formats.base import Format, WriteOptions
 from converter.formats.foreign import scheme_of
 from converter.mapping.folder import with_small_files
 from converter.mapping.general_keys import default_file_name, general_metadata
-from converter.mapping.tensors import Translation, to_gguf, to_hf
+from converter.mapping.tensors import Translation, projector_to_gguf, to_gguf, to_hf
 from converter.metadata import Array, Metadata, Value
 from converter.planning.draft import Draft
 from converter.planning.plan import Step
@@ -125,7 +125,8 @@ def map_names(draft: Draft) -> Draft:
 
 
 def _to_gguf(draft: Draft) -> Draft:
-    mapped = to_gguf(draft.checkpoint, draft.request.model.arch)
+    model = draft.request.model
+    mapped = projector_to_gguf(draft.checkpoint) if model.mmproj else to_gguf(draft.checkpoint, model.arch)
     draft.report.extend(list(mapped.events))
     metadata = _hf_metadata(draft.checkpoint, mapped, draft.request, draft.report)
     return _mapped(draft, mapped, metadata, {})
@@ -166,11 +167,14 @@ def _hf_metadata(checkpoint: Checkpoint, mapped: Translation, request: Request, 
     """All key/values of a GGUF made from a Hugging Face model, in the reference's order."""
     shapes = {name: tensor.info.shape for name, tensor in mapped.tensors.items()}
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    general, events = general_metadata(folder.resolve().name, checkpoint.assets, shapes, name=request.model.name)
+    kind = "mmproj" if request.model.mmproj else "model"
+    general, events = general_metadata(
+        folder.resolve().name, checkpoint.assets, shapes, name=request.model.name, kind=kind
+    )
     report.extend(events)
     first: Metadata = {"general.architecture": Value("str", mapped.architecture.gguf), **mapped.early}
     metadata: Metadata = {**first, **general, **mapped.config}
-    if not request.model.no_tokenizer:
+    if not (request.model.no_tokenizer or request.model.mmproj):
         metadata.update(_tokenizer(checkpoint, mapped, request, report))
     return metadata
 
@@ -376,7 +380,7 @@ def _said(draft: Draft) -> Metadata:
     metadata: Metadata = dict(draft.checkpoint.config)
     if file_type is None:
         old = getattr(metadata.get("general.file_type"), "value", None)
-        file_type = old if type(old) is int and 0 <= old < 1 << 32 else _dense_file_type(draft.intermediate.values())
+        file_type = old if type(old) is int and 0 <= old < 1 << 32 else _dense_file_type(draft)
     own = {
         "general.quantization_version": Value("u32", QUANTIZATION_VERSION),
         "general.file_type": Value("u32", file_type),
@@ -386,9 +390,11 @@ def _said(draft: Draft) -> Metadata:
     return kept | own | (draft.matrix.metadata() if draft.matrix else {})
 
 
-def _dense_file_type(tensors: Iterable[LazyTensor]) -> int:
+def _dense_file_type(draft: Draft) -> int:
+    """By the largest tensor whose type its architecture leaves open."""
+    forced = draft.mapped.types if draft.mapped else {}
     largest = max(
-        (tensor.info for tensor in tensors if len(tensor.info.shape) > 1),
+        (t.info for name, t in draft.intermediate.items() if len(t.info.shape) > 1 and name not in forced),
         key=lambda info: info.n_elements,
         default=None,
     )

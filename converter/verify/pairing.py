@@ -15,7 +15,7 @@ from converter.events import SettingLost
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.mapping.view import HEADS, view
-from converter.metadata import number_of
+from converter.metadata import number_of, text_of
 from converter.planning.draft import Draft, begin, run
 from converter.planning.passes import MODEL, choose, open_matrix, weigh
 from converter.planning.plan import Step
@@ -66,6 +66,8 @@ def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Reques
     Raises:
         ConverterError: the source cannot be mapped to the target's dialect.
     """
+    if target.dialect == "gguf" and text_of(target.config, "general.type") == "mmproj":
+        request = request.replace(mmproj=True)
     draft = begin(source, writer, request.replace(strict=False))
     if draft.to_gguf and (draft.route.map or view(source).keyed):
         return _with_gguf(draft, target)

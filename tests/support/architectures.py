@@ -39,6 +39,7 @@ class Sample:
         dtype: of the weights.
         tokenizer: one of `models.TOKENIZERS`.
         pre: the name of the pre-tokenizer, which the reference finds by a hash that no new vocabulary can have.
+        renamed: beginning of a name that save_pretrained writes -> the one that published models have.
         files: more files of the folder, name -> JSON value or text.
         dropped: beginnings of names of tensors that belong to another file (of images, sounds) and do not come back.
         changed: parts of names of tensors that come back in other pieces, or in values that only `logits` judges.
@@ -59,6 +60,7 @@ class Sample:
     dtype: str = "BF16"
     tokenizer: str = "llama3"
     pre: str = "llama-bpe"
+    renamed: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()

@@ -34,6 +34,8 @@ def recorded_value(value: Value | Array) -> tuple[str, object]:
         stored = float(np.float32(value.value)) if value.type == "f32" else value.value  # type: ignore[arg-type]
         return GGUF_NAMES[value.type], stored
     kind = f"ARRAY[{GGUF_NAMES[value.type]}]"
+    if len(value) <= 16 and value.type == "f32":
+        return kind, [float(np.float32(item)) for item in value.values]
     if len(value) <= 16:
         return kind, [item.item() if isinstance(item, np.generic) else item for item in value.values]
     if value.type == "str":
