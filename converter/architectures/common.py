@@ -1,6 +1,6 @@
 """Rows that most decoder-only models share."""
 
-from converter.architectures.spec import HParam, T, TensorRule, pair
+from converter.architectures.spec import HParam, T, TensorRule, amended, pair
 from converter.architectures.traits import Relation
 from converter.tensors.ops import Rope
 
@@ -68,6 +68,20 @@ MROPE = (
     ),
 )
 
+# Of the architectures whose converter in the reference is Llama's.
+LLAMA_HPARAMS = (
+    *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
+    HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+)
+# Of those whose norms subtract the mean.
+LAYER_NORM_HPARAMS = amended(
+    DECODER_HPARAMS,
+    rms_eps={
+        "name": "norm_eps", "config": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+        "gguf": ("attention.layer_norm_epsilon",),
+    },
+)
+
 # Config entries that no key says: on the way back, the tensors that are there do.
 ATTENTION_BIAS = HParam(
     "attention_bias", ("attention_bias",), (), "bool", default=False,
@@ -95,7 +109,11 @@ TEXT_MODEL_ALIASES = (
 )
 
 # Encoders and projectors of other inputs, which another file has.
-OTHER_INPUTS = ("visual.{rest}", "model.visual.{rest}", "audio_tower.{rest}", "talker.{rest}", "token2wav.{rest}")
+OTHER_INPUTS = (
+    "visual.{rest}", "model.visual.{rest}", "audio_tower.{rest}", "talker.{rest}", "token2wav.{rest}",
+    "vision_tower.{rest}", "model.vision_tower.{rest}", "vision_model.{rest}", "model.vision_model.{rest}",
+    "model.audio_tower.{rest}", "multi_modal_projector.{rest}", "model.multi_modal_projector.{rest}",
+)
 
 # Saved by old versions of transformers; the runtime computes them.
 ROPE_BUFFERS = (H + "self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")

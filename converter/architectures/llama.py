@@ -1,14 +1,15 @@
-"""Llama 1 to 3, Mistral, Mixtral: one GGUF architecture, `llama`.
+"""Llama 1 to 3, Mistral, Mixtral: one GGUF architecture, `llama`; Arcee and SmolLM3.
 
-Source: the reference converter's LlamaModel; transformers' configuration classes for the defaults.
+Source: the reference converter's LlamaModel, ArceeModel, SmolLM3Model; transformers' configuration classes for the
+defaults.
 """
 
 from converter.architectures.common import (
     ATTENTION_BIAS,
     ATTENTION_INTERLEAVED,
-    DECODER_HPARAMS,
     DENSE_FFN,
     LLAMA3_ROPE_FREQS,
+    LLAMA_HPARAMS,
     MLP_BIAS,
     NORM_TENSORS,
     ROPE_BUFFERS,
@@ -17,7 +18,7 @@ from converter.architectures.common import (
     G,
     H,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when
+from converter.architectures.spec import Architecture, HFClass, HParam, T, only_when, without
 from converter.architectures.styles import LLAMA
 from converter.architectures.traits import Relation, Traits
 from converter.tensors.ops import Split
@@ -32,6 +33,14 @@ DEFAULTS = {
 MISTRAL_DEFAULTS = {
     "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 131072,
     "sliding_window": 4096,
+}
+
+ARCEE_DEFAULTS = {
+    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 4096,
+}
+SMOLLM3_DEFAULTS = {
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 2000000.0, "max_position_embeddings": 32768,
 }
 
 ARCHITECTURES = (
@@ -57,12 +66,7 @@ ARCHITECTURES = (
             HFClass("LLaMAForCausalLM", "llama", DEFAULTS, when="0"),
             HFClass("LlamaModel", "llama", DEFAULTS, when="0", head=False),
         ),
-        hparams=(
-            *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
-            ATTENTION_BIAS,
-            MLP_BIAS,
-        ),
+        hparams=(*LLAMA_HPARAMS, ATTENTION_BIAS, MLP_BIAS),
         tensors=(
             *TOP_TENSORS,
             *NORM_TENSORS,
@@ -94,5 +98,38 @@ ARCHITECTURES = (
             large="n_layer == 80 and n_head != n_head_kv",
             relations=(Relation("n_rot // 2 * 2 == n_rot", "n_rot", "is odd, and rotations take pairs"),),
         ),
+    ),
+    Architecture(
+        gguf="arcee",
+        hf=(HFClass("ArceeForCausalLM", "arcee", ARCEE_DEFAULTS),),
+        hparams=(*LLAMA_HPARAMS, ATTENTION_BIAS, MLP_BIAS),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION_INTERLEAVED,
+            *without(DENSE_FFN, G + "ffn_gate.weight", G + "ffn_gate.bias"),
+            LLAMA3_ROPE_FREQS,
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(LLAMA, built_in={"hidden_act": ("relu2",)}),
+    ),
+    Architecture(
+        gguf="smollm3",
+        hf=(HFClass("SmolLM3ForCausalLM", "smollm3", SMOLLM3_DEFAULTS),),
+        hparams=(
+            *LLAMA_HPARAMS,
+            # The runtime rotates three blocks of four.
+            HParam(
+                "rotates", ("no_rope_layers",), (), "u32[]",
+                default="1 if (block + 1) % 4 else 0", back="1 if (block + 1) % 4 else 0", per_block=True,
+            ),
+            ATTENTION_BIAS,
+            MLP_BIAS,
+        ),
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN, LLAMA3_ROPE_FREQS),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(LLAMA),
     ),
 )

@@ -24,7 +24,6 @@ from converter.metadata import boolean, u32
 RUNTIME: dict[str, Traits] = {
     "afmoe": Traits(LLAMA, window=SlidingWindow(4)),
     "apertus": Traits(LLAMA),
-    "arcee": Traits(LLAMA),
     "arctic": Traits(SPM),
     "arwkv7": Traits(SPM_OR_BPE),
     "baichuan": Traits(SPM),
@@ -33,7 +32,6 @@ RUNTIME: dict[str, Traits] = {
     "bailingmoe3": Traits(BPE),
     "bert": Traits(BERT),
     "bitnet": Traits(SPM),
-    "bloom": Traits(BPE),
     "chameleon": Traits(BPE),
     "chatglm": Traits(
         TokenizerStyle(
@@ -59,7 +57,6 @@ RUNTIME: dict[str, Traits] = {
     "exaone": Traits(BPE),
     "exaone-moe": Traits(BPE, window=SlidingWindow(4)),
     "exaone4": Traits(BPE, window=SlidingWindow(4)),
-    "falcon": Traits(BPE),
     "falcon-h1": Traits(BPE),
     "gemma-embedding": Traits(GEMMA3),
     "gemma3n": Traits(GEMMA3, window=SlidingWindow(5), first_shared=20),
@@ -84,12 +81,8 @@ RUNTIME: dict[str, Traits] = {
         protected=("attn_q_a", "attn_q_b", "nextn.eh_proj"),
     ),
     "gpt-oss": Traits(BPE, window=SlidingWindow(2)),
-    "gpt2": Traits(BPE),
-    "gptneox": Traits(BPE),
-    "granite": Traits(LLAMA),
     "granite_swa": Traits(LLAMA),
     "granitehybrid": Traits(TokenizerStyle(("spm", "bpe"), round_to=8)),
-    "granitemoe": Traits(LLAMA),
     "graniteswitch": Traits(LLAMA),
     "grok": Traits(SPM_OR_BPE),
     "grovemoe": Traits(BPE),
@@ -108,7 +101,6 @@ RUNTIME: dict[str, Traits] = {
     "llada": Traits(TokenizerStyle(("bpe",), last=(("add_bos_token", boolean(True)),))),
     "llada-moe": Traits(TokenizerStyle(("bpe",), first=(("mask_token_id", u32(156895)),))),
     "llama-embed": Traits(LLAMA, large="n_layer == 80 and n_head != n_head_kv"),
-    "llama4": Traits(BPE, window=SlidingWindow(4, size=8192)),
     "maincoder": Traits(BPE),
     "mamba": Traits(TokenizerStyle(("bpe", "spm"), round_to=8)),
     "mamba2": Traits(TokenizerStyle(("spm", "bpe"), round_to=16)),
@@ -118,7 +110,6 @@ RUNTIME: dict[str, Traits] = {
     "minicpm3": Traits(SPM),
     "minimax-m2": Traits(BPE),
     "minimax-m3": Traits(BPE),
-    "mistral3": Traits(LLAMA),
     "modern-bert": Traits(
         TokenizerStyle(
             ("bpe",),
@@ -127,7 +118,6 @@ RUNTIME: dict[str, Traits] = {
             ),
         )
     ),
-    "mpt": Traits(BPE),
     "muse-glimmer": Traits(window=SlidingWindow(4)),
     "nanbeige": Traits(LLAMA),
     "nemotron": Traits(
@@ -138,9 +128,6 @@ RUNTIME: dict[str, Traits] = {
     "neo-bert": Traits(BERT),
     "nomic-bert": Traits(BERT),
     "nomic-bert-moe": Traits(BERT),
-    "olmo": Traits(BPE, large="n_layer == 80"),
-    "olmo2": Traits(BPE, window=SlidingWindow(4)),
-    "olmoe": Traits(BPE),
     "openelm": Traits(SPM_OR_BPE),
     "orion": Traits(SPM),
     "paddleocr": Traits(PREFIX_LAST),
@@ -155,12 +142,8 @@ RUNTIME: dict[str, Traits] = {
     "refact": Traits(BPE),
     "rnd1": Traits(BPE),
     "rwkv6qwen2": Traits(SPM_OR_BPE),
-    "seed_oss": Traits(BPE),
     "smallthinker": Traits(BPE, window=SlidingWindow(4, full_first=True)),
-    "smollm3": Traits(LLAMA),
     "stablelm": Traits(BPE),
-    "starcoder": Traits(BPE),
-    "starcoder2": Traits(BPE),
     "step35": Traits(BPE),
     "t5": Traits(UNIGRAM),
     "t5encoder": Traits(UNIGRAM),

@@ -24,6 +24,7 @@ def test_same_file_as_the_reference(name: str, tmp_path: Path) -> None:
             for t in made.tensors.values()
         ]
         keys = [[key, *recorded_value(value)] for key, value in made.config.items()]
+        keys = [row for row in keys if row[0] not in facts.get("forgotten", ())]
     # Its converter keeps the source's order of tensors; we always write its quantizer's, which also puts two keys last.
     assert sorted(tensors) == sorted(facts["reference"]["tensors"])
     theirs = sorted(facts["reference"]["keys"], key=lambda row: LAST.index(row[0]) if row[0] in LAST else -1)

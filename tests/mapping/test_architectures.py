@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import string
 from collections.abc import Container, Iterator
 from dataclasses import replace
@@ -22,9 +23,9 @@ from converter.errors import ArchitectureError
 from converter.mapping.detect import detect
 from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import hparam_metadata, read_config, read_metadata, write_config
-from converter.metadata import TYPES, Value
+from converter.metadata import TYPES
 from converter.quant.recipes import ModelFacts
-from converter.tensors.expressions import compute, evaluate, names
+from converter.tensors.expressions import BLOCK, PRESENT, ExpressionError, compute, evaluate, names
 from converter.tensors.ops import Stack, apply, infer, inverse
 
 FOLDER = Path(package.__file__).parent
@@ -58,7 +59,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
     """Small numbers for every hparam, so that the expressions of the rows have values."""
     numbers = {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_head_kv": 2, "head_dim": 8, "n_vocab": 32}
     # Of a model whose context is that of its training.
-    numbers |= {"n_expert": n_expert, "short_mscale": 1, "long_mscale": 1}
+    numbers |= {"n_expert": n_expert, "rope_attn_factor": 1, "n_ff": 32, "max_alibi": 8}
     kinds: dict[str, Any] = {"u32": 12, "i32": 12, "u64": 12, "f32": 0.5, "str": "default", "bool": True}
 
     def value(hparam: HParam) -> Any:
@@ -66,24 +67,35 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
             return numbers[hparam.name]
         if hparam.values:
             return kinds["str"] if hparam.types == ("str",) else hparam.values[0][0]
-        if hparam.name == "mrope_sections":
-            return [4, 6, 6]
+        if hparam.name == "rope_sections":
+            return [4, 6, 6, 0]
         kind = hparam.types[0]
         return [kinds[kind[:-2]]] * numbers["n_layer"] if kind.endswith("[]") else kinds[kind]
 
     return {hparam.name: value(hparam) for hparam in architecture.hparams}
 
 
+#: What a name in a condition may be for it to hold.
+CANDIDATES = (0, 1, 2, 4, True, False, [0, 0], [1, 1], [True, True], [False, False], "default", "llama3", "longrope")
+
+
 def sized(architecture: Architecture, rule: TensorRule) -> dict[str, Any] | None:
     """Hyperparameters under which the rule applies, in block 1 of two where its names say so."""
-    for n_expert in (4, 0):
-        hparams = small_hparams(architecture, n_expert)
-        for rope in ("default", "llama3"):
-            hparams["rope_type"] = rope
-            sizes = {**hparams, "present": (), **({"block": 1} if rule.per_block else {})}
-            if rule.when is None or evaluate(rule.when, sizes):
-                return sizes
+    hparams = {**small_hparams(architecture, 4), PRESENT: (), **({BLOCK: 1} if rule.per_block else {})}
+    asked = sorted(names(rule.when) - {BLOCK, PRESENT}) if rule.when else []
+    choices = ((hparams[name], *CANDIDATES) for name in asked)
+    for values in itertools.product(*choices):
+        sizes = {**hparams, **dict(zip(asked, values, strict=True))}
+        if rule.when is None or holds(rule.when, sizes):
+            return sizes
     return None
+
+
+def holds(condition: str, sizes: dict[str, Any]) -> bool:
+    try:
+        return bool(evaluate(condition, sizes))
+    except ExpressionError:  # a candidate of the wrong kind
+        return False
 
 
 #: What a config says, where the row is there.
@@ -210,25 +222,25 @@ def test_classes(architecture: Architecture) -> None:
 
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
 def test_config_and_metadata_are_each_others_inverse(architecture: Architecture) -> None:
-    """hparams -> config.json -> hparams, and hparams -> GGUF keys -> hparams; what has no key follows from the rest."""
-    by_tensors = any(row.name == "rope_type" and not row.gguf for row in architecture.hparams)
-    scaling = {"rope_type": "longrope"} if by_tensors else None
-    said = {**small_hparams(architecture, 4), **SAID, **(scaling or {})}
-    config = write_config(architecture, said, tied=False, scaling=scaling)
-    hparams = {}
-    for row in (row for row in architecture.hparams if row.config):
-        if row.gguf or row.default is None or row.back is not None:
-            hparams[row.name] = said[row.name]
-        else:
-            config.pop(row.config[0], None)
+    """GGUF keys -> hparams -> config.json -> hparams -> GGUF keys; what has no key follows from the rest."""
+    small = {**small_hparams(architecture, 4), **SAID}
+    if any(row.name == "rope_type" and not row.gguf for row in architecture.hparams):
+        small["rope_type"] = "longrope"  # which the tensors of its factors tell
+    led_back = {name for row in architecture.hparams if isinstance(row.back, str) for name in names(row.back)}
+    follows = [row for row in architecture.hparams if not row.config and row.name not in led_back]
+    derived = {architecture.key(key) for row in follows for key in row.gguf}
+    metadata = hparam_metadata(architecture, small, set(small))
+    hparams = read_metadata(architecture, metadata, 32, Everything())
+    scaling = {"rope_type": "longrope"} if hparams.get("rope_type") == "longrope" else None
+    config = write_config(architecture, hparams, tied=False, scaling=scaling)
     hf = next(hf for hf in architecture.hf if hf.name == config["architectures"][0])
     again, given = read_config(architecture, hf, config)
-    assert {name: again.get(name) for name in hparams} == hparams
-    metadata = {**hparam_metadata(architecture, again, given), "general.architecture": Value("str", architecture.gguf)}
-    from_gguf = read_metadata(architecture, metadata, 32, Everything())
-    in_keys = [row.name for row in architecture.hparams if row.gguf or row.back is not None or row.default is not None]
-    stated = hparams.keys() & in_keys
-    assert {name: from_gguf.get(name) for name in stated} == {name: again.get(name) for name in stated}
+    in_config = [row.name for row in architecture.hparams if row.config and row.name in hparams]
+    assert {name: again.get(name) for name in in_config} == {name: hparams[name] for name in in_config}
+    made = hparam_metadata(architecture, again, given)
+    assert {k: v for k, v in made.items() if k not in derived} == {
+        k: v for k, v in metadata.items() if k not in derived
+    }
 
 
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
@@ -274,7 +286,9 @@ def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
     checked = 0
     for rule in architecture.tensors:
         for hf, ours in weights_of(rule):
-            theirs = names.get_name(hf, try_suffixes=(".weight", ".bias"))
+            spelled = (hf, hf.removeprefix("transformer."))  # which some of its classes take off first
+            found = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in spelled)
+            theirs = next((name for name in found if name is not None), None)
             if theirs is None and rule.read_only:
                 continue
             assert theirs == (ours if hf.endswith((".weight", ".bias")) else ours.removesuffix(".weight")), hf
@@ -315,7 +329,9 @@ def test_helpers_of_the_spec() -> None:
 
 def test_facts_of_an_architecture_stand_in_one_place() -> None:
     assert not RUNTIME.keys() & architectures().keys(), "one that is mapped takes its row along"
-    assert traits_of("llama") is architectures()["llama"].traits and traits_of("gpt2") is RUNTIME["gpt2"]
+    assert traits_of("llama") is architectures()["llama"].traits and all(
+        traits_of(name) is RUNTIME[name] for name in RUNTIME
+    )
     assert traits_of("nobody") == Traits()
 
 

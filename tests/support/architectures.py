@@ -45,6 +45,8 @@ class Sample:
         changed: parts of names of tensors that come back in other pieces, or in values that only `logits` judges.
         renamed: (beginning of names, what it is in the folder that comes back), where that is of another class.
         options: of the reference's converter.
+        forgotten: keys that it should write and does not.
+        told: what config.json says to it alone, where it fails on what transformers saves.
         request: ours.
         logits: largest difference, relative to the largest logit, after the way to GGUF and back; None where
             transformers cannot run it.
@@ -66,6 +68,8 @@ class Sample:
     changed: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
+    forgotten: tuple[str, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)
     logits: float | None = 0.0
     runtime: float | None = 1e-3

@@ -1,0 +1,91 @@
+"""Granite and Granite MoE: Llama with four scales; heads are always a part of the width.
+
+Source: the reference converter's GraniteModel and GraniteMoeModel; transformers' configuration classes for defaults.
+"""
+
+from converter.architectures.common import (
+    ATTENTION_BIAS,
+    ATTENTION_INTERLEAVED,
+    DENSE_FFN,
+    LLAMA_HPARAMS,
+    MLP_BIAS,
+    NORM_TENSORS,
+    ROPE_BUFFERS,
+    TEXT_MODEL_ALIASES,
+    TOP_TENSORS,
+    G,
+    H,
+)
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
+from converter.architectures.styles import LLAMA
+from converter.architectures.traits import Traits
+from converter.tensors.ops import Split
+
+MOE, SHARED = H + "block_sparse_moe.", H + "shared_mlp."
+DEFAULTS = {
+    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "max_position_embeddings": 2048, "attention_multiplier": 1.0, "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0, "logits_scaling": 1.0,
+}
+MOE_DEFAULTS = {**DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2}
+
+HPARAMS = (
+    *amended(LLAMA_HPARAMS, head_dim={"config": (), "gguf": ()}),
+    HParam("attention_scale", ("attention_multiplier",), ("attention.scale",), "f32"),
+    HParam("embedding_scale", ("embedding_multiplier",), ("embedding_scale",), "f32"),
+    HParam("residual_scale", ("residual_multiplier",), ("residual_scale",), "f32"),
+    HParam("logit_scale", ("logits_scaling",), ("logit_scale",), "f32"),
+    ATTENTION_BIAS,
+)
+
+ARCHITECTURES = (
+    Architecture(
+        gguf="granite",
+        hf=(HFClass("GraniteForCausalLM", "granite", DEFAULTS),),
+        hparams=(*HPARAMS, MLP_BIAS),
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(LLAMA),
+    ),
+    Architecture(
+        gguf="granitemoe",
+        hf=(
+            HFClass("GraniteMoeForCausalLM", "granitemoe", MOE_DEFAULTS, when="n_shared == 0"),
+            HFClass("GraniteMoeSharedForCausalLM", "granitemoeshared", MOE_DEFAULTS, when="n_shared > 0"),
+        ),
+        hparams=(
+            *HPARAMS,
+            HParam(
+                "n_shared", ("shared_intermediate_size",), (),
+                default=0, back="n_ff_shexp if present('blk.0.ffn_gate_shexp.weight') else 0",
+            ),
+            HParam(
+                "n_ff_shexp", (), ("expert_shared_feed_forward_length",),
+                default="n_shared", back="n_ff", always=True, when="n_shared > 0",
+            ),
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION_INTERLEAVED,
+            T(MOE + "router.layer.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
+            T(
+                MOE + "input_linear.weight", (G + "ffn_gate_exps.weight", G + "ffn_up_exps.weight"),
+                Split(1, (1, 1)), shape=("n_expert", "2 * n_ff", "n_embd"),
+            ),
+            T(MOE + "output_linear.weight", G + "ffn_down_exps.weight", shape=("n_expert", "n_embd", "n_ff")),
+            T(
+                SHARED + "input_linear.weight", (G + "ffn_gate_shexp.weight", G + "ffn_up_shexp.weight"),
+                Split(0, (1, 1)), shape=("2 * n_ff_shexp", "n_embd"), when="n_shared > 0",
+            ),
+            T(
+                SHARED + "output_linear.weight", G + "ffn_down_shexp.weight",
+                shape=("n_embd", "n_ff_shexp"), when="n_shared > 0",
+            ),
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(LLAMA),
+    ),
+)  # fmt: skip

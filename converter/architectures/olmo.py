@@ -1,0 +1,101 @@
+"""OLMo 1 and 2, OLMoE.
+
+Source: the reference converter's OlmoModel, Olmo2Model, OlmoeModel; transformers' configuration classes for defaults.
+"""
+
+from converter.architectures.common import (
+    ATTENTION,
+    ATTENTION_BIAS,
+    ATTENTION_INTERLEAVED,
+    DECODER_HPARAMS,
+    DENSE_FFN,
+    KV,
+    NORM,
+    NORM_TENSORS,
+    ROPE_BUFFERS,
+    TEXT_MODEL_ALIASES,
+    TOP_TENSORS,
+    G,
+    H,
+    Q,
+)
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, without
+from converter.architectures.styles import BPE
+from converter.architectures.traits import SlidingWindow, Traits
+
+EXPERT = H + "mlp.experts.{expert}."
+DEFAULTS = {
+    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+}
+MOE_DEFAULTS = {
+    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "max_position_embeddings": 4096, "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False,
+}
+# All heads together, not each by itself.
+WIDE_QK_NORM = (
+    T(H + "self_attn.q_norm.weight", G + "attn_q_norm.weight", shape=(Q,)),
+    T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", shape=(KV,)),
+)
+
+ARCHITECTURES = (
+    Architecture(
+        gguf="olmo",
+        hf=(
+            HFClass(
+                "OlmoForCausalLM",
+                "olmo",
+                {
+                    "num_key_value_heads": "num_attention_heads", "rope_theta": 10000.0,
+                    "max_position_embeddings": 2048,
+                },
+            ),
+        ),
+        hparams=(
+            *DECODER_HPARAMS,
+            HParam("norm_eps", (), ("attention.layer_norm_epsilon",), "f32", default=1e-5, always=True),
+            HParam("clamp", ("clip_qkv",), ("attention.clamp_kqv",), "f32"),
+        ),
+        tensors=(*without(TOP_TENSORS, "output_norm.weight"), *ATTENTION_INTERLEAVED, *DENSE_FFN),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(BPE, large="n_layer == 80"),
+    ),
+    Architecture(
+        gguf="olmo2",
+        hf=(HFClass("Olmo2ForCausalLM", "olmo2", DEFAULTS),),
+        hparams=(*DECODER_HPARAMS, ATTENTION_BIAS),
+        tensors=(
+            *TOP_TENSORS,
+            *ATTENTION,
+            *WIDE_QK_NORM,
+            T(H + "post_attention_layernorm.weight", G + "post_attention_norm.weight", shape=NORM),
+            T(H + "post_feedforward_layernorm.weight", G + "post_ffw_norm.weight", shape=NORM),
+            *DENSE_FFN,
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(BPE, window=SlidingWindow(4)),
+    ),
+    Architecture(
+        gguf="olmoe",
+        hf=(HFClass("OlmoeForCausalLM", "olmoe", MOE_DEFAULTS),),
+        hparams=(
+            *amended(DECODER_HPARAMS, n_expert={"config": ("num_experts", "num_local_experts")}),
+            ATTENTION_BIAS,
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION,
+            *WIDE_QK_NORM,
+            T(H + "mlp.gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
+            T(EXPERT + "down_proj.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff")),
+            T(EXPERT + "gate_proj.weight", G + "ffn_gate_exps.weight", shape=("n_ff", "n_embd")),
+            T(EXPERT + "up_proj.weight", G + "ffn_up_exps.weight", shape=("n_ff", "n_embd")),
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(BPE, built_in={"norm_topk_prob": (False,)}),
+    ),
+)
