@@ -11,6 +11,7 @@ import stat
 import struct
 import threading
 import zlib
+from collections import OrderedDict
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,8 @@ MAX_ENTRIES = 1 << 18
 MAX_DIRECTORY = 64 << 20
 _MAX_RATIO = 1032  # deflate cannot do better
 _CHUNK = 1 << 20
-_SNAPSHOTS = 32
+_BLOCK, _BLOCKS = 1 << 18, 32  # bytes of a block that is inflated at once, and how many are kept
+_SNAPSHOTS = 128  # of 44 kB each
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ class _Inflating:
 
 
 class Inflated:
-    """A deflated member. Reading forward costs what it should; reading back restarts at the nearest snapshot."""
+    """A deflated member. It inflates in blocks, of which the latest are kept, and goes on from the nearest snapshot.
+
+    Reading forward costs what it should; a look elsewhere what lies between two snapshots.
+    """
 
     touched = False
 
@@ -113,7 +118,10 @@ class Inflated:
         self._packed, self._what = Part(whole, entry.data, entry.packed), what
         self._crc, self._expected = 0, crc
         self._summed = 0  # bytes from the start that are in `_crc`
-        self._snapshots = [_Inflating(0, 0, zlib.decompressobj(-zlib.MAX_WBITS))]
+        self._stride = max(_BLOCK, self.size // _SNAPSHOTS)
+        self._last = _Inflating(0, 0, zlib.decompressobj(-zlib.MAX_WBITS))
+        self._snapshots = {0: self._last.copy()}  # by the number of strides that came out
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._finished = False
         self._lock = threading.Lock()
 
@@ -122,16 +130,12 @@ class Inflated:
         check_inside(self, offset, nbytes, what)
         result = np.empty(nbytes, np.uint8)
         with self._lock:
-            state = max((s for s in self._snapshots if s.out <= offset), key=lambda s: s.out).copy()
-            while state.out < offset:
-                self._step(state, min(_CHUNK, offset - state.out))
-            while state.out < offset + nbytes:
-                low = state.out - offset
-                piece = self._step(state, min(_CHUNK, nbytes - low))
-                result[low : low + len(piece)] = np.frombuffer(piece, np.uint8)
-            if state.out == self.size and not self._finished:
-                self._finish(state)
-            self._keep(state)
+            for number in range(offset // _BLOCK, -(-(offset + nbytes) // _BLOCK)):
+                start = number * _BLOCK - offset
+                piece = np.frombuffer(self._block(number), np.uint8)[max(-start, 0) : nbytes - start]
+                result[max(start, 0) : max(start, 0) + len(piece)] = piece
+            if offset + nbytes == self.size and not self._finished:
+                self._finish()
         return result
 
     def scattered(self) -> AbstractContextManager[None]:
@@ -144,11 +148,30 @@ class Inflated:
         while not self._finished:
             self.view(self._summed, min(_CHUNK, self.size - self._summed), self._what)
 
+    def _block(self, number: int) -> bytes:
+        """One block of the member; those on the way to it are kept as well."""
+        if number not in self._blocks:
+            known = (each for each in (*self._snapshots.values(), self._last) if each.out <= number * _BLOCK)
+            state = max(known, key=lambda each: each.out).copy()
+            while state.out < min((number + 1) * _BLOCK, self.size):
+                at, end = state.out // _BLOCK, min(state.out + _BLOCK, self.size)
+                pieces = []
+                while state.out < end:
+                    pieces.append(self._step(state, end - state.out))
+                self._blocks[at] = b"".join(pieces)
+                if len(self._blocks) > _BLOCKS:
+                    self._blocks.popitem(last=False)
+                if (strides := state.out // self._stride) not in self._snapshots:
+                    self._snapshots[strides] = state.copy()
+            self._last = state
+        self._blocks.move_to_end(number)
+        return self._blocks[number]
+
     def _step(self, state: _Inflating, most: int) -> bytes:
         """The next bytes, at least one."""
         piece = b""
         while not piece:
-            chunk = self._packed.view(state.taken, min(_CHUNK, self._packed.size - state.taken), self._what)
+            chunk = self._packed.view(state.taken, min(_BLOCK, self._packed.size - state.taken), self._what)
             ended = state.engine.eof
             try:
                 piece = b"" if ended else state.engine.decompress(chunk.data, most)
@@ -158,14 +181,18 @@ class Inflated:
             state.taken += used
             if ended or not (piece or used):
                 raise CorruptFile(f"{self.path}: {self._what} inflates to {state.out} bytes instead of {self.size}")
-        if state.out == self._summed:
-            self._crc = zlib.crc32(piece, self._crc)
-            self._summed += len(piece)
+        if state.out <= self._summed < state.out + len(piece):  # some of it may have come out before
+            self._crc = zlib.crc32(memoryview(piece)[self._summed - state.out :], self._crc)
+            self._summed = state.out + len(piece)
         state.out += len(piece)
         return piece
 
-    def _finish(self, state: _Inflating) -> None:
+    def _finish(self) -> None:
         """The stream ends where it should, and so does its sum."""
+        while self._last.out < self.size:  # the block at the end was known, and something else was read since
+            self._blocks.pop(self._last.out // _BLOCK, None)
+            self._block(self._last.out // _BLOCK)
+        state = self._last
         rest = self._packed.view(state.taken, self._packed.size - state.taken, self._what)
         try:
             more = state.engine.decompress(rest.data, 1)
@@ -177,13 +204,6 @@ class Inflated:
             raise CorruptFile(_damaged(self.path, self._what))
         state.taken = self._packed.size
         self._finished = True
-
-    def _keep(self, state: _Inflating) -> None:
-        if all(state.out != other.out for other in self._snapshots) and state.out < self.size:
-            self._snapshots.append(state)
-            self._snapshots.sort(key=lambda each: each.out)
-        if len(self._snapshots) > _SNAPSHOTS:  # every second one goes, but for the first and the last
-            self._snapshots = [*self._snapshots[:-1:2], self._snapshots[-1]]
 
 
 @dataclass

@@ -259,6 +259,76 @@ def test_lzf_against_h5py(tmp_path: Path) -> None:
     assert read_all(tmp_path / "x.h5") == expected
 
 
+SCALED = [
+    (dtype, factor)
+    for dtype in ("i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", ">i4", ">u2", "<f4", "<f8", ">f4", ">f8")
+    for factor in ((0, 1, 3, 6) if "f" in dtype else (0, 3, 7))
+]
+
+
+@pytest.mark.parametrize(("dtype", "factor"), SCALED)
+def test_scale_offset_against_h5py(dtype: str, factor: int, tmp_path: Path) -> None:
+    """Integers with the bits that they need or were given, floats by decimals; equal values, wide ones, fill values."""
+    h5py = pytest.importorskip("h5py")
+    rng, kind = np.random.default_rng(5), np.dtype(dtype)
+    if kind.kind == "f":
+        values = {
+            "small": rng.normal(size=1000), "same": np.full(1000, 1.25), "wide": rng.normal(size=1000) * 1e9,
+            "fills": rng.choice([5, 9, 0, 20.5], 1000), "zeros": np.zeros(1000),
+        }  # fmt: skip
+    else:
+        info, native = np.iinfo(kind), kind.newbyteorder("=")
+        values = {
+            "small": rng.integers(max(info.min, -50), 100, 1000), "same": np.full(1000, 7), "zeros": np.zeros(1000),
+            "wide": rng.integers(info.min, info.max, 1000, native, endpoint=True),
+            "fills": rng.choice([5, 9, 20], 1000),
+        }  # fmt: skip
+    packings: dict[str, dict[str, Any]] = {
+        "": {}, "fill": {"fillvalue": 5}, "gzip": {"compression": "gzip"},
+        "lzf": {"compression": "lzf", "shuffle": True},
+    }  # fmt: skip
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, each in values.items():
+            for title, packing in packings.items():
+                file.create_dataset(
+                    f"{name} {title}", data=each.astype(dtype), chunks=(300,), scaleoffset=factor, **packing
+                )
+        file.create_dataset(
+            "two axes", data=rng.integers(0, 9, (20, 30)).astype(dtype), chunks=(7, 8), scaleoffset=factor
+        )
+    with h5py.File(tmp_path / "x.h5") as file:
+        expected = {name: file[name][()].astype(kind.newbyteorder("<")).tobytes() for name in file}
+    assert read_all(tmp_path / "x.h5") == expected
+
+
+def test_scale_offset_that_lies(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "x.h5"
+    header = (5).to_bytes(4, "little") + b"\x08" + bytes(16)
+    chunks = (b"", header[:20], header, header + bytes(9), b"\x21" + header[1:] + bytes(99), b"\xff" * 99)
+    for raw in chunks:
+        with h5py.File(path, "w") as file:
+            made = file.create_dataset("x", (16,), "<i4", chunks=(16,), scaleoffset=0)
+            made.id.write_direct_chunk((0,), raw or b"x")
+        with pytest.raises(CorruptFile, match="scaled values, too few"):
+            read_all(path)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=np.arange(16, dtype="<i4"), chunks=(16,), scaleoffset=0)
+    whole = path.read_bytes()
+    told = np.array([2, 0, 16, 0, 4, 1, 0, 1], "<u4").tobytes()
+    for at, value, kind in (
+        (8, 17, CorruptFile),
+        (16, 2, CorruptFile),
+        (0, 1, UnsupportedFeature),
+        (12, 2, UnsupportedFeature),
+    ):
+        raw = bytearray(whole)
+        raw[raw.index(told) + at] = value
+        path.write_bytes(raw)
+        with pytest.raises(kind, match="scale-offset"):
+            read_all(path)
+
+
 def test_many_links_against_h5py(tmp_path: Path) -> None:
     """Group trees of more than one level."""
     h5py = pytest.importorskip("h5py")
@@ -341,8 +411,36 @@ def test_keras_archive(tmp_path: Path) -> None:
         read_all(path)
     with pytest.raises(MissingPart, match=r"model\.weights\.h5"):
         open_checkpoint(archive(tmp_path / "n.keras", {"metadata.json": b"{}"}))
-    with pytest.raises(UnsupportedFeature, match="compressed"):
-        open_checkpoint(archive(tmp_path / "d.keras", members, zipfile.ZIP_DEFLATED))
+
+
+def test_keras_archive_whose_weights_are_deflated(tmp_path: Path) -> None:
+    """As who packs the folder again makes it: the same tensors, the checksum verified, no more than it can mean."""
+    weights = (FIXTURES / "weights.h5").read_bytes()
+    members = {"metadata.json": b"{}", "config.json": b"{}", "model.weights.h5": weights}
+    path = archive(tmp_path / "d.keras", members, zipfile.ZIP_DEFLATED)
+    assert read_all(path) == read_all(archive(tmp_path / "s.keras", members))
+    raw = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        sum_ = file.getinfo("model.weights.h5").CRC.to_bytes(4, "little")
+    for at in (raw.index(sum_), raw.rindex(sum_)):
+        raw[at] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CorruptFile, match="CRC-32"):
+        read_all(path)
+
+
+def test_keras_archive_that_unpacks_to_too_much(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["w"] = np.zeros(20 << 20, "<f4")
+    members = {"metadata.json": b"{}", "model.weights.h5": (tmp_path / "x.h5").read_bytes()}
+    with pytest.raises(CorruptFile, match="would unpack to"):
+        open_checkpoint(archive(tmp_path / "zeros.keras", members, zipfile.ZIP_DEFLATED))
+    with h5py.File(tmp_path / "x.h5", "w") as file:  # twice: a chunk that is packed, in a member that is
+        file.create_dataset("w", (60 << 20,), "<f4", chunks=(1 << 20,), compression="gzip", fillvalue=1)[:] = 0
+    members["model.weights.h5"] = (tmp_path / "x.h5").read_bytes()
+    with pytest.raises(CorruptFile, match="its datasets declare"):
+        open_checkpoint(archive(tmp_path / "twice.keras", members, zipfile.ZIP_DEFLATED))
 
 
 # ------------------------------------------------------------------------------------------------- what is refused

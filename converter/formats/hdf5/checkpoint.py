@@ -34,7 +34,7 @@ from converter.formats.hdf5.reader import (
 )
 from converter.formats.hdf5.writer import OPAQUE
 from converter.storage.files import Bytes, MappedFile, expands_too_far, open_bytes
-from converter.storage.zip import STORED, Archive, open_archive
+from converter.storage.zip import Archive, open_archive
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -112,8 +112,9 @@ def open_keras_key(path: Path, key: str) -> Checkpoint:
         archive = open_archive(mapped)
         if WEIGHTS not in archive.entries:
             raise MissingPart(f"{path}: no {WEIGHTS} in it; save the model again")
-        if archive.entries[WEIGHTS].method != STORED:
-            raise UnsupportedFeature(f"{path}: {WEIGHTS} is compressed, Keras stores it; unpack it and open that")
+        weights = archive.entries[WEIGHTS]
+        if expands_too_far(weights.size, weights.packed):
+            raise CorruptFile(f"{path}: {WEIGHTS} has {weights.packed} bytes and would unpack to {weights.size}")
         texts = {
             TEXTS[name]: _utf8(path, name, archive.small(name, MAX_CONFIG)) for name in TEXTS if name in archive.entries
         }
@@ -153,7 +154,7 @@ def _checkpoint(
     name: str, mapped: Bytes, source: Bytes, key: str, texts: dict[str, str], events: tuple[Event, ...]
 ) -> Checkpoint:
     path = mapped.path
-    tree = walk(Hdf5File(source))
+    tree = walk(Hdf5File(source), mapped.size)
     names, notes = _names(path, tree)
     chosen, left = _chosen(path, tree, key)
     bands, tensors = Bands(), {}
@@ -218,8 +219,10 @@ class Tree:
         }
 
 
-def walk(file: Hdf5File) -> Tree:
+def walk(file: Hdf5File, given: int) -> Tree:
     """Everything that the root reaches, without recursion; groups have one path, datasets may have several.
+
+    `given` are the bytes that are there of the file, which may be packed.
 
     Raises:
         CorruptFile, UnsupportedFeature
@@ -254,7 +257,7 @@ def walk(file: Hdf5File) -> Tree:
         elif place == "":
             raise file.corrupt("its root is no group")
     _follow(file, tree, soft)
-    _check_storage(file, tree, known)
+    _check_storage(file, tree, known, given)
     return tree
 
 
@@ -273,17 +276,17 @@ def _follow(file: Hdf5File, tree: Tree, soft: dict[str, str]) -> None:
         tree.attributes[place] = tree.attributes[target]
 
 
-def _check_storage(file: Hdf5File, tree: Tree, known: dict[int, str]) -> None:
+def _check_storage(file: Hdf5File, tree: Tree, known: dict[int, str], given: int) -> None:
     """Refuse more values than the file can mean, and datasets that share bytes.
 
     Raises:
         CorruptFile: as said.
     """
     total = sum(found.nbytes for found in tree.datasets.values())
-    if expands_too_far(total, file.size):
+    if expands_too_far(total, given):
         largest = max(tree.datasets.values(), key=lambda found: found.nbytes)
         raise file.corrupt(
-            f"its datasets declare {total} bytes, the file has {file.size}; the largest is {largest.what}, "
+            f"its datasets declare {total} bytes, the file has {given}; the largest is {largest.what}, "
             f"{list(largest.shape or ())[:8]}"
         )
     end, before = 0, ""

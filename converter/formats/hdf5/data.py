@@ -1,4 +1,5 @@
-"""The values of HDF5 datasets: compact, contiguous and chunked storage, deflate, LZF, shuffle and Fletcher-32.
+"""The values of HDF5 datasets: compact, contiguous and chunked storage, deflate, LZF, shuffle, Fletcher-32 and
+scale-offset.
 
 Source: the HDF5 File Format Specification 3.0. Chunks are inflated here, to no more than the size they must have;
 filters that would need a plugin are refused. What was never written is the fill value, as the format says.
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from converter.errors import short
 from converter.formats.base import check_elements
+from converter.formats.hdf5 import scale_offset
 from converter.formats.hdf5.chunks import (
     EXTENSIBLE_ARRAY,
     FIXED_ARRAY,
@@ -46,10 +48,12 @@ from converter.formats.hdf5.reader import (
     extents,
     tree_nodes,
 )
+from converter.formats.hdf5.scale_offset import ScaleOffset
 from converter.tensors.tensor import Rows
 
 COMPACT, CONTIGUOUS, CHUNKED, VIRTUAL = range(4)
-DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
+DEFLATE, SHUFFLE, FLETCHER32, SCALE_OFFSET, LZF = 1, 2, 3, 6, 32000
+FREE = {DEFLATE, LZF, SCALE_OFFSET}  # those whose output may have any size
 PARTIAL_UNFILTERED, SINGLE_FILTERED = 1, 2  # flags of chunked layouts
 INDEX_FIELDS = {FIXED_ARRAY: 1, EXTENSIBLE_ARRAY: 5, TREE: 6}  # bytes about an index that its own header repeats
 MAX_CHUNK = 256 << 20  # bytes
@@ -74,6 +78,7 @@ class Chunks:
     shape: tuple[int, ...]
     filters: tuple[int, ...]
     stored: dict[tuple[int, ...], Chunk]
+    scale: ScaleOffset | None = None
 
     @cached_property
     def by_row(self) -> dict[int, list[tuple[int, ...]]]:
@@ -137,7 +142,11 @@ def dataset(file: Hdf5File, path: str, messages: Messages) -> Dataset:
     shape, limits = extents(file, Cursor(file, bodies[SPACE][0], what))
     check_elements(file.path, path, shape or ())
     result = Dataset(file, path, shape, kind, _fill(file, messages, kind, what))
-    return _placed(result, Cursor(file, bodies[LAYOUT][0], what), _filters(file, messages, what), limits)
+    filters = _filters(file, messages, what)
+    placed = _placed(result, Cursor(file, bodies[LAYOUT][0], what), tuple(filters), limits)
+    if placed.chunks is None or SCALE_OFFSET not in filters:
+        return placed
+    return replace(placed, chunks=replace(placed.chunks, scale=_scale(placed, placed.chunks, filters[SCALE_OFFSET])))
 
 
 def _fill(file: Hdf5File, messages: Messages, kind: Type, what: str) -> bytes:
@@ -158,8 +167,20 @@ def _fill(file: Hdf5File, messages: Messages, kind: Type, what: str) -> bytes:
     return data
 
 
-def _filters(file: Hdf5File, messages: Messages, what: str) -> tuple[int, ...]:
-    found: list[int] = []
+def _scale(of: Dataset, chunks: Chunks, values: tuple[int, ...]) -> ScaleOffset:
+    """How scale-offset packed the chunks; it must have been told of such chunks as there are."""
+    how, dtype = scale_offset.scale_offset(values), of.type.dtype
+    if how is None:
+        raise of.file.unsupported(f"{of.what} is packed with scale-offset of a kind that libraries do not write")
+    floats = dtype is not None and dtype.floating
+    if (how.count, how.size, how.floats) != (math.prod(chunks.shape), of.type.size, floats):
+        raise of.file.corrupt(f"{of.what} has chunks of {list(chunks.shape)[:8]}, its scale-offset filter others")
+    return how
+
+
+def _filters(file: Hdf5File, messages: Messages, what: str) -> dict[int, tuple[int, ...]]:
+    """The filters in the order of writing, with what each was told."""
+    found: list[tuple[int, tuple[int, ...]]] = []
     for body in messages.get(FILTERS, []):
         fields = Cursor(file, body, what)
         version, count = fields.uint(1), fields.uint(1)
@@ -172,17 +193,18 @@ def _filters(file: Hdf5File, messages: Messages, what: str) -> tuple[int, ...]:
             fields.take(2)
             values = fields.uint(2)
             fields.take(length + (-length % 8 if version == 1 else 0))
-            fields.take(4 * (values + (values % 2 if version == 1 else 0)))
-            found.append(number)
-    for number in found:
-        if number not in (DEFLATE, SHUFFLE, FLETCHER32, LZF):
+            found.append((number, tuple(fields.uint(4) for _ in range(values))))
+            fields.take(4 * (values % 2) if version == 1 else 0)
+    for number, _ in found:
+        if number not in (DEFLATE, SHUFFLE, FLETCHER32, SCALE_OFFSET, LZF):
             raise file.unsupported(
                 f"{what} is packed with filter {number}, which needs a plugin; "
-                "deflate, LZF, shuffle and Fletcher-32 can be read: `h5repack -f GZIP=4` packs it so"
+                "deflate, LZF, shuffle, scale-offset and Fletcher-32 can be read: `h5repack -f GZIP=4` packs it so"
             )
-    if len(set(found)) != len(found):
+    filters = dict(found)
+    if len(filters) != len(found):
         raise file.unsupported(f"{what} has a filter twice")
-    return tuple(found)
+    return filters
 
 
 def _placed(result: Dataset, fields: Cursor, filters: tuple[int, ...], limits: Limits) -> Dataset:
@@ -324,9 +346,9 @@ def _chunk(
             bad = "does not lie on its grid"
     if not chunk.nbytes or chunk.address + chunk.nbytes > file.size:
         bad = f"has {chunk.nbytes} bytes at {chunk.address}, the file has {file.size}"
-    used = {number for i, number in enumerate(filters) if not chunk.skipped >> i & 1} if filters else ()
+    used = {number for i, number in enumerate(filters) if not chunk.skipped >> i & 1}
     needed = math.prod(shape) * result.type.size + (4 if FLETCHER32 in used else 0)
-    if DEFLATE not in used and LZF not in used and chunk.nbytes != needed:
+    if not FREE & used and chunk.nbytes != needed:
         bad = bad or f"has {chunk.nbytes} bytes, {needed} are needed"
     if bad:
         raise file.corrupt(f"the chunk of {result.what} at {list(start)} {bad}")
@@ -420,7 +442,9 @@ def _decoded(of: Dataset, chunks: Chunks, corner: tuple[int, ...]) -> NDArray[np
             data = _verified(of, data, what)
         elif applied[i] in (DEFLATE, LZF):
             unpacked = _inflated if applied[i] == DEFLATE else _unlzf
-            data = unpacked(of, data, size + (4 if FLETCHER32 in applied[:i] else 0), what)
+            data = unpacked(of, data, _before(applied[:i], size), what)
+        elif applied[i] == SCALE_OFFSET:
+            data = _unscaled(of, chunks, data, what)
         else:
             data = _unshuffled(data, of.type.size)
     if len(data) != size:
@@ -428,23 +452,47 @@ def _decoded(of: Dataset, chunks: Chunks, corner: tuple[int, ...]) -> NDArray[np
     return data
 
 
-def _inflated(of: Dataset, data: Rows, size: int, what: str) -> Rows:
+def _before(applied: Iterable[int], size: int) -> range:
+    """The sizes that a chunk of `size` bytes may have behind these filters."""
+    sizes = range(size, size + 1)
+    for number in applied:
+        if number == FLETCHER32:
+            sizes = range(sizes.start + 4, sizes.stop + 4)
+        elif number == SCALE_OFFSET:
+            sizes = range(scale_offset.HEADER, scale_offset.limit(sizes.stop - 1) + 1)
+    return sizes
+
+
+def _said(sizes: range) -> str:
+    return f"{sizes.start} bytes" if len(sizes) == 1 else f"{sizes.start} to {sizes.stop - 1} bytes"
+
+
+def _unscaled(of: Dataset, chunks: Chunks, data: Rows, what: str) -> Rows:
+    assert chunks.scale is not None  # `dataset` looked
+    values = scale_offset.unpacked(data, chunks.scale)
+    if values is None:
+        raise of.file.corrupt(f"{what} has {len(data)} bytes of scaled values, too few for what they say")
+    swapped = values.view(f"<u{of.type.size}").byteswap().view(np.uint8) if of.type.swapped else values
+    return swapped
+
+
+def _inflated(of: Dataset, data: Rows, sizes: range, what: str) -> Rows:
     engine = zlib.decompressobj()
     try:
-        result = engine.decompress(data.tobytes(), size + 1)
+        result = engine.decompress(data.tobytes(), sizes.stop)
     except zlib.error as error:
         raise of.file.corrupt(f"{what} is not deflated data ({error})") from None
-    if len(result) != size or not engine.eof or engine.unused_data:
-        raise of.file.corrupt(f"{what} does not inflate to the {size} bytes it must have")
+    if len(result) not in sizes or not engine.eof or engine.unused_data:
+        raise of.file.corrupt(f"{what} does not inflate to the {_said(sizes)} it must have")
     return np.frombuffer(result, np.uint8)
 
 
-def _unlzf(of: Dataset, data: Rows, size: int, what: str) -> Rows:
+def _unlzf(of: Dataset, data: Rows, sizes: range, what: str) -> Rows:
     """h5py's packing: runs of at most 32 bytes, and copies of what came out already (LibLZF's format)."""
-    bad = of.file.corrupt(f"{what} is no LZF data of the {size} bytes it must have")
+    bad = of.file.corrupt(f"{what} is no LZF data of the {_said(sizes)} it must have")
     source, out, at = data.tobytes() + bytes(2), bytearray(), 0
     end = len(source) - 2
-    while at < end and len(out) <= size:
+    while at < end and len(out) < sizes.stop:
         length, low = source[at] >> 5, source[at] & 31
         at += 1
         if not length:
@@ -460,7 +508,7 @@ def _unlzf(of: Dataset, data: Rows, size: int, what: str) -> Rows:
             raise bad
         piece = out[start : start + length]
         out += (piece * -(-length // len(piece)))[:length]
-    if at != end or len(out) != size:
+    if at != end or len(out) not in sizes:
         raise bad
     return np.frombuffer(bytes(out), np.uint8)
 
