@@ -86,8 +86,8 @@ def detect_gguf(metadata: Mapping[str, Value | Array], name: str | None = None) 
     """
     value = metadata.get("general.architecture")
     wanted = name or (value.value if isinstance(value, Value) else None)
-    if wanted and is_file(str(wanted)):
-        return read_architecture(Path(str(wanted)))
+    if name and is_file(name):  # what a stranger's file says is never a path
+        return read_architecture(Path(name))
     for known in (architectures, plugged):
         if wanted in known():
             return known()[str(wanted)]

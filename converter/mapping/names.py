@@ -9,7 +9,7 @@ from functools import cache, cached_property
 
 from converter.architectures.spec import Architecture, TensorRule
 
-_INDEX = "0|[1-9][0-9]{0,8}"
+_INDEX = re.compile("0|[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RuleNames:
 
 
 def _is_index(part: str) -> bool:
-    return part.isascii() and part.isdecimal() and len(part) < 10 and str(int(part)) == part
+    return _INDEX.fullmatch(part) is not None
 
 
 def fill(template: str, block: int | None, expert: int | None = None) -> str:
@@ -63,7 +63,7 @@ def _pattern(template: str) -> re.Pattern[str]:
     """Numbers where `{block}` or `{expert}` stands, one or more components where another word does."""
     parts = []
     for part in template.split("."):
-        inside = _INDEX if part in ("{block}", "{expert}") else ".+"
+        inside = _INDEX.pattern if part in ("{block}", "{expert}") else ".+"
         parts.append(f"(?P<{part[1:-1]}>{inside})" if part.startswith("{") else re.escape(part))
     return re.compile(r"\.".join(parts), re.DOTALL)
 

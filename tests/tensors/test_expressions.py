@@ -230,10 +230,51 @@ def test_a_strangers_expression_is_bounded(text: str, said: str) -> None:
         compute(text, {"long": "1," * 70000})
 
 
-def test_what_just_keeps_the_bounds_has_a_value() -> None:
-    assert evaluate("(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH, {}) == 1
-    long_sum = "1+" * (MAX_LENGTH // 2 - 1) + "1"
-    assert evaluate(long_sum, {}) == MAX_LENGTH // 2
+def nested(before: str, after: str = "") -> tuple[str, str]:
+    """An expression of as many levels as there may be, and one of one more."""
+    most, more = (before * levels + "1" + after * levels for levels in (MAX_DEPTH, MAX_DEPTH + 1))
+    return most, more
+
+
+LONG_SUM = "1+" * (MAX_LENGTH // 2 - 1) + "1"
+BIG = "(2 ** 1000)"
+# What just keeps a bound and what just does not, and the value of the one.
+EDGES: dict[str, tuple[str, str, Any]] = {
+    "parentheses": (*nested("(", ")"), 1),
+    "signs": (*nested("-"), 1),
+    "negations": (*nested("not "), 1),
+    "powers": (*nested("1 ** "), 1),
+    "choices": (*nested("0 if 0 else "), 1),
+    "functions": (*nested("int(", ")"), 1),
+    "second values": (*nested("max(0, ", ")"), 1),
+    "indexes": (*nested("one[", " - 1]"), 1),
+    "length": (LONG_SUM + " ", LONG_SUM + "  ", MAX_LENGTH // 2),
+    "exponent": ("2 ** 1024", "2 ** 1025", 1 << 1024),
+    "exponent below 0": ("2.0 ** -1024", "2.0 ** -1025", 2.0**-1024),
+    "exponent of a double": ("1.5 ** 1024", "1.5 ** 1025", 1.5**1024),
+    "power": ("15 ** 1024", "16 ** 1024", 15**1024),  # 4 bits and 5
+    "product": (f"{BIG}*{BIG}*{BIG}*{BIG} * 2 ** 95", f"{BIG}*{BIG}*{BIG}*{BIG} * 2 ** 96", 1 << 4095),
+    "product below 0": (f"-{BIG}*{BIG}*{BIG}*{BIG} * 2 ** 95", f"-{BIG}*{BIG}*{BIG}*{BIG} * 2 ** 96", -(1 << 4095)),
+    "doubles": ("1e308", "1e309", 1e308),
+    "items": ("len(numbers(most))", "len(numbers(more))", 1 << 16),
+    "arguments": ("max(1, 2, 3, 4, 5, 6, 7, 8)", "max(1, 2, 3, 4, 5, 6, 7, 8, 9)", 8),
+    "first index": ("listed[0]", "listed[0 - 1]", 1),
+    "last index": ("listed[1]", "listed[2]", 3),
+}
+
+
+@pytest.mark.parametrize(("most", "more", "value"), EDGES.values(), ids=EDGES)
+def test_what_just_keeps_a_bound_has_a_value(most: str, more: str, value: Any) -> None:
+    sizes = {"one": [1], "listed": [1, 3], "most": "1," * (1 << 16), "more": "1," * (1 << 16) + "1"}
+    assert compute(most, sizes) == value
+    with pytest.raises(ExpressionError, match=r"longer|deeper|too large|numbers|to 8 values|no number|none at"):
+        compute(more, sizes)
+
+
+def test_levels_are_counted_where_they_are() -> None:
+    """Many side by side are not deep."""
+    assert evaluate("+".join(["(1)", "-1", "int(1)", "listed[0]", "1 ** 1"] * 20), {"listed": [1]}) == 60
+    assert evaluate("not (not 1) and " * 40 + "1", {}) == 1
 
 
 def test_names_of_an_expression() -> None:
