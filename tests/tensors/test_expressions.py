@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from converter.tensors.expressions import MAX_DEPTH, MAX_LENGTH, ExpressionError, compute, evaluate, names
 
-SIZES: dict[str, Any] = {"n_head": 32, "n_head_kv": 8, "head_dim": 128, "n_expert": 0, "rope_type": "yarn", "e": 7}
+SIZES: dict[str, Any] = {
+    "n_head": 32, "n_head_kv": 8, "head_dim": 128, "n_expert": 0, "rope_type": "yarn", "e": 7,
+    "_1": 3, "n2": 4,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -193,6 +196,11 @@ def test_lists_that_have_no_value_here(text: str, said: str) -> None:
         ("2.5e+3", 2500.0),
         ("-2 ** 2", -4),
         ("2 ** -1", 0.5),
+        ("_1 * n2", 12),
+        ("n2 - 1.", 3.0),
+        ("2 ** 0", 1),
+        ("2.0 ** 0", 1.0),
+        ("147 ** -3", 1 / 147**3),  # the nearest; pow() of some machines gives its neighbour
         ("2 ** 3 ** 2", 512),
         ("7 % 4", 3),
         ("-7 % 4", 1),
