@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError
 from converter.formats.registry import formats, open_checkpoint
 from converter.mapping.view import HEADS, VIEWS, ModelView, view
-from converter.metadata import text
+from converter.metadata import Array, Value, text
 from converter.request import Source
+from converter.tensors.dtypes import F32
+from converter.tensors.tensor import from_array
 
 # A kind that GGUF has no word for is not written there.
 SAID_BY_CONFIG_ALONE = {"rope_type"}
@@ -189,3 +192,99 @@ def test_instances_differ_from_block_to_block(dialect: str, names: tuple[str, ..
 
 def test_the_names_of_heads_and_embeddings() -> None:
     assert HEADS == {"output.weight": "token_embd.weight", "lm_head.weight": "model.embed_tokens.weight"}
+
+
+def made_up(dialect: str | None, config: dict[str, Any], *shapes: tuple[str, tuple[int, ...]]) -> ModelView:
+    tensors = {name: from_array(name, np.zeros(shape, np.float32), F32, "test") for name, shape in shapes}
+    return view(Checkpoint("any", Path("toy"), dialect, tensors, config))
+
+
+@pytest.mark.parametrize(
+    ("dialect", "flags", "words"),
+    [
+        (None, (False, False, False), ("", "", "", "")),
+        (
+            "hf",
+            (True, False, True),
+            ("model.embed_tokens.weight", "lm_head.weight", "config.json", "config.json makes"),
+        ),
+        ("gguf", (True, True, False), ("token_embd.weight", "output.weight", "general.architecture", "the keys make")),
+    ],
+)
+def test_the_words_of_a_dialect(dialect: str | None, flags: tuple[bool, ...], words: tuple[str, ...]) -> None:
+    model = made_up(dialect, {})
+    assert (model.named, model.keyed, model.filed) == flags
+    assert (model.embedding, model.head, model.identity, model.makes) == words
+    assert model.subject == words[2] and not model.whole and model.n_rows is None
+
+
+def test_where_a_hyperparameter_is_said() -> None:
+    both, neither = TOY.hparams[0], HParam("x")
+    said = {dialect: [made_up(dialect, {}).said_by(TOY, row) for row in (both, neither)] for dialect in VIEWS}
+    gguf = ["toy.block_count", "x"]
+    assert said == {None: gguf, "hf": ["config.json: n_layer", "x"], "gguf": gguf}
+
+
+def test_the_subject_of_a_gguf_is_its_architecture() -> None:
+    assert made_up("gguf", {"general.architecture": text("llama")}).subject == "llama"
+    assert made_up("gguf", {"general.architecture": text("mystery")}).subject == "general.architecture"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "shape", "n_rows"),
+    [("hf", (5, 2), 5), ("gguf", (5, 2), 5), ("hf", (), None), ("gguf", (), None), (None, (5, 2), None)],
+)
+def test_rows_of_the_embedding(dialect: str | None, shape: tuple[int, ...], n_rows: int | None) -> None:
+    name = {"hf": "model.embed_tokens.weight"}.get(str(dialect), "token_embd.weight")
+    assert made_up(dialect, {}, (name, shape), ("other", (3, 3))).n_rows == n_rows
+    assert made_up(dialect, {}, ("other", (3, 3))).n_rows is None
+
+
+@pytest.mark.parametrize(
+    ("listed", "name"), [(["MysteryForCausalLM", "B"], "MysteryForCausalLM"), ([], None), ([7], "7"), ("Mystery", None)]
+)
+def test_what_an_unknown_folder_calls_itself(listed: Any, name: str | None) -> None:
+    model = made_up("hf", {"architectures": listed})
+    assert model.name == name and "\n" not in model.unknown and model.unknown.startswith("no architecture answers to")
+    assert model.keys == {} and model.ggml == {} and model.hparams is None
+    assert model.config == {"architectures": listed, "rope": {}}
+
+
+def test_the_tokenizer_of_a_gguf_is_its_keys() -> None:
+    keys = {"tokenizer.ggml.model": text("gpt2"), "tokenizer.ggml.tokens": Array("str", ["a"])}
+    assert made_up("gguf", {"general.name": text("n"), **keys}).tokenizer() == keys
+    assert made_up("gguf", {"tokenizer.ggml.model": text("gpt2")}).tokenizer() is None
+
+
+def numbers(n_layer: int, n_expert: int) -> ModelView:
+    """A GGUF of llama that claims so many, with three tensors."""
+    claims: dict[str, Any] = {"block_count": n_layer, "embedding_length": 8, "attention.head_count": 2}
+    claims |= {"feed_forward_length": 8, "context_length": 8, "attention.layer_norm_rms_epsilon": 1e-5}
+    config = {f"llama.{key}": Value("f32" if isinstance(v, float) else "u32", v) for key, v in claims.items()}
+    config |= {"general.architecture": text("llama"), "llama.expert_count": Value("u32", n_expert)}
+    return made_up("gguf", config, ("token_embd.weight", (5, 8)), ("output.weight", (5, 8)), ("c", (1,)))
+
+
+@pytest.mark.parametrize(
+    ("n_layer", "n_expert", "problem"),
+    [
+        (3, 1, ""),
+        (4, 1, "llama: 4 layers, and the file has 3 tensors"),
+        (2, 1 << 17, ""),
+        (2, (1 << 17) + 1, f"llama: {(1 << 17) + 1} experts in each of 2 layers, which no model has"),
+    ],
+)
+def test_what_a_gguf_cannot_claim(n_layer: int, n_expert: int, problem: str) -> None:
+    model = numbers(n_layer, n_expert)
+    if problem:
+        with pytest.raises(ArchitectureError, match=f"^{problem}$"):
+            _ = model.hparams
+    else:
+        assert model.hparams is not None and model.hparams["n_layer"] == n_layer
+        assert model.hparams["n_vocab"] == 5, "what the embedding has"
+
+
+def test_a_part_of_a_model_may_have_fewer_tensors_than_layers() -> None:
+    model = numbers(4, 1)
+    part = view(model.checkpoint.replace(config={**model.checkpoint.config, "general.type": text("adapter")}))
+    assert part.hparams is not None and part.hparams["n_layer"] == 4
