@@ -295,6 +295,12 @@ def test_which_keys_are_written() -> None:
     assert hparam_metadata(architecture, *found, early=True) == {"toy.early": Value("u32", 7)}
 
 
+def test_a_row_without_a_value_is_not_asked_for_its_condition() -> None:
+    architecture = toy(HParam("x", ("x",), ("x",), always=True, when="y > 0"), HParam("y", ("y",)))
+    assert hparam_metadata(architecture, *read_config(architecture, CLASS, {})) == {}
+    assert write_config(architecture, {"n_layer": 2}, tied=True)["n_layer"] == 2
+
+
 def test_which_key_is_read() -> None:
     row = HParam("x", ("x",), ("old", "new"))
     one, other = Value("u32", 1), Value("u32", 2)
