@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.families import FAMILIES, NO_TOKENIZER, family_config, planned, random_tensors, write
 from support.models import as_transformers_4
@@ -13,6 +14,8 @@ from support.models import as_transformers_4
 import converter
 from converter.architectures import architectures
 from converter.architectures.settings import NEUTRAL
+from converter.architectures.spec import Architecture, HFClass, HParam, T
+from converter.architectures.traits import Traits
 from converter.errors import LossyError
 from converter.events import MetadataLost, SettingLost
 from converter.mapping.hparams import Scope, hparam_metadata, read_config, read_metadata
@@ -183,3 +186,123 @@ def test_a_head_size_that_is_null_is_absent(tmp_path: Path) -> None:
         config = family_config("mistral", **changes)
         write(tmp_path, config, random_tensors(config, "F32"), "F32")
         assert keys & planned(tmp_path).checkpoint.config.keys() == written
+
+
+# --------------------------------------------------------------------- one setting, and an architecture made up for it
+
+TOY = Architecture("toy", (HFClass("Toy", "toy"),), (), ())
+ROPE = HParam("rope_type", ("rope.rope_type",), ("rope",), "str", values=(("linear", "l"), ("llama3", "l3")))
+FREQS = T((), "rope_freqs.weight", generator="llama3_rope_freqs", when="rope_type == 'llama3'")
+FACTORS = T((), ("a", "b"), generator="longrope_factors", when="rope_type == 'longrope'")
+PLAIN = T("freqs", "rope_freqs.weight", when="rope_type == 'llama3'")
+
+
+def told(config: dict[str, Any], architecture: Architecture = TOY, **hparams: Any) -> dict[str, str]:
+    events = lost_settings(architecture, architecture.hf[0], config, Scope(hparams), hparams)
+    return {event.key: event.value for event in events}
+
+
+@pytest.mark.parametrize(
+    ("config", "lost"),
+    [
+        ({"layer_types": ["full_attention", "full_attention"]}, {}),  # a list of what changes nothing
+        ({"layer_types": ["full_attention", "odd"]}, {"layer_types": "['full_attention', 'odd']"}),
+        ({"layer_types": []}, {}),
+        ({"no_rope_layers": [1, True]}, {}),
+        ({"no_rope_layers": (1, 0)}, {"no_rope_layers": "(1, 0)"}),
+        ({"alibi": None}, {}),
+        ({"hidden_act": "x" * 61}, {"hidden_act": "x" * 60}),
+        ({"hidden_act": "x" * 60}, {"hidden_act": "x" * 60}),
+        # what a window needs to act
+        ({"sliding_window": 8}, {"sliding_window": "8"}),
+        ({"sliding_window": 8, "max_position_embeddings": 8}, {}),
+        ({"sliding_window": 8, "max_position_embeddings": 9}, {"sliding_window": "8"}),
+        ({"sliding_window": 8, "use_sliding_window": False, "max_position_embeddings": 9}, {}),
+        # a key of a nested object is called as config.json has it
+        ({"rope_parameters": {"rope_type": "odd"}}, {"rope_parameters.rope_type": "odd"}),
+        ({"rope_scaling": {"rope_type": "odd"}}, {"rope_scaling.rope_type": "odd"}),
+        ({"rope_parameters": {}, "rope_scaling": {"rope_type": "odd"}}, {"rope_scaling.rope_type": "odd"}),
+        ({"text_config": {"rope_scaling": {"rope_type": "odd"}}}, {"text_config.rope_type": "odd"}),
+        ({"llm_config": {"rope_scaling": {"rope_type": "odd"}}}, {"rope_scaling.rope_type": "odd"}),
+        ({"rope_parameters": {"sliding_attention": 1}},
+         {"rope_parameters.sliding_attention": "1"}),
+    ],
+)  # fmt: skip
+def test_what_acts_and_what_it_is_called(config: dict[str, Any], lost: dict[str, str]) -> None:
+    assert told(config) == lost
+
+
+def test_defaults_of_the_class_and_what_the_runtime_has_built_in() -> None:
+    hf = HFClass("Toy", "toy", defaults={"hidden_act": "gelu", "sliding_window": 4})
+    usual = Architecture("toy", (hf,), (), ())
+    assert told({}, usual) == {"hidden_act": "gelu", "sliding_window": "4"}
+    assert told({"hidden_act": "silu", "sliding_window": None}, usual) == {}
+    built_in = Architecture("toy", (hf,), (), (), traits=Traits(built_in={"hidden_act": ("gelu",)}))
+    assert told({"sliding_window": 0}, built_in) == {}
+    assert told({"hidden_act": "silu", "sliding_window": 0}, built_in) == {"hidden_act": "silu"}
+
+
+@pytest.mark.parametrize(
+    ("value", "tensors", "lost"),
+    [
+        ("linear", (), False),  # a row has a word for it
+        ("odd", (), True),
+        ("llama3", (), True),  # a word is not enough: the factors are a tensor
+        ("llama3", (FREQS,), False),
+        ("linear", (FREQS,), False),
+        ("odd", (FREQS,), True),
+        ("longrope", (FREQS,), True),
+        ("longrope", (FREQS, FACTORS), False),
+        ("llama3", (PLAIN,), True),  # not computed
+    ],
+)
+def test_what_a_row_or_a_computed_tensor_says(value: str, tensors: tuple[Any, ...], lost: bool) -> None:
+    architecture = Architecture("toy", TOY.hf, (ROPE,), tensors)
+    found = told({"rope_scaling": {"rope_type": value}}, architecture, rope_type=value)
+    assert found == ({"rope_scaling.rope_type": value} if lost else {})
+
+
+def test_a_tensor_says_what_it_is_computed_from() -> None:
+    config = {"rope_scaling": {"rope_type": "longrope", "long_factor": [2.0], "short_factor": [1.0], "mscale": 2}}
+    every = {f"rope_scaling.{key}" for key in ("rope_type", "long_factor", "short_factor", "mscale")}
+    for tensors, lost in (((FREQS,), every), ((FACTORS,), {"rope_scaling.mscale"})):
+        architecture = Architecture("toy", TOY.hf, (ROPE,), tensors)
+        assert told(config, architecture, rope_type="longrope").keys() == lost
+
+
+def test_factors_are_of_a_rope_only() -> None:
+    acts = HParam("act", ("hidden_act",), ("act",), "str", values=(("gelu", "g"), ("llama3", "l")))
+    architecture = Architecture("toy", TOY.hf, (acts,), ())
+    assert told({"hidden_act": "gelu"}, architecture, act="gelu") == {}
+    assert told({"hidden_act": "llama3"}, architecture, act="llama3") == {}, "only a rope is said by factors"
+    assert told({"hidden_act": "odd"}, architecture, act="odd") == {"hidden_act": "odd"}
+
+
+@pytest.mark.parametrize(
+    ("value", "back", "alike"),
+    [
+        (8, 8, True),
+        (8, 8.0, True),
+        (8, 9, False),
+        (0.1, float(np.float32(0.1)), True),  # as a file holds it
+        (0.1, 0.1000001, False),
+        (8, None, False),
+        ("odd", "odd", True),
+        ("odd", "even", False),
+        ([3, 4], [3, 4], True),
+        ([3, 4], [3, 5], False),
+    ],
+)
+def test_what_follows_from_the_keys_is_no_loss(value: Any, back: Any, alike: bool) -> None:
+    """A row without a key says the value that a reader of the target makes of the others."""
+    architecture = Architecture("toy", TOY.hf, (HParam("scale", ("logit_scale",), type="f32"),), ())
+    found = told({"logit_scale": value}, architecture, scale=back)
+    assert found == ({} if alike else {"logit_scale": str(value)})
+
+
+@pytest.mark.parametrize("name", ["partial_rotary_factor", "rope_pct", "rope_percent"])
+def test_a_rope_fact_beside_the_scaling_is_called_so(name: str) -> None:
+    assert f"rope_parameters.{name}" not in told({name: 0.5})
+    assert name in told({name: 0.5, "rope_parameters": {"rope_type": "default"}})
+    within = {"rope_parameters": {"partial_rotary_factor": 0.5}}
+    assert "rope_parameters.partial_rotary_factor" in told(within)
