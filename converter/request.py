@@ -92,6 +92,7 @@ class Model:
     tensors_only: bool = False
     no_tokenizer: bool = False
     mmproj: bool = False
+    no_nextn: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Fields(TypedDict, total=False):
     tensors_only: bool
     no_tokenizer: bool
     mmproj: bool
+    no_nextn: bool
     format: str | None
     strict: bool
     split_max_size: int | None

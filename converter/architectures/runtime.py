@@ -46,7 +46,6 @@ RUNTIME: dict[str, Traits] = {
     "dbrx": Traits(BPE),
     "deci": Traits(BPE, large="n_layer == 80"),
     "deepseek": Traits(SPM_OR_BPE),
-    "deepseek2": Traits(BPE),
     "deepseek32": Traits(BPE),
     "deepseek4": Traits(BPE),
     "dots1": Traits(BPE),
@@ -62,13 +61,6 @@ RUNTIME: dict[str, Traits] = {
     "gemma3n": Traits(GEMMA3, window=SlidingWindow(5), first_shared=20),
     "gemma4": Traits(TokenizerStyle(("gemma4",), last=(*NO_PREFIX, ("add_bos_token", boolean(True))))),
     "glm-dsa": Traits(GLM),
-    "glm4": Traits(
-        TokenizerStyle(
-            ("bpe",),
-            ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("bos", "<|endoftext|>")),
-        )
-    ),
-    "glm4moe": Traits(GLM),
     "glm5-next": Traits(
         GLM,
         kept={
@@ -108,7 +100,6 @@ RUNTIME: dict[str, Traits] = {
     "mimo2": Traits(BPE),
     "minicpm": Traits(SPM),
     "minicpm3": Traits(SPM),
-    "minimax-m2": Traits(BPE),
     "minimax-m3": Traits(BPE),
     "modern-bert": Traits(
         TokenizerStyle(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from converter.architectures.traits import AS_ASKED, F16_OR_F32, Traits
+from converter.architectures.traits import AS_ASKED, F16_OR_F32, TokenizerStyle, Traits
 from converter.tensors.expressions import BLOCK, PRESENT, RESERVED, ExpressionError, names
 from converter.tensors.ops import ROW, Chain, Op, Size
 
@@ -22,6 +22,7 @@ Values = tuple[tuple[str | int | float | bool, str | int | float | bool], ...]
 PYTHON_TYPES: Mapping[str, type] = {"u32": int, "i32": int, "u64": int, "f32": float, "str": str, "bool": bool}
 NUMBERED = ("{block}", "{expert}")
 FORCED_TYPES = ("F32", "F16", F16_OR_F32, AS_ASKED)
+NEXTN_SAID = "n_nextn_said"  # the hparam that says how many blocks for further tokens there are, beside those counted
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,16 @@ class HParam:
         name: what expressions call it.
         config: dotted keys in config.json; the first that is there wins, the first of all is written.
         gguf: keys below "{arch}.", or absolute ones with a leading "/"; none for facts that only expressions need.
-            A key that two rows write keeps the place of the first and the value of the last.
+            A key that two rows write keeps the place of the first and the value of the last, which alone reads it.
         type: of the GGUF key: "u32", or "i32[]" for a list, or "u32 or i32[]" for one or the other by content.
         default: value, or expression over other hparams, where config.json has none.
         back: the same on the way back, where the GGUF has none; without it `default` counts in both directions.
         per_block: `default` and `back` are computed once for each block and make a list.
         always: write the GGUF key even if the value came from `default`.
+        follows: the hparam that this one is made of: the key is written where that one is given, and `default` counts
+            where that one has a value.
         required: a config without it is an error.
+        null: what null in config.json means, and a GGUF without the key; it is written as null, and as no key.
         values: config value -> GGUF value; of several that mean the same, the first is written on the way back.
             A value that is not listed is not written, or an error if `closed`.
         when: condition under which the GGUF key is written, and `default` computed.
@@ -53,7 +57,9 @@ class HParam:
     back: Size | float | None = None
     per_block: bool = False
     always: bool = False
+    follows: str | None = None
     required: bool = False
+    null: int | float | bool | None = None
     values: Values = ()
     closed: bool = False
     when: str | None = None
@@ -120,6 +126,7 @@ class HFClass:
         takes: condition on the way to GGUF, where the class belongs to this architecture for some of its configs.
         when: condition that picks the class on the way back.
         head: whether it stores an output tensor; a class without one does not, whatever its config says.
+        tokenizer: how its tokenizer is written, where not as that of the architecture's other classes.
     """
 
     name: str
@@ -130,6 +137,7 @@ class HFClass:
     facts: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     takes: str | None = None
+    tokenizer: TokenizerStyle | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,8 @@ class Architecture:
         hf: its transformers classes.
         hparams: in the order in which their GGUF keys are written.
         tensors: rules, tried in order.
-        ignore: templates of tensors that are dropped on purpose (the runtime computes them, or another file has them).
+        ignore: templates of tensors that are dropped on purpose (the runtime computes them, or another file has them);
+            `{beyond}` stands for the number of a block after the last.
         aliases: (template of names in some checkpoints, template of the canonical name), applied in this order,
             one after the other.
         traits: what other rooms ask: tokenizer, window, state, quantization, relations.
@@ -165,6 +174,10 @@ class Architecture:
     def key(self, name: str) -> str:
         """The whole GGUF key that a row's `gguf` means."""
         return name[1:] if name.startswith("/") else f"{self.gguf}.{name}"
+
+    def tokenizer(self, hf: HFClass | None) -> TokenizerStyle:
+        """How the tokenizer of a class is written."""
+        return (hf.tokenizer if hf else None) or self.traits.tokenizer
 
 
 # ------------------------------------------------------------------------------------------- validation
@@ -213,6 +226,7 @@ def _hparam_problems(hparam: HParam, known: list[str]) -> Iterator[str]:
     for text in (hparam.default, hparam.back):
         yield from _unknown(text, [*known, PRESENT, *blocks])
     yield from _unknown(hparam.when, known)
+    yield from _unknown(hparam.follows, known)
     if len({(type(ours), ours) for ours, _ in hparam.values}) != len(hparam.values):
         yield "a config value is listed twice"
     kinds = {PYTHON_TYPES[kind.removesuffix("[]")] for kind in hparam.types} if not strange else set()
@@ -275,7 +289,7 @@ def _template_problems(template: str, allowed: Names | None = None) -> Iterator[
 
 def _circle(hparams: Iterable[HParam]) -> Iterator[tuple[str, str]]:
     """Defaults that need each other."""
-    graph = {h.name: names(h.default) if isinstance(h.default, str) else frozenset() for h in hparams}
+    graph = {h.name: names(h.default) - {PRESENT} if isinstance(h.default, str) else frozenset() for h in hparams}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:

@@ -25,5 +25,13 @@ GLM = TokenizerStyle(
     ("bpe",),
     ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")),
 )
+GLM4 = TokenizerStyle(
+    ("bpe",),
+    ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("bos", "<|endoftext|>")),
+)
+SOLAR = TokenizerStyle(
+    ("bpe",),
+    ids=(("eos", "<|endoftext|>"), ("eot", "<|endoftext|>"), ("unk", "<unk>"), ("bos", "<|startoftext|>")),
+)
 NEMOTRON_H = TokenizerStyle(("bpe",), round_to=8)
 UNIGRAM = TokenizerStyle(("unigram", "spm"))

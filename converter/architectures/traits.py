@@ -80,6 +80,7 @@ class Traits:
         kept: why -> parts of names of tensors that are never quantized, besides those of every architecture.
         protected: parts of names of tensors that no mixture stores below 8 bits.
         relations: what must hold besides the relations of every architecture.
+        told: what is said on the way to GGUF where it does not hold.
         built_in: settings of config.json that its runtime computes without being told, where they are not the usual
             ones of `architectures.settings.NEUTRAL`, or of no interest elsewhere.
     """
@@ -91,4 +92,5 @@ class Traits:
     kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
     relations: tuple[Relation, ...] = ()
+    told: tuple[Relation, ...] = ()
     built_in: Mapping[str, tuple[object, ...]] = field(default_factory=dict)

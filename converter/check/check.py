@@ -242,7 +242,7 @@ def _tokenizer_files(checking: Checking) -> Iterator[Finding]:
     architecture, hparams = checking.known
     yield from _config_ids(checking.model, hparams["n_vocab"])
     try:
-        style = architecture.traits.tokenizer
+        style = architecture.tokenizer(checking.model.hf_class)
         tokenizer = read_tokenizer(checkpoint.assets, checkpoint.config, n_rows=n_rows, style=style)
     except (MissingPart, UnknownPreTokenizer) as error:
         yield Finding("tokenizer", checkpoint.path.name, str(error).partition("\n")[0], failed=False)

@@ -121,6 +121,7 @@ def model_arguments(group: argparse._ArgumentGroup) -> None:
     add("--key", metavar="PATH", help="part of a checkpoint that holds several (optimizer.state); `.` takes all")
     add("--mmproj", action="store_true", help="write a multimodal model's vision tower and projector, not its text")
     add("--no-tokenizer", action="store_true", help="write no tokenizer")
+    add("--no-nextn", action="store_true", help="leave out the blocks that predict further tokens (MTP)")
     add("--tensors-only", action="store_true", help="keep tensor names as they are, map no architecture")
     add("--from", dest="source_type", metavar="FORMAT", help="format of IN, where its content does not tell")
     add("--to", dest="target_type", metavar="FORMAT", help="format of OUT, where its extension does not tell")

@@ -99,12 +99,23 @@ def lookup(config: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
+def _says_null(config: Mapping[str, Any], dotted: str) -> bool:
+    """Whether the entry at a dotted key is there and null."""
+    *parts, last = dotted.split(".")
+    holder = lookup(config, ".".join(parts)) if parts else config
+    return isinstance(holder, Mapping) and last in holder and holder[last] is None
+
+
 def read_config(
-    architecture: Architecture, hf: HFClass, config: Mapping[str, Any], present: Container[str] = ()
+    architecture: Architecture,
+    hf: HFClass,
+    config: Mapping[str, Any],
+    present: Container[str] = (),
+    unsaid: Container[str] = (),
 ) -> tuple[HParams, set[str]]:
     """Hyperparameters by name, and the names of those that the config (or its class) really gives.
 
-    `present` are the names of the model's tensors, for rows that ask.
+    `present` are the names of the model's tensors, for rows that ask; `unsaid` hparams count as not given.
 
     Raises:
         ArchitectureError: a required key is missing, or a value is of the wrong kind.
@@ -112,14 +123,18 @@ def read_config(
     flat = flat_config(config)
     said: HParams = {}
     for hparam in architecture.hparams:
+        if hparam.name in unsaid:
+            continue
         value = hf.facts.get(hparam.name)
         if value is None:
             value = next((v for key in hparam.config if (v := lookup(flat, key)) is not None), None)
+        if value is None and any(_says_null(flat, key) for key in hparam.config):
+            value = hparam.null
         if value is None:
             value = _class_default(hf, hparam, flat)
         if value is not None:
             said[hparam.name] = _checked(hparam, value, _config_name(hparam))
-        elif hparam.required:
+        elif hparam.required and hparam.config:
             raise ArchitectureError(f"config.json has no {hparam.config[0]}, which {architecture.gguf} needs")
     found = _Derived(architecture, said, present, back=False).all()
     return {name: _checked(row, found[name], _config_name(row)) for name, row in _rows(architecture, found)}, set(said)
@@ -181,10 +196,14 @@ class _Derived(Mapping[str, Any]):
 
     def _computed(self, row: HParam) -> Any:
         default = row.back if self._back and row.back is not None else row.default
-        if default is None or not _holds(row.when, self):
+        if default is None:
+            return row.null if self._back else None
+        if not _holds(row.when, self):
             return None
         if not isinstance(default, str):
             return default
+        if row.follows and ((default is not row.back and self._back) or self._value(row.follows) is None):
+            return None
         if not row.per_block:
             return _as_bool(row, compute(default, self))
         if (n_layer := self["n_layer"]) > MAX_BLOCKS:
@@ -269,7 +288,8 @@ def hparam_metadata(architecture: Architecture, hparams: HParams, given: set[str
     metadata: Metadata = {}
     for hparam in architecture.hparams:
         value = hparams.get(hparam.name)
-        if value is None or not (hparam.always or hparam.name in given) or not _holds(hparam.when, hparams):
+        written = hparam.always or hparam.name in given or hparam.follows in given
+        if value is None or not written or value == hparam.null or not _holds(hparam.when, hparams):
             continue
         value = _translated(hparam, value)
         if value is None or value == [] or (early and not hparam.early):
@@ -300,9 +320,10 @@ def read_metadata(
         ArchitectureError: a required key is missing or of the wrong kind.
     """
     said: HParams = {}
+    reader = {key: hparam for hparam in architecture.hparams for key in hparam.gguf}
     for hparam in architecture.hparams:
         value: Any = None
-        for key in hparam.gguf:
+        for key in (key for key in hparam.gguf if reader[key] is hparam):
             entry = _plain(hparam, metadata.get(architecture.key(key)))
             if entry is not None:
                 value = _config_value(hparam, entry)
@@ -324,9 +345,9 @@ def _key_name(architecture: Architecture, hparam: HParam) -> str:
 
 
 def _plain(hparam: HParam, entry: Value | Array | None) -> Any:
-    """A key's value as Python has it; nothing for a list where the row knows none."""
+    """A key's value as Python has it, an F32 as its shortest decimal; nothing for a list where the row knows none."""
     if not isinstance(entry, Array):
-        return entry.value if entry is not None else None
+        return _shortest(entry.value) if entry is not None else None
     if not any(kind.endswith("[]") for kind in hparam.types):
         return None
     if len(entry) > MAX_ITEMS:
@@ -356,8 +377,10 @@ def write_config(
         if value is None or not hparam.config or not _holds(hparam.when, hparams):
             continue
         key = hparam.config[0]
-        if key.startswith("rope.") or not (hparam.default == 0 and value == 0):
-            _put(config, key, _shortest(value))
+        if value == hparam.null:
+            _put(config, key, None)
+        elif key.startswith("rope.") or key in hf.defaults or not (hparam.default == 0 and value == 0):
+            _put(config, key, _decimal(value))
     rope = config.pop("rope", {})
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
@@ -374,6 +397,14 @@ def _put(config: dict[str, Any], dotted: str, value: Any) -> None:
     for part in parts:
         config = config.setdefault(part, {})
     config[last] = value
+
+
+def _decimal(value: Any) -> Any:
+    """A number of few digits where that is the same F32; what was divided keeps all, for `int` of its product."""
+    if isinstance(value, list):
+        return [_decimal(item) for item in value]
+    short = float(f"{value:.6g}") if isinstance(value, float) else value
+    return short if _shortest(short) == _shortest(value) else value
 
 
 def _shortest(value: Any) -> Any:

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from converter.architectures.spec import Architecture, TensorRule
 
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
+_BEYOND = "{beyond}"
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ def fill(template: str, block: int | None, expert: int | None = None) -> str:
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """Numbers where `{block}` or `{expert}` stands, one or more components where another word does."""
+    """Numbers where `{block}`, `{expert}` or `{beyond}` stands, one or more components where another word does."""
     parts = []
     for part in template.split("."):
-        inside = _INDEX.pattern if part in ("{block}", "{expert}") else ".+"
+        inside = _INDEX.pattern if part in ("{block}", "{expert}", _BEYOND) else ".+"
         parts.append(f"(?P<{part[1:-1]}>{inside})" if part.startswith("{") else re.escape(part))
     return re.compile(r"\.".join(parts), re.DOTALL)
 
@@ -82,8 +83,17 @@ def spellings(architecture: Architecture, name: str) -> list[str]:
 
 
 def is_ignored(architecture: Architecture, names: Iterable[str]) -> bool:
-    """Whether a tensor of one of these names is dropped on purpose."""
-    return any(_pattern(template).fullmatch(name) for name in names for template in architecture.ignore)
+    """Whether a tensor of one of these names is dropped on purpose, wherever it is."""
+    templates = [template for template in architecture.ignore if _BEYOND not in template]
+    return any(_pattern(template).fullmatch(name) for name in names for template in templates)
+
+
+def block_beyond(architecture: Architecture, names: Iterable[str], n_layer: int) -> int | None:
+    """The number of the block after the last that one of these names lies in, where such are dropped on purpose."""
+    templates = [template for template in architecture.ignore if _BEYOND in template]
+    matches = (_pattern(template).fullmatch(name) for name in names for template in templates)
+    blocks = (int(match["beyond"]) for match in matches if match)
+    return next((block for block in blocks if block >= n_layer), None)
 
 
 class Spelled(Container[str]):

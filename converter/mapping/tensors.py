@@ -5,6 +5,7 @@ Nothing here knows a model: the rows of `converter/architectures` do, and both d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from converter.architectures.settings import BY_FACTORS
-from converter.architectures.spec import Architecture, HFClass, TensorRule
+from converter.architectures.spec import NEXTN_SAID, Architecture, HFClass, TensorRule
+from converter.architectures.traits import TokenizerStyle
 from converter.checkpoint import Checkpoint
 from converter.errors import (
     ArchitectureError,
@@ -22,7 +24,7 @@ from converter.errors import (
     UnmatchedTensor,
     short,
 )
-from converter.events import Event, Ignored, MetadataLost, Note
+from converter.events import Dropped, Event, Ignored, MetadataLost, Note
 from converter.mapping.detect import detect, detect_gguf, detect_projector
 from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import (
@@ -35,7 +37,7 @@ from converter.mapping.hparams import (
     read_metadata,
     write_config,
 )
-from converter.mapping.names import Match, RuleNames, Spelled, fill, is_ignored, spellings
+from converter.mapping.names import Match, RuleNames, Spelled, block_beyond, fill, is_ignored, spellings
 from converter.mapping.nearest import nearest
 from converter.mapping.processor import processor_config
 from converter.mapping.settings import lost_settings
@@ -54,13 +56,12 @@ class _Applies:
     """
 
     scope: Scope
-    n_layer: int | None
-    name: str
+    n_layer: int | None = None
     shape: tuple[int, ...] = ()
 
     def __call__(self, rule: TensorRule, block: int | None) -> bool:
         if block is not None and self.n_layer is not None and block >= self.n_layer:
-            raise ShapeMismatch(f"{self.name}: config.json says {self.n_layer} layers")
+            return False
         if rule.generator is not None:
             return True
         return self.scope.holds(rule.when, block) and (
@@ -100,7 +101,7 @@ class Translation:
     """A checkpoint in the other dialect, with what happened on the way.
 
     `config` are GGUF keys or a config.json; `early` those of the keys that stand before `general.type`,
-    `types` the rules' `type` of the tensors that have one.
+    `types` the rules' `type` of the tensors that have one, `tokenizer` how the class that was read writes its own.
     """
 
     architecture: Architecture
@@ -110,10 +111,11 @@ class Translation:
     events: tuple[Event, ...]
     early: Metadata = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: TokenizerStyle | None = None
 
 
-def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
-    """Tensors under GGUF names in GGUF layout, and the architecture's keys.
+def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool = False) -> Translation:
+    """Tensors under GGUF names in GGUF layout, and the architecture's keys; `no_nextn` without what predicts further.
 
     Raises:
         ArchitectureError and its kinds: unknown architecture, a tensor without a rule, a rule without its
@@ -121,10 +123,11 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     """
     architecture, hf = _detected(checkpoint, name)
     present = Spelled(architecture, checkpoint.tensors)
-    hparams, given = read_config(architecture, hf, checkpoint.config, present)
+    hparams, given = read_config(architecture, hf, checkpoint.config, present, (NEXTN_SAID,) if no_nextn else ())
     scope = Scope(hparams, present)
     events: list[Event] = list(_contradicted(checkpoint.config, architecture, name))
-    outputs, types = _mapped_forward(architecture, checkpoint, scope, events)
+    events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
+    outputs, types = _mapped_forward(architecture, checkpoint, scope, events, no_nextn)
     if any(isinstance(event, Ignored) for event in events) and detect_projector(checkpoint.config):
         events.append(Note("the vision tower is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
     for rule in architecture.tensors:
@@ -135,7 +138,8 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     back = read_metadata(architecture, keys, hparams.get("n_vocab"), outputs)
     events += lost_settings(architecture, hf, checkpoint.config, scope, back)
     early = hparam_metadata(architecture, hparams, given, early=True)
-    return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early, types)
+    style = architecture.tokenizer(hf)
+    return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early, types, style)
 
 
 def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
@@ -188,13 +192,17 @@ def _contradicted(config: Mapping[str, Any], architecture: Architecture, name: s
         yield Note(f"read as {architecture.gguf}, as asked, though config.json says {own.gguf}")
 
 
+def _anywhere(rule: TensorRule, block: int | None) -> bool:
+    return True
+
+
 def _mapped_forward(
-    architecture: Architecture, checkpoint: Checkpoint, scope: Scope, events: list[Event]
+    architecture: Architecture, checkpoint: Checkpoint, scope: Scope, events: list[Event], no_nextn: bool = False
 ) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """The tensors under their GGUF names, and the types that rules give them."""
     outputs: dict[str, LazyTensor] = {}
     types: dict[str, str] = {}
-    for (rule, block), group in _group(_match_hf(architecture, checkpoint, scope, events)).items():
+    for (rule, block), group in _group(_match_hf(architecture, checkpoint, scope, events, no_nextn)).items():
         made = _forward(rule, block, group, scope)
         outputs.update((tensor.name, tensor) for tensor in made)
         types.update((tensor.name, rule.type) for tensor in made if rule.type is not None)
@@ -202,13 +210,15 @@ def _mapped_forward(
 
 
 def _match_hf(
-    architecture: Architecture, checkpoint: Checkpoint, scope: Scope, events: list[Event]
+    architecture: Architecture, checkpoint: Checkpoint, scope: Scope, events: list[Event], no_nextn: bool
 ) -> list[tuple[Match, LazyTensor]]:
     rules = RuleNames(architecture.tensors, "hf")
     n_layer = scope.size("n_layer")
-    matches, unknown = [], []
+    matches: list[tuple[Match, LazyTensor]] = []
+    unknown: list[str] = []
+    beyond: Counter[int] = Counter()
     for name, tensor in checkpoint.tensors.items():
-        applies = _Applies(scope, n_layer, name, tensor.info.shape)
+        applies = _Applies(scope, n_layer, tensor.info.shape)
         match = rules.find(name, applies)
         spelled = [] if match else spellings(architecture, name)
         match = match or next((found for each in spelled if (found := rules.find(each, applies))), None)
@@ -216,10 +226,18 @@ def _match_hf(
             matches.append((match, tensor))
         elif is_ignored(architecture, spelled):
             events.append(Ignored(name))
+        elif (block := block_beyond(architecture, [name, *spelled], n_layer)) is not None:
+            beyond[block] += 1
+        elif any((found := rules.find(each, _anywhere)) and (found.block or 0) >= n_layer for each in [name, *spelled]):
+            raise ShapeMismatch(f"{name}: config.json says {n_layer} layers")
         else:
             unknown.append(name)
     if unknown:
         raise _unmatched(architecture, unknown)
+    for block, count in sorted(beyond.items()):
+        why = f"{count} tensors of a block that predicts further tokens"
+        left = f"layer {block}"
+        events.append(Note(f"{left}: left out ({why})") if no_nextn else Dropped(left, why))
     return matches
 
 
@@ -322,7 +340,7 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     scope = Scope(hparams, checkpoint.tensors)
     rules = [rule for rule in architecture.tensors if not rule.read_only]
     names = RuleNames(rules, "gguf")
-    found = [(names.find(name, _Applies(scope, None, name)), tensor) for name, tensor in checkpoint.tensors.items()]
+    found = [(names.find(name, _Applies(scope)), tensor) for name, tensor in checkpoint.tensors.items()]
     if unknown := [tensor.name for match, tensor in found if match is None]:
         raise _unmatched(architecture, unknown)
     events: list[Event] = []

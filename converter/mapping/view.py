@@ -17,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, ConverterError, UnknownArchitecture
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.hparams import HParams, Scope, flat_config, read_config, read_metadata
-from converter.mapping.names import Spelled, fill, is_ignored, spellings
+from converter.mapping.names import Spelled, block_beyond, fill, is_ignored, spellings
 from converter.mapping.tensors import Translation, bound, to_gguf
 from converter.metadata import Metadata, Value, text_of
 from converter.tensors.ops import Shape, infer
@@ -239,7 +239,8 @@ class HFView(ModelView):
         for name, tensor in self.checkpoint.tensors.items():
             spelled = spellings(architecture, name)
             canonical = next((each for each in spelled if each in known), None)
-            if canonical is not None or not is_ignored(architecture, spelled):
+            beyond = block_beyond(architecture, spelled, hparams["n_layer"])
+            if canonical is not None or not (beyond is not None or is_ignored(architecture, spelled)):
                 result[canonical or name] = tensor
         return result
 
@@ -283,8 +284,8 @@ class HFView(ModelView):
 
         if not any(name.startswith(("tokenizer", "vocab")) for name in self.checkpoint.assets):
             return None
-        architecture, _ = detect(self.checkpoint.config, self.arch)
-        style, config = architecture.traits.tokenizer, self.checkpoint.config
+        architecture, hf = detect(self.checkpoint.config, self.arch)
+        style, config = architecture.tokenizer(hf), self.checkpoint.config
         return read_tokenizer(self.checkpoint.assets, config, n_rows=self.n_rows, style=style, pre=pre).metadata
 
 

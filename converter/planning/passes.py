@@ -65,6 +65,8 @@ def check(draft: Draft) -> Draft:
     _check_packed(draft)
     if request.types.dtype and draft.to_gguf:
         raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
+    if request.model.no_nextn and draft.route.map != "hf->gguf":
+        raise UsageError("--no-nextn leaves blocks of a Hugging Face model out of a GGUF, and has no effect on others")
     if request.output.external_data not in EXTERNAL_DATA:
         raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
     if request.output.external_data != "auto" and target.name != "onnx":
@@ -125,8 +127,8 @@ def map_names(draft: Draft) -> Draft:
 
 
 def _to_gguf(draft: Draft) -> Draft:
-    model = draft.request.model
-    mapped = projector_to_gguf(draft.checkpoint) if model.mmproj else to_gguf(draft.checkpoint, model.arch)
+    model, own = draft.request.model, draft.checkpoint
+    mapped = projector_to_gguf(own) if model.mmproj else to_gguf(own, model.arch, no_nextn=model.no_nextn)
     draft.report.extend(list(mapped.events))
     metadata = _hf_metadata(draft.checkpoint, mapped, draft.request, draft.report)
     return _mapped(draft, mapped, metadata, {})
@@ -186,7 +188,7 @@ def _tokenizer(checkpoint: Checkpoint, mapped: Translation, request: Request, re
         checkpoint.assets,
         checkpoint.config,
         n_rows=mapped.hparams["n_vocab"],
-        style=mapped.architecture.traits.tokenizer,
+        style=mapped.tokenizer or mapped.architecture.traits.tokenizer,
         pre=request.model.pre,
     )
     report.extend(list(tokenizer.events))

@@ -22,7 +22,7 @@ Functions: `int` (towards zero), `sqrt`, `ln`, `min`, `max`, `round_up(number, m
 `min`, `max`, `first` (of a single value: itself), `where(list, start)` (the indexes of what is true, counted from
 `start` or 0), `join(list, separator)` (one text), `numbers('0,4,8')` (a list again), `resized(list, length)` (cut, or
 with zeros at its end); `present('blk.{block}.attn_q.bias')` says whether the file that is read has a tensor of that
-name.
+name, `present(name, number)` the same of another block.
 
 An expression may come from a stranger's file: its length, its depth and its numbers are limited.
 """
@@ -204,9 +204,11 @@ def _resized(sizes: Sizes, values: Any, length: Any) -> list[Any]:
     return [*_list(values), *[0] * length][:length]
 
 
-def _present(sizes: Sizes, template: Any) -> int:
+def _present(sizes: Sizes, template: Any, block: Any = None) -> int:
     name = str(template)
-    return int(name.replace("{block}", str(sizes[BLOCK]) if "{block}" in name else "") in sizes[PRESENT])
+    if "{block}" in name:
+        name = name.replace("{block}", str(sizes[BLOCK] if block is None else block))
+    return int(name in sizes[PRESENT])
 
 
 # The fewest and the most arguments, and what it does with them.
@@ -224,7 +226,7 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "join": (1, 2, _join),
     "numbers": (1, 1, _numbers),
     "resized": (2, 2, _resized),
-    PRESENT: (1, 1, _present),
+    PRESENT: (1, 2, _present),
 }
 RESERVED = frozenset((BLOCK, *_WORDS, *_FUNCTIONS))  # no hyperparameter may be called so
 

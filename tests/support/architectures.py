@@ -36,6 +36,7 @@ class Sample:
             given.
         tensors: template with {block} and {expert} -> shape, for classes that transformers does not have.
         counts: how many blocks and experts the templates have.
+        more: tensors besides those that the class of transformers has, such as blocks that it does not load.
         dtype: of the weights.
         tokenizer: one of `models.TOKENIZERS`.
         pre: the name of the pre-tokenizer, which the reference finds by a hash that no new vocabulary can have.
@@ -48,6 +49,7 @@ class Sample:
         forgotten: keys that it should write and does not.
         told: what config.json says to it alone, where it fails on what transformers saves.
         request: ours.
+        changed: tensors that do not come back, or not with the same values.
         logits: largest difference, relative to the largest logit, after the way to GGUF and back; None where
             transformers cannot run it.
         runtime: the same between llama.cpp on the F32 GGUF and torch; None where it has no such model.
@@ -59,6 +61,7 @@ class Sample:
     saved_by: str = ""
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    more: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dtype: str = "BF16"
     tokenizer: str = "llama3"
     pre: str = "llama-bpe"
@@ -71,8 +74,14 @@ class Sample:
     forgotten: tuple[str, ...] = ()
     told: Mapping[str, Any] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
     logits: float | None = 0.0
     runtime: float | None = 1e-3
+
+
+def unread(name: str) -> tuple[str, ...]:
+    """How the names start of the blocks that transformers passes over."""
+    return tuple({".".join(each.split(".")[:3]) + "." for each in facts(name).get("more", ())})
 
 
 @cache

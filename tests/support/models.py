@@ -36,6 +36,8 @@ FIXTURE_MODELS = ("stories260K", "kjv-llama")  # real models, in the repository 
 SENTENCEPIECE_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 BPE_VOCAB = 512
 BPE_SPECIAL = 4  # special tokens in front of kjv-llama's vocabulary
+GLM_SPECIAL_TOKENS = ("<|endoftext|>", "[MASK]", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|observation|>")
+SOLAR_SPECIAL_TOKENS = ("<unk>", "<|startoftext|>", "<|endoftext|>")
 QWEN_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -143,6 +145,13 @@ TOKENIZER_CONFIG: dict[str, dict[str, Any]] = {
     "spm-json": {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2},
     "llama3": {"vocab_size": BPE_VOCAB, "bos_token_id": 0, "eos_token_id": 1},
     "qwen2": {"vocab_size": 544, "bos_token_id": None, "eos_token_id": BPE_VOCAB - BPE_SPECIAL + 2},
+    "glm": {
+        "vocab_size": 544,
+        "bos_token_id": None,
+        "eos_token_id": BPE_VOCAB - BPE_SPECIAL,
+        "pad_token_id": BPE_VOCAB - BPE_SPECIAL,
+    },
+    "solar": {"vocab_size": 544, "bos_token_id": None, "eos_token_id": BPE_VOCAB - BPE_SPECIAL + 2},
 }
 TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -337,12 +346,26 @@ def _write_llama3(folder: Path) -> None:
 
 def _write_qwen2(folder: Path) -> None:
     """As Qwen has it: its own regular expression, NFC, special tokens after the vocabulary, no BOS."""
+    _write_added(folder, QWEN_SPECIAL_TOKENS, eos="<|im_end|>", pad="<|endoftext|>")
+
+
+def _write_glm(folder: Path) -> None:
+    """As GLM-4 has it, whose config names only the token that ends a text."""
+    _write_added(folder, GLM_SPECIAL_TOKENS, eos="<|endoftext|>", pad="<|endoftext|>")
+
+
+def _write_solar(folder: Path) -> None:
+    _write_added(folder, SOLAR_SPECIAL_TOKENS, eos="<|endoftext|>", pad="<unk>")
+
+
+def _write_added(folder: Path, special: tuple[str, ...], eos: str, pad: str) -> None:
+    """Special tokens after a vocabulary in bytes, Qwen's regular expression."""
     tokenizer = _small_bpe()
     old = tokenizer["model"]["vocab"].items()
     vocab = {token: index - BPE_SPECIAL for token, index in old if index >= BPE_SPECIAL}
     tokenizer["model"]["vocab"] = vocab
     tokenizer["model"]["ignore_merges"] = False
-    added = [_added_token(len(vocab) + index, token) for index, token in enumerate(QWEN_SPECIAL_TOKENS)]
+    added = [_added_token(len(vocab) + index, token) for index, token in enumerate(special)]
     tokenizer["added_tokens"] = added
     tokenizer["normalizer"] = {"type": "NFC"}
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": QWEN2_REGEX}
@@ -357,8 +380,8 @@ def _write_qwen2(folder: Path) -> None:
             "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
             "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
         ),
-        "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>", "errors": "replace", "model_max_length": 512,
-        "pad_token": "<|endoftext|>", "split_special_tokens": False, "tokenizer_class": "Qwen2Tokenizer",
+        "clean_up_tokenization_spaces": False, "eos_token": eos, "errors": "replace", "model_max_length": 512,
+        "pad_token": pad, "split_special_tokens": False, "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
     })  # fmt: skip
 
@@ -375,6 +398,8 @@ TOKENIZERS: dict[str, Callable[[Path], None]] = {
     "spm-json": _write_sentencepiece_json,
     "llama3": _write_llama3,
     "qwen2": _write_qwen2,
+    "glm": _write_glm,
+    "solar": _write_solar,
 }
 
 

@@ -1,0 +1,129 @@
+"""GLM-4, GLM-4.5 to 4.7, Solar Open. ggml rotates neighbours for GLM-4 and halves for the others, as they are stored.
+
+Source: the reference converter's Glm4Model, Glm4MoeModel, SolarOpenModel; transformers' configuration classes for the
+defaults.
+"""
+
+from converter.architectures.common import (
+    ATTENTION,
+    ATTENTION_BIAS,
+    DECODER_HPARAMS,
+    NORM,
+    QK_NORM,
+    ROPE_BUFFERS,
+    TEXT_MODEL_ALIASES,
+    TOP_TENSORS,
+    G,
+    H,
+)
+from converter.architectures.moe import (
+    BEYOND,
+    DENSE_THEN_EXPERTS,
+    MOE_HPARAMS,
+    N_DENSE,
+    N_EXPERT_SHARED,
+    N_FF_EXP,
+    N_NEXTN,
+    NEXTN_HPARAMS,
+    NEXTN_TENSORS,
+    NEXTN_TOLD,
+    ROUTED,
+    WEIGHTS_NORM,
+    WEIGHTS_SCALE,
+    WITH_NEXTN,
+)
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when
+from converter.architectures.styles import GLM, GLM4, SOLAR
+from converter.architectures.traits import Traits
+
+PARTIAL = HParam(
+    "partial", ("partial_rotary_factor", "rope.partial_rotary_factor"), (), "f32", default=0.5, back="n_rot / head_dim"
+)
+N_ROT = HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True)
+
+ARCHITECTURES = (
+    Architecture(
+        gguf="glm4",
+        hf=(
+            HFClass(
+                "Glm4ForCausalLM",
+                "glm4",
+                {
+                    "num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-7, "rope_theta": 10000.0,
+                    "max_position_embeddings": 131072, "attention_bias": True,
+                },
+            ),
+        ),
+        hparams=(*DECODER_HPARAMS, PARTIAL, N_ROT, ATTENTION_BIAS),
+        tensors=(
+            *TOP_TENSORS,
+            T(H + "input_layernorm.weight", G + "attn_norm.weight", shape=NORM),
+            T(H + "post_self_attn_layernorm.weight", G + "post_attention_norm.weight", shape=NORM),
+            T(H + "post_attention_layernorm.weight", G + "ffn_norm.weight", shape=NORM),
+            T(H + "post_mlp_layernorm.weight", G + "post_ffw_norm.weight", shape=NORM),
+            *ATTENTION,
+            T(H + "mlp.gate_up_proj.weight", G + "ffn_up.weight", shape=("2 * n_ff", "n_embd")),
+            T(H + "mlp.down_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(GLM4),
+    ),
+    Architecture(
+        gguf="glm4moe",
+        hf=(
+            HFClass(
+                "SolarOpenForCausalLM",
+                "solar_open",
+                {
+                    "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
+                    "max_position_embeddings": 131072, "n_routed_experts": 128, "num_experts_per_tok": 8,
+                    "n_shared_experts": 1, "moe_intermediate_size": 1280, "n_group": 1, "topk_group": 1,
+                    "routed_scaling_factor": 1.0, "norm_topk_prob": True, "partial_rotary_factor": 1.0,
+                },
+                when="n_rot == head_dim",
+                tokenizer=SOLAR,
+            ),
+            HFClass(
+                "Glm4MoeForCausalLM",
+                "glm4_moe",
+                {
+                    "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+                    "max_position_embeddings": 131072, "n_routed_experts": 128, "num_experts_per_tok": 8,
+                    "n_shared_experts": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 1408,
+                    "intermediate_size": 10944, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0,
+                    "norm_topk_prob": True, "num_nextn_predict_layers": 1,
+                },
+            ),
+        ),
+        hparams=(
+            *amended(MOE_HPARAMS, n_layer=WITH_NEXTN, n_expert=ROUTED, n_ff={"required": False}),
+            *NEXTN_HPARAMS,
+            PARTIAL,
+            N_ROT,
+            N_FF_EXP,
+            N_EXPERT_SHARED,
+            N_DENSE,
+            HParam("sigmoid", (), ("expert_gating_func",), default=2, always=True),
+            WEIGHTS_SCALE,
+            WEIGHTS_NORM,
+            N_NEXTN,
+            ATTENTION_BIAS,
+            HParam(
+                "use_qk_norm", ("use_qk_norm",), (), "bool", default=False, back="present('blk.0.attn_q_norm.weight')"
+            ),
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            T(H + "input_layernorm.weight", G + "attn_norm.weight", shape=NORM),
+            T(H + "post_attention_layernorm.weight", G + "post_attention_norm.weight", shape=NORM),
+            *ATTENTION,
+            *only_when("use_qk_norm", QK_NORM),
+            *DENSE_THEN_EXPERTS,
+            *NEXTN_TENSORS,
+        ),
+        ignore=(*ROPE_BUFFERS, *BEYOND),
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(GLM, told=NEXTN_TOLD),
+    ),
+)  # fmt: skip
