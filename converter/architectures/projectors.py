@@ -4,7 +4,7 @@ Source: the reference converter's MmprojModel and its classes; the runtime's cli
 own settings, `processor.` those of preprocessor_config.json and processor_config.json together.
 """
 
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, pair
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, pair, retyped
 from converter.architectures.traits import F16_OR_F32
 from converter.tensors.ops import Add, Reshape, Split, Transpose
 
@@ -47,6 +47,7 @@ EPS = HParam(
     "eps", ("vision_config.layer_norm_eps",), ("/clip.vision.attention.layer_norm_epsilon",), "f32",
     default=1e-6, always=True,
 )
+SCALE = HParam("scale", (), ("/clip.vision.projector.scale_factor",), always=True)
 
 # --------------------------------------------------------------------------------------------- Qwen2-VL, Qwen2.5-VL
 
@@ -81,15 +82,18 @@ QWEN_EPS = amended((EPS,), eps={"config": ()})
 # ------------------------------------------------------------------------------------- towers of the SigLIP kind
 
 SIGLIP_BLOCK = "vision_tower.vision_model.encoder.layers.{block}."
-SIGLIP = (
-    *pair(
-        "vision_tower.vision_model.embeddings.patch_embedding", "v.patch_embd",
-        shape=("n_embd", 3, "patch_size", "patch_size"), bias=True, type=F16_OR_F32,
+PATCHES = (
+    T(
+        "vision_tower.vision_model.embeddings.patch_embedding.weight", "v.patch_embd.weight",
+        shape=("n_embd", 3, "patch_size", "patch_size"), type=F16_OR_F32,
     ),
     T(
         "vision_tower.vision_model.embeddings.position_embedding.weight", "v.position_embd.weight",
         shape=("(image_size // patch_size) ** 2", "n_embd"), type="F32",
     ),
+)
+SIGLIP = (
+    T("vision_tower.vision_model.embeddings.patch_embedding.bias", "v.patch_embd.bias", shape=("n_embd",)),
     *pair(SIGLIP_BLOCK + "self_attn.q_proj", B + "attn_q", shape=("n_embd", "n_embd"), bias=True),
     *pair(SIGLIP_BLOCK + "self_attn.k_proj", B + "attn_k", shape=("n_embd", "n_embd"), bias=True),
     *pair(SIGLIP_BLOCK + "self_attn.v_proj", B + "attn_v", shape=("n_embd", "n_embd"), bias=True),
@@ -100,6 +104,12 @@ SIGLIP = (
     *pair(SIGLIP_BLOCK + "mlp.fc2", B + "ffn_down", shape=("n_embd", "n_ff"), bias=True),
     *pair("vision_tower.vision_model.post_layernorm", "v.post_ln", shape=("n_embd",), bias=True),
 )
+
+# What SmolVLM2's config.json leaves out.
+SMOLVLM_DEFAULTS = {
+    "vision_config.hidden_size": 1152, "vision_config.num_attention_heads": 16, "vision_config.intermediate_size": 3072,
+}
+LLAMA4_BLOCK = "vision_model.model.layers.{block}."
 
 PROJECTORS = (
     Architecture(
@@ -164,6 +174,7 @@ PROJECTORS = (
             ),
         ),
         tensors=(
+            *PATCHES,
             *SIGLIP,
             T(
                 "multi_modal_projector.mm_input_projection_weight", "mm.input_projection.weight",
@@ -176,5 +187,152 @@ PROJECTORS = (
         ),
         ignore=(*TEXT_MODEL, "vision_tower.vision_model.head.{rest}"),
         aliases=(*PREFIXES, ("vision_tower.{rest}", "vision_tower.vision_model.{rest}")),
+    ),
+    Architecture(
+        gguf="clip",
+        hf=(
+            HFClass("Idefics3ForConditionalGeneration", "idefics3"),
+            HFClass("SmolVLMForConditionalGeneration", "smolvlm", SMOLVLM_DEFAULTS),
+        ),
+        hparams=(
+            *VISION,
+            *amended((TYPE,), projector={"default": "'idefics3'"}),
+            *amended((EPS,), eps={"default": 1e-5}),
+            *amended((SCALE,), scale={"config": ("scale_factor",), "default": 2}),
+            USE_GELU,
+            HParam(
+                "longest", ("processor.size.longest_edge",), ("/clip.vision.preproc_image_size",),
+                default="image_size", always=True,
+            ),
+        ),
+        tensors=(
+            *retyped(PATCHES, "F32"),
+            *SIGLIP,
+            T(
+                "model.connector.modality_projection.proj.weight", "mm.model.fc.weight",
+                shape=("n_text", "n_embd * scale ** 2"),
+            ),
+        ),
+        ignore=TEXT_MODEL,
+        aliases=(("model.vision_model.{rest}", "vision_tower.vision_model.{rest}"),),
+    ),
+    Architecture(
+        gguf="clip",
+        hf=(HFClass("Lfm2VlForConditionalGeneration", "lfm2_vl"),),
+        hparams=(
+            *amended(VISION, image_size={"config": (), "required": False, "default": 256, "always": True}),
+            *amended((TYPE,), projector={"default": "'lfm2'"}),
+            EPS,
+            *amended((SCALE,), scale={"config": ("downsample_factor",), "default": 2}),
+            USE_GELU,
+            # The runtime stops where the model takes its features from; counted from the end, as Python does.
+            HParam("feature_layer", ("vision_feature_layer",), (), "i32", default=-1),
+            HParam("n_run", (), ("/clip.vision.block_count",), default="n_layer + 1 + feature_layer", always=True),
+            HParam("n_position", ("vision_config.num_patches",), (), default=256),
+            HParam("n_inner", ("projector_hidden_size",), (), default=2560),
+        ),
+        tensors=(
+            T(
+                "vision_tower.vision_model.embeddings.patch_embedding.weight", "v.patch_embd.weight",
+                Reshape(("n_embd", "3 * patch_size ** 2"), ("n_embd", "patch_size", "patch_size", 3)),
+                Transpose((0, 3, 1, 2)), shape=("n_embd", "3 * patch_size ** 2"), type=F16_OR_F32,
+            ),
+            T(
+                "vision_tower.vision_model.embeddings.position_embedding.weight", "v.position_embd.weight",
+                shape=("n_position", "n_embd"),
+            ),
+            *SIGLIP,
+            *pair("multi_modal_projector.layer_norm", "mm.input_norm", shape=("n_embd * scale ** 2",), optional=True),
+            *pair("multi_modal_projector.linear_1", "mm.1", shape=("n_inner", "n_embd * scale ** 2")),
+            *pair("multi_modal_projector.linear_2", "mm.2", shape=("n_text", "n_inner")),
+        ),
+        ignore=TEXT_MODEL,
+        aliases=(*PREFIXES, ("vision_tower.{rest}", "vision_tower.vision_model.{rest}")),
+    ),
+    Architecture(
+        gguf="clip",
+        hf=(HFClass("Llama4ForConditionalGeneration", "llama4"),),
+        hparams=(
+            *VISION,
+            *amended((TYPE,), projector={"default": "'llama4'"}),
+            *amended((EPS,), eps={"config": ("vision_config.norm_eps",), "default": 1e-5}),
+            *amended((SCALE,), scale={"default": "int(1 / ratio)"}),
+            USE_GELU,
+            HParam("ratio", ("vision_config.pixel_shuffle_ratio",), (), "f32", default=0.5),
+            HParam("n_out", ("vision_config.vision_output_dim",), (), default=7680),
+            HParam("n_in", ("vision_config.projector_input_dim",), (), default=4096),
+            HParam("n_mid", ("vision_config.projector_output_dim",), (), default=4096),
+        ),
+        tensors=(
+            T(
+                "vision_model.patch_embedding.linear.weight", "v.patch_embd.weight",
+                shape=("n_embd", "3 * patch_size ** 2"), type=F16_OR_F32,
+            ),
+            T("vision_model.class_embedding", "v.class_embd", shape=("n_embd",)),
+            T(
+                "vision_model.positional_embedding_vlm", "v.position_embd.weight",
+                shape=("(image_size // patch_size) ** 2 + 1", "n_embd"),
+            ),
+            *pair("vision_model.layernorm_pre", "v.pre_ln", shape=("n_embd",), bias=True),
+            *pair("vision_model.layernorm_post", "v.post_ln", shape=("n_embd",), bias=True),
+            *pair(LLAMA4_BLOCK + "self_attn.q_proj", B + "attn_q", shape=("n_embd", "n_embd"), bias=True),
+            *pair(LLAMA4_BLOCK + "self_attn.k_proj", B + "attn_k", shape=("n_embd", "n_embd"), bias=True),
+            *pair(LLAMA4_BLOCK + "self_attn.v_proj", B + "attn_v", shape=("n_embd", "n_embd"), bias=True),
+            *pair(LLAMA4_BLOCK + "self_attn.o_proj", B + "attn_out", shape=("n_embd", "n_embd"), bias=True),
+            *pair(LLAMA4_BLOCK + "input_layernorm", B + "ln1", shape=("n_embd",), bias=True),
+            *pair(LLAMA4_BLOCK + "post_attention_layernorm", B + "ln2", shape=("n_embd",), bias=True),
+            *pair(LLAMA4_BLOCK + "mlp.fc1", B + "ffn_up", shape=("n_ff", "n_embd"), bias=True),
+            *pair(LLAMA4_BLOCK + "mlp.fc2", B + "ffn_down", shape=("n_embd", "n_ff"), bias=True),
+            T("vision_model.vision_adapter.mlp.fc1.weight", "mm.model.mlp.1.weight", shape=("n_in", "n_ff")),
+            T("vision_model.vision_adapter.mlp.fc2.weight", "mm.model.mlp.2.weight", shape=("n_mid", "n_mid")),
+            T("multi_modal_projector.linear_1.weight", "mm.model.fc.weight", shape=("n_text", "n_out")),
+        ),
+        ignore=TEXT_MODEL,
+        aliases=(("model.vision_model.{rest}", "vision_model.{rest}"), *PREFIXES),
+    ),
+    Architecture(
+        gguf="clip",
+        hf=(
+            HFClass("Glm4vForConditionalGeneration", "glm4v"),
+            HFClass("Glm4vMoeForConditionalGeneration", "glm4v_moe"),
+            HFClass("GlmOcrForConditionalGeneration", "glm_ocr"),
+        ),
+        hparams=(
+            *VISION,
+            *amended((TYPE,), projector={"default": "'glm4v'"}),
+            *amended((USE_GELU,), use_gelu={"when": "act == 'gelu'"}),
+            *amended((USE_SILU,), use_silu={"when": "act == 'silu'"}),
+            *amended((EPS,), eps={"config": ("vision_config.rms_norm_eps",), "default": 1e-5}),
+            HParam("act", ("vision_config.hidden_act",), (), "str", default="'silu'"),
+            HParam("merge", ("vision_config.spatial_merge_size",), (), default=2),
+            HParam("n_out", ("vision_config.out_hidden_size",), (), default="n_text"),
+        ),
+        tensors=(
+            *TWO_FRAMES,
+            T("visual.patch_embed.proj.bias", "v.patch_embd.bias", shape=("n_embd",)),
+            T(
+                "visual.embeddings.position_embedding.weight", "v.position_embd.weight",
+                shape=("(image_size // patch_size) ** 2", "n_embd"), optional=True,
+            ),
+            T("visual.post_conv_layernorm.weight", "v.norm_embd.weight", shape=("n_embd",), optional=True),
+            *pair(VISUAL + "attn.qkv", B + "attn_qkv", shape=("3 * n_embd", "n_embd")),
+            *pair(VISUAL + "attn.proj", B + "attn_out", shape=("n_embd", "n_embd")),
+            T(VISUAL + "attn.q_norm.weight", B + "attn_q_norm.weight", shape=("n_embd // n_head",), optional=True),
+            T(VISUAL + "attn.k_norm.weight", B + "attn_k_norm.weight", shape=("n_embd // n_head",), optional=True),
+            T(VISUAL + "norm1.weight", B + "ln1.weight", shape=("n_embd",)),
+            T(VISUAL + "norm2.weight", B + "ln2.weight", shape=("n_embd",)),
+            *pair(VISUAL + "mlp.gate_proj", B + "ffn_gate", shape=("n_out", "n_embd")),
+            *pair(VISUAL + "mlp.up_proj", B + "ffn_up", shape=("n_out", "n_embd")),
+            *pair(VISUAL + "mlp.down_proj", B + "ffn_down", shape=("n_embd", "n_out")),
+            T("visual.post_layernorm.weight", "v.post_ln.weight", shape=("n_embd",)),
+            *pair("visual.downsample", "mm.patch_merger", shape=("n_out", "n_embd", "merge", "merge"), type=F16_OR_F32),
+            T("visual.merger.proj.weight", "mm.model.fc.weight", shape=("n_out", "n_out")),
+            *pair("visual.merger.post_projection_norm", "mm.post_norm", shape=("n_out",)),
+            T("visual.merger.gate_proj.weight", "mm.gate.weight", shape=("n_ff", "n_out")),
+            T("visual.merger.up_proj.weight", "mm.up.weight", shape=("n_ff", "n_out")),
+            T("visual.merger.down_proj.weight", "mm.down.weight", shape=("n_out", "n_ff")),
+        ),
+        ignore=TEXT_MODEL,
+        aliases=PREFIXES,
     ),
 )

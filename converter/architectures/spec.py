@@ -331,6 +331,11 @@ def without(rules: Iterable[TensorRule], *gguf: str) -> tuple[TensorRule, ...]:
     return tuple(rule for rule in rules if rule.gguf[0] not in gguf)
 
 
+def retyped(rules: Iterable[TensorRule], type: str) -> tuple[TensorRule, ...]:
+    """Shared rows with the type that this architecture forces on them."""
+    return tuple(replace(rule, type=type) for rule in rules)
+
+
 def only_when(condition: str, rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
     """Shared rows under a condition."""
     return tuple(replace(rule, when=condition) for rule in rules)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from converter.architectures import architectures as known
+from converter.architectures import projectors
 from converter.architectures.spec import Architecture
 from support import models
 from support.paths import FIXTURES
@@ -40,13 +41,14 @@ class Sample:
         dtype: of the weights.
         tokenizer: one of `models.TOKENIZERS`.
         pre: the name of the pre-tokenizer, which the reference finds by a hash that no new vocabulary can have.
-        renamed: beginning of a name that save_pretrained writes -> the one that published models have.
+        published: beginning of a name that save_pretrained writes -> the one that published models have.
         files: more files of the folder, name -> JSON value or text.
         dropped: beginnings of names of tensors that belong to another file (of images, sounds) and do not come back.
         changed: parts of names of tensors that come back in other pieces, or in values that only `logits` judges.
         renamed: (beginning of names, what it is in the folder that comes back), where that is of another class.
         options: of the reference's converter.
         forgotten: keys that it should write and does not.
+        corrected: part of its tensors' names -> what it should be (docs/differences.md).
         told: what config.json says to it alone, where it fails on what transformers saves.
         request: ours.
         changed: tensors that do not come back, or not with the same values.
@@ -65,13 +67,14 @@ class Sample:
     dtype: str = "BF16"
     tokenizer: str = "llama3"
     pre: str = "llama-bpe"
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
     forgotten: tuple[str, ...] = ()
+    corrected: Mapping[str, str] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
@@ -133,6 +136,13 @@ tensors that describe it.
 | architecture | rows | samples | back | runtime | classes |
 |---|---|---|---|---|---|
 """
+TOWERS = """
+Vision towers with their projectors, the second file of a multimodal model (`--mmproj`), forward and byte for byte, each
+with a sample:
+
+| classes | projector |
+|---|---|
+"""
 
 
 def table() -> str:
@@ -141,7 +151,12 @@ def table() -> str:
     for name in NAMES:
         keys = {key: value for key, _, value in facts(name)["reference"]["keys"]}
         by_name.setdefault(keys["general.architecture"], []).append(facts(name))
-    return HEAD + "".join(_line(each, by_name.get(each.gguf, [])) for each in known().values())
+    towers = "".join(f"| {' '.join(hf.name for hf in each.hf)} | {_projector(each)} |\n" for each in projectors())
+    return HEAD + "".join(_line(each, by_name.get(each.gguf, [])) for each in known().values()) + TOWERS + towers
+
+
+def _projector(architecture: Architecture) -> str:
+    return str(next(row.default for row in architecture.hparams if row.name == "projector")).strip("'")
 
 
 def _line(architecture: Architecture, samples: list[dict[str, Any]]) -> str:
