@@ -251,7 +251,13 @@ def test_files_are_closed_when_they_are_safe(tmp_path: Path, monkeypatch: pytest
     assert names(tmp_path) == []
 
 
-def test_files_are_as_long_as_they_will_be_from_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [True, False])
+def test_files_are_as_long_as_they_will_be_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """Whether room can be taken ahead or not."""
+    if not ahead:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
     layout = Layout(tuple(FileLayout(tmp_path / name, b"", (), size) for name, size in (("a", 0), ("b", 5000))))
     out = Disk(layout)
     out.create()

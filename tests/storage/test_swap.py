@@ -274,18 +274,18 @@ def test_the_mode_of_what_is_replaced_stays(tmp_path: Path, kind: str) -> None:
 
 
 def staged(place: Path, *, moved: bool = True) -> Path:
-    """What a run that was killed left: "a" was to be replaced, "b" is new; `moved`: both were."""
+    """What a killed run of any version left: "a" was to be replaced, "b" is new; `moved`: both are in place."""
     stage = place / ".a.0123abcd.part"
-    (stage / swap.NEW).mkdir(parents=True)
-    (stage / swap.OLD).mkdir()
+    (stage / "new").mkdir(parents=True)
+    (stage / "old").mkdir()
     for name in "ab":
-        (stage / swap.NEW / name).write_bytes(b"new")
-    (stage / swap.OLD / "a").write_bytes(b"old")
-    inodes = {name: (stage / swap.NEW / name).lstat().st_ino for name in "ab"}
+        (stage / "new" / name).write_bytes(b"new")
+    (stage / "old" / "a").write_bytes(b"old")
+    inodes = {name: (stage / "new" / name).lstat().st_ino for name in "ab"}
     journal = [{"name": name, "replaces": name == "a", "inode": inodes[name]} for name in "ab"]
-    (stage / swap.JOURNAL).write_text(json.dumps(journal))
+    (stage / "journal").write_text(json.dumps(journal))
     for name in "ba" if moved else "":
-        os.rename(stage / swap.NEW / name, place / name)
+        os.rename(stage / "new" / name, place / name)
     return stage
 
 
@@ -331,6 +331,31 @@ def test_without_a_journal_nothing_had_begun(tmp_path: Path) -> None:
     (stage / swap.OLD / "a").rename(tmp_path / "a")
     swap.recover(stage)
     assert told(tmp_path) == {"a": b"old"} and not list(tmp_path.glob(".*"))
+
+
+def test_a_stage_that_cannot_be_removed_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = staged(tmp_path, moved=False)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    swap.recover(stage)
+    assert told(tmp_path) == {"a": b"old"} and not (stage / "journal").exists()
+
+
+def test_a_journal_is_whole_when_it_is_made_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    fsync = os.fsync
+
+    def watched(file: int) -> None:
+        for part in tmp_path.glob(".*/journal.part"):
+            seen.append([each["name"] for each in json.loads(part.read_text())])
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write(layout_of("onnx", tmp_path))
+    assert seen == [SETS["onnx"]]
 
 
 def test_a_set_that_is_in_place_has_no_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
