@@ -89,6 +89,11 @@ ATTENTION_BIAS = HParam(
 )
 MLP_BIAS = HParam("mlp_bias", ("mlp_bias",), (), "bool", default=False, back="present('blk.0.ffn_down.bias')")
 
+# How the vectors of a text's tokens become one, as modules.json of sentence-transformers says it.
+POOLING = HParam(
+    "pooling", ("/pooling.mode",), ("pooling_type",), values=(("mean", 1), ("cls", 2), ("lasttoken", 3)), closed=True
+)
+
 # What must hold between them in every architecture; those that an architecture lacks are passed over.
 RELATIONS = (
     Relation("n_embd > 0", "n_embd", "must be positive"),

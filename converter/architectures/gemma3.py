@@ -9,6 +9,7 @@ from converter.architectures.common import (
     ATTENTION_BIAS,
     DECODER_HPARAMS,
     DENSE_FFN,
+    POOLING,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
@@ -72,5 +73,20 @@ ARCHITECTURES = (
         ignore=(*ROPE_BUFFERS, *VISION),
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(GEMMA3, window=SlidingWindow(6), built_in=BUILT_IN),
+    ),
+    Architecture(
+        gguf="gemma-embedding",
+        # Every token sees every other: the class halves the window to both sides.
+        hf=(
+            HFClass(
+                "Gemma3TextModel", "gemma3_text", DEFAULTS, head=False,
+                constants={"use_bidirectional_attention": True},
+            ),
+        ),
+        hparams=(*HPARAMS, POOLING),
+        tensors=(*TOP_TENSORS_LESS_ONE, *BLOCK_TENSORS),
+        ignore=(*ROPE_BUFFERS, "lm_head.weight"),
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(GEMMA3, built_in={**BUILT_IN, "use_bidirectional_attention": (True,)}),
     ),
 )

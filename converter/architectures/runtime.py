@@ -57,7 +57,6 @@ RUNTIME: dict[str, Traits] = {
     "exaone-moe": Traits(BPE, window=SlidingWindow(4)),
     "exaone4": Traits(BPE, window=SlidingWindow(4)),
     "falcon-h1": Traits(BPE),
-    "gemma-embedding": Traits(GEMMA3),
     "gemma3n": Traits(GEMMA3, window=SlidingWindow(5), first_shared=20),
     "gemma4": Traits(TokenizerStyle(("gemma4",), last=(*NO_PREFIX, ("add_bos_token", boolean(True))))),
     "glm-dsa": Traits(GLM),

@@ -15,6 +15,7 @@ from converter.architectures.spec import Architecture, HFClass
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, TokenizerError
 from converter.events import Event, MetadataLost
+from converter.mapping.companions import companion_files, without_companions
 from converter.mapping.detect import detect
 from converter.mapping.general_keys import count_parameters, general_files
 from converter.mapping.hparams import HParams, read_config
@@ -51,7 +52,10 @@ def with_small_files(
     """
     if mapped is not None:
         made, events = _of_gguf(source, mapped, tokenizer)
-        made["config.json"] = _dump({**_said(mapped, source), **_token_ids(dict(source.config)), **_type_of(result)})
+        config = {**_said(mapped, source), **_token_ids(dict(source.config)), **_type_of(result)}
+        for name, content in companion_files(config).items():
+            made[name] = _merged(content, made[name]) if name in made else content
+        made["config.json"] = _dump(without_companions(config))
         return result.replace(made=made, assets={}), events
     if not view(source).filed:
         return result, []
@@ -63,6 +67,10 @@ def with_small_files(
 
 def _dump(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _merged(one: bytes, other: bytes) -> bytes:
+    return _dump({**json.loads(one), **json.loads(other)})
 
 
 def _without_tokenizer(assets: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,8 @@ def read_config(
 
 
 def _config_name(hparam: HParam) -> str:
-    return f"config.json: {hparam.config[0] if hparam.config else hparam.name}"
+    key = hparam.config[0] if hparam.config else hparam.name
+    return key[1:] if key.startswith("/") else f"config.json: {key}"
 
 
 def _rows(architecture: Architecture, found: HParams) -> Iterator[tuple[str, HParam]]:

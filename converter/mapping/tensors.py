@@ -25,6 +25,7 @@ from converter.errors import (
     short,
 )
 from converter.events import Dropped, Event, Ignored, MetadataLost, Note
+from converter.mapping.companions import with_companions
 from converter.mapping.detect import detect, detect_gguf, detect_projector
 from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import (
@@ -122,21 +123,22 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool =
         tensor, a shape that the config contradicts.
     """
     architecture, hf = _detected(checkpoint, name)
+    config = with_companions(architecture, checkpoint.config, checkpoint.assets)
     present = Spelled(architecture, checkpoint.tensors)
-    hparams, given = read_config(architecture, hf, checkpoint.config, present, (NEXTN_SAID,) if no_nextn else ())
+    hparams, given = read_config(architecture, hf, config, present, (NEXTN_SAID,) if no_nextn else ())
     scope = Scope(hparams, present)
-    events: list[Event] = list(_contradicted(checkpoint.config, architecture, name))
+    events: list[Event] = list(_contradicted(config, architecture, name))
     events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
     outputs, types = _mapped_forward(architecture, checkpoint, scope, events, no_nextn)
-    if any(isinstance(event, Ignored) for event in events) and detect_projector(checkpoint.config):
+    if any(isinstance(event, Ignored) for event in events) and detect_projector(config):
         events.append(Note("the vision tower is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
     for rule in architecture.tensors:
         if rule.generator and scope.holds(rule.when):
-            outputs.update((tensor.name, tensor) for tensor in _generated(rule, checkpoint.config, scope, hparams))
-    events += _check_complete(architecture, hf, scope, outputs, checkpoint.config)
+            outputs.update((tensor.name, tensor) for tensor in _generated(rule, config, scope, hparams))
+    events += _check_complete(architecture, hf, scope, outputs, config)
     keys = hparam_metadata(architecture, hparams, given)
     back = read_metadata(architecture, keys, hparams.get("n_vocab"), outputs)
-    events += lost_settings(architecture, hf, checkpoint.config, scope, back)
+    events += lost_settings(architecture, hf, config, scope, back)
     early = hparam_metadata(architecture, hparams, given, early=True)
     style = architecture.tokenizer(hf)
     return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early, types, style)

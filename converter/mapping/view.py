@@ -15,6 +15,7 @@ from typing import Any
 from converter.architectures.spec import Architecture, HFClass, HParam, TensorRule
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, ConverterError, UnknownArchitecture
+from converter.mapping.companions import with_companions
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.hparams import HParams, Scope, flat_config, read_config, read_metadata
 from converter.mapping.names import Spelled, block_beyond, fill, is_ignored, spellings
@@ -215,7 +216,8 @@ class HFView(ModelView):
     def _read_hparams(self, architecture: Architecture) -> HParams | None:
         if self.hf_class is None:
             return None
-        return read_config(architecture, self.hf_class, self.checkpoint.config, self._present(architecture))[0]
+        config = with_companions(architecture, self.checkpoint.config, self.checkpoint.assets)
+        return read_config(architecture, self.hf_class, config, self._present(architecture))[0]
 
     def said_by(self, architecture: Architecture, hparam: HParam) -> str:
         return f"config.json: {hparam.config[0]}" if hparam.config else super().said_by(architecture, hparam)

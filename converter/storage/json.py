@@ -61,11 +61,23 @@ def read_json(path: Path, limit: int = MAX_JSON, *, python: bool = False) -> dic
         CorruptFile: too long, not UTF-8, not JSON, not an object.
         MissingPart: a pointer or a web page lies in its place.
     """
+    return parse_json(_read(path, limit), path, python=python)
+
+
+def read_json_list(path: Path, limit: int = MAX_JSON) -> list[Any]:
+    """A JSON list from a file that Python reads; raises as `read_json`."""
+    value = _value(_read(path, limit), path, python=True)
+    if not isinstance(value, list):
+        raise CorruptFile(f"{path}: the JSON is not a list")
+    return value
+
+
+def _read(path: Path, limit: int) -> bytes:
     if regular_size(path) > limit:
         raise CorruptFile(f"{path}: larger than {limit} bytes, that is no configuration")
     data = path.read_bytes()
     refuse_stand_in(path, data)
-    return parse_json(data, path, python=python)
+    return data
 
 
 def parse_json(data: bytes, path: Path | str, *, python: bool = False) -> dict[str, Any]:
@@ -76,6 +88,13 @@ def parse_json(data: bytes, path: Path | str, *, python: bool = False) -> dict[s
     Raises:
         CorruptFile: anything else.
     """
+    value = _value(data, path, python=python)
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{path}: the JSON is not an object")
+    return value
+
+
+def _value(data: bytes, path: Path | str, *, python: bool) -> Any:
     try:
         value = parse(data.decode("utf-8"), python=python)
         if _SURROGATE.search(data):
@@ -84,8 +103,6 @@ def parse_json(data: bytes, path: Path | str, *, python: bool = False) -> dict[s
         raise CorruptFile(f"{path}: bad JSON (half of a surrogate pair stands alone)") from None
     except ValueError as error:
         raise CorruptFile(f"{path}: bad JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{path}: the JSON is not an object")
     return value
 
 

@@ -3,6 +3,7 @@
 {"model": PATH, "generate": [tokens], "count": 64}  ->  tokens, greedy, with an F32 cache
 {"model": PATH, "tokenize": [texts]}                ->  token ids of each text
 {"model": PATH, "logits": [tokens]}                 ->  logits after each token, with an F32 cache
+{"model": PATH, "embeddings": [tokens]}             ->  the vector of each token, for models without a head
 {"model": PATH, "perplexity": text}                 ->  perplexity
 """
 
@@ -27,7 +28,7 @@ def ask(model: Path, **question: Any) -> Any:
 
 
 def answer(question: dict[str, Any]) -> Any:
-    from llama_cpp import GGML_TYPE_F32, Llama
+    from llama_cpp import GGML_TYPE_F32, LLAMA_POOLING_TYPE_NONE, Llama, llama_get_embeddings
 
     path = question["model"]
     if "perplexity" in question:
@@ -38,6 +39,13 @@ def answer(question: dict[str, Any]) -> Any:
     if "tokenize" in question:
         model = Llama(path, vocab_only=True, verbose=False)
         return [model.tokenize(text.encode(), add_bos=True, special=True) for text in question["tokenize"]]
+    if "embeddings" in question:
+        tokens = question["embeddings"]
+        model = Llama(path, verbose=False, n_ctx=256, n_threads=1, embedding=True, pooling_type=LLAMA_POOLING_TYPE_NONE)
+        model._batch.add_sequence(tokens, 0, True)
+        model._ctx.decode(model._batch)
+        found, width = llama_get_embeddings(model._ctx.ctx), model.n_embd()
+        return [found[i * width : (i + 1) * width] for i in range(len(tokens))]
     if "logits" in question:
         options = {"n_ctx": 256, "logits_all": True, "n_threads": 1, "type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32}
         model = Llama(path, verbose=False, **options)
