@@ -206,7 +206,11 @@ def _mapped_forward(
     types: dict[str, str] = {}
     for (rule, block), group in _group(_match_hf(architecture, checkpoint, scope, events, no_nextn)).items():
         made = _forward(rule, block, group, scope)
-        outputs.update((tensor.name, tensor) for tensor in made)
+        for tensor in made:
+            if tensor.name in outputs:
+                name = next(iter(group.values())).name
+                raise UnmatchedTensor(f"{name}: other tensors of the file make {tensor.name} already")
+            outputs[tensor.name] = tensor
         types.update((tensor.name, rule.type) for tensor in made if rule.type is not None)
     return outputs, types
 
@@ -318,9 +322,8 @@ def _check_complete(
                 why = "tied" if tied and hf.head else f"{hf.name} has no head"
                 events.append(Note(f"{rule.gguf[0]}: not stored, the embedding stands in for it ({why})"))
                 continue
-            expert = 0 if rule.stacked else None
             raise MissingTensor(
-                f"{fill(rule.hf[0], block, expert)}: not in the file, {architecture.gguf} needs it\n"
+                f"{fill(rule.hf[0], block, expert=0)}: not in the file, {architecture.gguf} needs it\n"
                 "a shard may be missing, or config.json may belong to another model"
             )
     return events

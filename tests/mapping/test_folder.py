@@ -82,7 +82,7 @@ def test_a_config_is_carried_where_it_still_says_what_is() -> None:
     assert other.assets == path and config_of(other) == {"torch_dtype": "float16"}
     alone, _ = with_small_files(model("hf", {}, (F32, 1)), source.replace(assets={}), None, tokenizer=True)
     assert alone.assets == {} and config_of(alone) == config
-    mixed = model("hf", {"dtype": "float32"}, (F32, 1), (F16, 1))
+    mixed = model("hf", {"dtype": "float32"}, (F32, 1), (F16, 10))
     kept, _ = with_small_files(mixed, mixed, None, tokenizer=True)
     assert config_of(kept) == {"dtype": "float32"}, "the types are those that were there"
 

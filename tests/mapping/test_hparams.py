@@ -206,6 +206,8 @@ def test_what_is_computed_must_be_of_the_type_too() -> None:
         read_config(toy(HParam("x", default="n_layer - 3")), CLASS, {})
     with pytest.raises(ArchitectureError, match=r"^x is '-1', "):
         read_metadata(toy(HParam("x", default="n_layer - 3")), {})
+    with pytest.raises(ArchitectureError, match=r"^config.json: first is 'a', "):
+        read_config(toy(HParam("x", ("first", "second"))), CLASS, {"second": "a"})
     truth = HParam("x", (), (), "bool", default="n_layer")
     with pytest.raises(ArchitectureError, match="x is '2', not a usable bool value"):
         read_config(toy(truth), CLASS, {})

@@ -224,6 +224,7 @@ def told(config: dict[str, Any], architecture: Architecture = TOY, **hparams: An
         ({"rope_parameters": {}, "rope_scaling": {"rope_type": "odd"}}, {"rope_scaling.rope_type": "odd"}),
         ({"text_config": {"rope_scaling": {"rope_type": "odd"}}}, {"text_config.rope_type": "odd"}),
         ({"llm_config": {"rope_scaling": {"rope_type": "odd"}}}, {"rope_scaling.rope_type": "odd"}),
+        ({"rope_scaling": {"rope_type": "odd"}, "text_config": {"a": 1}}, {"rope_scaling.rope_type": "odd"}),
     ],
 )  # fmt: skip
 def test_what_acts_and_what_it_is_called(config: dict[str, Any], lost: dict[str, str]) -> None:

@@ -16,8 +16,9 @@ import converter
 from converter import Request
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.checkpoint import Checkpoint
-from converter.errors import ArchitectureError
+from converter.errors import ArchitectureError, ConverterError
 from converter.formats.registry import formats, open_checkpoint
+from converter.mapping import detect
 from converter.mapping.view import HEADS, VIEWS, ModelView, view
 from converter.metadata import Array, Value, text
 from converter.request import Source
@@ -69,6 +70,7 @@ def test_instances_are_the_tensors_of_the_file(family: str, tmp_path: Path, stac
         stored = {name: tensor.info.shape for name, tensor in each.canonical.items() if name != "rope_freqs.weight"}
         instances = [i for i in each.instances(each.architecture, each.hparams) if not i.rule.generator]
         shapes = {name: shape for i in instances for name, shape in zip(i.names, i.shapes, strict=True)}
+        assert len(shapes) == sum(len(i.names) for i in instances), "each once"
         may_lack = {name for i in instances if i.rule.optional or i.rule.read_only for name in i.names}
         assert shapes.keys() - may_lack <= stored.keys()
         assert stored.items() <= shapes.items()
@@ -106,7 +108,7 @@ def test_plain_arrays_are_nothing_in_particular(tmp_path: Path, stack: ExitStack
     assert model.architecture is None and model.hf_class is None and model.hparams is None and not model.unknown
     assert model.name is None and model.n_rows is None and model.tied is None and model.tokenizer() is None
     assert not model.named and not model.keyed and model.whole
-    assert not model.keys and not model.ggml and not model.config
+    assert model.keys == model.ggml == model.config == {}
     assert model.canonical is model.checkpoint.tensors
 
 
@@ -219,7 +221,7 @@ def test_the_words_of_a_dialect(dialect: str | None, flags: tuple[bool, ...], wo
 
 
 def test_where_a_hyperparameter_is_said() -> None:
-    both, neither = TOY.hparams[0], HParam("x")
+    both, neither = HParam("n", ("n_layer", "layers"), ("block_count", "blocks")), HParam("x")
     said = {dialect: [made_up(dialect, {}).said_by(TOY, row) for row in (both, neither)] for dialect in VIEWS}
     gguf = ["toy.block_count", "x"]
     assert said == {None: gguf, "hf": ["config.json: n_layer", "x"], "gguf": gguf}
@@ -227,7 +229,8 @@ def test_where_a_hyperparameter_is_said() -> None:
 
 def test_the_subject_of_a_gguf_is_its_architecture() -> None:
     assert made_up("gguf", {"general.architecture": text("llama")}).subject == "llama"
-    assert made_up("gguf", {"general.architecture": text("mystery")}).subject == "general.architecture"
+    mystery = made_up("gguf", {"general.architecture": text("mystery")}, ("x", (1,)))
+    assert mystery.subject == "general.architecture" and mystery.hparams is None
 
 
 @pytest.mark.parametrize(
@@ -262,6 +265,7 @@ def numbers(n_layer: int, n_expert: int) -> ModelView:
     claims |= {"feed_forward_length": 8, "context_length": 8, "attention.layer_norm_rms_epsilon": 1e-5}
     config = {f"llama.{key}": Value("f32" if isinstance(v, float) else "u32", v) for key, v in claims.items()}
     config |= {"general.architecture": text("llama"), "llama.expert_count": Value("u32", n_expert)}
+    config |= {"tokenizer.ggml.tokens": Array("str", ["a", "b", "c"])}
     return made_up("gguf", config, ("token_embd.weight", (5, 8)), ("output.weight", (5, 8)), ("c", (1,)))
 
 
@@ -281,10 +285,67 @@ def test_what_a_gguf_cannot_claim(n_layer: int, n_expert: int, problem: str) -> 
             _ = model.hparams
     else:
         assert model.hparams is not None and model.hparams["n_layer"] == n_layer
-        assert model.hparams["n_vocab"] == 5, "what the embedding has"
+        assert model.hparams["n_vocab"] == 5, "what the embedding has, not the tokenizer"
 
 
 def test_a_part_of_a_model_may_have_fewer_tensors_than_layers() -> None:
     model = numbers(4, 1)
     part = view(model.checkpoint.replace(config={**model.checkpoint.config, "general.type": text("adapter")}))
     assert part.hparams is not None and part.hparams["n_layer"] == 4
+
+
+def test_a_folder_without_tensors_needs_no_names() -> None:
+    model = made_up("hf", family_config("llama"))
+    assert model.hparams is not None and model.canonical is model.checkpoint.tensors
+
+
+def test_what_has_a_rule_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = (T("vision.w", "x", shape=(1,)),)
+    architecture = Architecture("toy", TOY.hf, TOY.hparams[:1], rules, ignore=("vision.{rest}",))
+    monkeypatch.setattr(detect, "architectures", lambda: {"toy": architecture})
+    config = {"architectures": ["ToyModel"], "n_layer": 1}
+    assert list(made_up("hf", config, ("vision.w", (1,)), ("vision.b", (1,))).canonical) == ["vision.w"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_which_files_are_a_tokenizer(name: str, tmp_path: Path) -> None:
+    model = made_up("hf", family_config("llama"))
+    assert view(model.checkpoint.replace(assets={"README.md": tmp_path / "README.md"})).tokenizer() is None
+    (tmp_path / name).write_text("{")
+    with pytest.raises(ConverterError):
+        view(model.checkpoint.replace(assets={name: tmp_path / name})).tokenizer()
+
+
+STACKED = Architecture(
+    "toy", TOY.hf,
+    (*TOY.hparams[:1], HParam("n_expert", ("n_expert",), ("expert_count",), "u32 or u32[]", default=0)),
+    (
+        T("l.{block}.e.{expert}.w", "blk.{block}.exps", shape=(2, 3), when="n_expert > 0"),
+        T("head", "output"),  # of any shape
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dialect", "expected"),
+    [
+        ("hf", [(("l.1.e.0.w", "l.1.e.1.w"), ((2, 3), (2, 3))), (("head",), ())]),
+        ("gguf", [(("blk.1.exps",), ((2, 2, 3),)), (("output",), ())]),
+    ],
+)
+def test_instances_of_experts_and_of_any_shape(dialect: str, expected: list[Any]) -> None:
+    instances = made_up(dialect, {}).instances(STACKED, {"n_layer": 2, "n_expert": [0, 2]})
+    assert [(i.names, i.shapes) for i in instances] == expected
+
+
+@pytest.mark.parametrize(("most", "refused"), [(1 << 17, False), ((1 << 17) + 1, True)])
+def test_experts_of_each_block_are_counted(most: int, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "architectures", lambda: {"toy": STACKED})
+    for experts in ([], [most, 0]):
+        config = {"architectures": ["ToyModel"], "n_layer": 2, "n_expert": experts}
+        model = made_up("hf", config, ("a", (1,)), ("b", (1,)))
+        if refused and experts:
+            with pytest.raises(ArchitectureError, match=f"{most} experts in each of 2 layers, which no model has"):
+                _ = model.hparams
+        else:
+            assert model.hparams == {"n_layer": 2, "n_expert": experts}
