@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingPart, TokenizerError, about
+from converter.events import SettingLost
 from converter.formats.registry import formats, open_checkpoint
 from converter.mapping.view import view
 from converter.metadata import Array, Value
@@ -117,9 +118,12 @@ def diff(
     left, right = Source(before, before_type), Source(after, after_type)
     with open_checkpoint(left) as one, open_checkpoint(right) as other:
         mapped = not raw and view(one).named and view(other).named and one.dialect != other.dialect
+        changes: list[Change] = []
         if mapped:
-            one, other = _as_gguf(one), _as_gguf(other)
-        changes = list(_metadata(one, other))
+            (one, left_lost), (other, right_lost) = _as_gguf(one), _as_gguf(other)
+            changes += [Change("metadata", "removed", f"config.json: {lost.key}", lost.told) for lost in left_lost]
+            changes += [Change("metadata", "added", f"config.json: {lost.key}", "", lost.told) for lost in right_lost]
+        changes += _metadata(one, other)
         compared = {"metadata": len({*_entries(one), *_entries(other)})}
         if not mapped:
             changes += _files(one, other)
@@ -132,19 +136,23 @@ def diff(
     return Differences(str(before), str(after), tuple(changes), compared, mapped, time.monotonic() - started)
 
 
-def _as_gguf(model: Checkpoint) -> Checkpoint:
-    """The GGUF that a conversion without options would make of a model with Hugging Face names, never written."""
+def _as_gguf(model: Checkpoint) -> tuple[Checkpoint, list[SettingLost]]:
+    """The GGUF that a conversion without options would make of a model with Hugging Face names, never written.
+
+    And what of its settings a GGUF cannot say: there the two differ, whatever the keys are.
+    """
     target = formats()["gguf"]
     if model.dialect == target.dialect:
-        return model
+        return model, []
     try:
         with about(model.path):
             try:
-                return build(model, Path("as.gguf"), target, Request()).checkpoint
+                plan = build(model, Path("as.gguf"), target, Request())
             except (TokenizerError, MissingPart):
-                return build(model, Path("as.gguf"), target, Request(no_tokenizer=True)).checkpoint
+                plan = build(model, Path("as.gguf"), target, Request(no_tokenizer=True))
     except ArchitectureError as error:
         raise type(error)(f"{error}\n--raw compares names as they are") from error
+    return plan.checkpoint, [event for event in plan.report.events if isinstance(event, SettingLost)]
 
 
 # ------------------------------------------------------------------------------------------------ metadata

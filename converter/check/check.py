@@ -19,6 +19,7 @@ from converter.architectures.spec import Architecture
 from converter.check import rows
 from converter.check.scales import Values
 from converter.check.tokens import TokenizerKeys, templates
+from converter.checkpoint import Checkpoint
 from converter.errors import (
     ArchitectureError,
     ConverterError,
@@ -27,6 +28,7 @@ from converter.errors import (
     UnknownPreTokenizer,
 )
 from converter.findings import Finding
+from converter.formats.foreign import check_unpacked
 from converter.formats.registry import open_checkpoint
 from converter.mapping.hparams import HParams
 from converter.mapping.view import ModelView, view
@@ -96,7 +98,7 @@ def check(
     """
     started = time.monotonic()
     try:
-        checkpoint = open_checkpoint(Source(path, format))
+        checkpoint = _opened(Source(path, format))
     except (FormatError, ArchitectureError) as error:
         finding = Finding("structure", Path(path).name, str(error).removeprefix(f"{path}: "))
         return Checked(str(path), format, None, (STEPS[0].name,), (finding,), error=error, strict=strict)
@@ -120,6 +122,17 @@ def check(
             ran=ran.words,
             strict=strict,
         )
+
+
+def _opened(source: Source) -> Checkpoint:
+    """The model, whose tensors are numbers and not the codes of a scheme that is not read."""
+    checkpoint = open_checkpoint(source)
+    try:
+        check_unpacked(checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint
 
 
 def _ran(checking: Checking, findings: list[Finding]) -> Ran:
@@ -195,9 +208,6 @@ def _hparams(checking: Checking) -> Iterator[Finding]:
 def _tensors(checking: Checking) -> Iterator[Finding]:
     model = checking.model
     if not model.whole or checking.known is None:
-        return
-    if model.config.get("quantization_config") is not None:
-        yield Finding("metadata", "config.json: quantization_config", "tensors not compared", failed=False)
         return
     architecture, hparams = checking.known
     try:

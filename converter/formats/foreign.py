@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
-from converter.errors import short
+from converter.errors import UnsupportedFeature, short
 
 _DCP = (
     "PyTorch distributed checkpoint (DCP, FSDP)",
@@ -119,6 +119,19 @@ def scheme_of(checkpoint: Checkpoint) -> str | None:
     if not any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos):
         return None
     return _declared(checkpoint.config) or _beside(checkpoint)
+
+
+def check_unpacked(checkpoint: Checkpoint) -> None:
+    """Refuse weights that are codes of a scheme which is not read.
+
+    Raises:
+        UnsupportedFeature: as said.
+    """
+    if scheme := scheme_of(checkpoint):
+        raise UnsupportedFeature(
+            f"{checkpoint.path}: the weights are packed by {scheme}, which is not decoded here\n"
+            "convert the original model; --tensors-only alone copies the packed tensors as they are"
+        )
 
 
 def _declared(config: Mapping[str, Any]) -> str | None:

@@ -14,10 +14,10 @@ from typing import Any
 
 from converter.architectures import traits_of
 from converter.checkpoint import Checkpoint
-from converter.errors import ArchitectureError, QuantizationError, UnsupportedFeature, UsageError
+from converter.errors import ArchitectureError, QuantizationError, UsageError
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
 from converter.formats.base import Format, WriteOptions
-from converter.formats.foreign import scheme_of
+from converter.formats.foreign import check_unpacked
 from converter.mapping.folder import with_small_files
 from converter.mapping.general_keys import default_file_name, general_metadata
 from converter.mapping.tensors import Translation, projector_to_gguf, to_gguf, to_hf
@@ -53,7 +53,6 @@ def check(draft: Draft) -> Draft:
 
     Raises:
         UsageError: options that do not go together, or have no effect on this target.
-        UnsupportedFeature: weights that are packed by a scheme that is not read.
         ArchitectureError: nothing says what the names would be in a GGUF.
     """
     target, request = draft.target, draft.request
@@ -62,7 +61,6 @@ def check(draft: Draft) -> Draft:
             f"--quant {request.types.quant}: {target.name} holds plain types; --dtype f16|bf16|f32 is for it"
         )
     _check_imatrix(request.types)
-    _check_packed(draft)
     if request.types.dtype and draft.to_gguf:
         raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
     if request.model.no_nextn and draft.route.map != "hf->gguf":
@@ -77,17 +75,6 @@ def check(draft: Draft) -> Draft:
             "--config DIR takes config and tokenizer from a folder, --tensors-only keeps names as they are"
         )
     return draft
-
-
-def _check_packed(draft: Draft) -> None:
-    """Codes are no numbers: weights of a scheme that is not read go as they are, or not at all."""
-    request, scheme = draft.request, scheme_of(draft.opened)
-    as_they_are = not request.types.dtype and not request.types.quant
-    if scheme and not (as_they_are and (request.model.tensors_only or draft.target.name == "hf")):
-        raise UnsupportedFeature(
-            f"{draft.opened.path}: the weights are packed by {scheme}, which is not decoded here\n"
-            "convert the original model; --tensors-only alone copies the packed tensors as they are"
-        )
 
 
 def _check_imatrix(types: Types) -> None:
@@ -113,6 +100,19 @@ def detach(draft: Draft) -> Draft:
 
 
 # ------------------------------------------------------------- what the model is, in the target's own names
+
+
+def refuse_packed(draft: Draft) -> Draft:
+    """Codes are no numbers: weights of a scheme that is not read go as they are, or not at all.
+
+    Raises:
+        UnsupportedFeature: as said.
+    """
+    request = draft.request
+    as_they_are = not request.types.dtype and not request.types.quant
+    if not (as_they_are and (request.model.tensors_only or draft.target.name == "hf")):
+        check_unpacked(draft.opened)
+    return draft
 
 
 def map_names(draft: Draft) -> Draft:
@@ -437,7 +437,7 @@ def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
 
 
 ASKED = (check, detach)
-MODEL = (map_names, narrow)
+MODEL = (refuse_packed, map_names, narrow)
 TYPES = (open_matrix, choose, weigh)
 FILES = (encode, describe, name_file, lay_out)
 PASSES = (*ASKED, *MODEL, *TYPES, *FILES)

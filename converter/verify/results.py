@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from converter.findings import Finding
@@ -111,6 +111,10 @@ class Verification:
     @property
     def passed(self) -> bool:
         return not any(finding.failed for finding in self.findings)
+
+    def strict(self) -> Verification:
+        """The same, with everything that is worth knowing as a failure."""
+        return replace(self, findings=tuple(replace(finding, failed=True) for finding in self.findings))
 
     @property
     def worst_first(self) -> list[Fidelity]:

@@ -10,6 +10,7 @@ import pytest
 from support.builders import CONFIG, llama_folder, safetensors_of
 
 import converter
+from converter.cli.main import main
 from converter.errors import CorruptFile, OutputError, UnsupportedFeature
 from converter.formats.foreign import scheme_of
 from converter.formats.registry import open_checkpoint
@@ -129,6 +130,20 @@ def test_codes_are_not_taken_for_numbers(tmp_path: Path, scheme: str, target: st
     with pytest.raises(UnsupportedFeature) as caught:
         converter.convert(folder, tmp_path / target)
     assert f"packed by {scheme}, which" in str(caught.value) and not (tmp_path / target).exists()
+
+
+@pytest.mark.parametrize("scheme", DECLARED)
+@pytest.mark.parametrize("verb", ["verify", "compare", "check", "diff"])
+def test_no_verb_takes_codes_for_numbers(
+    tmp_path: Path, scheme: str, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = packed(tmp_path / "m", DECLARED[scheme])
+    plain = llama_folder(tmp_path / "plain")
+    converter.convert(plain, tmp_path / "m.gguf")
+    more = {"verify": [tmp_path / "m.gguf"], "diff": [tmp_path / "m.gguf"]}.get(verb, [])
+    assert main([verb, str(folder), *map(str, more)]) == UnsupportedFeature.exit_code
+    printed = capsys.readouterr()
+    assert f"packed by {scheme}, which" in printed.out + printed.err
 
 
 @pytest.mark.parametrize("name", ["quantize_config.json", "quanto_qmap.json", "hf_quant_config.json"])

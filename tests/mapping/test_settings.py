@@ -16,7 +16,10 @@ from converter.architectures import architectures
 from converter.architectures.settings import NEUTRAL
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.traits import Traits
-from converter.errors import LossyError
+from converter.cli.main import main
+from converter.compare import compare
+from converter.diff import diff
+from converter.errors import FidelityError, LossyError
 from converter.events import MetadataLost, SettingLost
 from converter.mapping.hparams import Scope, hparam_metadata, read_config, read_metadata
 from converter.mapping.settings import lost_settings
@@ -139,6 +142,14 @@ def test_a_loss_is_refused_under_strict_and_told_by_verify(tmp_path: Path) -> No
     assert [(each.check, each.message) for each in told] == [
         ("metadata", "is gelu, which changes what the model computes, and a GGUF of llama cannot say it")
     ]
+    flags = ("--no-tokenizer", "--quiet")
+    assert main(["verify", str(folder), str(target), *flags]) == 0
+    assert main(["verify", str(folder), str(target), *flags, "--strict"]) == FidelityError.exit_code
+    (change,) = diff(folder, target, metadata_only=True).changes
+    assert (change.group, change.kind, change.name) == ("metadata", "removed", "config.json: hidden_act")
+    (change,) = diff(target, folder, metadata_only=True).changes
+    assert (change.kind, change.after) == ("added", told[0].message)
+    assert SettingLost("hidden_act", "gelu", "llama") in compare(folder, ["f32"], NO_TOKENIZER).events
 
 
 def test_the_way_back_writes_no_rope_scaling_that_transformers_refuses(tmp_path: Path) -> None:

@@ -158,8 +158,8 @@ def test_an_unnamed_target_is_planned_once(tmp_path: Path, monkeypatch: pytest.M
 def test_the_groups_are_the_whole_way() -> None:
     assert PASSES == (*ASKED, *MODEL, *TYPES, *FILES)
     assert [each.__name__ for each in PASSES] == [
-        "check", "detach", "map_names", "narrow", "open_matrix", "choose", "weigh", "encode", "describe", "name_file",
-        "lay_out",
+        "check", "detach", "refuse_packed", "map_names", "narrow", "open_matrix", "choose", "weigh", "encode",
+        "describe", "name_file", "lay_out",
     ]  # fmt: skip
 
 

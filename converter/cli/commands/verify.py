@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(files=())
     add("--no-encode", action="store_true", help="do not encode the source again: faster, sees no single damaged block")
+    add("--strict", action="store_true", help="fail on what is only worth knowing, too, as on settings that B lacks")
     add("--any-types", action="store_true", help="types other than the recipe's are told, and do not fail")
     threads_argument(add)
     behaviour = parser.add_argument_group("behaviour")
@@ -156,4 +157,5 @@ def _judged(args: argparse.Namespace, result: Verification) -> Verification:
     gate = read_gate(args.gate) if args.gate is not None else Gate()
     gate = gate.with_flags({metric.name: getattr(args, metric.name) for metric in (*TENSOR_METRICS, *MODEL_METRICS)})
     baseline = read_baseline(args.baseline) if args.baseline is not None else None
-    return gated(result, gate, baseline, args.tolerance)
+    judged = gated(result, gate, baseline, args.tolerance)
+    return judged.strict() if args.strict else judged
