@@ -213,11 +213,12 @@ def test_a_gguf_without_a_tokenizer(gguf: Checkpoint, said: dict[str, Any]) -> N
 
 
 def test_the_config_says_what_the_gguf_says_and_no_more(gguf: Checkpoint) -> None:
-    """What the file does not say is left out of the config where a reader of it fills in the same, and only there."""
-    tensors = {name: tensor for name, tensor in gguf.tensors.items() if name != "rope_freqs.weight"}
-    whole = files_of(gguf.replace(tensors=tensors))[0]["config.json"]
-    assert (whole["torch_dtype"], whole["rope_theta"], whole["vocab_size"]) == ("float32", 500000.0, 48)
-    silent = ("llama.rope.freq_base", "llama.vocab_size")
-    keys = {key: value for key, value in gguf.config.items() if key not in silent}
-    less = files_of(gguf.replace(tensors=tensors, config=keys))[0]["config.json"]
-    assert less == {key: value for key, value in whole.items() if key != "rope_theta"}
+    """What the file does not say is left out where a reader of the config fills in the same; what it says is said."""
+    length = ("llama.attention.key_length", "llama.attention.value_length")
+    silent = gguf.replace(config={key: value for key, value in gguf.config.items() if key not in length})
+    whole = files_of(silent, **{key: u32(16) for key in length})[0]["config.json"]
+    assert (whole["torch_dtype"], whole["vocab_size"], whole["head_dim"]) == ("float32", 48, 16)
+    for key in length:  # of a fact with two keys, one of them says it
+        assert files_of(silent, **{key: u32(16)})[0]["config.json"] == whole
+    less = files_of(silent)[0]["config.json"]
+    assert less == {key: value for key, value in whole.items() if key != "head_dim"}
