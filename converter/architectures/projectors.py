@@ -1,7 +1,7 @@
 """The second file of a multimodal model: its vision tower and the projector into the text model, GGUF's `clip`.
 
 Source: the reference converter's MmprojModel and its classes; the runtime's clip.cpp. `vision_config.` are the tower's
-own settings, `processor.` those of preprocessor_config.json and processor_config.json together.
+own settings, `/processor.` those of preprocessor_config.json and processor_config.json together.
 """
 
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, pair, retyped
@@ -37,8 +37,8 @@ VISION = (
         "n_head", ("vision_config.num_attention_heads", "vision_config.num_heads"),
         ("/clip.vision.attention.head_count",), required=True,
     ),
-    HParam("image_mean", ("processor.image_mean",), ("/clip.vision.image_mean",), "f32[]", required=True),
-    HParam("image_std", ("processor.image_std",), ("/clip.vision.image_std",), "f32[]", required=True),
+    HParam("image_mean", ("/processor.image_mean",), ("/clip.vision.image_mean",), "f32[]", required=True),
+    HParam("image_std", ("/processor.image_std",), ("/clip.vision.image_std",), "f32[]", required=True),
 )
 USE_SILU = HParam("use_silu", (), ("/clip.use_silu",), "bool", default=True, always=True)
 USE_GELU = HParam("use_gelu", (), ("/clip.use_gelu",), "bool", default=True, always=True)
@@ -165,7 +165,7 @@ PROJECTORS = (
             *amended((TYPE,), projector={"default": "'gemma3'"}),
             EPS,
             USE_GELU,
-            HParam("n_tokens", ("processor.image_seq_length",), (), default=256),
+            HParam("n_tokens", ("/processor.image_seq_length",), (), default=256),
             HParam(
                 "scale", (), ("/clip.vision.projector.scale_factor",), always=True,
                 default="image_size // patch_size // int(sqrt(n_tokens))",
@@ -201,7 +201,7 @@ PROJECTORS = (
             *amended((SCALE,), scale={"config": ("scale_factor",), "default": 2}),
             USE_GELU,
             HParam(
-                "longest", ("processor.size.longest_edge",), ("/clip.vision.preproc_image_size",),
+                "longest", ("/processor.size.longest_edge",), ("/clip.vision.preproc_image_size",),
                 default="image_size", always=True,
             ),
         ),

@@ -1,7 +1,8 @@
 """What files beside config.json say of a model, as entries of its config: read from there, and written there again.
 
 Rows of the architectures name such an entry by a key that begins with "/": `/pooling.mode`. Source: modules.json of
-sentence-transformers and the folder of its pooling module; generation_config.json of transformers.
+sentence-transformers and the folder of its pooling module; generation_config.json and the processors' files of
+transformers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from converter.storage.json import read_json, read_json_list
 
 Assets = Mapping[str, Path]
 
+PROCESSOR = (("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor"))
 MODULES, GENERATION = "modules.json", "generation_config.json"
 #: How the vectors of a text's tokens become one, and the flag that says so where no text does.
 POOLING_FLAGS = (
@@ -89,10 +91,26 @@ def _write_generation(said: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     return {GENERATION: dict(said)}
 
 
+def _read_processor(assets: Assets) -> dict[str, Any]:
+    """What is done to images: of two files the second counts, and in each the part that is the images' own."""
+    merged: dict[str, Any] = {}
+    for name, part in PROCESSOR:
+        if name in assets:
+            content = read_json(assets[name], python=True)
+            inner = content.get(part)
+            merged |= {**content, **(inner if isinstance(inner, dict) else {})}
+    return merged
+
+
+def _write_nothing(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 _Read = Callable[[Assets], dict[str, Any]]
 _Write = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 #: Entry -> how it is read from the files, and which files say it again.
 COMPANIONS: Mapping[str, tuple[_Read, _Write]] = {
     "/pooling": (_read_pooling, _write_pooling),
     "/generation_config": (_read_generation, _write_generation),
+    "/processor": (_read_processor, _write_nothing),
 }

@@ -40,7 +40,6 @@ from converter.mapping.hparams import (
 )
 from converter.mapping.names import Match, RuleNames, Spelled, block_beyond, fill, is_ignored, spellings
 from converter.mapping.nearest import nearest
-from converter.mapping.processor import processor_config
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
 from converter.tensors.dtypes import F32
@@ -158,7 +157,7 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
             f"--mmproj: no vision tower of {classes} is known; without it the text model alone is converted"
         )
     architecture, hf = found
-    config = {**checkpoint.config, "processor": processor_config(checkpoint.assets)}
+    config = with_companions(architecture, checkpoint.config, checkpoint.assets)
     present = Spelled(architecture, checkpoint.tensors)
     hparams, given = read_config(architecture, hf, config, present)
     scope = Scope(hparams, present)
