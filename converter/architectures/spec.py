@@ -2,7 +2,8 @@
 
 Sizes, conditions and defaults are texts in the language of `converter.tensors.expressions`. Names are templates:
 `{block}` and `{expert}` stand for numbers, `{rest}` and other words for one or more components; the same template
-parses and formats. What contradicts itself is refused, with the row named, when the Architecture is built.
+parses and formats. In a rule, `{block-n_main}` is a number that counts from another block, and `{n_main}` a number
+that the hparams say. What contradicts itself is refused, with the row named, when the Architecture is built.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Names = tuple[str, ...]
 Values = tuple[tuple[str | int | float | bool, str | int | float | bool], ...]
 
 PYTHON_TYPES: Mapping[str, type] = {"u32": int, "i32": int, "u64": int, "f32": float, "str": str, "bool": bool}
-NUMBERED = ("{block}", "{expert}")
+NUMBERED = (BLOCK, "expert")
 FORCED_TYPES = ("F32", "F16", F16_OR_F32, AS_ASKED)
 NEXTN_SAID = "n_nextn_said"  # the hparam that says how many blocks for further tokens there are, beside those counted
 
@@ -112,7 +113,7 @@ class TensorRule:
 
     @property
     def per_block(self) -> bool:
-        return any("{block}" in name for name in (*self.hf, *self.gguf))
+        return any(in_block(name) for name in (*self.hf, *self.gguf))
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,8 @@ def _rule_problems(rule: TensorRule, known: list[str], outputs: set[str]) -> Ite
     if bool(rule.hf) == bool(rule.generator) or not rule.gguf:
         yield "a tensor comes from the file or from a generator, and goes somewhere"
     for name in (*rule.hf, *rule.gguf):
-        yield from _template_problems(name, NUMBERED)
-    if len({"{block}" in name for name in (*rule.hf, *rule.gguf)}) > 1:
+        yield from _template_problems(name, (*NUMBERED, *known))
+    if len({in_block(name) for name in (*rule.hf, *rule.gguf)}) > 1:
         yield "all names of a rule lie in blocks or none does"
     if not rule.stacked and any("{expert}" in name for name in rule.gguf) > any("{expert}" in name for name in rule.hf):
         yield "{expert} on the GGUF side only"
@@ -278,12 +279,19 @@ def _fields(template: str) -> Names:
     return tuple(part for part in template.split(".") if "{" in part or "}" in part)
 
 
+def in_block(template: str) -> bool:
+    """Whether the names that a template means lie in blocks."""
+    return any(BLOCK in names(field[1:-1]) for field in _fields(template))
+
+
 def _template_problems(template: str, allowed: Names | None = None) -> Iterator[str]:
+    """`allowed` are the words that a rule's fields may be made of; elsewhere every word is a field."""
     for part in _fields(template):
-        if not (part[0] == "{" and part[-1] == "}" and part[1:-1].isidentifier()):
+        inside = part[1:-1]
+        if not (part[0] == "{" and part[-1] == "}" and (allowed is not None or inside.isidentifier())):
             yield f"{template}: {part} must be a component of its own"
-        elif allowed is not None and part not in allowed:
-            yield f"{template}: {part} is none of {', '.join(allowed)}"
+        elif allowed is not None:
+            yield from (f"{template}: {problem}" for problem in _unknown(inside, allowed))
     if len(set(_fields(template))) != len(_fields(template)):
         yield f"{template}: a word stands twice"
 

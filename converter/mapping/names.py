@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-from converter.architectures.spec import Architecture, TensorRule
+from converter.architectures.spec import NUMBERED, Architecture, TensorRule
+from converter.tensors.expressions import BLOCK, Sizes, evaluate, names
 
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
 _BEYOND = "{beyond}"
+_NUMBER = re.compile(r"\{(\w+)([+-]\d+)?\}")
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,28 @@ class Match:
     slot: int
     block: int | None
     expert: int | None
+
+
+def resolved(architecture: Architecture, sizes: Sizes) -> Architecture:
+    """An architecture with `{n_main}` and `{block-n_main}` in its rules' names as a model has them: `12`, `{block-12}`.
+
+    Raises:
+        ExpressionError: `sizes` say no whole number.
+    """
+
+    def part(text: str) -> str:
+        if not text.startswith("{") or text[1:-1] in NUMBERED:
+            return text
+        number = evaluate(text[1:-1], {**sizes, BLOCK: 0})
+        return f"{{{BLOCK}{number:+d}}}" if BLOCK in names(text[1:-1]) else str(number)
+
+    def name(template: str) -> str:
+        return ".".join(map(part, template.split(".")))
+
+    rules = tuple(
+        replace(rule, hf=tuple(map(name, rule.hf)), gguf=tuple(map(name, rule.gguf))) for rule in architecture.tensors
+    )
+    return architecture if rules == architecture.tensors else replace(architecture, tensors=rules)
 
 
 class RuleNames:
@@ -41,9 +65,10 @@ class RuleNames:
         numbers = [part for part in parts if _is_index(part)]
         for rule, slot, kinds in self._table.get(tuple("#" if _is_index(part) else part for part in parts), ()):
             if all(kind.startswith("{") or kind == number for kind, number in zip(kinds, numbers, strict=True)):
-                at = {kind: int(number) for kind, number in zip(kinds, numbers, strict=True)}
-                if applies(rule, at.get("{block}")):
-                    return Match(rule, slot, at.get("{block}"), at.get("{expert}"))
+                at = dict(_meant(kind, int(number)) for kind, number in zip(kinds, numbers, strict=True))
+                block = at.get(BLOCK)
+                if (block is None or block >= 0) and applies(rule, block):
+                    return Match(rule, slot, block, at.get("expert"))
         return None
 
 
@@ -51,9 +76,20 @@ def _is_index(part: str) -> bool:
     return _INDEX.fullmatch(part) is not None
 
 
+def _meant(kind: str, number: int) -> tuple[str, int]:
+    """What a number in a name says: `{block-12}` at 0 is block 12."""
+    match = _NUMBER.fullmatch(kind)
+    return (match[1], number - int(match[2] or 0)) if match else (kind, number)
+
+
 def fill(template: str, block: int | None, expert: int | None = None) -> str:
     """The name that a template means in a block."""
-    return template.replace("{block}", str(block)).replace("{expert}", str(expert))
+
+    def number(match: re.Match[str]) -> str:
+        value = block if match[1] == BLOCK else expert
+        return str(value) if value is None else str(value + int(match[2] or 0))
+
+    return _NUMBER.sub(number, template)
 
 
 # ------------------------------------------------------------------------------------ aliases and ignored names

@@ -38,7 +38,7 @@ from converter.mapping.hparams import (
     read_metadata,
     write_config,
 )
-from converter.mapping.names import Match, RuleNames, Spelled, block_beyond, fill, is_ignored, spellings
+from converter.mapping.names import Match, RuleNames, Spelled, block_beyond, fill, is_ignored, resolved, spellings
 from converter.mapping.nearest import nearest
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
@@ -126,6 +126,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool =
     present = Spelled(architecture, checkpoint.tensors)
     hparams, given = read_config(architecture, hf, config, present, (NEXTN_SAID,) if no_nextn else ())
     scope = Scope(hparams, present)
+    architecture = resolved(architecture, scope.at(None))
     events: list[Event] = list(_contradicted(config, architecture, name))
     events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
     outputs, types = _mapped_forward(architecture, checkpoint, scope, events, no_nextn)
@@ -342,6 +343,7 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     n_rows = embedding.info.shape[0] if embedding and embedding.info.shape else None
     hparams = read_metadata(architecture, checkpoint.config, n_rows, checkpoint.tensors)
     scope = Scope(hparams, checkpoint.tensors)
+    architecture = resolved(architecture, scope.at(None))
     rules = [rule for rule in architecture.tensors if not rule.read_only]
     names = RuleNames(rules, "gguf")
     found = [(names.find(name, _Applies(scope)), tensor) for name, tensor in checkpoint.tensors.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +490,37 @@ def test_names_by_other_spellings_conditions_and_prefixes(tmp_path: Path) -> Non
         Trip(tmp_path / "bad", (NAMED,), CONFIG, {**tensors, **random({"other_tower.q": (2,)})})
 
 
+def test_blocks_counted_from_another_and_the_block_of_a_number(tmp_path: Path) -> None:
+    """What stands in a tree of its own on one side are further blocks on the other; some of it lies in one of them."""
+    architecture = toy(
+        HParam("n_main", ("num_hidden_layers",), required=True, back="n_layer - n_more"),
+        HParam("n_more", ("n_more",), ("n_more",)),
+        tensors=(
+            T(H + "norm.weight", G + "attn_norm.weight", shape=("n_embd",), when="block < n_main"),
+            T("more.{block-n_main}.norm.weight", G + "attn_norm.weight", shape=("n_embd",), when="block >= n_main"),
+            T("more.fc.weight", "blk.{n_main}.eh_proj.weight", shape=(2, "n_embd"), when="n_more > 0"),
+        ),
+    )
+    layers = HParam("n_layer", (), ("block_count",), default="n_main + n_more", always=True)
+    architecture = replace(architecture, hparams=(layers, *architecture.hparams[1:]))
+    more = {**random({"more.fc.weight": (2, 8)}), **random({f"more.{i}.norm.weight": (8,) for i in range(2)})}
+    trip = Trip(tmp_path, (architecture,), {**CONFIG, "n_more": 2}, {**norms(), **more})
+    assert {f"blk.{i}.attn_norm.weight" for i in range(6)} | {"blk.4.eh_proj.weight"} == trip.tensors.keys()
+    same(trip, num_hidden_layers=4, n_more=2)
+    del more["more.1.norm.weight"]
+    with pytest.raises(MissingTensor, match=r"^more\.1\.norm\.weight: not in the file"):
+        (tmp_path / "less").mkdir()
+        Trip(tmp_path / "less", (architecture,), {**CONFIG, "n_more": 2}, {**norms(), **more})
+    with pytest.raises(ShapeMismatch, match=r"config\.json says 6 layers"):
+        (tmp_path / "beyond").mkdir()
+        Trip(
+            tmp_path / "beyond",
+            (architecture,),
+            {**CONFIG, "n_more": 2},
+            {**norms(), **random({"more.2.norm.weight": (8,)})},
+        )
+
+
 def test_two_layouts_of_one_name_are_told_by_their_shape(tmp_path: Path) -> None:
     """A row for tensors of its shape only leaves the others to the next; the last one says what is wrong."""
     architecture = toy(
@@ -529,7 +561,8 @@ def test_two_layouts_of_one_name_are_told_by_their_shape(tmp_path: Path) -> None
         ({"hparams": (HParam("a", default="b"), HParam("b", default="a"))}, "defaults in a circle"),
         ({"tensors": (T("a.{block}", "x"),)}, "lie in blocks or none"),
         ({"tensors": (T("a.b{block}", "x.{block}"),)}, "a component of its own"),
-        ({"tensors": (T("a.{rest}", "x.{rest}"),)}, "{rest} is none of"),
+        ({"tensors": (T("a.{rest}", "x.{rest}"),)}, "there is no hparam rest"),
+        ({"tensors": (T("a.{block-}", "x.{block}"),)}, "ends too early"),
         ({"tensors": (T("a", "x.{expert}"),)}, "on the GGUF side only"),
         ({"tensors": (T((), "x"),)}, "from the file or from a generator"),
         ({"tensors": (T("a", "x", tied_to="y"),)}, "tied to y"),
