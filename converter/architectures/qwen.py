@@ -17,7 +17,7 @@ from converter.architectures.common import (
     G,
     H,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, read_only
 from converter.architectures.styles import BPE, SPM_OR_BPE
 from converter.architectures.traits import Traits
 from converter.tensors.ops import Split
@@ -34,20 +34,26 @@ EXPERT_WIDTHS = (
     HParam("n_ff_exp", ("moe_intermediate_size",), ("expert_feed_forward_length",), required=True),
     HParam("n_ff_shexp", ("shared_expert_intermediate_size",), ("expert_shared_feed_forward_length",)),
 )
-EXPERTS = (
-    T(H + "mlp.gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
+ROUTER = T(H + "mlp.gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd"))
+ONE_BY_ONE = (
     T(EXPERT + "gate_proj.weight", G + "ffn_gate_exps.weight", shape=("n_ff_exp", "n_embd")),
     T(EXPERT + "down_proj.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff_exp")),
     T(EXPERT + "up_proj.weight", G + "ffn_up_exps.weight", shape=("n_ff_exp", "n_embd")),
-    # transformers 5 can also save a layer's experts in two tensors.
+)
+FUSED = (
     T(
         H + "mlp.experts.gate_up_proj", (G + "ffn_gate_exps.weight", G + "ffn_up_exps.weight"),
-        Split(1, (1, 1)), shape=("n_expert", "2 * n_ff_exp", "n_embd"), read_only=True,
+        Split(1, (1, 1)), shape=("n_expert", "2 * n_ff_exp", "n_embd"),
     ),
-    T(
-        H + "mlp.experts.down_proj", G + "ffn_down_exps.weight",
-        shape=("n_expert", "n_embd", "n_ff_exp"), read_only=True,
-    ),
+    T(H + "mlp.experts.down_proj", G + "ffn_down_exps.weight", shape=("n_expert", "n_embd", "n_ff_exp")),
+)
+# transformers 5 can also save a layer's experts in two tensors.
+EXPERTS = (ROUTER, *ONE_BY_ONE, *read_only(FUSED))
+SHARED_EXPERT = (
+    T(H + "mlp.shared_expert_gate.weight", G + "ffn_gate_inp_shexp.weight", shape=(1, "n_embd")),
+    T(H + "mlp.shared_expert.gate_proj.weight", G + "ffn_gate_shexp.weight", shape=("n_ff_shexp", "n_embd")),
+    T(H + "mlp.shared_expert.up_proj.weight", G + "ffn_up_shexp.weight", shape=("n_ff_shexp", "n_embd")),
+    T(H + "mlp.shared_expert.down_proj.weight", G + "ffn_down_shexp.weight", shape=("n_embd", "n_ff_shexp")),
 )
 
 ARCHITECTURES = (
@@ -81,10 +87,7 @@ ARCHITECTURES = (
             *NORM_TENSORS,
             *ATTENTION,
             *EXPERTS,
-            T(H + "mlp.shared_expert_gate.weight", G + "ffn_gate_inp_shexp.weight", shape=(1, "n_embd")),
-            T(H + "mlp.shared_expert.gate_proj.weight", G + "ffn_gate_shexp.weight", shape=("n_ff_shexp", "n_embd")),
-            T(H + "mlp.shared_expert.up_proj.weight", G + "ffn_up_shexp.weight", shape=("n_ff_shexp", "n_embd")),
-            T(H + "mlp.shared_expert.down_proj.weight", G + "ffn_down_shexp.weight", shape=("n_embd", "n_ff_shexp")),
+            *SHARED_EXPERT,
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,

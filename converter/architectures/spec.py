@@ -39,7 +39,7 @@ class HParam:
         type: of the GGUF key: "u32", or "i32[]" for a list, or "u32 or i32[]" for one or the other by content.
         default: value, or expression over other hparams, where config.json has none.
         back: the same on the way back, where the GGUF has none; without it `default` counts in both directions.
-        per_block: `default` and `back` are computed once for each block and make a list.
+        per_block: `default` and `back` are computed once for each block and make a list; a text says for how many.
         always: write the GGUF key even if the value came from `default`.
         follows: the hparam that this one is made of: the key is written where that one is given, and `default` counts
             where that one has a value.
@@ -57,7 +57,7 @@ class HParam:
     type: str = "u32"
     default: Size | float | None = None
     back: Size | float | None = None
-    per_block: bool = False
+    per_block: bool | str = False
     always: bool = False
     follows: str | None = None
     required: bool = False
@@ -227,8 +227,8 @@ def _hparam_problems(hparam: HParam, known: list[str]) -> Iterator[str]:
     blocks = {BLOCK} if hparam.per_block else set()
     for text in (hparam.default, hparam.back):
         yield from _unknown(text, [*known, PRESENT, *blocks])
-    yield from _unknown(hparam.when, known)
-    yield from _unknown(hparam.follows, known)
+    for text in (hparam.when, hparam.follows, hparam.per_block or None):
+        yield from _unknown(text, known)
     if len({(type(ours), ours) for ours, _ in hparam.values}) != len(hparam.values):
         yield "a config value is listed twice"
     kinds = {PYTHON_TYPES[kind.removesuffix("[]")] for kind in hparam.types} if not strange else set()
@@ -343,6 +343,16 @@ def without(rules: Iterable[TensorRule], *gguf: str) -> tuple[TensorRule, ...]:
 def retyped(rules: Iterable[TensorRule], type: str) -> tuple[TensorRule, ...]:
     """Shared rows with the type that this architecture forces on them."""
     return tuple(replace(rule, type=type) for rule in rules)
+
+
+def moved(old: str, new: str, rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
+    """Shared rows whose Hugging Face names begin otherwise."""
+    return tuple(replace(rule, hf=tuple(new + name.removeprefix(old) for name in rule.hf)) for rule in rules)
+
+
+def read_only(rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
+    """Shared rows as another layout, which is read and not written."""
+    return tuple(replace(rule, read_only=True) for rule in rules)
 
 
 def only_when(condition: str, rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:

@@ -207,9 +207,10 @@ class _Derived(Mapping[str, Any]):
             return None
         if not row.per_block:
             return _as_bool(row, compute(default, self))
-        if (n_layer := self["n_layer"]) > MAX_BLOCKS:
-            raise ArchitectureError(f"{n_layer} blocks, which no model has")
-        blocks = (ChainMap({BLOCK: block}, self) for block in range(n_layer))  # type: ignore[arg-type]
+        count = evaluate("n_layer" if row.per_block is True else row.per_block, self)
+        if count > MAX_BLOCKS:
+            raise ArchitectureError(f"{count} blocks, which no model has")
+        blocks = (ChainMap({BLOCK: block}, self) for block in range(count))  # type: ignore[arg-type]
         return [_as_bool(row, compute(default, block)) for block in blocks]
 
 
