@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 import string
 from collections.abc import Container, Iterator
 from dataclasses import replace
@@ -44,8 +45,14 @@ def rule_id(value: object) -> str:
     return ",".join((*value.hf, *value.gguf)) if isinstance(value, TensorRule) else str(value)
 
 
-def fields_of(template: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+def fields_of(template: str) -> list[str]:
+    """The expressions in a template: `block`, `expert`, or what a model's hparams say."""
+    return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+
+
+def numbered(template: str, block: int = 3) -> str:
+    """A name of block 3; what hparams say is block 3, too."""
+    return re.sub(r"\{(?!expert\})[^}]*\}", str(block), template)
 
 
 class Everything(Container[str]):
@@ -151,11 +158,12 @@ def test_every_file_registers_what_it_says() -> None:
 
 @pytest.mark.parametrize(("architecture", "rule"), RULES, ids=rule_id)
 def test_templates_parse_and_format(architecture: Architecture, rule: TensorRule) -> None:
+    known = FIELDS | {hparam.name for hparam in architecture.hparams}
     for template in (*rule.hf, *rule.gguf):
-        assert fields_of(template) <= FIELDS
+        assert {name for field in fields_of(template) for name in names(field)} <= known
         for part in template.split("."):
-            assert "{" not in part or part in ("{block}", "{expert}"), "an index must be a component of its own"
-    inside = {("{block}" in name) for name in (*rule.hf, *rule.gguf)}
+            assert "{" not in part or f"{{{fields_of(part)[0]}}}" == part, "an index must be a component of its own"
+    inside = {any("block" in names(field) for field in fields_of(name)) for name in (*rule.hf, *rule.gguf)}
     assert len(inside) == 1, "all names of a rule lie in blocks or none does"
     assert rule.gguf
     assert bool(rule.hf) != bool(rule.generator), "a tensor comes from the file or from a generator"
@@ -175,9 +183,12 @@ def test_rules_are_invertible_on_their_shapes(architecture: Architecture, rule: 
     results = infer(chain, shapes)
     assert len(results) == len(rule.gguf)
     assert infer(inverse(chain), results) == shapes
-    arrays = [np.arange(int(np.prod(shape))).reshape(shape) + 1000 * i for i in range(len(shapes))]
+    exact = all(op.exact for op in chain)
+    unit = 1 if exact else np.float32(1e-4)
+    arrays = [(np.arange(int(np.prod(shape))).reshape(shape) + 1000 * i) * unit for i in range(len(shapes))]
     back = apply(inverse(chain), apply(chain, arrays))
-    assert all(np.array_equal(a, b) for a, b in zip(arrays, back, strict=True))
+    for array, again in zip(arrays, back, strict=True):
+        assert np.array_equal(array, again) if exact else np.allclose(array, again, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
@@ -262,9 +273,7 @@ def test_a_config_without_a_required_key_says_which(architecture: Architecture) 
 def weights_of(rule: TensorRule) -> Iterator[tuple[str, str]]:
     """(Hugging Face stem, GGUF stem) of block 3 for rules between one name and one name."""
     if len(rule.hf) == len(rule.gguf) == 1:
-        hf = rule.hf[0].replace(".{expert}", "").format(block=3)
-        gguf = rule.gguf[0].format(block=3)
-        yield hf, gguf
+        yield numbered(rule.hf[0].replace(".{expert}", "")), numbered(rule.gguf[0])
 
 
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
@@ -277,7 +286,13 @@ def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
     for rule in architecture.tensors:
         for name in rule.gguf:
             stem = name.removesuffix(".weight").removesuffix(".bias")
-            assert stem.replace("{block}", "{bid}") in known, f"{name} is no tensor of {architecture.gguf}"
+            assert re.sub(r"\{[^}]*\}", "{bid}", stem) in known, f"{name} is no tensor of {architecture.gguf}"
+
+
+#: What the reference's classes name by themselves, without the map; of the nextn blocks, glm4moe has all.
+BY_CODE = ("ssm_ba.weight",)
+#: Keys of the reference's source tree that the gguf of PyPI does not have yet.
+NEWER_KEYS = {"attention.recurrent_layers"}
 
 
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
@@ -290,10 +305,11 @@ def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
     for rule in architecture.tensors:
         for hf, ours in weights_of(rule):
             read = hf.replace("e_score_correction_bias", "e_score_correction.bias")
+            read = re.sub(r"^mtp\.layers\.", "model.layers.", read).replace(".dt_bias", ".dt_proj.bias")
             spelled = (read, read.removeprefix("transformer."))  # as some of its classes change them first
             found = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in spelled)
             theirs = next((name for name in found if name is not None), None)
-            if theirs is None and (rule.read_only or ".nextn." in ours):  # glm4moe has all of the latter
+            if theirs is None and (rule.read_only or ".nextn." in ours or ours.endswith(BY_CODE)):
                 continue
             assert theirs == (ours if read.endswith((".weight", ".bias")) else ours.removesuffix(".weight")), hf
             checked += 1
@@ -308,7 +324,7 @@ def test_keys_are_those_of_gguf_py(architecture: Architecture) -> None:
     absolute = {f"/{value}" for value in vars(gguf.Keys.Tokenizer).values() if isinstance(value, str)}
     for hparam in architecture.hparams:
         for key in hparam.gguf:
-            assert "{arch}." + key in known or key in absolute
+            assert "{arch}." + key in known or key in absolute | NEWER_KEYS
 
 
 # ------------------------------------------------------------------------------------------------ the spec
