@@ -10,15 +10,17 @@ import pytest
 
 from converter.mapping.general_keys import (
     MAX_CARD,
+    MAX_ORIGINS,
     ModelName,
     Parameters,
     count_parameters,
     default_file_name,
+    general_files,
     general_metadata,
     parse_model_id,
     round_count,
 )
-from converter.metadata import Array, Metadata, Value, text
+from converter.metadata import Array, Metadata, Value, text, u32
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -31,6 +33,7 @@ MIXTRAL: Shapes = {
     "blk.0.ffn_up_exps.bias": (8, 14336),
     "blk.0.attn_q.weight": (300000, 4096),
 }
+ONE_EXPERT: Shapes = {"blk.0.ffn_up_exps.weight": (1, 8, 8), "blk.0.attn_q.weight": (8, 8)}
 STACKED_BIAS: Shapes = {"blk.0.ffn_up_exps.weight": (4, 8, 8), "blk.0.ffn_down_exps.bias": (3, 4, 8)}
 NOTHING: Shapes = {}
 
@@ -229,7 +232,7 @@ def test_cards_without_an_end(tmp_path: Path, readme: str) -> None:
     assert ours(general_metadata("m-7b", files, SMALL)[0]) == reference(tmp_path / "m-7b", SMALL)
 
 
-@pytest.mark.parametrize("shapes", [SMALL, LLAMA_8B, MIXTRAL, STACKED_BIAS, NOTHING])
+@pytest.mark.parametrize("shapes", [SMALL, LLAMA_8B, MIXTRAL, ONE_EXPERT, STACKED_BIAS, NOTHING])
 def test_parameters(shapes: Shapes) -> None:
     gguf = pytest.importorskip("gguf")
     import numpy as np
@@ -347,3 +350,124 @@ def test_file_name_stays_in_its_folder() -> None:
     assert default_file_name(hostile, "f16") == "..-..-etc-x-a-b-c-F16.gguf"
     assert default_file_name({"general.name": text("é" * 200)}, "f16") == "ggml-model-F16.gguf"
     assert default_file_name({}, "Q8_0") == "ggml-model-Q8_0.gguf"
+
+
+# -- back ---------------------------------------------------------------------------------------------------------
+
+EVERY_KEY: Metadata = {
+    "general.type": text("model"),
+    "general.sampling.sequence": text("kdt"),
+    "general.sampling.top_k": Value("i32", 20),
+    "general.sampling.temp": Value("f32", 0.6),
+    "general.sampling.penalty_repeat": Value("f32", 1.05),
+    "general.name": text('N "q" \u00e9\u0085'),
+    "general.author": text("A"),
+    "general.license": text("mit"),
+    "general.license.link": text("l"),
+    "general.source.url": text("u"),
+    "general.base_model.count": u32(3),
+    "general.base_model.0.name": text("B 7b"),
+    "general.base_model.0.organization": text("A"),
+    "general.base_model.0.repo_url": text("https://huggingface.co/A/B-7b"),
+    "general.base_model.1.name": text("Own"),
+    "general.base_model.1.doi": text("10.1/x"),
+    "general.dataset.count": u32(1),
+    "general.dataset.0.name": text("Wikitext"),
+    "general.tags": Array("str", ["a", "b"]),
+    "general.languages": Array("str", ["no", "de"]),
+}
+CARD_OF_ALL = """\
+---
+name: "N \\"q\\" \u00e9\\U00000085"
+author: "A"
+license: "mit"
+license_link: "l"
+url: "u"
+base_model:
+- "A/B-7b"
+- {name: "Own", doi: "10.1/x"}
+- {}
+datasets:
+- {name: "Wikitext"}
+tags:
+- "a"
+- "b"
+language:
+- "no"
+- "de"
+---
+"""
+SETTINGS_OF_ALL = """\
+{
+  "sequence": "kdt",
+  "top_k": 20,
+  "temperature": 0.6,
+  "repetition_penalty": 1.05
+}
+"""
+
+
+def test_files_that_hold_the_keys_give_them_back(tmp_path: Path) -> None:
+    files, held = general_files(EVERY_KEY, 10**6)
+    assert files == {"README.md": CARD_OF_ALL.encode(), "generation_config.json": SETTINGS_OF_ALL.encode()}
+    assert held == EVERY_KEY.keys()
+    read, events = general_metadata("m", folder(tmp_path, readme=CARD_OF_ALL, generation=SETTINGS_OF_ALL), NOTHING)
+    named = {key: value for key, value in read.items() if key in EVERY_KEY}
+    assert named == EVERY_KEY and list(named) == list(EVERY_KEY)
+    assert [str(event) for event in events] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("general.type", text("adapter")),
+        ("general.name", text("")),
+        ("general.name", Value("u32", 1)),
+        ("general.tags", Array("i32", [1])),
+        ("general.tags", text("a")),
+        ("general.base_model.count", u32(0)),
+        ("general.base_model.count", u32(MAX_ORIGINS + 1)),
+        ("general.base_model.count", text("1")),
+        ("general.sampling.top_k", Value("u32", 1)),
+        ("general.sampling.temp", Array("f32", [1.0])),
+        ("general.strange", text("a")),
+    ],
+)
+def test_keys_without_a_place_are_not_held(key: str, value: Value | Array) -> None:
+    assert general_files({key: value}, 0) == ({}, set())
+
+
+def test_as_many_origins_as_there_may_be() -> None:
+    files, held = general_files({"general.dataset.count": u32(MAX_ORIGINS)}, 0)
+    assert files["README.md"].count(b"- {}") == MAX_ORIGINS == 1024 and held == {"general.dataset.count"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("top_k", (1 << 31) - 1, True),
+        ("top_k", -(1 << 31), True),
+        ("top_k", 1 << 31, False),
+        ("top_k", -(1 << 31) - 1, False),
+        ("top_k", True, True),
+        ("top_p", 3.4028235677973362e38, True),  # the last that does not round up to what F32 has not
+        ("top_p", -3.4028235677973362e38, True),
+        ("top_p", 3.4028235677973366e38, False),
+        ("top_p", -3.4028235677973366e38, False),
+        ("top_p", 1, True),
+        ("top_p", "1", False),
+        ("sequence", "a", True),
+        ("sequence", 1, False),
+    ],
+)
+def test_settings_are_kept_where_their_type_holds_them(name: str, value: object, kept: bool, tmp_path: Path) -> None:
+    files = folder(tmp_path / "m", generation=json.dumps({name: value}))
+    metadata, events = general_metadata("m", files, NOTHING)
+    assert (f"general.sampling.{name}" in metadata) is kept
+    said = [] if kept else [f"generation_config.json: {name} is {value!r:.40}, left out"]
+    assert [str(event) for event in events] == said
+
+
+def test_a_size_is_not_made_up_of_nothing(tmp_path: Path) -> None:
+    assert "general.size_label" not in general_metadata("m", folder(tmp_path / "m"), NOTHING)[0]
+    assert general_metadata("m", folder(tmp_path / "n"), {"x": (1,)})[0]["general.size_label"] == text("0.00K")
