@@ -71,7 +71,6 @@ RUNTIME: dict[str, Traits] = {
         },
         protected=("attn_q_a", "attn_q_b", "nextn.eh_proj"),
     ),
-    "gpt-oss": Traits(BPE, window=SlidingWindow(2)),
     "granite_swa": Traits(LLAMA),
     "granitehybrid": Traits(TokenizerStyle(("spm", "bpe"), round_to=8)),
     "graniteswitch": Traits(LLAMA),

@@ -13,6 +13,7 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UnsupportedFeature, short
+from converter.tensors.mxfp4 import joined
 
 _DCP = (
     "PyTorch distributed checkpoint (DCP, FSDP)",
@@ -105,29 +106,30 @@ _SIDECARS: Mapping[str, str] = {
     "quantize_config.json": "GPTQ", "quant_config.json": "AWQ", "quanto_qmap.json": "Quanto",
     "hf_quant_config.json": "ModelOpt", "quant_model_description.json": "Ascend",
 }  # fmt: skip
-_PLAIN = frozenset(("F64", "F32", "F16", "BF16"))
+_PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4"))
 
 
-def scheme_of(checkpoint: Checkpoint) -> str | None:
+def scheme_of(checkpoint: Checkpoint, *, typed: bool = True) -> str | None:
     """The scheme by which a Hugging Face model's weights are packed, by its name; None for plain weights.
 
-    A config that names a scheme beside plain weights (DeepSeek's own cast to BF16 leaves one) is not believed.
+    A config that names a scheme beside plain weights (DeepSeek's own cast to BF16 leaves one) is not believed. `typed`:
+    what a type of ggml holds (MXFP4) counts as plain.
     """
     if checkpoint.dialect != "hf":
         return None
-    infos = (tensor.info for tensor in checkpoint.tensors.values())
+    infos = (tensor.info for tensor in (joined(checkpoint.tensors) if typed else checkpoint.tensors).values())
     if not any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos):
         return None
     return _declared(checkpoint.config) or _beside(checkpoint)
 
 
-def check_unpacked(checkpoint: Checkpoint) -> None:
-    """Refuse weights that are codes of a scheme which is not read.
+def check_unpacked(checkpoint: Checkpoint, *, typed: bool = True) -> None:
+    """Refuse weights that are codes of a scheme which is not read; `typed` as `scheme_of`.
 
     Raises:
         UnsupportedFeature: as said.
     """
-    if scheme := scheme_of(checkpoint):
+    if scheme := scheme_of(checkpoint, typed=typed):
         raise UnsupportedFeature(
             f"{checkpoint.path}: the weights are packed by {scheme}, which is not decoded here\n"
             "convert the original model; --tensors-only alone copies the packed tensors as they are"

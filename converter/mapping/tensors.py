@@ -43,6 +43,7 @@ from converter.mapping.nearest import nearest
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
 from converter.tensors.dtypes import F32
+from converter.tensors.mxfp4 import joined, parted
 from converter.tensors.ops import Chain, Stack, inverse
 from converter.tensors.streams import compose
 from converter.tensors.tensor import LazyTensor, from_array
@@ -121,6 +122,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool =
         ArchitectureError and its kinds: unknown architecture, a tensor without a rule, a rule without its
         tensor, a shape that the config contradicts.
     """
+    checkpoint = checkpoint.replace(tensors=joined(checkpoint.tensors))
     architecture, hf = _detected(checkpoint, name)
     config = with_companions(architecture, checkpoint.config, checkpoint.assets)
     present = Spelled(architecture, checkpoint.tensors)
@@ -365,7 +367,7 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     config = write_config(architecture, hparams, tied, rope)
     if not rope and hparams.get("rope_type") in BY_FACTORS:
         events.append(MetadataLost(architecture.key("rope.scaling.type"), "the file has no factors for it"))
-    return Translation(architecture, hparams, outputs, config, tuple(events))
+    return Translation(architecture, hparams, parted(outputs), config, tuple(events))
 
 
 def _backward(

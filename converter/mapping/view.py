@@ -21,6 +21,7 @@ from converter.mapping.hparams import HParams, Scope, flat_config, read_config, 
 from converter.mapping.names import Spelled, block_beyond, fill, is_ignored, spellings
 from converter.mapping.tensors import Translation, bound, to_gguf
 from converter.metadata import Metadata, Value, text_of
+from converter.tensors.mxfp4 import joined
 from converter.tensors.ops import Shape, infer
 from converter.tensors.tensor import LazyTensor
 
@@ -236,9 +237,10 @@ class HFView(ModelView):
             hparams = None
         if architecture is None or hparams is None or not self.whole:
             return self.checkpoint.tensors
+        stored = joined(self.checkpoint.tensors)
         known = {name for each in self.instances(architecture, hparams) for name in each.names}
         result: dict[str, LazyTensor] = {}
-        for name, tensor in self.checkpoint.tensors.items():
+        for name, tensor in stored.items():
             spelled = spellings(architecture, name)
             canonical = next((each for each in spelled if each in known), None)
             beyond = block_beyond(architecture, spelled, hparams["n_layer"])

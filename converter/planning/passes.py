@@ -42,6 +42,7 @@ from converter.tensors.encode import encoded
 from converter.tensors.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
+PLAIN = ("F32", "F16", "BF16")
 EXTERNAL_DATA = ("auto", "always", "never")
 
 
@@ -111,7 +112,7 @@ def refuse_packed(draft: Draft) -> Draft:
     request = draft.request
     as_they_are = not request.types.dtype and not request.types.quant
     if not (as_they_are and (request.model.tensors_only or draft.target.name == "hf")):
-        check_unpacked(draft.opened)
+        check_unpacked(draft.opened, typed=draft.to_gguf)
     return draft
 
 
@@ -260,9 +261,19 @@ def _by_recipe(draft: Draft) -> dict[str, Choice]:
         has_imatrix=draft.weighted,
     )
     choices = assign(draft.recipe or recipe("COPY"), specs, _facts(draft), options)
+    if _stays_packed(draft):
+        packed = (spec for spec in specs if dtype(spec.source).quantized)
+        choices |= {spec.name: Choice(spec.source, "kept: arrives quantized") for spec in packed}
     if draft.recipe is None:
         return {name: Choice(choice.type, "as in the source") for name, choice in choices.items()}
     return choices
+
+
+def _stays_packed(draft: Draft) -> bool:
+    """Whether a Hugging Face model has packed weights that no quantization is asked for."""
+    if draft.route.map != "hf->gguf" or not (draft.recipe is None or draft.recipe.base in PLAIN):
+        return False
+    return any(tensor.info.dtype.quantized for tensor in draft.intermediate.values())
 
 
 def _facts(draft: Draft) -> ModelFacts:
@@ -383,6 +394,8 @@ def _said(draft: Draft) -> Metadata:
     if file_type is None:
         old = getattr(metadata.get("general.file_type"), "value", None)
         file_type = old if type(old) is int and 0 <= old < 1 << 32 else _dense_file_type(draft)
+    if _stays_packed(draft):
+        file_type = RECIPES["MXFP4_MOE"].file_type or 0
     own = {
         "general.quantization_version": Value("u32", QUANTIZATION_VERSION),
         "general.file_type": Value("u32", file_type),

@@ -295,6 +295,11 @@ BY_CODE = ("ssm_ba.weight",)
 NEWER_KEYS = {"attention.recurrent_layers"}
 
 
+#: What its converter does before it looks up a name.
+RENAMED_FIRST = {"correction_bias": "correction.bias", "proj_bias": "proj.bias", "proj_blocks": "proj.weight"}
+RENAMED_FIRST |= {".dt_bias": ".dt_proj.bias"}
+
+
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
 def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
     """Its name map, written by others, sends each Hugging Face name to the same GGUF name."""
@@ -304,8 +309,9 @@ def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
     checked = 0
     for rule in architecture.tensors:
         for hf, ours in weights_of(rule):
-            read = hf.replace("e_score_correction_bias", "e_score_correction.bias")
-            read = re.sub(r"^mtp\.layers\.", "model.layers.", read).replace(".dt_bias", ".dt_proj.bias")
+            read = re.sub(r"^mtp\.layers\.", "model.layers.", hf)
+            for old, new in RENAMED_FIRST.items():
+                read = read.replace(old, new)
             spelled = (read, read.removeprefix("transformer."))  # as some of its classes change them first
             found = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in spelled)
             theirs = next((name for name in found if name is not None), None)

@@ -39,6 +39,7 @@ class Sample:
         counts: how many blocks and experts the templates have.
         more: tensors besides those that the class of transformers has, such as blocks that it does not load.
         dtype: of the weights.
+        types: ending of names -> another type.
         tokenizer: one of `models.TOKENIZERS`.
         pre: the name of the pre-tokenizer, which the reference finds by a hash that no new vocabulary can have.
         published: beginning of a name that save_pretrained writes -> the one that published models have.
@@ -65,6 +66,7 @@ class Sample:
     counts: Mapping[str, int] = field(default_factory=dict)
     more: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dtype: str = "BF16"
+    types: Mapping[str, str] = field(default_factory=dict)
     tokenizer: str = "llama3"
     pre: str = "llama-bpe"
     published: Mapping[str, str] = field(default_factory=dict)
