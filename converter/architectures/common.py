@@ -82,6 +82,20 @@ LAYER_NORM_HPARAMS = amended(
     },
 )
 
+# Where the runtime's own base is not written.
+ROPE_THETA_UNUSUAL = HParam(
+    "rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32", when="rope_theta != 10000"
+)
+# A part of each head that rotates, as a part of the width.
+PARTIAL_OF_WIDTH = (
+    HParam("n_rot", (), ("rope.dimension_count",), default="int(partial * n_embd) // n_head", always=True),
+    HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default=1.0, back="n_rot * n_head / n_embd"),
+)
+PARALLEL_RESIDUAL = HParam("parallel", ("use_parallel_residual",), ("use_parallel_residual",), "bool", always=True)
+
+# That each token sees all others; that it does not is the rule and is not written.
+NOT_CAUSAL = HParam("causal", ("is_causal",), ("attention.causal",), "bool", default=True, values=((False, False),))
+
 # Config entries that no key says: on the way back, the tensors that are there do.
 ATTENTION_BIAS = HParam(
     "attention_bias", ("attention_bias",), (), "bool", default=False,

@@ -12,13 +12,15 @@ from converter.architectures.common import (
     LLAMA_HPARAMS,
     MLP_BIAS,
     NORM_TENSORS,
+    NOT_CAUSAL,
+    OTHER_INPUTS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
     G,
     H,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, only_when, without
+from converter.architectures.spec import Architecture, HFClass, HParam, T, before, only_when, without
 from converter.architectures.styles import LLAMA
 from converter.architectures.traits import Relation, Traits
 from converter.tensors.ops import Split
@@ -28,6 +30,10 @@ EXPERT = MOE + "experts.{expert}."
 DEFAULTS = {
     "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
     "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 2048,
+}
+SIZES = {
+    **DEFAULTS, "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32,
 }
 # Without `head_dim`: where this class is not told one, it says none.
 MISTRAL_DEFAULTS = {
@@ -42,6 +48,12 @@ ARCEE_DEFAULTS = {
 SMOLLM3_DEFAULTS = {
     "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 2000000.0, "max_position_embeddings": 32768,
 }
+
+# What Janus has for making images.
+JANUS = (
+    "model.aligner.{rest}", "model.vqmodel.{rest}", "model.generation_embeddings.{rest}",
+    "model.generation_aligner.{rest}", "model.generation_head.{rest}", "model.connector.{rest}",
+)
 
 ARCHITECTURES = (
     Architecture(
@@ -65,6 +77,12 @@ ARCHITECTURES = (
             ),
             HFClass("LLaMAForCausalLM", "llama", DEFAULTS, when="0"),
             HFClass("LlamaModel", "llama", DEFAULTS, when="0", head=False),
+            HFClass("IQuestCoderForCausalLM", "iquestcoder", DEFAULTS, when="0"),
+            # The text models of these.
+            HFClass("LlavaForConditionalGeneration", "llava", SIZES, when="0"),
+            HFClass("VoxtralForConditionalGeneration", "voxtral", SIZES, when="0"),
+            HFClass("JanusForConditionalGeneration", "janus", SIZES, when="0"),
+            HFClass("VLlama3ForCausalLM", "vllama3", {**DEFAULTS, "num_attention_heads": 32}, when="0"),
         ),
         hparams=(*LLAMA_HPARAMS, ATTENTION_BIAS, MLP_BIAS),
         tensors=(
@@ -91,13 +109,22 @@ ARCHITECTURES = (
                 shape=("n_expert", "n_embd"), when="n_expert > 0", read_only=True,
             ),
         ),
-        ignore=ROPE_BUFFERS,
-        aliases=TEXT_MODEL_ALIASES,
+        ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, *JANUS),
+        aliases=(("model.text_model.{rest}", "model.{rest}"), *TEXT_MODEL_ALIASES),
         traits=Traits(
             LLAMA,
             large="n_layer == 80 and n_head != n_head_kv",
             relations=(Relation("n_rot // 2 * 2 == n_rot", "n_rot", "is odd, and rotations take pairs"),),
         ),
+    ),
+    Architecture(
+        gguf="llama-embed",
+        hf=(HFClass("LlamaBidirectionalModel", "llama_bidirec", {**DEFAULTS, "is_causal": False}, head=False),),
+        hparams=(*before("rope_type", (NOT_CAUSAL,), LLAMA_HPARAMS), ATTENTION_BIAS, MLP_BIAS),
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN, LLAMA3_ROPE_FREQS),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(LLAMA, large="n_layer == 80 and n_head != n_head_kv"),
     ),
     Architecture(
         gguf="arcee",

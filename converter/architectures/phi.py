@@ -11,7 +11,9 @@ from converter.architectures.common import (
     LONGROPE,
     LONGROPE_FACTORS,
     NORM,
+    PARTIAL_OF_WIDTH,
     ROPE_BUFFERS,
+    ROPE_THETA_UNUSUAL,
     TOP_TENSORS,
     G,
     H,
@@ -22,10 +24,7 @@ from converter.architectures.styles import NO_BOS, PHI3
 from converter.architectures.traits import TokenizerStyle, Traits
 
 EXPERT = H + "block_sparse_moe.experts.{expert}."
-N_ROT = HParam("n_rot", (), ("rope.dimension_count",), default="int(partial * n_embd) // n_head", always=True)
-PARTIAL = HParam(
-    "partial", ("rope.partial_rotary_factor",), (), "f32", default=1.0, back="n_rot * n_head / n_embd"
-)
+N_ROT, PARTIAL = PARTIAL_OF_WIDTH
 HEAD_DIM = HParam("head_dim", (), (), default="n_embd // n_head")
 N_VOCAB = HParam("n_vocab", ("vocab_size",), required=True)
 
@@ -89,11 +88,7 @@ ARCHITECTURES = (
                 required=True,
             ),
             N_ROT,
-            # The runtime's own base is not written.
-            HParam(
-                "rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32",
-                when="rope_theta != 10000",
-            ),
+            ROPE_THETA_UNUSUAL,
             PARTIAL,
             HEAD_DIM,
             N_VOCAB,

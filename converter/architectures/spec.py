@@ -87,6 +87,7 @@ class TensorRule:
         optional: a model (or a block) may lack it.
         when: condition under which the rule applies, to the model or, where the names have `{block}`, to a block.
         tied_to: the `gguf` tensor that stands in for it when embeddings are tied.
+        count: how many `{expert}` there are, where they are something else than the model's experts.
         generator: name of the function that computes the `gguf` tensors from the config, and the config from them.
         read_only: another layout of tensors that an earlier rule writes; never used on the way back.
         type: the type in an unquantized GGUF where it is not the usual one: a name, "F16 or F32" for F16 in a file of
@@ -101,6 +102,7 @@ class TensorRule:
     optional: bool = False
     when: str | None = None
     tied_to: str | None = None
+    count: Size = "n_expert"
     generator: str | None = None
     read_only: bool = False
     type: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,21 @@ def _answer(known: _Known, config: Mapping[str, Any], name: str | None) -> _Foun
     classes = [name] if name else _classes(config)
     inner = [] if name else _classes(text_config(config))
     every = known.values()
-    if found := _first(every, config, "name", classes) or _first(every, config, "name", inner):
+    if found := _first(every, config, "name", classes):
+        return _with_text_defaults(*found, config)
+    if found := _first(every, config, "name", inner):
         return found
     if name and name in known:
         return _class_in(known[name], config)
     return _first(every, config, "model_type", [config.get("model_type")]) if not classes else None
+
+
+def _with_text_defaults(architecture: Architecture, hf: HFClass, config: Mapping[str, Any]) -> _Found:
+    """The class, which for a config of several models leaves out what its text model's class leaves out."""
+    text = text_config(config)
+    of_text = (each for each in architecture.hf if text and each.model_type == text.get("model_type"))
+    inner = next(of_text, hf)
+    return architecture, hf if inner is hf else replace(hf, defaults={**hf.defaults, **inner.defaults})
 
 
 def _class_in(architecture: Architecture, config: Mapping[str, Any]) -> tuple[Architecture, HFClass]:

@@ -36,6 +36,7 @@ from converter.mapping.hparams import (
     hparam_metadata,
     read_config,
     read_metadata,
+    text_config,
     write_config,
 )
 from converter.mapping.names import Match, RuleNames, Spelled, block_beyond, fill, is_ignored, resolved, spellings
@@ -252,7 +253,7 @@ def _match_hf(
 def _forward(
     rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor], scope: Scope
 ) -> list[LazyTensor]:
-    experts: Sequence[int | None] = range(scope.size("n_expert", block)) if rule.stacked else (None,)
+    experts: Sequence[int | None] = range(scope.size(rule.count, block)) if rule.stacked else (None,)
     sources = []
     for slot, template in enumerate(rule.hf):
         for expert in experts:
@@ -279,7 +280,7 @@ def sizes(rule: TensorRule, scope: Scope, block: int | None) -> tuple[int, ...]:
 
 def bound(rule: TensorRule, scope: Scope, block: int | None) -> Chain:
     """The ops of a rule in a block, their sizes evaluated; experts are stacked first."""
-    chain = (*((Stack("n_expert"),) if rule.stacked else ()), *rule.ops)
+    chain = (*((Stack(rule.count),) if rule.stacked else ()), *rule.ops)
     return tuple(op.bind(scope.at(block)) for op in chain)
 
 
@@ -310,7 +311,9 @@ def _check_complete(
 ) -> list[Event]:
     """Every rule has its tensors wherever it applies; says so where the embedding stands in for the head."""
     events: list[Event] = []
-    tied = flat_config(config).get("tie_word_embeddings", True)
+    # For a model of several inputs both say it, and the whole decides; to be missing, the head may be tied by either.
+    said = [part.get("tie_word_embeddings") for part in (config, text_config(config))]
+    tied = any(flag for flag in said) or all(flag is None for flag in said)
     n_layer = scope.size("n_layer")
     if n_layer > MAX_BLOCKS:
         raise MissingTensor(f"config.json says {n_layer} layers, which no file has")
@@ -374,7 +377,7 @@ def _backward(
     rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor], scope: Scope
 ) -> list[LazyTensor]:
     sources = _sources(rule, block, group)
-    experts: Sequence[int | None] = range(scope.size("n_expert", block)) if rule.stacked else (None,)
+    experts: Sequence[int | None] = range(scope.size(rule.count, block)) if rule.stacked else (None,)
     if rule.stacked and sources[0].info.shape[:1] != (len(experts),):
         raise ShapeMismatch(f"{sources[0].name} is {list(sources[0].info.shape)}, the file says {len(experts)} experts")
     names = [fill(template, block, expert) for template in rule.hf for expert in experts]

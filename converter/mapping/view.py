@@ -355,7 +355,7 @@ def view(checkpoint: Checkpoint, arch: str | None = None) -> ModelView:
 
 def _n_stacked(rule: TensorRule, block: int | None, scope: Scope) -> int:
     """How many tensors of each Hugging Face name of a rule become one of ggml's."""
-    return scope.size("n_expert", block) if rule.stacked else 1
+    return scope.size(rule.count, block) if rule.stacked else 1
 
 
 def _hf_shapes(rule: TensorRule, block: int | None, scope: Scope) -> tuple[Shape, ...]:

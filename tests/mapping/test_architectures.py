@@ -24,7 +24,7 @@ from converter.errors import ArchitectureError
 from converter.mapping.detect import detect
 from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import hparam_metadata, read_config, read_metadata, write_config
-from converter.metadata import TYPES
+from converter.metadata import TYPES, Metadata, Value
 from converter.quant.recipes import ModelFacts
 from converter.tensors.expressions import BLOCK, PRESENT, ExpressionError, compute, evaluate, names
 from converter.tensors.ops import Stack, apply, infer, inverse
@@ -55,6 +55,17 @@ def numbered(template: str, block: int = 3) -> str:
     return re.sub(r"\{(?!expert\})[^}]*\}", str(block), template)
 
 
+def single(value: object) -> object:
+    """A number as a file holds it."""
+    return float(np.float32(value)) if isinstance(value, float) else value
+
+
+def stored(metadata: Metadata, less: set[str]) -> Metadata:
+    """Keys as a file holds them."""
+    kept = {key: entry for key, entry in metadata.items() if key not in less}
+    return {k: Value(v.type, single(v.value)) if isinstance(v, Value) else v for k, v in kept.items()}  # type: ignore[arg-type]
+
+
 class Everything(Container[str]):
     """The names of a model that has every tensor it may have."""
 
@@ -83,6 +94,15 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
     return {hparam.name: value(hparam) for hparam in architecture.hparams}
 
 
+#: What the reference has and the gguf-py of the package index does not yet; the samples' facts hold these.
+NEWER = ("nanbeige",)
+INDEXED = [architecture for architecture in EVERY if architecture.gguf not in NEWER]
+#: Names that a class of the reference changes in code before its map is asked.
+CHANGED_FIRST = (
+    "transformer.h.3.attn.q.weight",
+    "model.layers.3.self_attn.q_layernorm.norms.weight",
+    "model.layers.3.self_attn.k_layernorm.norms.weight",
+)
 #: What a name in a condition may be for it to hold.
 CANDIDATES = (0, 1, 2, 4, True, False, [0, 0], [1, 1], [True, True], [False, False], "default", "llama3", "longrope")
 
@@ -177,7 +197,7 @@ def test_rules_are_invertible_on_their_shapes(architecture: Architecture, rule: 
     assert hparams is not None, f"no hyperparameters make {rule.when!r} true"
     assert rule.shape, "every rule says what shape it expects"
     shape = tuple(evaluate(size, hparams) for size in rule.shape)
-    experts = hparams["n_expert"] if rule.stacked else 1
+    experts = evaluate(rule.count, hparams) if rule.stacked else 1
     chain = tuple(op.bind(hparams) for op in (*((Stack(experts),) if rule.stacked else ()), *rule.ops))
     shapes = [shape] * (len(rule.hf) * experts)
     results = infer(chain, shapes)
@@ -239,9 +259,18 @@ def test_config_and_metadata_are_each_others_inverse(architecture: Architecture)
     small = {**small_hparams(architecture, 4), **SAID}
     if any(row.name == "rope_type" and not row.gguf for row in architecture.hparams):
         small["rope_type"] = "longrope"  # which the tensors of its factors tell
+    if scaling_row := next((row for row in architecture.hparams if row.name == "scaling"), None):
+        told = compute(str(scaling_row.default), {"rope_type": "linear"})  # all that it can tell, if that
+        small |= {"scaling": told, "rope_type": told}
     led_back = {name for row in architecture.hparams if isinstance(row.back, str) for name in names(row.back)}
     follows = [row for row in architecture.hparams if not row.config and row.name not in led_back]
     derived = {architecture.key(key) for row in follows for key in row.gguf}
+    first = {key: row for row in reversed(architecture.hparams) for key in row.gguf}
+    small = {
+        name: small[name]
+        for name in small
+        if not any(row.name == name and first[key] is not row for row in follows for key in row.gguf)
+    }
     metadata = hparam_metadata(architecture, small, set(small))
     hparams = read_metadata(architecture, metadata, 32, Everything())
     scaling = {"rope_type": "longrope"} if hparams.get("rope_type") == "longrope" else None
@@ -249,11 +278,9 @@ def test_config_and_metadata_are_each_others_inverse(architecture: Architecture)
     hf = next(hf for hf in architecture.hf if hf.name == config["architectures"][0])
     again, given = read_config(architecture, hf, config)
     in_config = [row.name for row in architecture.hparams if row.config and row.name in hparams]
-    assert {name: again.get(name) for name in in_config} == {name: hparams[name] for name in in_config}
+    assert {name: single(again.get(name)) for name in in_config} == {name: single(hparams[name]) for name in in_config}
     made = hparam_metadata(architecture, again, given)
-    assert {k: v for k, v in made.items() if k not in derived} == {
-        k: v for k, v in metadata.items() if k not in derived
-    }
+    assert stored(made, derived) == stored(metadata, derived)
 
 
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
@@ -276,7 +303,7 @@ def weights_of(rule: TensorRule) -> Iterator[tuple[str, str]]:
         yield numbered(rule.hf[0].replace(".{expert}", "")), numbered(rule.gguf[0])
 
 
-@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+@pytest.mark.parametrize("architecture", INDEXED, ids=rule_id)
 def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
     gguf = pytest.importorskip("gguf")
     arch = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf), None)
@@ -292,7 +319,7 @@ def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
 #: What the reference's classes name by themselves, without the map; of the nextn blocks, glm4moe has all.
 BY_CODE = ("ssm_ba.weight",)
 #: Keys of the reference's source tree that the gguf of PyPI does not have yet.
-NEWER_KEYS = {"attention.recurrent_layers"}
+NEWER_KEYS = {"attention.recurrent_layers", "classifier.pooling_type"}
 
 
 #: What its converter does before it looks up a name.
@@ -300,7 +327,7 @@ RENAMED_FIRST = {"correction_bias": "correction.bias", "proj_bias": "proj.bias",
 RENAMED_FIRST |= {".dt_bias": ".dt_proj.bias"}
 
 
-@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+@pytest.mark.parametrize("architecture", INDEXED, ids=rule_id)
 def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
     """Its name map, written by others, sends each Hugging Face name to the same GGUF name."""
     gguf = pytest.importorskip("gguf")
@@ -315,14 +342,15 @@ def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
             spelled = (read, read.removeprefix("transformer."))  # as some of its classes change them first
             found = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in spelled)
             theirs = next((name for name in found if name is not None), None)
-            if theirs is None and (rule.read_only or ".nextn." in ours or ours.endswith(BY_CODE)):
+            by_code = ours.endswith(BY_CODE) or hf in CHANGED_FIRST
+            if theirs is None and (rule.read_only or ".nextn." in ours or by_code):
                 continue
             assert theirs == (ours if read.endswith((".weight", ".bias")) else ours.removesuffix(".weight")), hf
             checked += 1
     assert checked > 5
 
 
-@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+@pytest.mark.parametrize("architecture", INDEXED, ids=rule_id)
 def test_keys_are_those_of_gguf_py(architecture: Architecture) -> None:
     gguf = pytest.importorskip("gguf")
     groups = (gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, gguf.Keys.SSM)

@@ -430,6 +430,32 @@ def test_the_text_model_of_a_nested_config(place: str, tmp_path: Path) -> None:
     same(trip, architectures=["ToyForCausalLM"], model_type="toy", hidden_size=8)
 
 
+def test_what_a_text_model_leaves_out_is_what_its_own_class_leaves_out(tmp_path: Path) -> None:
+    """And its head may be tied by the whole model."""
+    hf = (
+        HFClass("ToyForCausalLM", "toy", {"heads": 3}),
+        HFClass("ToyForEverything", "toy_vl", {"heads": 5, "context": 7}, when="0"),
+    )
+    heads = HParam("heads", ("heads",), ("attention.head_count",))
+    context = HParam("context", ("context",), ("context_length",))
+    top = (
+        T("embed.weight", "token_embd.weight", shape=("n_embd", 2)),
+        T("head.weight", "output.weight", shape=("n_embd", 2), tied_to="token_embd.weight"),
+    )
+    architecture = toy(heads, context, hf=hf, tensors=(NORM, *top))
+    text = {"model_type": "toy", "num_hidden_layers": 4, "hidden_size": 8, "tie_word_embeddings": False}
+    config = {"architectures": ["ToyForEverything"], "tie_word_embeddings": True, "text_config": text}
+    trip = Trip(tmp_path, (architecture,), config, {**norms(), **random({"embed.weight": (8, 2)})})
+    assert trip.keys["toy.attention.head_count"] == Value("u32", 3)
+    assert trip.keys["toy.context_length"] == Value("u32", 7)
+    (tmp_path / "apart").mkdir()
+    with pytest.raises(MissingTensor, match=r"^head\.weight"):
+        Trip(
+            tmp_path / "apart", (architecture,), {**config, "tie_word_embeddings": False},
+            {**norms(), **random({"embed.weight": (8, 2)})},
+        )  # fmt: skip
+
+
 def test_a_class_goes_to_the_architecture_that_its_config_shows(tmp_path: Path) -> None:
     expert = HParam("n_expert", ("num_experts",), ("expert_count",), default=0)
     dense = toy(expert, hf=(HFClass("ToyForCausalLM", "toy", takes="n_expert == 0"),))
@@ -601,6 +627,17 @@ def test_a_config_of_more_blocks_than_any_model_has_takes_no_memory() -> None:
     architecture = toy(HParam("a", (), (), "u32[]", "block", per_block=True))
     with pytest.raises(ArchitectureError, match="2000000000 blocks, which no model has"):
         read_config(architecture, architecture.hf[0], {**CONFIG, "num_hidden_layers": 2 * 10**9})
+
+
+def test_other_things_than_experts_are_stacked(tmp_path: Path) -> None:
+    rule = T(H + "attn.norms.{expert}.weight", G + "attn_q_norm.weight", shape=(2,), count="n_head * (1 + block % 2)")
+    architecture = toy(HParam("n_head", ("heads",), ("attention.head_count",)), tensors=(NORM, rule))
+    shapes: dict[str, tuple[int, ...]] = {
+        f"model.layers.{i}.attn.norms.{head}.weight": (2,) for i in range(4) for head in range(3 * (1 + i % 2))
+    }
+    trip = Trip(tmp_path, (architecture,), {**CONFIG, "heads": 3}, {**norms(), **random(shapes)})
+    assert [trip.tensors[f"blk.{i}.attn_q_norm.weight"] for i in range(2)] == [(3, 2), (6, 2)]
+    same(trip, heads=3)
 
 
 def test_a_folder_keeps_what_another_row_is_computed_from(tmp_path: Path) -> None:

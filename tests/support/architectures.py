@@ -18,6 +18,7 @@ import numpy as np
 from converter.architectures import architectures as known
 from converter.architectures import projectors
 from converter.architectures.spec import Architecture
+from converter.mapping.detect import detect
 from support import models
 from support.paths import FIXTURES
 
@@ -48,11 +49,11 @@ class Sample:
         changed: parts of names of tensors that come back in other pieces, or in values that only `logits` judges.
         renamed: (beginning of names, what it is in the folder that comes back), where that is of another class.
         options: of the reference's converter.
+        failing: whether it fails on the model; nothing of it is recorded then.
         forgotten: keys that it should write and does not.
         corrected: part of its tensors' names -> what it should be (docs/differences.md).
         told: what config.json says to it alone, where it fails on what transformers saves.
         request: ours.
-        changed: tensors that do not come back, or not with the same values.
         logits: largest difference, relative to the largest logit, after the way to GGUF and back; None where
             transformers cannot run it.
         runtime: the same between llama.cpp on the F32 GGUF and torch; None where it has no such model.
@@ -75,11 +76,11 @@ class Sample:
     changed: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
+    failing: bool = False
     forgotten: tuple[str, ...] = ()
     corrected: Mapping[str, str] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)
-    changed: tuple[str, ...] = ()
     logits: float | None = 0.0
     runtime: float | None = 1e-3
 
@@ -152,7 +153,8 @@ def table() -> str:
     by_name: dict[str, list[dict[str, Any]]] = {}
     for name in NAMES:
         keys = {key: value for key, _, value in facts(name)["reference"]["keys"]}
-        by_name.setdefault(keys["general.architecture"], []).append(facts(name))
+        known_as = keys.get("general.architecture") or detect(facts(name)["files"]["config.json"])[0].gguf
+        by_name.setdefault(known_as, []).append(facts(name))
     towers = "".join(f"| {' '.join(hf.name for hf in each.hf)} | {_projector(each)} |\n" for each in projectors())
     return HEAD + "".join(_line(each, by_name.get(each.gguf, [])) for each in known().values()) + TOWERS + towers
 
