@@ -206,7 +206,8 @@ def test_what_passes_opened_is_closed_when_one_fails(tmp_path: Path, monkeypatch
 def test_equal_requests_make_equal_plans(tmp_path: Path) -> None:
     request = Request(quant="q4_k_m", imatrix=None)
     one, other = (planned(STORIES, tmp_path / "out.gguf", request) for _ in range(2))
-    assert one == other and hash(one) == hash(other) and one.steps == other.steps
+    assert one == other and hash(one) == hash(other)
+    assert one.steps == other.steps and hash(one.steps) == hash(other.steps)
     assert one.fingerprint() == other.fingerprint() and len(one.fingerprint()) == 64
     assert one != planned(STORIES, tmp_path / "other.gguf", request)
     assert one != planned(STORIES / "model.safetensors", tmp_path / "out.gguf", request)
