@@ -150,6 +150,13 @@ def test_ffn_down_with_and_without_an_importance_matrix(
     assert one(name, recipe_name, dense(), has_imatrix=True).type == with_imatrix
 
 
+@pytest.mark.parametrize("name", ["attn_v", "attn_qkv", "attn_kv_b"])
+def test_fused_and_latent_values_count_as_attn_v(name: str) -> None:
+    specs = [*dense(), TensorSpec(f"blk.0.{name}.weight", (2, 256), "F16")]
+    found = one(f"blk.0.{name}.weight", "Q4_K_M", specs)
+    assert found.type == "Q6_K" and found.rule.startswith("attn_v, attn_qkv or attn_kv_b in the first eighth")
+
+
 def test_attn_v_of_iq3_xxs_asks_for_the_importance_matrix_only_where_heads_do_not_share() -> None:
     name = "blk.5.attn_v.weight"
     assert one(name, "IQ3_XXS", dense()).type == "IQ3_S"
