@@ -37,6 +37,7 @@ MAX_NAME = 64  # with the NUL, as llama.cpp is compiled; others (stable-diffusio
 MAX_NAME_READ = 1024
 MAX_KEY = 65535
 SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+ARCHITECTURE = "general.architecture"
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 REMOVED = frozenset((4, 5, 31, 32, 33, 36, 37, 38))
 
@@ -171,11 +172,13 @@ def open_gguf(path: Path) -> Checkpoint:
         if count > 1:
             parts += _others(path, parts[0], count)
             parts.sort(key=lambda part: _split(part, "split.no", 0))
-        tensors: dict[str, LazyTensor] = {}
+        tensors, owner = dict[str, LazyTensor](), dict[str, str]()
         for part in parts:
+            _check_agreement(parts[0], part)
             for twice in part.tensors.keys() & tensors.keys():
-                raise CorruptFile(f"{part.mapped.path}: tensor {short(twice)} is also in another shard")
+                raise CorruptFile(f"{part.mapped.path}: tensor {short(twice)} is also in {owner[twice]}")
             tensors.update(part.tensors)
+            owner.update(dict.fromkeys(part.tensors, part.mapped.path.name))
         total = _split(parts[0], "split.tensors.count", len(tensors))
         if count > 1 and total != len(tensors):
             raise CorruptFile(f"{parts[0].mapped.path}: the set should hold {total} tensors, it holds {len(tensors)}")
@@ -192,6 +195,26 @@ def open_gguf(path: Path) -> Checkpoint:
         files=tuple(part.mapped.path for part in parts),
         closers=tuple(part.mapped.close for part in parts),
     )
+
+
+def _check_agreement(first: _Part, part: _Part) -> None:
+    """Refuse shards of different models: what two of them say they must say alike. Most say nothing but the first.
+
+    Raises:
+        CorruptFile: as said; it names both.
+    """
+    unlike = [key for key in part.metadata.keys() & first.metadata.keys() if part.metadata[key] != first.metadata[key]]
+    unlike += [key for key in (ARCHITECTURE,) if key in part.metadata and key not in first.metadata]
+    for key in sorted(set(unlike) - {"split.no"}):
+        here, there = (_shown(each.metadata.get(key)) for each in (part, first))
+        raise CorruptFile(
+            f"{part.mapped.path}: its {key} is {here}, that of {first.mapped.path.name} {there}\n"
+            "they are shards of different models, or of different downloads; get all of them from one place"
+        )
+
+
+def _shown(value: Value | Array | None) -> str:
+    return "not there" if value is None else short(value.value) if isinstance(value, Value) else f"{len(value)} values"
 
 
 def _split(part: _Part, key: str, default: int) -> int:
@@ -218,7 +241,8 @@ def _others(path: Path, first: _Part, count: int) -> list[_Part]:
                     raise MissingPart(f"{sibling}: this shard of the set is not there; download it too")
                 parts.append(part := _read(sibling))
             if _split(part, "split.no", -1) != number or _split(part, "split.count", -1) != count:
-                raise CorruptFile(f"{sibling}: does not say that it is shard {number + 1} of {count}")
+                says = f"does not say that it is shard {number + 1} of {count}"
+                raise CorruptFile(f"{sibling}: {says}, as {path.name if part is not first else 'its name'} has it")
     except BaseException:
         for part in parts:
             part.mapped.close()

@@ -57,11 +57,27 @@ def open_folder(path: Path) -> Checkpoint:
     torch = [path / name for name in TORCH_WEIGHTS if (path / name).is_file()][:1]
     torch = torch or _one_of_each_set(path.glob(TORCH_SHARDS))
     if not chosen and len(torch) == 1:
-        return _whole(path, open_torch(child(path, torch[0].name, path)))
+        return _whole(path, _told(open_torch(child(path, torch[0].name, path)), torch[0], _others(path)))
     if len(chosen) == 1:
-        return _whole(path, open_safetensors(child(path, chosen[0].name, path)))
+        return _whole(path, _told(open_safetensors(child(path, chosen[0].name, path)), chosen[0], _others(path)))
     found = ", ".join(file.name for file in (indexes or files)[:4]) or "none"
     raise MissingPart(f"{path}: no model.safetensors and no model{INDEX_SUFFIX} (found: {found})\ngive the file itself")
+
+
+def _others(path: Path) -> list[Path]:
+    """Everything there that transformers might take for the weights."""
+    named = [path / name for name in (*WEIGHTS, *TORCH_WEIGHTS) if (path / name).is_file()]
+    return [*named, *_one_of_each_set([*path.glob("model-*-of-*.safetensors"), *path.glob(TORCH_SHARDS)])]
+
+
+def _told(checkpoint: Checkpoint, taken: Path, found: Iterable[Path]) -> Checkpoint:
+    """With a note where the same model lies there a second time, whole or in shards: it may be an older one."""
+    own = {taken.name, *(file.name for file in checkpoint.files)}
+    others = [file.name for file in found if file.name not in own]
+    if not others:
+        return checkpoint
+    note = Note(f"{taken.name} is taken, as transformers does; also there, and left out: {', '.join(others[:4])}")
+    return checkpoint.replace(events=(*checkpoint.events, note))
 
 
 def _one_of_each_set(files: Iterable[Path]) -> list[Path]:

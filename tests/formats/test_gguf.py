@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 import tracemalloc
@@ -447,6 +448,46 @@ def test_a_set_is_one_checkpoint_whichever_file_is_named(tmp_path: Path, which: 
 def test_sets_that_are_wrong(tmp_path: Path, contents: tuple[bytes | None, ...], kind: type[ConverterError]) -> None:
     with pytest.raises(kind, match="m-0000"):
         open_gguf(split_set(tmp_path, *contents)[0])
+
+
+def of_model(number: int, name: str, *pairs: bytes, total: int = 2) -> bytes:
+    numbers = [pair("split.no", b.U16, number), pair("split.count", b.U16, 2)]
+    numbers.append(pair("split.tensors.count", b.I32, total))
+    return gguf([*pairs, *numbers], [tensor(name, (3, 2), T_F32, 0)], DATA)
+
+
+QWEN = pair("general.architecture", b.STR, "qwen2")
+NAME, OTHER_NAME = (pair("general.name", b.STR, name) for name in ("one", "two"))
+ALIGNED, MORE_ALIGNED = (pair("general.alignment", b.U32, size) for size in (32, 64))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        (of_model(0, "a", ARCH), of_model(1, "b", QWEN), "its general.architecture is 'qwen2', that of .* 'llama'"),
+        (of_model(0, "a"), of_model(1, "b", ARCH), "its general.architecture is 'llama', that of .* not there"),
+        (of_model(0, "a", ARCH, NAME), of_model(1, "b", OTHER_NAME), "its general.name is 'two', that of .* 'one'"),
+        (of_model(0, "a", ARCH, ALIGNED), of_model(1, "b", MORE_ALIGNED), "its general.alignment is 64, that of .* 32"),
+        (of_model(0, "a", ARCH), of_model(1, "b", total=3), "its split.tensors.count is 3, that of .* 2"),
+        (of_model(0, "a", ARCH), of_model(1, "a"), "tensor 'a' is also in"),
+        (of_model(0, "a", ARCH), shard(1, 3, "b"), "does not say that it is shard 2 of 2, as"),
+    ],
+)
+@pytest.mark.parametrize("given", [0, 1])
+def test_shards_of_different_models(tmp_path: Path, first: bytes, second: bytes, says: str, given: int) -> None:
+    paths = split_set(tmp_path, first, second)
+    with pytest.raises((CorruptFile, MissingPart)) as caught:
+        open_gguf(paths[given])
+    if says.startswith("does not") and given:  # it says itself that it is of another set
+        return
+    assert re.search(says, str(caught.value)) and all(path.name in str(caught.value) for path in paths)
+
+
+def test_shards_that_say_the_same(tmp_path: Path) -> None:
+    tokens = array_pair("tokenizer.ggml.tokens", b.STR, ["a", "b"])
+    whole = (ARCH, NAME, ALIGNED, tokens)
+    with open_gguf(split_set(tmp_path, of_model(0, "a", *whole), of_model(1, "b", *whole))[1]) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", [b.STR, b.F32, b.BOOL, b.I16])

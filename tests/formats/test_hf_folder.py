@@ -65,6 +65,28 @@ def test_model_safetensors_goes_before_everything_else(tmp_path: Path) -> None:
     assert names(open_folder(folder)) == sorted(NAMES)
 
 
+def test_a_second_copy_of_the_model_is_told(tmp_path: Path) -> None:
+    """What transformers takes is taken: safetensors before PyTorch, one file before a set."""
+    weights = llama_weights()
+    names_ = sorted(weights)
+    folder = sharded(tmp_path / "m", [{name: weights[name]} for name in names_])
+    with open_folder(folder) as checkpoint:
+        assert checkpoint.events == ()
+    (folder / "pytorch_model.bin").write_bytes(b"older")
+    with open_folder(folder) as checkpoint:
+        (event,) = checkpoint.events
+        assert len(checkpoint.files) == len(names_)
+    taken = "is taken, as transformers does; also there, and left out: "
+    assert str(event) == f"model.safetensors.index.json {taken}pytorch_model.bin"
+    (folder / "model.safetensors").write_bytes(safetensors_of(weights))
+    with open_folder(folder) as checkpoint:
+        (event,) = checkpoint.events
+        assert [file.name for file in checkpoint.files] == ["model.safetensors"]
+    assert str(event).startswith(
+        f"model.safetensors {taken}model.safetensors.index.json, pytorch_model.bin, model-00001-of"
+    )
+
+
 def test_several_files_without_an_index_are_a_question(tmp_path: Path) -> None:
     folder = llama_folder(tmp_path)
     (folder / "model.safetensors").rename(folder / "a.safetensors")
