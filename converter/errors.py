@@ -242,11 +242,16 @@ def _below(kind: type[ConverterError]) -> list[type[ConverterError]]:
 
 @contextmanager
 def about(source: Path) -> Iterator[None]:
-    """Errors that pass through name `source`, the file or folder that was given; usage errors need not."""
+    """Errors that pass through name `source`, the file or folder that was given; usage errors need not.
+
+    What may not be read, or looked into, is an OutputError, wherever it was met.
+    """
     try:
         yield
     except UsageError:
         raise
+    except PermissionError as error:
+        raise OutputError(f"{error.filename or source}: {error.strerror or 'permission denied'}") from error
     except ConverterError as error:
         if source.name not in str(error):
             joint = f"{source.name} -> " if isinstance(error, OutputError) else f"{source}: "

@@ -55,7 +55,7 @@ def source_format(path: Path, name: str | None = None) -> Format:
         UnknownFormat: nothing reads it; the message lists what can be read.
         MissingPart: a pointer, a web page or an unfinished download lies in the file's place.
         UnsupportedFeature: a folder that is known to hold something else.
-        OutputError: no such file.
+        OutputError: no such file, or it may not be read.
     """
     if name is not None:
         return _named(name, readers())
@@ -84,6 +84,8 @@ def source_format(path: Path, name: str | None = None) -> Format:
 def _sniffs(each: Format, path: Path, start: bytes) -> bool:
     try:
         return each.sniff(path, start)
+    except PermissionError:  # of the file or folder, not a fault of the format
+        raise
     except Exception as error:
         warnings.warn(f"format {each.name!r} failed to look at {path.name}: {error!r}", BrokenPlugin, stacklevel=2)
         return False

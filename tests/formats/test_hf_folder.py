@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +22,10 @@ from support.audited import AUDITED, TRAP
 from support.builders import CONFIG, llama_folder, llama_weights, safetensors_of, sharded
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ArchitectureError, ConverterError, CorruptFile, MissingPart
+from converter.errors import ArchitectureError, ConverterError, CorruptFile, MissingPart, OutputError, TokenizerError
 from converter.formats.base import head
 from converter.formats.hf_folder import open_folder, sniff
+from converter.formats.hub import TEMPLATES
 from converter.formats.registry import open_checkpoint, source_format
 from converter.pipeline import convert
 from converter.verify import verify
@@ -85,6 +92,43 @@ def test_a_second_copy_of_the_model_is_told(tmp_path: Path) -> None:
     assert str(event).startswith(
         f"model.safetensors {taken}model.safetensors.index.json, pytorch_model.bin, model-00001-of"
     )
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """No look into these, as for who has no right to; a superuser has every right, so the system's calls say so."""
+
+    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(path: Any, *args: Any, **options: Any) -> Any:
+            given = Path(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else Path()
+            if any(given.parent == each or (given == each and call is not os_stat) for each in paths):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(given))
+            return call(path, *args, **options)
+
+        return checked
+
+    os_stat = os.stat
+    for module, name in (
+        (os, "stat"),
+        (os, "scandir"),
+        (os, "listdir"),
+        (os, "open"),
+        (io, "open"),
+        (builtins, "open"),
+    ):
+        monkeypatch.setattr(module, name, guarded(getattr(module, name)))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "config.json", "model.safetensors", "tokenizer.json", "additional_chat_templates"]
+)
+def test_what_may_not_be_read_is_said_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is not "no format that can be read", nor a fault of a format."""
+    folder = llama_folder(tmp_path / "m")
+    (folder / TEMPLATES).mkdir()
+    forbid(monkeypatch, folder / name)
+    with warnings.catch_warnings(), pytest.raises((OutputError, TokenizerError), match=r"(?i)permission denied"):
+        warnings.simplefilter("error")
+        convert(folder, tmp_path / "x.gguf")
 
 
 def test_several_files_without_an_index_are_a_question(tmp_path: Path) -> None:
