@@ -281,7 +281,7 @@ def _normal_size(size: str) -> str:
     size = size.replace("_", ".")
     if size[-1].isdecimal():
         size = f"{size[:-2]}.{size[-1]}{size[-2]}"
-    if len(size) > 1 and size[-2].isdecimal() and size[-1] in "kmbt":
+    if size[-2].isdecimal():
         size = size[:-1] + size[-1].upper()
     return size
 

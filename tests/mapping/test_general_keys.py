@@ -269,6 +269,7 @@ ODD = {
     "version number": ("version: 1.10\n", "general.version", text("1.10"), "kept as text"),
     "author list": ("author: [a, b]\n", "general.author", None, "list or a map"),
     "license map": ("license: {a: b}\n", "general.license", None, "list or a map"),
+    "license nested": ("license: [mit, [a]]\n", "general.license", text("mit,"), "list or a map"),
     "license number": ("license: [mit, 2]\n", "general.license", text("mit,2"), "kept as text"),
     "mixed tags": ("tags: [a, 1, ~, {b: c}]\n", "general.tags", Array("str", ["a", "1"]), "mixes"),
     "large tags": ("tags: [5000000000]\n", "general.tags", Array("str", ["5000000000"]), "mixes"),
