@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
@@ -27,12 +28,13 @@ def run(tasks: Iterable[Task], work: Callable[[Task], object], threads: int | No
     queue = _Queue(tasks, work)
     workers = [_Worker(queue.work) for _ in range(threads or default_threads())]
     try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
+        started = _started(workers)
+        if not started:
+            queue.work()
+        for worker in started:
             while not worker.ended.wait(0.2):  # a wait without end would keep Ctrl-C waiting on Windows
                 pass
-    except BaseException as error:  # Ctrl-C, or no thread to be had
+    except BaseException as error:  # Ctrl-C
         queue.fail(error)
     for worker in workers:
         if worker.ident is not None:
@@ -40,6 +42,16 @@ def run(tasks: Iterable[Task], work: Callable[[Task], object], threads: int | No
             worker.join()
     if queue.error is not None:
         raise queue.error
+
+
+def _started(workers: Iterable[_Worker]) -> list[_Worker]:
+    """Those that the system has a thread for."""
+    started: list[_Worker] = []
+    with suppress(RuntimeError, MemoryError):
+        for worker in workers:
+            worker.start()
+            started.append(worker)
+    return started
 
 
 class _Worker(threading.Thread):

@@ -110,21 +110,25 @@ def test_an_interrupt_after_an_error_does_not_hide_it() -> None:
     assert threading.active_count() == before
 
 
-def test_threads_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is told, and those that had begun are at their end."""
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_threads_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    """Those that there are do all, or else the caller does."""
     started: list[threading.Thread] = []
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        if started:
+        if len(started) == allowed:
             raise RuntimeError("can't start new thread")
         started.append(thread)
         start(thread)
 
+    done: list[int] = []
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError, match="can't start new thread"):
-        workers.run(range(1000), lambda task: time.sleep(0.001), 3)
-    assert len(started) == 1 and not started[0].is_alive()
+    workers.run(range(1000), done.append, 3)
+    assert sorted(done) == list(range(1000))
+    assert len(started) == allowed and not any(thread.is_alive() for thread in started)
+    with pytest.raises(ZeroDivisionError):
+        workers.run(range(10), lambda task: 1 // (task - 5), 3)
 
 
 def test_workers_do_not_keep_a_program_that_wants_to_end() -> None:

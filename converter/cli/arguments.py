@@ -44,6 +44,18 @@ def size(text: str) -> int:
     return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}[match[2]]
 
 
+def file_path(text: str) -> Path:
+    """A file or a folder."""
+    return Path(file_name(text))
+
+
+def file_name(text: str) -> str:
+    """A path as it was written: a slash at its end says that it is a folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is no file; write . for this folder")
+    return text
+
+
 def pattern(text: str) -> tuple[str, str]:
     """`PATTERN=TYPE` in its two parts."""
     pattern, equals, wanted = text.rpartition("=")
@@ -81,7 +93,7 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     add("--pure", action="store_true", help="one type for all tensors, no mixture")
     add("--no-fallback", action="store_true", help="fail where a row does not fit the wanted type")
     add("--allow-requantize", action="store_true", help="encode tensors that are already quantized again")
-    add("--imatrix", type=Path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
+    add("--imatrix", type=file_path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
     add(
         "--include-weights",
         action="append",
@@ -109,7 +121,7 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
 def model_arguments(group: argparse._ArgumentGroup) -> None:
     """What decides how the input is read."""
     add = group.add_argument
-    add("--config", type=Path, metavar="DIR", help="folder to take config.json and tokenizer from")
+    add("--config", type=file_path, metavar="DIR", help="folder to take config.json and tokenizer from")
     which = group.add_mutually_exclusive_group()
     which.add_argument("--arch", metavar="NAME", help="architecture, where config.json does not tell")
     which.add_argument(
@@ -146,14 +158,14 @@ def threads_argument(add: Callable[..., object]) -> None:
 def report_argument(add: Callable[..., object], extensions: str) -> None:
     """Reports as files; `add` is `add_argument` of a parser or a group, `extensions` are those of `reports.files`."""
     help = f"write {extensions}; may be repeated"
-    add("--report", type=Path, action="append", default=[], metavar="FILE", help=help)
+    add("--report", type=file_path, action="append", default=[], metavar="FILE", help=help)
 
 
 def behaviour_arguments(group: argparse._ArgumentGroup, help: str) -> None:
     """Whether models are run on a text, and how much of it."""
     add = group.add_argument
     add("--runtime", action="store_true", help=help)
-    add("--text", type=Path, metavar="FILE", help="the text (default: a small built-in one)")
+    add("--text", type=file_path, metavar="FILE", help="the text (default: a small built-in one)")
     add("--tokens", type=positive, default=512, metavar="N", help="tokens to read at most (512)")
     add("--context", type=positive, default=512, metavar="N", help="tokens of a window (512)")
 

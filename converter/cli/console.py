@@ -5,12 +5,16 @@ Everything heavy is imported inside the functions that need it, so that `convert
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.verbs import Outcome
+from converter.errors import OutputError
 from converter.text import printable, table
 
 if TYPE_CHECKING:
@@ -26,6 +30,34 @@ def say_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def delivering() -> Iterator[None]:
+    """What is printed in here reaches its readers, or nobody: a reader that has seen enough (`| head`) is no fault.
+
+    Raises:
+        OutputError: a stream takes no more, a full disk's say.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError as error:
+        _give_up_streams()
+        if not isinstance(error, BrokenPipeError) and error.errno != errno.EINVAL:  # a broken pipe on Windows
+            raise OutputError(f"the output could not be printed: {error.strerror or error}") from error
+
+
+def _give_up_streams() -> None:
+    """What cannot be flushed now must not be tried again, when the interpreter ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def print_table(head: list[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
@@ -65,11 +97,16 @@ class ProgressBar:
             transient=True,
         )
         self._task = self._bar.add_task("", total=total)
-        self._bar.start()
+        try:
+            self._bar.start()
+        except RuntimeError:  # no thread to be had for it
+            self._off = True
 
     def _update(self, progress: Progress) -> None:
         if self._bar is None:
             self._start(progress.total)
+        if self._off:
+            return
         self._bar.update(self._task, completed=progress.done, description=progress.tensor)
 
     def __exit__(self, *_: object) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from converter.cli import verbs
-from converter.cli.console import say_anything
+from converter.cli.console import delivering, say_anything
 from converter.errors import ConverterError, InternalError, Interrupted, OutOfMemory, OutputError
 from converter.text import printable
 
@@ -21,16 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # numpy's BLAS would start a thread per processor; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    _handle_signals()
     warnings.showwarning = _show_warning
     say_anything()
     verb, rest = verbs.chosen(argv)
     try:
         return _run(verb, rest)
-    except BrokenPipeError:
-        # The reader of our output has seen enough (`| head`); the interpreter must not flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in argv and not isinstance(error, KeyboardInterrupt | MemoryError):
             traceback.print_exception(error)
@@ -41,28 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, argv: Sequence[str]) -> int:
     args = verbs.parser(verb).parse_args(argv)
     outcome: verbs.Outcome = verbs.module(verb).run(args)
-    if args.json:
-        from converter.reports.json import as_json
+    with delivering():
+        if args.json:
+            from converter.reports.json import as_json
 
-        print(as_json(verb, outcome.data()))
-    else:
-        outcome.show()
+            print(as_json(verb, outcome.data()))
+        else:
+            outcome.show()
     return outcome.exit_code
-
-
-def _handle_signals() -> None:
-    """SIGTERM and the closing of the terminal end a run as Ctrl-C does, with nothing left behind."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        try:
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
-                signal.signal(number, stop)
-        except ValueError:  # not the main thread
-            pass
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -98,20 +79,16 @@ def _failure(error: BaseException) -> _Failure:
 
 def _fail(verb: str, failure: _Failure, as_json: bool) -> int:
     """Say it: to people on stderr, to programs on stdout, too."""
-    try:
+    with suppress(OutputError), delivering():
         print(f"convert: {failure.message}", file=sys.stderr)
+    with suppress(OutputError), delivering():
         if as_json:
             from converter.reports import json
 
             print(json.as_json(verb, json.failure(failure.kind, failure.exit_code, failure.message)))
-    except BrokenPipeError:
-        pass
     return failure.exit_code
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"convert: warning: {printable(str(message))}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    with suppress(OSError):
+        print(f"convert: warning: {printable(str(message))}", file=sys.stderr)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from converter.errors import DiskFull, OutputError
 from converter.storage import swap
+from converter.storage.handles import Handles
 from converter.storage.layout import Layout
 from converter.storage.lock import Lock
 
@@ -46,7 +47,7 @@ class Disk:
         self._stage = temporary if folder is not None or len(layout.files) > 1 else None
         made = temporary if self._new_folder else temporary / swap.NEW
         self._paths = [made / name for name in self._names] if self._stage is not None else [temporary]
-        self._files: list[FileIO] = []
+        self._handles = Handles(self._paths)
         self._lock = threading.Lock()
 
     @property
@@ -109,25 +110,26 @@ class Disk:
         for file, path in zip(self._layout.files, self._paths, strict=True):
             if self._stage is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._files.append(open(path, "xb", buffering=0))
-            _reserve(self._files[-1], file.size)
+            with open(path, "xb", buffering=0) as out:
+                _reserve(out, file.size)
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
-        out = self._files[file]
-        if hasattr(os, "pwrite"):
-            while data:
-                written = os.pwrite(out.fileno(), data, offset)
-                data, offset = data[written:], offset + written
-            return
-        with self._lock:
-            out.seek(offset)
-            while data:
-                data = data[out.write(data) or 0 :]
+        with self._handles.opened(file) as out:
+            if hasattr(os, "pwrite"):
+                while data:
+                    written = os.pwrite(out.fileno(), data, offset)
+                    data, offset = data[written:], offset + written
+                return
+            with self._lock:
+                out.seek(offset)
+                while data:
+                    data = data[out.write(data) or 0 :]
 
     def flush(self) -> None:
-        for file in self._files:
-            os.fsync(file.fileno())
-        self._close()
+        for number in range(len(self._paths)):
+            with self._handles.opened(number) as out:
+                os.fsync(out.fileno())
+        self._handles.close()
 
     def publish(self) -> None:
         if self._stage is None:
@@ -153,7 +155,7 @@ class Disk:
         swap.flush_folders({self._root.parent if self._new_folder else self._root})
 
     def abandon(self) -> None:
-        self._close()
+        self._handles.close()
         if self._stage is not None:
             shutil.rmtree(self._stage, ignore_errors=True)
         else:
@@ -161,10 +163,6 @@ class Disk:
                 with contextlib.suppress(OSError):
                     path.unlink()
         self._claim.release()
-
-    def _close(self) -> None:
-        while self._files:
-            self._files.pop().close()
 
 
 # What a run that was killed leaves: the name of the lock that it held, without its end, is in it.

@@ -225,14 +225,15 @@ def _output_error(path: Path, error: OSError) -> OutputError:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """What must not stop half-way, the renames of a set and the removal of what is left, lets Ctrl-C and SIGTERM wait.
+    """What must not stop half-way, the renames of a set and the removal of what is left, lets Ctrl-C and the like wait.
 
     A signal that comes meanwhile is dropped: the run is at its end either way.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    old = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield
     finally:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from converter.cli.arguments import report_argument, threads_argument
+from converter.cli.arguments import file_path, report_argument, threads_argument
 from converter.cli.console import ProgressBar
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError
@@ -29,11 +28,11 @@ VERB = Verb(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to check, and how strictly."""
     add = parser.add_argument
-    add("source", metavar="FILE", type=Path, help="file or folder to check")
+    add("source", metavar="FILE", type=file_path, help="file or folder to check")
     add("--from", dest="source_type", metavar="FORMAT", help="format, where the content does not tell")
     add("--runtime", action="store_true", help="also load it with what is installed, and generate a few tokens")
     add("--strict", action="store_true", help="fail on warnings, too")
-    add("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML, whatever the file's name")
+    add("--junit", type=file_path, metavar="FILE", help="write the result as JUnit XML, whatever the file's name")
     report_argument(add, ".json .md .xml or .txt")
     threads_argument(add)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.cli.arguments import (
     behaviour_arguments,
+    file_path,
     model_arguments,
     positive,
     quant_arguments,
@@ -47,7 +47,7 @@ VERB = Verb(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the quants, and what the choice depends on."""
-    parser.add_argument("source", metavar="IN", type=Path, help="file or folder to read")
+    parser.add_argument("source", metavar="IN", type=file_path, help="file or folder to read")
     _choice_arguments(parser.add_argument_group("choice"))
     behaviour = parser.add_argument_group("behaviour")
     behaviour_arguments(behaviour, "convert each into a temporary folder and run it by llama.cpp")

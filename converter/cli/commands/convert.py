@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import (
+    file_name,
+    file_path,
     model_arguments,
     positive,
     quant_arguments,
@@ -45,9 +46,9 @@ VERB = Verb(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What a conversion needs to know; `plan` has the same."""
-    parser.add_argument("source", metavar="IN", type=Path, help="file or folder to read")
+    parser.add_argument("source", metavar="IN", type=file_path, help="file or folder to read")
     target_help = "file to write, or folder (name/): a Hugging Face one; with -q it gets a GGUF with a standard name"
-    parser.add_argument("target", metavar="OUT", help=target_help)
+    parser.add_argument("target", metavar="OUT", type=file_name, help=target_help)
     quant_arguments(parser.add_argument_group("quantization"))
     model_arguments(parser.add_argument_group("model"))
     _output_arguments(parser.add_argument_group("output"))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import (
     PRECISIONS,
     behaviour_arguments,
+    file_path,
     model_arguments,
     quant_arguments,
     report_argument,
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from converter.verify.gate import MODEL_METRICS, TENSOR_METRICS
 
     add = parser.add_argument
-    add("source", metavar="A", type=Path, help="what it was made of: file or folder of any format")
-    add("target", metavar="B", type=Path, nargs="?", help="what was made")
+    add("source", metavar="A", type=file_path, help="what it was made of: file or folder of any format")
+    add("target", metavar="B", type=file_path, nargs="?", help="what was made")
     add("--round-trip", action="store_true", help="convert A there and back instead, and compare it with itself")
     add(
         "--via",
@@ -90,8 +90,8 @@ class _Via(argparse.Action):
 
 def _gate_arguments(group: argparse._ArgumentGroup, metrics: Sequence[Metric]) -> None:
     add = group.add_argument
-    add("--gate", type=Path, metavar="FILE", help="thresholds by type, tensor and metric (verify.toml)")
-    add("--baseline", type=Path, metavar="REPORT", help="fail where a figure is worse than in this JSON report")
+    add("--gate", type=file_path, metavar="FILE", help="thresholds by type, tensor and metric (verify.toml)")
+    add("--baseline", type=file_path, metavar="REPORT", help="fail where a figure is worse than in this JSON report")
     add("--tolerance", type=float, default=0.01, metavar="SHARE", help="how much worse is no worse (0.01)")
     report_argument(add, ".json .md .xml .html or .txt")
     for metric in metrics:
