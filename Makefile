@@ -43,6 +43,9 @@ test: $(VENV)/tests  ## lint, types, and every test
 slow: $(VENV)/tests  ## long sweeps, and every architecture in llama.cpp
 	$(BIN)/python -m pytest -n 2 -m slow
 
+slow: $(VENV)/tests  ## the tests that take minutes: injected faults, signals and truncation at any moment, all recorded files
+	$(BIN)/python -m pytest -m slow
+
 $(CHECKS)/sanitize.txt: $(KERNELS)
 	native/build_check.sh $(CHECKS)/sanitize $(CC) -O1 $(SANITIZE)
 	ASAN_OPTIONS=detect_leaks=0 $(CHECKS)/sanitize tests/kernel_digests.json > $@

@@ -6,7 +6,8 @@ The public names are imported on first use, so that `import converter` costs not
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as typing's, without its import
 
 if TYPE_CHECKING:  # the same names for type checkers, to whom __getattr__ would make any name good
     from converter.checkpoint import Checkpoint as Checkpoint
@@ -50,7 +51,7 @@ __all__ = sorted(_PUBLIC)
 
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name in _PUBLIC:
             return getattr(importlib.import_module(f"converter.{_PUBLIC[name]}"), name)
         raise AttributeError(f"module 'converter' has no attribute {name!r}")

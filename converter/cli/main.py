@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from converter.cli import verbs
+from converter.cli import process, verbs
 from converter.cli.console import delivering, say_anything
 from converter.errors import ConverterError, InternalError, Interrupted, OutOfMemory, OutputError
 from converter.text import printable
@@ -63,11 +63,11 @@ class _Failure(NamedTuple):
 
 
 def _failure(error: BaseException) -> _Failure:
+    if isinstance(error, KeyboardInterrupt) or (process.seen and not isinstance(error, ConverterError)):
+        return _Failure(Interrupted.__name__, Interrupted.exit_code, "interrupted")
     match error:
         case ConverterError():
             return _Failure(type(error).__name__, error.exit_code, str(error))
-        case KeyboardInterrupt():
-            return _Failure(Interrupted.__name__, Interrupted.exit_code, "interrupted")
         case MemoryError():
             return _Failure(OutOfMemory.__name__, OutOfMemory.exit_code, "out of memory; fewer --threads need less")
         case OSError():

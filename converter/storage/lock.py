@@ -45,9 +45,9 @@ class Lock:
         if sys.platform != "win32":  # there, a file that is open cannot be removed, nor one that another has opened
             with contextlib.suppress(OSError):
                 self.path.unlink()
-        os.close(handle)
-        if sys.platform == "win32":
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            os.close(handle)
+            if sys.platform == "win32":
                 self.path.unlink()
 
 

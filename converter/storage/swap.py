@@ -147,7 +147,8 @@ def place(source: Path, target: Path) -> None:
             raise _taken(target) from None
         os.rename(source, target)
     else:
-        os.unlink(source)
+        with contextlib.suppress(OSError):  # it has its name; the other one goes with the stage
+            os.unlink(source)
 
 
 def _taken(target: Path) -> FileExistsError:
@@ -171,13 +172,9 @@ def keep_mode(old: Path, new: Path) -> None:
 def flush_folders(folders: Iterable[Path]) -> None:
     """Make the renames durable where the system can open folders."""
     for folder in folders:
-        try:
+        with contextlib.suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            os.fsync(handle)
-        except OSError:
-            pass
-        finally:
-            os.close(handle)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
