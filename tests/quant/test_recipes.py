@@ -349,6 +349,38 @@ def test_what_is_never_quantized(name: str, shape: tuple[int, ...], arch: str, w
     assert types[name] == Choice("BF16", f"kept: {why}")
 
 
+#: Every part of a name that llama-quantize knows as one that it leaves alone.
+LEFT_ALONE = (
+    "attn_q_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup_proj.weight", "laurel_l.weight",
+    "ssm_conv1d.weight", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight",
+    "per_layer_model_proj.weight", "attn_rel_b.weight", "attn.rel_pos_h.weight",
+    *(f"time_mix_{part}.weight" for part in ("first", "w0", "w1", "w2", "v0", "v1", "v2", "a0", "a1", "a2")),
+    *(f"time_mix_{part}.weight" for part in ("g1", "g2", "decay_w1", "decay_w2", "lerp_fused")),
+)  # fmt: skip
+
+
+def test_names_that_are_left_alone() -> None:
+    """Not one that only looks like them."""
+    specs = [TensorSpec(f"blk.0.{name}", (8, 256), "BF16") for name in LEFT_ALONE]
+    also = [TensorSpec(f"blk.0.{name}.weight", (8, 256), "BF16") for name in ("time_mix_key", "shortconv.in_proj")]
+    types = assign(RECIPES["Q8_0"], [*specs, *also], DENSE)
+    assert {name for name, choice in types.items() if choice.type == "BF16"} == {spec.name for spec in specs}
+
+
+@pytest.mark.parametrize("type", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"])
+def test_types_that_no_recipe_gives_without_an_importance_matrix(type: str) -> None:
+    given = [recipe for recipe in RECIPES.values() if not needs_imatrix(recipe, "blk.0.attn_q.weight", type)]
+    assert given == []
+
+
+def test_ternary_files_keep_what_stands_at_their_ends() -> None:
+    for outtype in ("TQ1_0", "TQ2_0"):
+        for name in ("token_embd.weight", "per_layer_token_embd.weight", "output.weight", "blk.3.laurel_r.weight"):
+            assert converter_type(name, (2, 256), "F32", outtype) == Choice("F16", f"never {outtype}")
+        assert converter_type("blk.3.ffn_up.weight", (2, 256), "F32", outtype).type == outtype
+    assert converter_type("output.weight", (2, 256), "F32", "Q8_0").type == "Q8_0"
+
+
 def test_glm5_keeps_its_query_latents_at_8_bits() -> None:
     specs = [*dense(), TensorSpec("blk.0.attn_q_a.weight", (2, 256), "F16")]
     assert one("blk.0.attn_q_a.weight", "Q4_K_M", specs, replaced(arch="glm5-next")).type == "Q8_0"
