@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import builders, importance, models
+from support import architectures, builders, importance, models
 
 import converter
 from converter import workers
@@ -238,9 +238,10 @@ OTHER: dict[str, Any] = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_different_requests_make_different_plans(name: str, tmp_path: Path) -> None:
     target, also = WITH.get(name, ("out.gguf", {}))
+    source = architectures.build("gemma3-mmproj", tmp_path) if name == "mmproj" else STORIES  # which has no other file
     request = Request(**also)
     other = request.replace(**{name: OTHER[name]})
-    assert planned(STORIES, tmp_path / target, request) != planned(STORIES, tmp_path / target, other)
+    assert planned(source, tmp_path / target, request) != planned(source, tmp_path / target, other)
 
 
 def test_another_source_makes_another_plan(tmp_path: Path) -> None:
