@@ -18,6 +18,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
+from converter.events import Dropped
 from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name
 from converter.storage.files import Bytes, open_bytes
 from converter.storage.layout import FileLayout, Layout, Slot
@@ -95,20 +96,24 @@ def open_npz(path: Path) -> Checkpoint:
     """The arrays of an archive, stored or deflated, under their names without `.npy`.
 
     Raises:
-        CorruptFile: an archive or an array that contradicts itself.
-        UnsupportedFeature: a member that is no array, a type that is not plain numbers.
+        CorruptFile: an archive or an array that contradicts itself, or there is none.
+        UnsupportedFeature: not one array of plain numbers; others, and what is no array, are left out and told.
     """
     mapped = open_bytes(path)
     try:
         archive = open_archive(mapped, paths=False)
         tensors: dict[str, LazyTensor] = {}
+        left_out: dict[str, UnsupportedFeature] = {}
         for member, entry in archive.entries.items():
-            if not member.endswith(SUFFIX):
-                raise UnsupportedFeature(f"{path}: member {short(member)} is no {SUFFIX}, so this is no .npz")
             name, what = member.removesuffix(SUFFIX), f"member {short(member)}"
-            tensors[name] = _tensor(archive.record(member), name, what, deflated=entry.method == DEFLATED)
+            try:
+                if name == member:
+                    raise UnsupportedFeature(f"{path}: {what} is no {SUFFIX}")
+                tensors[name] = _tensor(archive.record(member), name, what, deflated=entry.method == DEFLATED)
+            except UnsupportedFeature as error:
+                left_out[member] = error
         if not tensors:
-            raise CorruptFile(f"{path}: not one array in it")
+            raise next(iter(left_out.values()), CorruptFile(f"{path}: not one array in it"))
     except BaseException:
         mapped.close()
         raise
@@ -117,6 +122,10 @@ def open_npz(path: Path) -> Checkpoint:
         path=path,
         dialect=None,
         tensors=tensors,
+        events=tuple(
+            Dropped(member, str(error).removeprefix(f"{path}: member {short(member)} "))
+            for member, error in left_out.items()
+        ),
         files=(path,),
         closers=(mapped.close,),
         checks=(archive.check,),

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
-from converter.errors import ConverterError, CorruptFile, UnsupportedFeature, UsageError
+from converter.errors import ConverterError, CorruptFile, LossyError, UnsupportedFeature, UsageError
+from converter.events import Dropped
 from converter.formats import numpy_files
 from converter.formats.base import WriteOptions
 from converter.formats.registry import open_checkpoint
@@ -237,7 +238,10 @@ def test_archives_of_numpy(tmp_path: Path, save: Any) -> None:
 
 
 BAD_ARCHIVES = {
-    "a member that is no array": npz({"a.npy": npy(GRID), "b.txt": b"x"}),
+    "members that are no arrays": npz({"a.npy": npy(np.array(["x"])), "b.txt": b"x"}),
+    "a left-out member that is damaged": npz({"a.npy": npy(GRID), "b.npy": npy(np.array(["xyz"]))}).replace(
+        "xyz".encode("utf-32-le"), "xyy".encode("utf-32-le")
+    ),
     "an object": npz({"a.npy": npy(np.array([{}], dtype=object))}),
     "not an array inside": npz({"a.npy": b"x" * 100}),
     "an array cut off": npz({"a.npy": npy(GRID)[:-4]}),
@@ -246,6 +250,20 @@ BAD_ARCHIVES = {
     "wrong checksum": npz({"a.npy": npy(GRID)}).replace(struct.pack("<f", 7), struct.pack("<f", 8)),
     "deflate bomb": npz({"a.npy": raw_npy(header(shape="(2000000000,)"), b"\0" * 5_000_000)}, zipfile.ZIP_DEFLATED),
 }
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_members_that_are_no_tensors_are_left_out(case: str, tmp_path: Path) -> None:
+    """And named, as in every container; what is beside them is read."""
+    members = {"a.npy": npy(GRID), "odd.npy": UNSUPPORTED[case], "notes.txt": b"x"}
+    with open_checkpoint(written(tmp_path, npz(members), "m.npz")) as checkpoint:
+        assert [type(event) for event in checkpoint.events] == [Dropped, Dropped]
+        odd, notes = map(str, checkpoint.events)
+        assert odd.startswith("odd.npy: dropped (") and "member" not in odd and "m.npz" not in odd
+        assert notes == "notes.txt: dropped (is no .npy)"
+        assert list(checkpoint.tensors) == ["a"] and same(checkpoint.tensors["a"].array(), GRID)
+    assert main([str(tmp_path / "m.npz"), str(tmp_path / "m.safetensors"), "--strict"]) == LossyError.exit_code
+    assert main([str(tmp_path / "m.npz"), str(tmp_path / "m.safetensors")]) == 0
 
 
 @pytest.mark.parametrize("case", BAD_ARCHIVES)

@@ -428,6 +428,19 @@ def keras_weights(path: Path) -> set[tuple[tuple[int, ...], bytes]]:
     return {(array.shape, array.tobytes()) for array in found}
 
 
+def test_variables_that_are_exported_twice_are_read_once(tmp_path: Path) -> None:
+    """Keras lists all of them once more; one that stands in that list alone stays, and twins stay two."""
+    zero = np.zeros(3, "<f4")
+    own = {"trainable_variables/0": F6, "variables/0": zero, "variables/1": zero}
+    again = {f"_all_variables/{i}": array for i, array in enumerate((F6, zero, zero, zero, F6 + 1))}
+    every = {f"{name}/.ATTRIBUTES/VARIABLE_VALUE": array for name, array in (own | again).items()}
+    with open_checkpoint(bundle(tmp_path, every)) as found:
+        assert set(found.tensors) == {*own, "_all_variables/3", "_all_variables/4"}
+        assert [str(event) for event in found.events] == [
+            "3 variables under _all_variables/ are those of other names again; left out"
+        ]
+
+
 @pytest.mark.parametrize(
     ("name", "tensors"),
     [
@@ -435,8 +448,8 @@ def keras_weights(path: Path) -> set[tuple[tuple[int, ...], bytes]]:
         ("ckpt_v1/model.ckpt", 80),
         ("ckpt_v2", 80),
         ("ckpt_v2/model.ckpt.index", 80),
-        ("savedmodel", 160),
-        ("savedmodel/saved_model.pb", 160),
+        ("savedmodel", 80),
+        ("savedmodel/saved_model.pb", 80),
         ("frozen.pb", 96),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from converter.storage.windows import Windows
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+EVERYTHING = "_all_variables/"
 STATE, SAVED_MODEL, VARIABLES = "checkpoint", "saved_model.pb", "variables"
 DATA = re.compile(r"(?P<prefix>.*)\.data-\d{5}-of-\d{5}", re.DOTALL)
 SHARD_V1 = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5}|\?{5})-of-(?P<count>\d{5})", re.DOTALL)
@@ -183,8 +185,11 @@ def _bundle(index: Path, maps: list[Bytes], entries: Sequence[Entry]) -> tuple[d
     tensors: dict[str, LazyTensor] = {}
     events: list[Event] = []
     used = set()
+    copies = _copies(items.values())
+    if copies:
+        events.append(Note(f"{len(copies)} variables under {EVERYTHING} are those of other names again; left out"))
     for key, item in items.items():
-        if key.startswith(b"\0"):
+        if key.startswith(b"\0") or item.name in copies:
             continue
         dtype = tensor_type(item.type, index, item.name)
         if dtype is None:
@@ -206,6 +211,25 @@ def _bundle(index: Path, maps: list[Bytes], entries: Sequence[Entry]) -> tuple[d
     if any(key.startswith(b"\0") and key not in used for key in items):
         raise CorruptFile(f"{index}: has slices that belong to no tensor")
     return _plain_names(tensors), events
+
+
+def _copies(items: Iterable[_Stored]) -> set[str]:
+    """The variables that stand under other names, too: Keras exports all of them once more in a list of its own.
+
+    Which they are their sums tell; no value is read.
+    """
+    whole = [item for item in items if not item.slices and item.size]
+    left = Counter(_content(item) for item in whole if not item.name.startswith(EVERYTHING))
+    found = set()
+    for item in whole:
+        if item.name.startswith(EVERYTHING) and left[_content(item)]:
+            left[_content(item)] -= 1
+            found.add(item.name)
+    return found
+
+
+def _content(item: _Stored) -> tuple[int, tuple[int, ...], int]:
+    return item.type, item.shape, item.crc
 
 
 def _header(index: Path, entry: Entry) -> int:
