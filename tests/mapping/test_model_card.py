@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.mapping.model_card import Node, Plain, front_matter, read_front_matter
+from converter.mapping.model_card import MAX_DEPTH, MAX_NUMBER_LENGTH, Node, Plain, front_matter, read_front_matter
 
 LLAMA = """\
 language:
@@ -135,6 +135,41 @@ def test_keeps_the_text_of_numbers() -> None:
 )
 def test_finds_the_front_matter(card: str, yaml: str | None) -> None:
     assert front_matter(card) == yaml
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("[", "]"), ("{a: ", "}"), ("{a: [", "]}")], ids=["lists", "maps", "both in turn"]
+)
+def test_collections_are_as_deep_as_they_may_be(before: str, after: str) -> None:
+    yaml = pytest.importorskip("yaml")
+    levels = (MAX_DEPTH - 1) // sum(before.count(mark) for mark in "[{")  # and the text within
+    text = f"x: {before * levels}a{after * levels}\n"
+    entries, events = read_front_matter(text)
+    assert plainly(entries) == yaml.safe_load(text) and not events
+    entries, events = read_front_matter(f"x: {before * (levels + 1)}a{after * (levels + 1)}\n")
+    assert not entries and "nested deeper than 24" in str(events[0])
+
+
+def test_a_number_is_as_long_as_it_may_be() -> None:
+    most, more = ("1" * length for length in (MAX_NUMBER_LENGTH, MAX_NUMBER_LENGTH + 1))
+    assert read_front_matter(f"a: {most}\nb: {more}\n")[0] == {"a": Plain(most, int(most)), "b": more}
+
+
+@pytest.mark.parametrize(
+    ("escape", "character"),
+    [
+        ("\\U0010ffff", "\U0010ffff"), ("\\U00110000", None), ("\\ud7ff", "\ud7ff"), ("\\ud800", None),
+        ("\\udfff", None), ("\\ue000", "\ue000"), ("\\x41", "A"), ("\\x4", None),
+    ],
+)  # fmt: skip
+def test_escapes_that_are_characters(escape: str, character: str | None) -> None:
+    entries, events = read_front_matter(f'a: "{escape}"\n')
+    assert entries == ({"a": character} if character else {}) and bool(events) is (character is None)
+
+
+def test_a_line_that_is_no_entry_is_called_by_its_start() -> None:
+    line = "x" * 41
+    assert str(read_front_matter(f"a: 1\n{line}\n")[1][0]).startswith(f"README.md: front matter entry '{line[:40]}' ")
 
 
 @settings(max_examples=300, deadline=None)
