@@ -34,6 +34,7 @@ OTHER: dict[str, Any] = {
     "tensors_only": True,
     "no_tokenizer": True,
     "mmproj": True,
+    "no_nextn": True,
     "format": "hf",
     "strict": True,
     "split_max_size": 2_000_000_000,
