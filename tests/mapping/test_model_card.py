@@ -59,6 +59,7 @@ SAME = {
     "urls in list": "base_model:\n  - https://huggingface.co/a/b\n  - org/model\n",
     "indented document": "  license: mit\n  tags:\n  - a\n",
     "unicode": "a: 日本語 テキスト\nb: \"é\"\nc: 🤗 model\n",
+    "keys with marks": "-a: 1\n?b: 2\n",
     "duplicate": "a: 1\na: 2\n",
     "ending": "a: 1\n...\n",
     "model index": "model-index:\n- name: m\n  results:\n  - task:\n      type: text-generation\n    metrics:\n"
@@ -93,6 +94,10 @@ def test_reads_what_pyyaml_reads(text: str) -> None:
         ("x: !!python/object/apply:os.system ['true']", "! is not supported"),
         ("x: `code`", "` is not supported"),
         ("? x", "no `key: value`"),
+        ('"x":1', "no `key: value`"),
+        ("x: - a", "- is not supported"),
+        ("x: -", "- is not supported"),
+        ("x: ?", "? is not supported"),
         ("x: a: b", "a colon in unquoted text"),
         ("x: [a, b", "expected , or ]"),
         ("x: 'open", "a quote is not closed"),
