@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.mapping.model_card import MAX_DEPTH, MAX_NUMBER_LENGTH, Node, Plain, front_matter, read_front_matter
+from converter.mapping.model_card import (
+    MAX_DEPTH,
+    MAX_LINES,
+    MAX_NUMBER_LENGTH,
+    Node,
+    Plain,
+    front_matter,
+    read_front_matter,
+)
 
 LLAMA = """\
 language:
@@ -158,6 +166,13 @@ def test_collections_are_as_deep_as_they_may_be(before: str, after: str) -> None
 def test_a_number_is_as_long_as_it_may_be() -> None:
     most, more = ("1" * length for length in (MAX_NUMBER_LENGTH, MAX_NUMBER_LENGTH + 1))
     assert read_front_matter(f"a: {most}\nb: {more}\n")[0] == {"a": Plain(most, int(most)), "b": more}
+
+
+def test_as_many_lines_are_read_as_there_may_be() -> None:
+    most = "#\n" * (MAX_LINES - 1) + "a: 1\n"
+    assert read_front_matter(most) == ({"a": Plain("1", 1)}, [])
+    entries, events = read_front_matter(f"{most}b: 2\n")
+    assert entries == {"a": Plain("1", 1)} and "the rest is not read" in str(events[0])
 
 
 @pytest.mark.parametrize(
