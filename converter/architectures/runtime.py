@@ -80,8 +80,6 @@ RUNTIME: dict[str, Traits] = {
     "jina-bert-v2": Traits(BERT),
     "jina-bert-v3": Traits(BERT),
     "laguna": Traits(window=SlidingWindow(4, full_first=True)),
-    "lfm2": Traits(BPE),
-    "lfm2moe": Traits(BPE),
     "llada": Traits(TokenizerStyle(("bpe",), last=(("add_bos_token", boolean(True)),))),
     "llada-moe": Traits(TokenizerStyle(("bpe",), first=(("mask_token_id", u32(156895)),))),
     "mamba": Traits(TokenizerStyle(("bpe", "spm"), round_to=8)),
