@@ -20,7 +20,7 @@ from converter.tensors.ops import Reshape, Split
 
 CONV, ATTN, FFN = H + "conv.", H + "self_attn.", H + "feed_forward."
 EXPERT = FFN + "experts.{expert}."
-IS_CONV, IS_ATTENTION = "kinds == 'conv'", "kinds != 'conv'"
+IS_CONV, IS_ATTENTION = "n_head_kv == 0", "n_head_kv > 0"
 DENSE, SPARSE = "block < n_dense", "block >= n_dense"
 
 DEFAULTS = {
@@ -145,7 +145,7 @@ ARCHITECTURES = (
             L_CACHE,
         ),
         tensors=(
-            *TOP, *BLOCK_TENSORS, *only_when(DENSE, FEED_FORWARD), *only_when(SPARSE, EXPERTS),
+            *TOP[:2], *BLOCK_TENSORS, *only_when(DENSE, FEED_FORWARD), *only_when(SPARSE, EXPERTS),
         ),
         ignore=ROPE_BUFFERS,
         aliases=ALIASES,

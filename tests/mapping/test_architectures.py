@@ -83,7 +83,8 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 
     def value(hparam: HParam) -> Any:
         if hparam.name in numbers:
-            return numbers[hparam.name]
+            number, is_list = numbers[hparam.name], all(kind.endswith("[]") for kind in hparam.types)
+            return [number] * numbers["n_layer"] if is_list else number
         if hparam.values:
             return kinds["str"] if hparam.types == ("str",) else hparam.values[0][0]
         if hparam.name == "rope_sections":
@@ -323,7 +324,12 @@ NEWER_KEYS = {"attention.recurrent_layers", "classifier.pooling_type"}
 
 
 #: What its converter does before it looks up a name.
-RENAMED_FIRST = {"correction_bias": "correction.bias", "proj_bias": "proj.bias", "proj_blocks": "proj.weight"}
+RENAMED_FIRST = {
+    "correction_bias": "correction.bias",
+    "proj_bias": "proj.bias",
+    "proj_blocks": "proj.weight",
+    ".expert_bias": ".expert_bias.bias",
+}
 RENAMED_FIRST |= {".dt_bias": ".dt_proj.bias"}
 
 
@@ -353,7 +359,7 @@ def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
 @pytest.mark.parametrize("architecture", INDEXED, ids=rule_id)
 def test_keys_are_those_of_gguf_py(architecture: Architecture) -> None:
     gguf = pytest.importorskip("gguf")
-    groups = (gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, gguf.Keys.SSM)
+    groups = (gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, gguf.Keys.SSM, gguf.Keys.ShortConv)
     known = {value for group in groups for value in vars(group).values() if isinstance(value, str)}
     absolute = {f"/{value}" for value in vars(gguf.Keys.Tokenizer).values() if isinstance(value, str)}
     for hparam in architecture.hparams:
