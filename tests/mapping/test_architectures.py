@@ -345,7 +345,11 @@ def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
             read = re.sub(r"^mtp\.layers\.", "model.layers.", hf)
             for old, new in RENAMED_FIRST.items():
                 read = read.replace(old, new)
-            spelled = (read, read.removeprefix("transformer."))  # as some of its classes change them first
+            spelled = (
+                read,
+                read.removeprefix("transformer."),
+                read.removeprefix("model."),
+            )  # as some of its classes change them first
             found = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in spelled)
             theirs = next((name for name in found if name is not None), None)
             by_code = ours.endswith(BY_CODE) or hf in CHANGED_FIRST
