@@ -68,10 +68,28 @@ class Disk:
         try:
             if not self._claim.take():
                 raise OutputError(f"{place}: another run is writing it; wait for its end")
-            found = sorted(self.lock.parent.glob(".*.part"))
         except OSError:
             return []
-        return [_removed(path) for path in found if self._is_dead(path)]
+        removed = [_removed(path) for path in self._unfinished() if self._is_dead(path)]
+        with contextlib.suppress(OSError):
+            if (beside := self._beside) is not None and beside.path.exists() and beside.take():
+                beside.release()
+        return removed
+
+    @property
+    def _beside(self) -> Lock | None:
+        """The lock of a run for which a folder that is there now was a new one."""
+        folder = self._layout.folder
+        if folder is None or self._new_folder:
+            return None
+        return Lock(folder.with_name(f".{_short(folder.name)}.lock"))
+
+    def _unfinished(self) -> list[Path]:
+        found: list[Path] = []
+        for lock in (self._claim, self._beside):
+            with contextlib.suppress(OSError):
+                found += sorted(lock.path.parent.glob(".*.part")) if lock is not None else []
+        return found
 
     def _is_dead(self, temporary: Path) -> bool:
         """Whether its run is certainly gone: we hold its lock, or could have it."""

@@ -259,6 +259,19 @@ def test_only_what_is_certainly_dead_is_removed(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == {".other.0123abcd.part", ".out.part", "living"}
 
 
+def test_what_a_run_for_a_new_folder_left_beside_it(tmp_path: Path) -> None:
+    """Killed before the folder had its name, or after it and before the lock was gone."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for left in ((".out.lock", ".out.0123abcd.part"), (".out.lock",)):
+        for name in left:
+            (tmp_path / name).write_bytes(b"")
+        disk = Disk(Layout((whole_file(folder / "a", b"new"),), folder=folder))
+        assert len(disk.claim()) == len(left) - 1
+        disk.abandon()
+        assert os.listdir(tmp_path) == ["out"] and not os.listdir(folder)
+
+
 @pytest.mark.parametrize("kind", SETS)
 def test_the_mode_of_what_is_replaced_stays(tmp_path: Path, kind: str) -> None:
     if os.name == "nt":
