@@ -31,7 +31,7 @@ def architectures() -> dict[str, Architecture]:
 @cache
 def projectors() -> tuple[Architecture, ...]:
     """What multimodal models have beside their text model; all are `clip` in GGUF."""
-    return importlib.import_module(f"{__name__}.projectors").PROJECTORS  # type: ignore[no-any-return]
+    return importlib.import_module(f"{__name__}.mmproj").PROJECTORS  # type: ignore[no-any-return]
 
 
 @cache
