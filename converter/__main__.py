@@ -2,7 +2,10 @@
 
 import sys
 
-from converter.cli import process
+try:
+    from converter.cli import process
+except KeyboardInterrupt:  # as early as that
+    sys.exit(130)
 
 
 def main() -> int:
