@@ -67,7 +67,6 @@ RUNTIME: dict[str, Traits] = {
         protected=("attn_q_a", "attn_q_b", "nextn.eh_proj"),
     ),
     "granite_swa": Traits(LLAMA),
-    "granitehybrid": Traits(TokenizerStyle(("spm", "bpe"), round_to=8)),
     "graniteswitch": Traits(LLAMA),
     "grok": Traits(SPM_OR_BPE),
     "grovemoe": Traits(BPE),
