@@ -14,7 +14,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.granite import HPARAMS, MOE, MOE_DEFAULTS, SHARED
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, pair
-from converter.architectures.traits import TokenizerStyle, Traits
+from converter.architectures.traits import Relation, TokenizerStyle, Traits
 from converter.tensors.ops import NegExp, Reshape, Split
 
 MAMBA = H + "mamba."
@@ -77,15 +77,17 @@ BIASES = (
     ),
 )
 
+TOLD = (
+    Relation(
+        "min(n_head_kv) == 0", "kinds",
+        "every block is attention: llama.cpp's converter writes such a model as granite or granitemoe",
+    ),
+)
+
 ARCHITECTURES = (
     Architecture(
         gguf="granitehybrid",
-        hf=(
-            HFClass(
-                "GraniteMoeHybridForCausalLM", "granitemoehybrid", DEFAULTS, takes="min(n_head_kv) == 0",
-                constants={"position_embedding_type": "nope"},
-            ),
-        ),
+        hf=(HFClass("GraniteMoeHybridForCausalLM", "granitemoehybrid", DEFAULTS),),
         hparams=(
             *amended(
                 HPARAMS,
@@ -110,7 +112,13 @@ ARCHITECTURES = (
             HParam("expand", ("mamba_expand",), required=True, back="n_inner // n_embd"),
             HParam("n_head_ssm", ("mamba_n_heads",), ("ssm.time_step_rank",), required=True),
             HParam("head_ssm", ("mamba_d_head",), back="n_inner // n_head_ssm", type="u32 or str", default="'auto'"),
-            HParam("use_rope", (), ("rope.scaling.finetuned",), "bool", default=False, always=True),
+            HParam(
+                "use_rope", (), ("rope.scaling.finetuned",), "bool", default="min(n_head_kv) > 0", always=True,
+            ),
+            HParam(
+                "positions", ("position_embedding_type",), (), "str",
+                default="'nope'", back="'rope' if use_rope else 'nope'",
+            ),
             *BIASES,
         ),
         tensors=(
@@ -123,6 +131,8 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(TokenizerStyle(("spm", "bpe"), round_to=8), built_in={"position_embedding_type": ("nope",)}),
+        traits=Traits(
+            TokenizerStyle(("spm", "bpe"), round_to=8), built_in={"position_embedding_type": ("nope",)}, told=TOLD,
+        ),
     ),
 )  # fmt: skip
