@@ -32,6 +32,7 @@ No error ends with 1: that is what `diff` says where two models differ, and what
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,7 +254,7 @@ def about(source: Path) -> Iterator[None]:
     except PermissionError as error:
         raise OutputError(f"{error.filename or source}: {error.strerror or 'permission denied'}") from error
     except ConverterError as error:
-        if source.name not in str(error):
+        if not re.search(rf"(?<![\w.-]){re.escape(source.name)}(?![\w.-])", str(error)):
             joint = f"{source.name} -> " if isinstance(error, OutputError) else f"{source}: "
             error.args = (f"{joint}{error}",)
         raise

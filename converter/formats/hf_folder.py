@@ -10,14 +10,15 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, OutputExists
-from converter.events import Note
-from converter.formats.base import Format, WriteOptions, child
+from converter.events import Dropped, Note
+from converter.formats.base import Format, WriteOptions, child, head
 from converter.formats.hub import TEMPLATES, shard_of
 from converter.formats.safetensors import INDEX_SUFFIX, open_safetensors
 from converter.formats.safetensors import layout as safetensors_layout
 from converter.formats.torch.checkpoint import open_torch
 from converter.storage.files import regular_size
 from converter.storage.layout import FileLayout, Layout, Slot, whole_file
+from converter.storage.stand_ins import stand_in
 from converter.tensors.dtypes import BY_SAFETENSORS, DTYPES
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
@@ -34,6 +35,7 @@ NOT_SMALL = (
     ".msgpack", ".ot", ".onnx", ".onnx_data", ".onnx.data", ".pb", ".tflite", ".npy", ".npz", ".index", ".index.json",
     ".data", ".part",
 )  # fmt: skip
+PAGES = (".html", ".htm", ".xml", ".svg")
 MAX_SMALL = 128 << 20  # bytes; the largest published tokenizer.json has 35 MB
 
 
@@ -136,10 +138,17 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
     labelled = checkpoint.replace(metadata={"format": "pt", **checkpoint.metadata})
     weights = safetensors_layout(labelled, target / WEIGHTS[0], options).files
     made = [whole_file(target / name, content) for name, content in checkpoint.made.items()]
-    carried = [_copy(p, target / name) for name, p in checkpoint.assets.items() if name not in checkpoint.made]
+    small = {name: path for name, path in checkpoint.assets.items() if name not in checkpoint.made}
+    absent = {name: says for name, path in small.items() if (says := _stands_in(path))}
+    carried = [_copy(path, target / name) for name, path in small.items() if name not in absent]
     files = (*weights, *made, *carried)
     _refuse_rivals(target, {file.path.name for file in weights})
-    return Layout(files, target, tuple(_left(checkpoint)))
+    return Layout(files, target, (*(Dropped(*each) for each in absent.items()), *_left(checkpoint)))
+
+
+def _stands_in(path: Path) -> str | None:
+    """What lies in a small file's place, where that is a pointer or a host's answer; a page may be meant as one."""
+    return None if path.suffix.lower() in PAGES else stand_in(head(path))
 
 
 def _refuse_rivals(target: Path, ours: set[str]) -> None:

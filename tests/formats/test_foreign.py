@@ -11,7 +11,7 @@ from support.builders import CONFIG, llama_folder, safetensors_of
 
 import converter
 from converter.cli.main import main
-from converter.errors import CorruptFile, OutputError, UnsupportedFeature
+from converter.errors import ConverterError, CorruptFile, OutputError, UnsupportedFeature
 from converter.formats.foreign import scheme_of
 from converter.formats.registry import open_checkpoint
 
@@ -190,3 +190,11 @@ def test_real_samples(data: Path, tmp_path: Path) -> None:
             converter.convert(folder, tmp_path / "m.npz")
         refused += 1
     assert refused and not (tmp_path / "m.npz").exists()
+
+
+def test_a_folder_is_named_even_where_its_name_begins_a_files(tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path / "tokenizer")
+    (folder / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ConverterError) as caught:
+        converter.convert(folder, tmp_path / "m.gguf")
+    assert str(caught.value).startswith(f"{folder}: tokenizer.model: is a Git LFS pointer")

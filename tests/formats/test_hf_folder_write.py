@@ -19,8 +19,8 @@ from support.builders import llama_folder, llama_weights, safetensors_of, sharde
 import converter
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
-from converter.errors import CorruptFile, MissingPart, OutputExists, SameFile, TokenizerError, UsageError
-from converter.events import Decoded, MetadataLost, Note
+from converter.errors import CorruptFile, LossyError, MissingPart, OutputExists, SameFile, TokenizerError, UsageError
+from converter.events import Decoded, Dropped, MetadataLost, Note
 from converter.formats.base import WriteOptions
 from converter.formats.hf_folder import SHARD_SIZE, layout
 from converter.planning.plan import Plan
@@ -89,7 +89,10 @@ def test_every_small_file_is_carried_over_and_nothing_else(full: Path, tmp_path:
     assert after.keys() == SMALL.keys() | own
     assert all(after[name] == before[name] for name in after.keys() - {"model.safetensors"})
     assert same(values(tmp_path / "out"), WEIGHTS)
-    assert notes(plan) == ["not carried over: model.onnx, optimizer.pt, pytorch_model.bin, training_args.bin"]
+    assert notes(plan) == [
+        "model.safetensors is taken, as transformers does; also there, and left out: pytorch_model.bin",
+        "not carried over: model.onnx, optimizer.pt, pytorch_model.bin, training_args.bin",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
@@ -473,6 +476,21 @@ def test_reports(full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {Path(file["path"]): file["bytes"] for file in report["files"]} == {
         path: path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()
     }
-    assert [event["kind"] for event in report["events"]] == ["Note"]
+    assert [event["kind"] for event in report["events"]] == ["Note", "Note"]
     assert main([*arguments, "--force"]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'out'} ({len(report['files'])} files): ")
+
+
+def test_pointers_in_the_place_of_small_files_are_named_and_stay(tmp_path: Path) -> None:
+    """A loader would take them for the files; pages that are meant as such are carried."""
+    folder = llama_folder(tmp_path / "m")
+    (folder / "vocab.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (folder / "notes.txt").write_text("<!DOCTYPE html><title>Log in</title>")
+    (folder / "page.html").write_text("<!DOCTYPE html><title>About</title>")
+    report = converter.convert(folder, tmp_path / "out", converter.Request(format="hf"))
+    told = {event.name: event.reason for event in report.report.events if isinstance(event, Dropped)}
+    assert told.keys() == {"vocab.txt", "notes.txt"} and "Git LFS pointer" in told["vocab.txt"]
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "page.html" in left and not left & told.keys()
+    with pytest.raises(LossyError, match=r"vocab\.txt|notes\.txt"):
+        converter.convert(folder, tmp_path / "strict", converter.Request(format="hf", strict=True))
