@@ -19,7 +19,15 @@ from support.builders import llama_folder, llama_weights, safetensors_of, sharde
 import converter
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
-from converter.errors import CorruptFile, LossyError, MissingPart, OutputExists, SameFile, TokenizerError, UsageError
+from converter.errors import (
+    LossyError,
+    MissingPart,
+    OutputError,
+    OutputExists,
+    SameFile,
+    TokenizerError,
+    UsageError,
+)
 from converter.events import Decoded, Dropped, MetadataLost, Note
 from converter.formats.base import WriteOptions
 from converter.formats.hf_folder import SHARD_SIZE, layout
@@ -376,7 +384,7 @@ def test_a_source_that_shrinks_stops_the_run(folder: Path, tmp_path: Path) -> No
         pass
     made = converter.plan(folder, tmp_path / "out", Request(format="hf"))
     (folder / "notes.txt").write_text("x")
-    with made.checkpoint, pytest.raises(CorruptFile, match=r"notes\.txt: became shorter"):
+    with made.checkpoint, pytest.raises(OutputError, match=r"notes\.txt: was changed while"):
         converter.pipeline.run(made)
     assert not (tmp_path / "out").exists()
 
