@@ -96,6 +96,20 @@ PARALLEL_RESIDUAL = HParam("parallel", ("use_parallel_residual",), ("use_paralle
 # That each token sees all others; that it does not is the rule and is not written.
 NOT_CAUSAL = HParam("causal", ("is_causal",), ("attention.causal",), "bool", default=True, values=((False, False),))
 
+# A window, and which blocks slide over it: all but the last of every `period`, where config.json does not list them.
+WINDOW_PATTERN = (
+    HParam("window", ("sliding_window",), ("attention.sliding_window",), default=0, null=0),
+    HParam(
+        "slides", (), ("attention.sliding_window_pattern",), "bool[]", per_block=True, always=True,
+        default="layer_types == 'sliding_attention'", when="window > 0",
+    ),
+    HParam(
+        "layer_types", ("layer_types",), (), "str[]", per_block=True,
+        default="'sliding_attention' if window > 0 and (block + 1) % 4 > 0 else 'full_attention'",
+        back="'sliding_attention' if window > 0 and slides else 'full_attention'",
+    ),
+)
+
 # Config entries that no key says: on the way back, the tensors that are there do.
 ATTENTION_BIAS = HParam(
     "attention_bias", ("attention_bias",), (), "bool", default=False,

@@ -10,6 +10,7 @@ from converter.architectures.common import (
     DENSE_FFN,
     MLP_BIAS,
     NORM_TENSORS,
+    POOLING,
     ROPE_BUFFERS,
     TOP_TENSORS,
 )
@@ -35,6 +36,7 @@ ARCHITECTURES = (
             *amended(DECODER_HPARAMS, rope_type={"back": "scaling if scaling != 'none' else 'default'"}),
             HParam("causal", (), ("attention.causal",), "bool", default=False, always=True),
             HParam("scaling", (), ("rope.scaling.type",), "str", default="'none'", back="'none'", always=True),
+            POOLING,
             HParam(
                 "classifier_pooling", ("classifier_pooling",), ("classifier.pooling_type",),
                 values=(("mean", 1), ("cls", 2)),

@@ -1,15 +1,35 @@
-"""EXAONE 3 and 3.5: Llama under other names.
+"""EXAONE 3 and 3.5: Llama under other names; EXAONE 4, whose norms follow and whose blocks slide.
 
-Source: the reference converter's ExaoneModel; the configuration class that the models bring along for the defaults.
+Source: the reference converter's ExaoneModel and Exaone4Model; transformers' configuration class, and that which the
+older models bring along, for the defaults.
 """
 
-from converter.architectures.common import DECODER_HPARAMS, KV, LLAMA3_ROPE_FREQS, NORM, G, Q
+from converter.architectures.common import (
+    ATTENTION,
+    DECODER_HPARAMS,
+    DENSE_FFN,
+    KV,
+    LLAMA3_ROPE_FREQS,
+    NORM,
+    QK_NORM,
+    ROPE_BUFFERS,
+    TOP_TENSORS,
+    WINDOW_PATTERN,
+    G,
+    H,
+    Q,
+)
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import SlidingWindow, Traits
 
 B = "transformer.h.{block}."
 ATTN = B + "attn.attention."
+
+EXAONE4_DEFAULTS = {
+    "num_key_value_heads": 32, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048,
+    "sliding_window": 4096,
+}
 
 ARCHITECTURES = (
     Architecture(
@@ -56,5 +76,26 @@ ARCHITECTURES = (
         ),
         ignore=("transformer.rotary.inv_freq",),
         traits=Traits(BPE),
+    ),
+    Architecture(
+        gguf="exaone4",
+        hf=(HFClass("Exaone4ForCausalLM", "exaone4", EXAONE4_DEFAULTS),),
+        hparams=(
+            *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
+            # Without a window, the class divides by a period of zero unless it is told the kind of each block.
+            *amended(WINDOW_PATTERN, layer_types={"stated": True}),
+            HParam("period", ("sliding_window_pattern",), (), "u32 or str", default=4, back=4),
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *ATTENTION,
+            *QK_NORM,
+            T(H + "post_attention_layernorm.weight", G + "post_attention_norm.weight", shape=NORM),
+            T(H + "post_feedforward_layernorm.weight", G + "post_ffw_norm.weight", shape=NORM),
+            *DENSE_FFN,
+            LLAMA3_ROPE_FREQS,
+        ),
+        ignore=ROPE_BUFFERS,
+        traits=Traits(BPE, window=SlidingWindow(4)),
     ),
 )

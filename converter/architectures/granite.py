@@ -13,6 +13,7 @@ from converter.architectures.common import (
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
+    WINDOW_PATTERN,
     G,
     H,
 )
@@ -83,6 +84,32 @@ ARCHITECTURES = (
                 SHARED + "output_linear.weight", G + "ffn_down_shexp.weight",
                 shape=("n_embd", "n_ff_shexp"), when="n_shared > 0",
             ),
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(LLAMA),
+    ),
+    Architecture(
+        gguf="granite_swa",
+        hf=(HFClass("GraniteSWAForCausalLM", "granite_swa", {**DEFAULTS, "sliding_window": 128}),),
+        hparams=(
+            *HPARAMS,
+            *amended(
+                WINDOW_PATTERN,
+                layer_types={"default": "'sliding_attention' if block % 4 > 0 else 'full_attention'"},
+            ),
+            HParam(
+                "rotates", ("no_rope_layers",), ("attention.rope_pattern",), "bool[]",
+                values=((1, True), (0, False)),
+            ),
+            MLP_BIAS,
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION_INTERLEAVED,
+            T(H + "self_attn.sinks", G + "attn_sinks.weight", shape=("n_head",), optional=True),
+            *DENSE_FFN,
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,

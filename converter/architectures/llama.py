@@ -14,6 +14,7 @@ from converter.architectures.common import (
     NORM_TENSORS,
     NOT_CAUSAL,
     OTHER_INPUTS,
+    POOLING,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
@@ -129,7 +130,7 @@ ARCHITECTURES = (
     Architecture(
         gguf="arcee",
         hf=(HFClass("ArceeForCausalLM", "arcee", ARCEE_DEFAULTS),),
-        hparams=(*LLAMA_HPARAMS, ATTENTION_BIAS, MLP_BIAS),
+        hparams=(*LLAMA_HPARAMS, ATTENTION_BIAS, MLP_BIAS, POOLING),
         tensors=(
             *TOP_TENSORS,
             *NORM_TENSORS,

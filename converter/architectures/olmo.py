@@ -1,4 +1,4 @@
-"""OLMo 1 and 2, OLMoE.
+"""OLMo 1 to 3, OLMoE.
 
 Source: the reference converter's OlmoModel, Olmo2Model, OlmoeModel; transformers' configuration classes for defaults.
 """
@@ -15,11 +15,12 @@ from converter.architectures.common import (
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
+    WINDOW_PATTERN,
     G,
     H,
     Q,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, without
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, without
 from converter.architectures.styles import BPE
 from converter.architectures.traits import SlidingWindow, Traits
 
@@ -28,6 +29,11 @@ DEFAULTS = {
     "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "max_position_embeddings": 2048,
 }
+OLMO3_DEFAULTS = {**DEFAULTS, "rope_theta": 500000.0, "sliding_window": 4096}
+# The blocks that slide rotate by the same base; only those that see all are scaled.
+ROPE_THETA_SWA = HParam(
+    "rope_theta_swa", (), ("rope.freq_base_swa",), "f32", default="rope_theta", always=True, when="window > 0"
+)
 MOE_DEFAULTS = {
     "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "max_position_embeddings": 4096, "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False,
@@ -63,8 +69,11 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="olmo2",
-        hf=(HFClass("Olmo2ForCausalLM", "olmo2", DEFAULTS),),
-        hparams=(*DECODER_HPARAMS, ATTENTION_BIAS),
+        hf=(
+            HFClass("Olmo2ForCausalLM", "olmo2", DEFAULTS, when="window == 0"),
+            HFClass("Olmo3ForCausalLM", "olmo3", OLMO3_DEFAULTS, when="window > 0"),
+        ),
+        hparams=(*before("rms_eps", (ROPE_THETA_SWA,), DECODER_HPARAMS), *WINDOW_PATTERN, ATTENTION_BIAS),
         tensors=(
             *TOP_TENSORS,
             *ATTENTION,

@@ -44,6 +44,7 @@ class HParam:
         follows: the hparam that this one is made of: the key is written where that one is given, and `default` counts
             where that one has a value.
         required: a config without it is an error.
+        stated: config.json says it even where a reader would fill in the same, for a class that fails at that.
         null: what null in config.json means, and a GGUF without the key; it is written as null, and as no key.
         values: config value -> GGUF value; of several that mean the same, the first is written on the way back.
             A value that is not listed is not written, or an error if `closed`.
@@ -61,6 +62,7 @@ class HParam:
     always: bool = False
     follows: str | None = None
     required: bool = False
+    stated: bool = False
     null: int | float | bool | None = None
     values: Values = ()
     closed: bool = False

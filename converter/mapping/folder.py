@@ -162,7 +162,8 @@ def _said(mapped: Translation, source: Checkpoint) -> dict[str, Any]:
     whole, _ = read_config(architecture, hf, config)
     for hparam in mapped.architecture.hparams:
         said = any(mapped.architecture.key(key) in source.config for key in hparam.gguf)
-        if said or hparam.required or not hparam.config or hparam.config[0] not in config:
+        kept = said or hparam.required or hparam.stated
+        if kept or not hparam.config or hparam.config[0] not in config:
             continue
         less = {key: value for key, value in config.items() if key != hparam.config[0]}
         if _means(architecture, hf, less, whole):

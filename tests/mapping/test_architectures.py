@@ -86,7 +86,8 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
             number, is_list = numbers[hparam.name], all(kind.endswith("[]") for kind in hparam.types)
             return [number] * numbers["n_layer"] if is_list else number
         if hparam.values:
-            return kinds["str"] if hparam.types == ("str",) else hparam.values[0][0]
+            one = kinds["str"] if hparam.types == ("str",) else hparam.values[0][0]
+            return [one] * numbers["n_layer"] if hparam.types[0].endswith("[]") else one
         if hparam.name == "rope_sections":
             return [4, 6, 6, 0]
         kind = hparam.types[0]
@@ -96,7 +97,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 
 
 #: What the reference has and the gguf-py of the package index does not yet; the samples' facts hold these.
-NEWER = ("nanbeige",)
+NEWER = ("nanbeige", "granite_swa")
 INDEXED = [architecture for architecture in EVERY if architecture.gguf not in NEWER]
 #: Names that a class of the reference changes in code before its map is asked.
 CHANGED_FIRST = (
@@ -321,7 +322,7 @@ def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
 #: What the reference's classes name by themselves, without the map; of the nextn blocks, glm4moe has all.
 BY_CODE = ("ssm_ba.weight",)
 #: Keys of the reference's source tree that the gguf of PyPI does not have yet.
-NEWER_KEYS = {"attention.recurrent_layers", "classifier.pooling_type"}
+NEWER_KEYS = {"attention.recurrent_layers", "attention.rope_pattern", "classifier.pooling_type"}
 
 
 #: What its converter does before it looks up a name.
@@ -366,7 +367,8 @@ def test_keys_are_those_of_gguf_py(architecture: Architecture) -> None:
     gguf = pytest.importorskip("gguf")
     groups = (gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, gguf.Keys.SSM, gguf.Keys.ShortConv)
     known = {value for group in groups for value in vars(group).values() if isinstance(value, str)}
-    absolute = {f"/{value}" for value in vars(gguf.Keys.Tokenizer).values() if isinstance(value, str)}
+    outside = {**vars(gguf.Keys.Tokenizer), **vars(gguf.Keys.Diffusion)}
+    absolute = {f"/{value}" for value in outside.values() if isinstance(value, str)}
     for hparam in architecture.hparams:
         for key in hparam.gguf:
             assert "{arch}." + key in known or key in absolute | NEWER_KEYS
