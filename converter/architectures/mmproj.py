@@ -105,6 +105,48 @@ SIGLIP = (
     *pair("vision_tower.vision_model.post_layernorm", "v.post_ln", shape=("n_embd",), bias=True),
 )
 
+# ------------------------------------------------------------------------------------------------------- Qwen3-VL
+
+DEEPSTACK = "visual.deepstack_merger_list."
+# Each is called after the block it stands behind, which the config tells by its place in the list.
+PLACES = ("0", "1", "2", "3")
+QWEN3_VL = (
+    *TWO_FRAMES,
+    T("visual.patch_embed.proj.bias", "v.patch_embd.bias", shape=("n_embd",)),
+    T("visual.pos_embed.weight", "v.position_embd.weight", shape=("n_position", "n_embd")),
+    *pair(VISUAL + "attn.qkv", B + "attn_qkv", shape=("3 * n_embd", "n_embd"), bias=True),
+    *pair(VISUAL + "attn.proj", B + "attn_out", shape=("n_embd", "n_embd"), bias=True),
+    *pair(VISUAL + "norm1", B + "ln1", shape=("n_embd",), bias=True),
+    *pair(VISUAL + "norm2", B + "ln2", shape=("n_embd",), bias=True),
+    *pair(VISUAL + "mlp.linear_fc1", B + "ffn_up", shape=("n_ff", "n_embd"), bias=True),
+    *pair(VISUAL + "mlp.linear_fc2", B + "ffn_down", shape=("n_embd", "n_ff"), bias=True),
+    *pair("visual.merger.norm", "v.post_ln", shape=("n_embd",), bias=True),
+    *pair("visual.merger.linear_fc1", "mm.0", shape=("n_embd * merge ** 2", "n_embd * merge ** 2"), bias=True),
+    *pair("visual.merger.linear_fc2", "mm.2", shape=("n_text", "n_embd * merge ** 2"), bias=True),
+)
+DEEPSTACKS = tuple(
+    (
+        *pair(
+            DEEPSTACK + place + ".norm", "v.deepstack.{deep" + place + "}.norm", shape=("n_embd * merge ** 2",),
+            bias=True, when="len(deepstack) > " + place,
+        ),
+        *pair(
+            DEEPSTACK + place + ".linear_fc1", "v.deepstack.{deep" + place + "}.fc1",
+            shape=("n_embd * merge ** 2", "n_embd * merge ** 2"), bias=True, when="len(deepstack) > " + place,
+        ),
+        *pair(
+            DEEPSTACK + place + ".linear_fc2", "v.deepstack.{deep" + place + "}.fc2",
+            shape=("n_text", "n_embd * merge ** 2"), bias=True, when="len(deepstack) > " + place,
+        ),
+    )
+    for place in PLACES
+)
+# Where there are fewer, a number that no block has.
+DEEP = tuple(
+    HParam("deep" + place, (), (), default="deepstack[" + place + "] if len(deepstack) > " + place + " else 70000")
+    for place in PLACES
+)
+
 # What SmolVLM2's config.json leaves out.
 SMOLVLM_DEFAULTS = {
     "vision_config.hidden_size": 1152, "vision_config.num_attention_heads": 16, "vision_config.intermediate_size": 3072,
@@ -154,6 +196,37 @@ PROJECTORS = (
             *pair(VISUAL + "mlp.up_proj", B + "ffn_up", shape=("n_ff", "n_embd"), bias=True),
             *pair(VISUAL + "mlp.down_proj", B + "ffn_down", shape=("n_embd", "n_ff"), bias=True),
         ),
+        ignore=TEXT_MODEL,
+        aliases=PREFIXES,
+    ),
+    Architecture(
+        gguf="clip",
+        hf=(
+            HFClass("Qwen3VLForConditionalGeneration", "qwen3_vl"),
+            HFClass("Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe"),
+            HFClass("Qwen3_5ForConditionalGeneration", "qwen3_5"),
+            HFClass("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe"),
+        ),
+        hparams=(
+            *amended(
+                VISION,
+                image_size={"required": False, "default": "int(sqrt(n_position) * patch_size)", "always": True},
+            ),
+            *amended((TYPE,), projector={"default": "'qwen3vl_merger'"}),
+            USE_GELU,
+            HParam(
+                "merge", ("vision_config.spatial_merge_size",), ("/clip.vision.spatial_merge_size",), default=2,
+            ),
+            *amended((EPS,), eps={"config": ("text_config.rms_norm_eps",)}),
+            HParam("deepstack", ("vision_config.deepstack_visual_indexes",), (), "u32[]", default="numbers('')"),
+            HParam(
+                "is_deepstack", (), ("/clip.vision.is_deepstack_layers",), "bool[]", default="block in deepstack",
+                per_block=True, always=True,
+            ),
+            *DEEP,
+            HParam("n_position", ("vision_config.num_position_embeddings",), (), default=2304),
+        ),
+        tensors=(*QWEN3_VL, *DEEPSTACKS[0], *DEEPSTACKS[1], *DEEPSTACKS[2], *DEEPSTACKS[3]),
         ignore=TEXT_MODEL,
         aliases=PREFIXES,
     ),

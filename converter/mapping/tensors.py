@@ -165,6 +165,7 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
     present = Spelled(architecture, checkpoint.tensors)
     hparams, given = read_config(architecture, hf, config, present)
     scope = Scope(hparams, present)
+    architecture = resolved(architecture, scope.at(None))
     ignored: list[Event] = []
     outputs, types = _mapped_forward(architecture, checkpoint, scope, ignored)
     _check_complete(architecture, hf, scope, outputs, config)

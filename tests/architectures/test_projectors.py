@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import architectures
 
 import converter
 from converter.architectures import projectors
+from converter.architectures.spec import TensorRule
 from converter.errors import UnknownArchitecture
+from converter.tensors.expressions import evaluate
+from converter.tensors.ops import apply, infer, inverse
 from converter.verify.verifier import verify
 
 MMPROJ = converter.Request(mmproj=True)
@@ -45,3 +51,29 @@ def test_what_is_left_to_the_other_file_is_said(tmp_path: Path) -> None:
     plan = converter.plan(folder, tmp_path / "m.gguf")
     plan.checkpoint.close()
     assert "the vision tower is left out: convert FOLDER mmproj.gguf --mmproj writes it" in map(str, plan.report.events)
+
+
+RULES = [(architecture.hf[0].name, rule) for architecture in projectors() for rule in architecture.tensors]
+
+
+@pytest.mark.parametrize(("name", "rule"), RULES, ids=lambda value: getattr(value, "gguf", (value,))[0])
+def test_names_are_those_of_gguf_py(name: str, rule: TensorRule) -> None:
+    gguf = pytest.importorskip("gguf")
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[gguf.MODEL_ARCH.MMPROJ]}
+    for each in rule.gguf:
+        stem = re.sub(r"\.(weight(\.1)?|bias)$", "", each)
+        assert {stem, re.sub(r"\{\w+\}|(?<=\.)\d+(?=\.|$)", "{bid}", stem)} & known, each
+    assert rule.shape and len({"{block}" in each for each in (*rule.hf, *rule.gguf)}) == 1
+
+
+def test_every_op_leads_back() -> None:
+    """On the tensors of the samples: what a chain makes, its inverse unmakes."""
+    for _, rule in RULES:
+        sizes = {"n_embd": 8, "n_ff": 12, "n_text": 4, "n_head": 2, "patch_size": 3, "merge": 2, "scale": 2, "ratio": 2,
+                 "image_size": 12, "n_out": 5, "n_in": 6, "n_mid": 7, "n_inner": 3, "n_position": 9}  # fmt: skip
+        chain = tuple(op.bind({**sizes, "present": ()}) for op in rule.ops)
+        shape = tuple(evaluate(size, sizes) for size in rule.shape)
+        arrays = [np.arange(math.prod(shape), dtype=np.float32).reshape(shape)]
+        made = apply(chain, arrays)
+        assert [each.shape for each in made] == infer(chain, [shape]) and len(made) == len(rule.gguf)
+        assert all(np.array_equal(a, b) for a, b in zip(apply(inverse(chain), made), arrays, strict=True))
