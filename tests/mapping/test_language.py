@@ -449,7 +449,7 @@ def test_what_a_text_model_leaves_out_is_what_its_own_class_leaves_out(tmp_path:
     assert trip.keys["toy.attention.head_count"] == Value("u32", 3)
     assert trip.keys["toy.context_length"] == Value("u32", 7)
     (tmp_path / "apart").mkdir()
-    with pytest.raises(MissingTensor, match=r"^head\.weight"):
+    with pytest.raises(MissingTensor, match=r"head\.weight: not in the file"):
         Trip(
             tmp_path / "apart", (architecture,), {**config, "tie_word_embeddings": False},
             {**norms(), **random({"embed.weight": (8, 2)})},
@@ -534,7 +534,7 @@ def test_blocks_counted_from_another_and_the_block_of_a_number(tmp_path: Path) -
     assert {f"blk.{i}.attn_norm.weight" for i in range(6)} | {"blk.4.eh_proj.weight"} == trip.tensors.keys()
     same(trip, num_hidden_layers=4, n_more=2)
     del more["more.1.norm.weight"]
-    with pytest.raises(MissingTensor, match=r"^more\.1\.norm\.weight: not in the file"):
+    with pytest.raises(MissingTensor, match=r"more\.1\.norm\.weight: not in the file"):
         (tmp_path / "less").mkdir()
         Trip(tmp_path / "less", (architecture,), {**CONFIG, "n_more": 2}, {**norms(), **more})
     with pytest.raises(ShapeMismatch, match=r"config\.json says 6 layers"):
