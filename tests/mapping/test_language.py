@@ -14,12 +14,23 @@ from support.families import NO_TOKENIZER, Tensors, write
 
 import converter
 from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule
-from converter.errors import ArchitectureError, MissingTensor, ShapeMismatch, UnknownArchitecture, UnmatchedTensor
+from converter.architectures.traits import Relation, TokenizerStyle, Traits
+from converter.errors import (
+    ArchitectureError,
+    MissingTensor,
+    ShapeMismatch,
+    UnknownArchitecture,
+    UnmatchedTensor,
+    UsageError,
+)
 from converter.formats.safetensors import open_safetensors
 from converter.mapping import detect
 from converter.mapping.hparams import hparam_metadata, read_config, read_metadata, write_config
 from converter.metadata import Array, Value
+from converter.tensors.dtypes import F32
+from converter.tensors.expressions import evaluate
 from converter.tensors.ops import Transpose
+from converter.tensors.tensor import from_array
 
 H, G = "model.layers.{block}.", "blk.{block}."
 N_LAYER = HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True)
@@ -687,3 +698,126 @@ def test_a_rule_says_what_type_its_tensors_have(
 def test_a_type_that_no_file_has_is_refused() -> None:
     with pytest.raises(ValueError, match="its type is one of F32, F16, F16 or F32, as asked, not Q4_K"):
         toy(tensors=(T("a", "a.weight", shape=(1,), type="Q4_K"),))
+
+
+# ------------------------------------------------------- null, what follows, blocks after the last, class tokenizers
+
+RANK = HParam("rank", ("q_lora_rank",), ("attention.q_lora_rank",), null=0)
+LOG = (
+    HParam("log", (), ("rope.scaling.yarn_log_multiplier",), "f32", default="0.1 * scale", follows="scale"),
+    HParam("scale", ("mscale_all_dim",), (), "f32", back="log / 0.1", follows="log"),
+)
+COUNT = (
+    HParam("n_head_kv", ("num_key_value_heads",), ("attention.head_count_kv",), always=True, back="2 * one"),
+    HParam("after", ("after",), ("after",)),
+    HParam("one", (), ("attention.head_count_kv",), default=1, always=True),
+)
+
+
+@pytest.mark.parametrize(("said", "key"), [({"q_lora_rank": 12}, 12), ({"q_lora_rank": None}, None)])
+def test_null_is_a_value(said: dict[str, Any], key: int | None, tmp_path: Path) -> None:
+    """It wins over the class's default, has no key, and is null again."""
+    hf = (HFClass("ToyForCausalLM", "toy", {"q_lora_rank": 99}),)
+    trip = Trip(tmp_path, (toy(RANK, hf=hf),), {**CONFIG, **said}, norms())
+    assert trip.keys.get("toy.attention.q_lora_rank") == (Value("u32", key) if key else None)
+    assert trip.back == trip.given and "q_lora_rank" in trip.config
+    assert trip.config["q_lora_rank"] == said["q_lora_rank"]
+
+
+def test_a_fact_follows_another_or_is_not_there(tmp_path: Path) -> None:
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    trip = Trip(tmp_path / "with", (toy(*LOG),), {**CONFIG, "mscale_all_dim": 0.707}, norms())
+    assert trip.keys["toy.rope.scaling.yarn_log_multiplier"] == Value("f32", float(np.float32(0.0707)))
+    same(trip, mscale_all_dim=0.707)
+    trip = Trip(tmp_path / "without", (toy(*LOG),), CONFIG, norms())
+    assert "toy.rope.scaling.yarn_log_multiplier" not in trip.keys and "mscale_all_dim" not in trip.config
+
+
+def test_a_key_of_two_rows_has_the_first_place_and_the_last_alone_reads_it(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, (toy(*COUNT),), {**CONFIG, "num_key_value_heads": 2, "after": 5}, norms())
+    own = [key for key in trip.keys if key.startswith("toy.")]
+    assert own.index("toy.attention.head_count_kv") < own.index("toy.after")
+    assert trip.keys["toy.attention.head_count_kv"] == Value("u32", 1)
+    same(trip, num_key_value_heads=2)
+
+
+FURTHER = Architecture(
+    "toy", (HFClass("ToyForCausalLM", "toy"),),
+    (
+        HParam("n_layer", (), ("block_count",), required=True, default="n_main + n_nextn", always=True),
+        N_EMBD,
+        HParam("n_main", ("num_hidden_layers",), (), required=True, back="n_layer - n_nextn"),
+        HParam("n_nextn_said", ("num_nextn_predict_layers",), (), default=0, back="n_nextn"),
+        HParam(
+            "n_nextn", (), ("nextn_predict_layers",), back=0, follows="n_nextn_said",
+            default="n_nextn_said if present('model.layers.{block}.eh.weight', n_main) else 0",
+        ),
+    ),
+    (NORM, T(H + "eh.weight", G + "nextn.eh_proj.weight", shape=("n_embd", 2), when="block >= n_main")),
+    ignore=("model.layers.{beyond}.{rest}",),
+    traits=Traits(told=(Relation("n_nextn == n_nextn_said", "n_nextn_said", "promised and not there"),)),
+)  # fmt: skip
+
+
+def further(
+    tmp_path: Path, said: int | None, there: bool, **request: Any
+) -> tuple[dict[str, Any], set[str], list[str]]:
+    """Keys, names and events of a model with two blocks and, if `there`, one for further tokens."""
+    tensors = {**norms(3 if there else 2), **(random({"model.layers.2.eh.weight": (8, 2)}) if there else {})}
+    config = {**CONFIG, "num_hidden_layers": 2, **({} if said is None else {"num_nextn_predict_layers": said})}
+    folder = write(tmp_path / "m", config, tensors, "F32")
+    plan = converter.plan(folder, tmp_path / "m.gguf", NO_TOKENIZER.replace(**request))
+    with plan.checkpoint as made:
+        keys = {key.removeprefix("toy."): value.value for key, value in made.config.items() if key.startswith("toy.")}
+        return keys, set(made.tensors), [str(event) for event in plan.report.events]
+
+
+@pytest.mark.parametrize(
+    ("said", "there", "request_", "blocks", "key", "told"),
+    [
+        (1, True, {}, 3, 1, None),
+        (None, False, {}, 2, None, None),
+        (0, False, {}, 2, 0, None),
+        (1, False, {}, 2, 0, "promised and not there"),
+        (1, True, {"no_nextn": True}, 2, None, "layer 2: left out (2 tensors"),
+        (None, True, {}, 2, None, "layer 2: dropped (2 tensors"),
+    ],
+)
+def test_blocks_for_further_tokens_are_those_that_are_there(
+    said: int | None, there: bool, request_: Any, blocks: int, key: int | None, told: str | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(detect, "architectures", lambda: {"toy": FURTHER})
+    keys, names, events = further(tmp_path, said, there, **request_)
+    assert (keys["block_count"], keys.get("nextn_predict_layers")) == (blocks, key)
+    assert ("blk.2.nextn.eh_proj.weight" in names) is (blocks == 3)
+    assert [event for event in events if "layer 2" in event or "promised" in event] == [
+        event for event in events if told and told in event
+    ]
+    assert not told or any(told in event for event in events)
+
+
+def test_blocks_for_further_tokens_come_back(tmp_path: Path) -> None:
+    tensors = {**norms(3), **random({"model.layers.2.eh.weight": (8, 2)})}
+    config = {**CONFIG, "num_hidden_layers": 2, "num_nextn_predict_layers": 1}
+    same(Trip(tmp_path, (FURTHER,), config, tensors), num_hidden_layers=2, num_nextn_predict_layers=1)
+
+
+def test_no_nextn_is_for_folders_to_gguf(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", dict(CONFIG), norms(), "F32")
+    with pytest.raises(UsageError, match="--no-nextn"):
+        converter.plan(folder, tmp_path / "m.safetensors", NO_TOKENIZER.replace(no_nextn=True))
+
+
+def test_a_class_may_write_its_tokenizer_otherwise() -> None:
+    own = TokenizerStyle(("bpe",), first=(("add_bos_token", Value("bool", False)),))
+    architecture = toy(hf=(HFClass("A", "a", tokenizer=own), HFClass("B", "b")))
+    assert [architecture.tokenizer(hf) for hf in (*architecture.hf, None)] == [own, TokenizerStyle(), TokenizerStyle()]
+
+
+def test_a_condition_may_ask_for_the_type_that_a_tensor_has() -> None:
+    tensor = from_array("a.0", np.zeros(3, np.float32), F32, "here")
+    for present, wanted in (({"a.0": tensor}, 1), ({}, 0), (("a.0",), 0)):
+        assert evaluate("stored('a.{block}', 'F32')", {"block": 0, "present": present}) == wanted
+    assert evaluate("stored('a.0', 'F16')", {"present": {"a.0": tensor}}) == 0
