@@ -33,5 +33,6 @@ SOLAR = TokenizerStyle(
     ("bpe",),
     ids=(("eos", "<|endoftext|>"), ("eot", "<|endoftext|>"), ("unk", "<unk>"), ("bos", "<|startoftext|>")),
 )
+HUNYUAN = TokenizerStyle(("bpe",), config_ids=(("eos", "eod_token_id"),))
 NEMOTRON_H = TokenizerStyle(("bpe",), round_to=8)
 UNIGRAM = TokenizerStyle(("unigram", "spm"))

@@ -218,6 +218,8 @@ class _Job:
         special = read_special(self.files, self.config, n_tokens=limit, types=TYPES)
         for name, content in self.style.ids:
             special.set_id(name, self._read_vocabulary().id_of(content), None)
+        for name, key in self.style.config_ids:
+            special.set_id(name, self.config.get(key), limit, again=True)
         special.write(metadata)
         self.events += special.events
 

@@ -42,9 +42,9 @@ class SpecialTokens:
     normalizer: dict[str, bool] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
-    def set_id(self, name: str, value: object, n_tokens: int | None) -> None:
-        """Keep the first id given for `name`; ids that no token has are passed over with a note."""
-        if isinstance(value, bool) or not isinstance(value, int) or name in self.ids:
+    def set_id(self, name: str, value: object, n_tokens: int | None, *, again: bool = False) -> None:
+        """Keep the first id given for `name`, or one `again`; an id that no token has is passed over with a note."""
+        if isinstance(value, bool) or not isinstance(value, int) or (name in self.ids and not again):
             return
         if value < 0:
             self.events.append(Note(f"{name}_token_id {value} means none: not written"))

@@ -227,7 +227,8 @@ def test_every_gguf_tensor_has_one_writer(architecture: Architecture) -> None:
 def test_hparams(architecture: Architecture) -> None:
     last = {key: hparam for hparam in architecture.hparams for key in hparam.gguf}
     for hparam in architecture.hparams:
-        assert all(last[key] is hparam or last[key].always for key in hparam.gguf), "the key of two rows is the last's"
+        writers = [last[key] for key in hparam.gguf if last[key] is not hparam]
+        assert all(row.always or row.follows == hparam.name for row in writers), "the key of two rows is the last's"
         assert all(kind.removesuffix("[]") in TYPES for kind in hparam.types)
     names = {hparam.name for hparam in architecture.hparams}
     assert {"n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_vocab"} <= names
@@ -310,6 +311,8 @@ def weights_of(rule: TensorRule) -> Iterator[tuple[str, str]]:
 def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
     gguf = pytest.importorskip("gguf")
     arch = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf), None)
+    if architecture.gguf in NEWER:
+        pytest.skip("gguf-py does not have it yet")
     assert arch is not None, f"gguf-py knows no architecture {architecture.gguf}"
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
     known |= {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name}  # more have these than gguf-py lists
@@ -321,7 +324,8 @@ def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
 
 #: What the reference's classes name by themselves, without the map; of the nextn blocks, glm4moe has all.
 BY_CODE = ("ssm_ba.weight",)
-#: Keys of the reference's source tree that the gguf of PyPI does not have yet.
+#: Architectures and keys of the reference's source tree that the gguf of PyPI does not have yet.
+NEWER = {"hy_v3"}
 NEWER_KEYS = {"attention.recurrent_layers", "attention.rope_pattern", "classifier.pooling_type"}
 
 
@@ -339,6 +343,8 @@ RENAMED_FIRST |= {".dt_bias": ".dt_proj.bias"}
 def test_renames_are_those_of_gguf_py(architecture: Architecture) -> None:
     """Its name map, written by others, sends each Hugging Face name to the same GGUF name."""
     gguf = pytest.importorskip("gguf")
+    if architecture.gguf in NEWER:
+        pytest.skip("gguf-py does not have it yet")
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf)
     names = gguf.get_tensor_name_map(arch, 8)
     checked = 0

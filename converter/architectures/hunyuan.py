@@ -1,0 +1,161 @@
+"""HunYuan, dense, whose dynamic scaling is a larger rotary base; Hy3, a mixture.
+
+Source: the reference converter's HunYuanModel and HYV3Model; transformers' configuration classes for the defaults.
+"""
+
+from converter.architectures.common import (
+    ATTENTION,
+    ATTENTION_BIAS,
+    DECODER_HPARAMS,
+    DENSE_FFN,
+    NORM,
+    NORM_TENSORS,
+    QK_NORM,
+    ROPE_BUFFERS,
+    TEXT_MODEL_ALIASES,
+    TOP_TENSORS,
+    G,
+    H,
+)
+from converter.architectures.moe import (
+    BEYOND,
+    EXPERTS,
+    N_FF_EXP,
+    N_NEXTN,
+    NEXTN_HPARAMS,
+    NEXTN_TENSORS,
+    NEXTN_TOLD,
+    WITH_NEXTN,
+)
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, without
+from converter.architectures.styles import BPE, HUNYUAN
+from converter.architectures.traits import Traits
+
+SHARED = H + "mlp.shared_mlp."
+CONTEXT = 256 * 1024  # which dynamic scaling is for, whatever the config says
+
+ARCHITECTURES = (
+    Architecture(
+        gguf="hunyuan-dense",
+        hf=(
+            HFClass(
+                "HunYuanDenseV1ForCausalLM",
+                "hunyuan_v1_dense",
+                {
+                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+                    "max_position_embeddings": 2048,
+                },
+            ),
+        ),
+        hparams=(
+            *amended(
+                DECODER_HPARAMS, n_ctx={"back": "context"}, rope_theta={"back": "scaled_theta"},
+                n_expert={"config": (), "gguf": ()},
+                rope_type={"back": "'default' if unscaled == 'none' else unscaled"},
+                rope_factor={"back": "unscaled_factor", "follows": "unscaled_factor"},
+                rope_n_ctx_orig={"back": "unscaled_context", "follows": "unscaled_context"},
+            ),
+            HParam("alpha", ("rope.alpha",), (), "f32", default=50.0),
+            HParam(
+                "scaled_theta", (), ("rope.freq_base",), "f32", follows="rope_theta",
+                default="rope_theta * alpha ** (head_dim / (head_dim - 2)) if rope_type == 'dynamic' else rope_theta",
+            ),
+            HParam(
+                "unscaled", (), ("rope.scaling.type",), "str", always=True, back="'none'",
+                default="'none' if rope_type == 'dynamic' else rope_type",
+                values=(("none", "none"), ("linear", "linear"), ("yarn", "yarn"), ("longrope", "longrope")),
+            ),
+            HParam(
+                "unscaled_factor", (), ("rope.scaling.factor",), "f32", default=1.0, always=True,
+                when="rope_type == 'dynamic'",
+            ),
+            HParam(
+                "unscaled_context", (), ("rope.scaling.original_context_length",), default=CONTEXT, always=True,
+                when="rope_type == 'dynamic'",
+            ),
+            HParam(
+                "context", (), ("context_length",), follows="n_ctx",
+                default=f"{CONTEXT} if rope_type == 'dynamic' else n_ctx",
+            ),
+            ATTENTION_BIAS,
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION,
+            T(H + "self_attn.query_layernorm.weight", G + "attn_q_norm.weight", shape=("head_dim",)),
+            T(H + "self_attn.key_layernorm.weight", G + "attn_k_norm.weight", shape=("head_dim",)),
+            *DENSE_FFN,
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(HUNYUAN),
+    ),
+    Architecture(
+        gguf="hy_v3",
+        hf=(
+            HFClass(
+                "HYV3ForCausalLM",
+                "hy_v3",
+                {
+                    "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 11158840.0,
+                    "max_position_embeddings": 131072, "num_experts": 192, "num_experts_per_tok": 8,
+                    "num_shared_experts": 1, "moe_intermediate_size": 1536, "router_scaling_factor": 2.826,
+                },
+            ),
+        ),
+        hparams=(
+            *amended(
+                DECODER_HPARAMS, n_layer=WITH_NEXTN, n_expert={"config": ("num_experts", "num_local_experts")}
+            ),
+            *NEXTN_HPARAMS,
+            N_FF_EXP,
+            HParam(
+                "n_ff_shexp", (), ("expert_shared_feed_forward_length",), default="n_ff_exp * n_expert_shared",
+                always=True,
+            ),
+            HParam("n_expert_shared", ("num_shared_experts",), (), default=1, back="n_ff_shexp // n_ff_exp"),
+            HParam("weights_norm", ("route_norm",), ("expert_weights_norm",), "bool", default=True, always=True),
+            HParam(
+                "weights_scale", ("router_scaling_factor",), ("expert_weights_scale",), "f32", default=1.0, always=True
+            ),
+            HParam("sigmoid", (), ("expert_gating_func",), default=2, always=True),
+            *amended((N_NEXTN,), n_nextn={"null": 0, "always": True}),
+            # Which blocks have experts, the runtime asks the tensors.
+            HParam(
+                "is_moe", (), (), "bool[]", per_block=True,
+                default="present('model.layers.{block}.mlp.router.gate.weight')",
+                back="present('blk.{block}.ffn_gate_inp.weight')",
+            ),
+            HParam("every_kind", (), (), "str[]", per_block=True, default="'sparse' if is_moe else 'dense'"),
+            HParam("kinds", ("mlp_layer_types",), (), "str[]", back="resized(every_kind, n_main)"),
+            ATTENTION_BIAS,
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION,
+            *QK_NORM,
+            *only_when("not is_moe", DENSE_FFN),
+            *only_when(
+                "is_moe",
+                (
+                    T(H + "mlp.router.gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
+                    T(H + "mlp.expert_bias", G + "exp_probs_b", shape=("n_expert",)),
+                    *EXPERTS,
+                    T(SHARED + "gate_proj.weight", G + "ffn_gate_shexp.weight", shape=("n_ff_shexp", "n_embd")),
+                    T(SHARED + "up_proj.weight", G + "ffn_up_shexp.weight", shape=("n_ff_shexp", "n_embd")),
+                    T(SHARED + "down_proj.weight", G + "ffn_down_shexp.weight", shape=("n_embd", "n_ff_shexp")),
+                ),
+            ),
+            *without(NEXTN_TENSORS, G + "nextn.shared_head_norm.weight"),
+            T(
+                H + "final_layernorm.weight", G + "nextn.shared_head_norm.weight", shape=NORM, optional=True,
+                when="block >= n_main",
+            ),
+        ),
+        ignore=(*ROPE_BUFFERS, *BEYOND),
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(BPE, told=NEXTN_TOLD),
+    ),
+)  # fmt: skip
