@@ -48,7 +48,6 @@ RUNTIME: dict[str, Traits] = {
     "exaone-moe": Traits(BPE, window=SlidingWindow(4)),
     "falcon-h1": Traits(BPE),
     "gemma3n": Traits(GEMMA3, window=SlidingWindow(5), first_shared=20),
-    "gemma4": Traits(TokenizerStyle(("gemma4",), last=(*NO_PREFIX, ("add_bos_token", boolean(True))))),
     "glm-dsa": Traits(GLM),
     "glm5-next": Traits(
         GLM,

@@ -109,6 +109,25 @@ def longrope_config(factors: Arrays, hparams: Mapping[str, Any]) -> dict[str, An
     return {"rope_type": "longrope", "long_factor": long, "short_factor": short_}
 
 
+#: A divisor that leaves no rotation.
+UNROTATED = np.float32(1e30)
+
+
+def proportional_rope_freqs(rope: Rope, hparams: Mapping[str, Any]) -> Arrays:
+    """Divisors of the rotary frequencies of a head that turns in part, float32 (head_dim / 2,): 1, or no rotation."""
+    head_dim = int(hparams["head_dim"])
+    n_rotated = int(head_dim * float(_number(rope, "partial_rotary_factor", 1.0)) / 2)
+    return (np.where(np.arange(head_dim // 2) < n_rotated, np.float32(1), UNROTATED),)
+
+
+def proportional_rope_config(arrays: Arrays, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a head that turns by these divisors; nothing where they are others."""
+    (freqs,) = arrays
+    part = 2 * int((freqs == 1).sum()) / int(hparams["head_dim"])
+    said = {"rope_type": "proportional", "partial_rotary_factor": part}
+    return said if part > 0 and np.array_equal(proportional_rope_freqs(said, hparams)[0], freqs) else {}
+
+
 GENERATORS: dict[str, Generator] = {
     "llama3_rope_freqs": Generator(
         lambda rope, hparams: (llama3_rope_freqs(rope, hparams),),
@@ -116,6 +135,9 @@ GENERATORS: dict[str, Generator] = {
             arrays[0], {"rope_theta": hparams.get("rope_theta", 10000.0)}, hparams
         ),
         ("rope.rope_type",),
+    ),
+    "proportional_rope_freqs": Generator(
+        proportional_rope_freqs, proportional_rope_config, ("rope.rope_type", "rope.partial_rotary_factor")
     ),
     "longrope_factors": Generator(
         longrope_factors, longrope_config, ("rope.rope_type", "rope.long_factor", "rope.short_factor")

@@ -92,11 +92,12 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:
-    """The entry at a dotted key; None where there is none."""
-    value: Any = config
-    for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    """The entry at a dotted key, of the first that has it where the key says `*`; None where there is none."""
+    part, _, rest = dotted.partition(".")
+    if part == "*":
+        return next((found for each in config.values() if (found := lookup(_object(each), rest)) is not None), None)
+    value = config.get(part)
+    return lookup(_object(value), rest) if rest else value
 
 
 def _says_null(config: Mapping[str, Any], dotted: str) -> bool:
@@ -384,6 +385,10 @@ def write_config(
         elif key.startswith("rope.") or key in hf.defaults or not (hparam.default == 0 and value == 0):
             _put(config, key, _decimal(value))
     rope = config.pop("rope", {})
+    if "rope_parameters" in config:  # of sliding blocks, so that those of the others stand beside them
+        rope = {"rope_type": "default", **rope, **(scaling or {})}
+        sliding = {"rope_type": "default", **config["rope_parameters"].get("sliding_attention", {})}
+        return {**config, "rope_parameters": {"full_attention": rope, "sliding_attention": sliding}, **hf.constants}
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
             config[key] = rope.pop(key)

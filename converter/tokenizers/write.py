@@ -41,8 +41,12 @@ def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
         files = {"tokenizer.json": _dump(_byte_level(vocab, metadata))}
     elif vocab.model == "llama":
         files = {"tokenizer.json": _dump(_sentencepiece_json(vocab, metadata)), **_model(vocab, metadata)}
+    elif vocab.model == "gemma4":  # pieces of SentencePiece that merge by rank
+        files = {"tokenizer.json": _dump(_sentencepiece_json(vocab, metadata))}
     else:
-        raise TokenizerError(f"tokenizer model {vocab.model!r} cannot be written as tokenizer.json; gpt2 and llama can")
+        raise TokenizerError(
+            f"tokenizer model {vocab.model!r} cannot be written as tokenizer.json; gpt2, llama and gemma4 can"
+        )
     return {**files, "tokenizer_config.json": _dump(_settings(vocab, metadata))}
 
 
@@ -233,7 +237,7 @@ def _sentencepiece_json(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
         decoder={"type": "Sequence", "decoders": decoders},
         model=_bpe(
             vocab.ids(),
-            _merges_by_score(vocab),
+            [m.split(" ") for m in vocab.merges] or _merges_by_score(vocab),
             unk_token=None if unknown is None else vocab.texts[unknown],
             fuse_unk=True,
             byte_fallback=bool(vocab.of_type(BYTE)),

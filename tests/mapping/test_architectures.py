@@ -318,12 +318,12 @@ def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
     known |= {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name}  # more have these than gguf-py lists
     for rule in architecture.tensors:
         for name in rule.gguf:
-            stem = name.removesuffix(".weight").removesuffix(".bias")
+            stem = name.removesuffix(".weight").removesuffix(".bias").removesuffix(".scale")
             assert re.sub(r"\{[^}]*\}", "{bid}", stem) in known, f"{name} is no tensor of {architecture.gguf}"
 
 
 #: What the reference's classes name by themselves, without the map; of the nextn blocks, glm4moe has all.
-BY_CODE = ("ssm_ba.weight",)
+BY_CODE = ("ssm_ba.weight", ".scale")
 #: Architectures and keys of the reference's source tree that the gguf of PyPI does not have yet.
 NEWER = {"hy_v3"}
 NEWER_KEYS = {"attention.recurrent_layers", "attention.rope_pattern", "classifier.pooling_type"}

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from converter.errors import ArchitectureError
-from converter.mapping.generators import LLAMA3_DEFAULTS, llama3_rope_config, llama3_rope_freqs
+from converter.mapping.generators import GENERATORS, LLAMA3_DEFAULTS, llama3_rope_config, llama3_rope_freqs
 from converter.tensors.elementary import power
 
 # head_dim, rope_theta, factor, low and high factor, context: as config.json of the model says.
@@ -162,3 +162,19 @@ def test_of_contexts_that_give_the_same_the_nearest_to_the_published_is_meant() 
     """Without stretching all are the same; with few divisors those on either side of 8192 may be."""
     found = llama3_rope_config(np.ones(32, np.float32), {"rope_theta": 10000.0}, {"head_dim": 64})
     assert (found["factor"], found["original_max_position_embeddings"]) == (1.0, 8192)
+
+
+@pytest.mark.parametrize(("head_dim", "part", "rotated"), [(512, 0.25, 64), (24, 0.25, 3), (16, 1.0, 8), (18, 0.5, 4)])
+def test_a_head_that_turns_in_part(head_dim: int, part: float, rotated: int) -> None:
+    generator, hparams = GENERATORS["proportional_rope_freqs"], {"head_dim": head_dim}
+    (freqs,) = generator.make({"partial_rotary_factor": part}, hparams)
+    assert freqs.tolist() == [1.0] * rotated + [float(np.float32(1e30))] * (head_dim // 2 - rotated)
+    said = generator.back((freqs,), hparams)
+    assert said == {"rope_type": "proportional", "partial_rotary_factor": 2 * rotated / head_dim}
+    assert np.array_equal(generator.make(said, hparams)[0], freqs)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1e30, 1.0], [1e30, 1e30]])
+def test_divisors_of_no_such_head_lead_nowhere(values: list[float]) -> None:
+    freqs = np.array(values, np.float32)
+    assert GENERATORS["proportional_rope_freqs"].back((freqs,), {"head_dim": 4}) == {}

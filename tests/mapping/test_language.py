@@ -486,6 +486,29 @@ def test_a_nested_key_is_written_where_it_was_read(tmp_path: Path) -> None:
     same(trip, ssm_cfg={"layer": {"d_state": 16}})
 
 
+def test_an_entry_of_whichever_part_has_it() -> None:
+    architecture = toy(HParam("full", ("global_head_dim", "per_layer_config.*.head_dim"), ("key_length",)))
+    parts: dict[str, Any] = {"2": {"n_head": 1}, "5": {"head_dim": 24}, "11": {"head_dim": 32}, "x": 3}
+    for said, value in (({"per_layer_config": parts}, 24), ({"global_head_dim": 8, "per_layer_config": parts}, 8)):
+        assert read_config(architecture, architecture.hf[0], {**CONFIG, **said})[0]["full"] == value
+    assert "full" not in read_config(architecture, architecture.hf[0], {**CONFIG, "per_layer_config": {"0": {}}})[0]
+
+
+def test_rope_facts_of_sliding_blocks_stand_beside_those_of_the_others(tmp_path: Path) -> None:
+    architecture = toy(
+        HParam("rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32"),
+        HParam("swa", ("rope_parameters.sliding_attention.rope_theta",), ("rope.freq_base_swa",), "f32"),
+    )
+    parts = {
+        "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    trip = Trip(tmp_path, (architecture,), {**CONFIG, "rope_parameters": parts}, norms())
+    assert trip.keys["toy.rope.freq_base_swa"] == Value("f32", 1e4)
+    same(trip, rope_parameters=parts)
+    assert not {"rope", "rope_theta", "rope_scaling"} & trip.config.keys()
+
+
 # ------------------------------------------------------------------------------------------------ names (M8)
 
 NAMED = toy(
