@@ -28,6 +28,12 @@ DEFAULTS = {
     "use_sliding_window": False, "max_window_layers": 28,
 }
 
+# KORMo calls the same norms otherwise; what comes back is a Qwen2.
+KORMO_ALIASES = (
+    (H + "pre_attention_layernorm.{rest}", H + "input_layernorm.{rest}"),
+    (H + "pre_mlp_layernorm.{rest}", H + "post_attention_layernorm.{rest}"),
+)
+
 # transformers 4 knows these experts as `num_experts` only.
 MOE_HPARAMS = amended(DECODER_HPARAMS, n_expert={"config": ("num_experts", "num_local_experts")})
 EXPERT_WIDTHS = (
@@ -62,11 +68,12 @@ ARCHITECTURES = (
         hf=(
             HFClass("Qwen2ForCausalLM", "qwen2", DEFAULTS),
             HFClass("Qwen2Model", "qwen2", DEFAULTS, when="0", head=False),
+            HFClass("KORMoForCausalLM", "kormo", DEFAULTS, when="0"),
         ),
         hparams=DECODER_HPARAMS,
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
-        aliases=TEXT_MODEL_ALIASES,
+        aliases=(*TEXT_MODEL_ALIASES, *KORMO_ALIASES),
         traits=Traits(SPM_OR_BPE, large="n_layer == 80"),
     ),
     Architecture(
