@@ -19,6 +19,7 @@ from converter.storage.json import read_json, read_json_list
 Assets = Mapping[str, Path]
 
 PROCESSOR = (("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor"))
+MAX_TOKENIZER = 256 << 20
 MODULES, GENERATION = "modules.json", "generation_config.json"
 #: How the vectors of a text's tokens become one, and the flag that says so where no text does.
 POOLING_FLAGS = (
@@ -102,6 +103,24 @@ def _read_processor(assets: Assets) -> dict[str, Any]:
     return merged
 
 
+def _read_tokens(assets: Assets) -> dict[str, Any]:
+    """The ids of the tokens that were added to the vocabulary, by their texts."""
+    found: dict[str, Any] = {}
+    if "tokenizer.json" in assets:
+        listed = read_json(assets["tokenizer.json"], MAX_TOKENIZER).get("added_tokens")
+        found.update(
+            (str(token["content"]), token["id"])
+            for token in (listed if isinstance(listed, list) else ())
+            if isinstance(token, dict) and isinstance(token.get("id"), int) and "content" in token
+        )
+    if "tokenizer_config.json" in assets:
+        decoder = read_json(assets["tokenizer_config.json"], MAX_TOKENIZER, python=True).get("added_tokens_decoder")
+        for number, token in (decoder if isinstance(decoder, dict) else {}).items():
+            if isinstance(token, dict) and number.isascii() and number.isdecimal() and len(number) < 10:
+                found[str(token.get("content"))] = int(number)
+    return found
+
+
 def _write_nothing(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
@@ -113,4 +132,5 @@ COMPANIONS: Mapping[str, tuple[_Read, _Write]] = {
     "/pooling": (_read_pooling, _write_pooling),
     "/generation_config": (_read_generation, _write_generation),
     "/processor": (_read_processor, _write_nothing),
+    "/tokens": (_read_tokens, _write_nothing),
 }

@@ -3,7 +3,7 @@
 An op takes the list of tensors in flight to another list. What it may touch decides what it costs:
 
     reach     on packed bytes        streams        ops
-    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Reshape, Split,
+    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Reshape, Split,
                                                     Concat, Transpose while they leave the last axis alone
     values    after decoding         by rows        Add, Mul, NegExp, LogNeg
     whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
@@ -298,6 +298,27 @@ class Stack(Op):
 
     def inverse(self) -> Unstack:
         return Unstack(self.count)
+
+
+@dataclass(frozen=True)
+class Row(Op):
+    """One row of a matrix, which stays a matrix: the embedding of a token that another part of the model needs, too.
+
+    What is around it is not kept, so that there is no way back; rules for files that come back do without it.
+    """
+
+    index: Size
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        fits = all(len(shape) == 2 and 0 <= int(self.index) < shape[0] for shape in shapes)
+        _check(fits, self, shapes)
+        return [(1, shape[1]) for shape in shapes]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, lambda a: a[int(self.index) : int(self.index) + 1])
+
+    def inverse(self) -> Op:
+        raise ShapeMismatch(f"{self} has no way back")
 
 
 @dataclass(frozen=True)

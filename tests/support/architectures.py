@@ -50,7 +50,7 @@ class Sample:
         renamed: (beginning of names, what it is in the folder that comes back), where that is of another class.
         options: of the reference's converter.
         failing: whether it fails on the model; nothing of it is recorded then.
-        forgotten: keys that it should write and does not.
+        forgotten: keys and tensors that it should write and does not (docs/differences.md).
         corrected: part of its tensors' names -> what it should be (docs/differences.md).
         told: what config.json says to it alone, where it fails on what transformers saves.
         request: ours.
