@@ -103,6 +103,17 @@ ARCHITECTURES = (
                 tokenizer=GLM,
             ),
             HFClass(
+                "YoutuForCausalLM",
+                "youtu",
+                {
+                    "num_key_value_heads": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                    "max_position_embeddings": 131072, "kv_lora_rank": 512, "q_lora_rank": 1536,
+                    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "head_dim": "qk_rope_head_dim",
+                },
+                when="n_expert == 0",
+                facts={"n_nextn_said": 0},
+            ),
+            HFClass(
                 "DeepseekV3ForCausalLM",
                 "deepseek_v3",
                 V3_DEFAULTS,
