@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from importlib import resources
 
 from converter.architectures.runtime import RUNTIME
 from converter.architectures.spec import Architecture
@@ -18,14 +19,31 @@ from converter.plugins import plugins
 ENTRY_POINTS = "converter.architectures"
 
 
+def architectures(*words: object) -> dict[str, Architecture]:
+    """Every architecture of ours by its GGUF name.
+
+    With words, only those of the files that have one of them in quotes, which is where each architecture's classes,
+    model types and GGUF name stand: to load all takes longer than to read a header.
+    """
+    quoted = [f'"{word}"'.encode() for word in words if isinstance(word, str)]
+    sources = _sources().items()
+    modules = [name for name, text in sources if not words or any(word in text for word in quoted)]
+    return {architecture.gguf: architecture for module in modules for architecture in _rows(module)}
+
+
 @cache
-def architectures() -> dict[str, Architecture]:
-    """Every architecture of ours by its GGUF name."""
-    found: dict[str, Architecture] = {}
-    for module in pkgutil.iter_modules(__path__):
-        for architecture in getattr(importlib.import_module(f"{__name__}.{module.name}"), "ARCHITECTURES", ()):
-            found[architecture.gguf] = architecture
-    return found
+def _sources() -> dict[str, bytes]:
+    """The text of each file of this folder, by module."""
+    return {
+        module.name: (resources.files(__name__) / f"{module.name}.py").read_bytes()
+        for module in pkgutil.iter_modules(__path__)
+    }
+
+
+@cache
+def _rows(module: str) -> tuple[Architecture, ...]:
+    rows: tuple[Architecture, ...] = getattr(importlib.import_module(f"{__name__}.{module}"), "ARCHITECTURES", ())
+    return rows
 
 
 @cache
@@ -39,12 +57,12 @@ def plugged() -> dict[str, Architecture]:
     """Those of other packages by their GGUF names, where we have none of that name."""
     found: dict[str, Architecture] = {}
     for each in plugins(ENTRY_POINTS, Architecture):
-        if each.gguf not in architectures():
+        if each.gguf not in architectures(each.gguf):
             found.setdefault(each.gguf, each)
     return found
 
 
 def traits_of(name: str) -> Traits:
     """The facts of the architecture with this GGUF name, mapped here or only known to runtimes; else the usual ones."""
-    mapped = architectures().get(name)
+    mapped = architectures(name).get(name)
     return mapped.traits if mapped else RUNTIME.get(name, Traits())

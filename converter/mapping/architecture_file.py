@@ -94,9 +94,9 @@ class _File:
         return replace(made, traits=replace(made.traits, tokenizer=self._style(content, made.traits.tokenizer)))
 
     def _base(self, name: Any) -> Architecture | None:
-        if name is not None and name not in architectures():
+        if name is not None and name not in architectures(name):
             raise self._error(f"there is no architecture {short(name)}; `convert architectures` lists them", "like")
-        return architectures()[name] if name is not None else None
+        return architectures(name)[name] if name is not None else None
 
     def _style(self, content: Mapping[str, Any], usual: TokenizerStyle) -> TokenizerStyle:
         name = content.get("tokenizer")

@@ -30,10 +30,12 @@ def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architec
     """
     if name and is_file(name):
         return _class_in(read_architecture(Path(name)), config)
-    for known in (architectures, plugged):  # others are looked for only where none of ours answers
-        if found := _answer(known(), config, name):
-            return found
     classes = [name] if name else _classes(config)
+    words = (*classes, *_classes(text_config(config)), config.get("model_type"))
+    if found := _answer(architectures(*words), config, name):
+        return found
+    if found := _answer(plugged(), config, name):  # looked for only where none of ours answers
+        return found
     raise _unknown(", ".join(map(short, classes[:3])) or f"model_type {short(config.get('model_type'))}")
 
 
@@ -99,9 +101,8 @@ def detect_gguf(metadata: Mapping[str, Value | Array], name: str | None = None) 
     wanted = name or (value.value if isinstance(value, Value) else None)
     if name and is_file(name):  # what a stranger's file says is never a path
         return read_architecture(Path(name))
-    for known in (architectures, plugged):
-        if wanted in known():
-            return known()[str(wanted)]
+    if found := architectures(wanted).get(str(wanted)) or plugged().get(str(wanted)):
+        return found
     raise _unknown(short(wanted))
 
 

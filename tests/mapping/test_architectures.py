@@ -179,6 +179,15 @@ def test_every_file_registers_what_it_says() -> None:
     assert len(set(classes)) == len(classes)
 
 
+@pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
+def test_what_it_answers_to_stands_in_its_file(architecture: Architecture) -> None:
+    """Only files that have a word in quotes are looked at for it."""
+    for word in (architecture.gguf, *(word for hf in architecture.hf for word in (hf.name, hf.model_type))):
+        assert architectures(word)[architecture.gguf] == architecture, word
+    assert len(architectures(architecture.gguf)) < len(EVERY) // 2
+    assert not architectures("nobody") and not architectures(None) and not architectures('x"')
+
+
 @pytest.mark.parametrize(("architecture", "rule"), RULES, ids=rule_id)
 def test_templates_parse_and_format(architecture: Architecture, rule: TensorRule) -> None:
     known = FIELDS | {hparam.name for hparam in architecture.hparams}

@@ -31,7 +31,7 @@ UNKNOWN = (
 
 @pytest.fixture(autouse=True)
 def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "architectures", lambda: KNOWN)
+    monkeypatch.setattr(module, "architectures", lambda *_: KNOWN)
     monkeypatch.setattr(module, "plugged", lambda: PLUGGED)
 
 

@@ -54,7 +54,7 @@ class Trip:
     ):
         known = {architecture.gguf: architecture for architecture in architectures}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(detect, "architectures", lambda: known)
+            patch.setattr(detect, "architectures", lambda *_: known)
             folder = write(path / "m", dict(config), tensors, "F32")
             converter.convert(folder, path / "m.gguf", NO_TOKENIZER, threads=1)
             plan = converter.convert(path / "m.gguf", path / "back.safetensors", NO_TOKENIZER, threads=1)
@@ -676,7 +676,7 @@ def test_other_things_than_experts_are_stacked(tmp_path: Path) -> None:
 
 def test_a_folder_keeps_what_another_row_is_computed_from(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detect, "architectures", lambda: {"toy": HYBRID})
+        patch.setattr(detect, "architectures", lambda *_: {"toy": HYBRID})
         folder = write(tmp_path / "m", HYBRID_CONFIG, hybrid_tensors(), "F32")
         converter.convert(folder, tmp_path / "m.gguf", NO_TOKENIZER, threads=1)
         converter.convert(tmp_path / "m.gguf", f"{tmp_path / 'back'}/", NO_TOKENIZER, threads=1)
@@ -710,7 +710,7 @@ FORCED = toy(
 def test_a_rule_says_what_type_its_tensors_have(
     via: str, types: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detect, "architectures", lambda: {"toy": FORCED})
+    monkeypatch.setattr(detect, "architectures", lambda *_: {"toy": FORCED})
     square = random({name: (8, 8) for name in ("router", "position", "patch", "conv", "plain")})
     folder = write(tmp_path / "m", dict(CONFIG), {**norms(), **square}, "F32")
     with converter.plan(folder, tmp_path / "m.gguf", NO_TOKENIZER.replace(via=via)).checkpoint as made:
@@ -811,7 +811,7 @@ def test_blocks_for_further_tokens_are_those_that_are_there(
     said: int | None, there: bool, request_: Any, blocks: int, key: int | None, told: str | None, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(detect, "architectures", lambda: {"toy": FURTHER})
+    monkeypatch.setattr(detect, "architectures", lambda *_: {"toy": FURTHER})
     keys, names, events = further(tmp_path, said, there, **request_)
     assert (keys["block_count"], keys.get("nextn_predict_layers")) == (blocks, key)
     assert ("blk.2.nextn.eh_proj.weight" in names) is (blocks == 3)

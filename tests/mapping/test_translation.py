@@ -48,7 +48,7 @@ MIXED: Shapes = {**WHOLE, **{f"l.{block}.e.{expert}.w": (3, 2) for block in (0, 
 
 @pytest.fixture(autouse=True)
 def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect, "architectures", lambda: {"toy": TOY})
+    monkeypatch.setattr(detect, "architectures", lambda *_: {"toy": TOY})
 
 
 def checkpoint(dialect: str, shapes: Shapes, config: dict[str, Any], dtype: DType = F32) -> Checkpoint:

@@ -302,7 +302,7 @@ def test_a_folder_without_tensors_needs_no_names() -> None:
 def test_what_has_a_rule_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = (T("vision.w", "x", shape=(1,)),)
     architecture = Architecture("toy", TOY.hf, TOY.hparams[:1], rules, ignore=("vision.{rest}",))
-    monkeypatch.setattr(detect, "architectures", lambda: {"toy": architecture})
+    monkeypatch.setattr(detect, "architectures", lambda *_: {"toy": architecture})
     config = {"architectures": ["ToyModel"], "n_layer": 1}
     assert list(made_up("hf", config, ("vision.w", (1,)), ("vision.b", (1,))).canonical) == ["vision.w"]
 
@@ -340,7 +340,7 @@ def test_instances_of_experts_and_of_any_shape(dialect: str, expected: list[Any]
 
 @pytest.mark.parametrize(("most", "refused"), [(1 << 17, False), ((1 << 17) + 1, True)])
 def test_experts_of_each_block_are_counted(most: int, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect, "architectures", lambda: {"toy": STACKED})
+    monkeypatch.setattr(detect, "architectures", lambda *_: {"toy": STACKED})
     for experts in ([], [most, 0]):
         config = {"architectures": ["ToyModel"], "n_layer": 2, "n_expert": experts}
         model = made_up("hf", config, ("a", (1,)), ("b", (1,)))
