@@ -84,6 +84,21 @@ def test_so_do_all_sizes_of_heads(base: float, factor: float) -> None:
         assert ours(config).tolist() == torchs(config).tolist(), dim
 
 
+@pytest.mark.parametrize("low", [0.5, 1.0, 8.0])
+@pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED)
+def test_the_formula_in_higher_precision_gives_nearly_the_same(config: Config, low: float) -> None:
+    """Also where stretching begins before keeping ends (8.0): what both claim is kept."""
+    dim, base, factor, _, high, context = config
+    exact = []
+    for pair in range(dim // 2):
+        wavelength = 2 * math.pi * base ** (2 * pair / dim)
+        smooth = 1.0 if wavelength < context / high else 0.0
+        if context / high <= wavelength <= context / low:
+            smooth = (context / wavelength - low) / (high - low)
+        exact.append(1 / ((1 - smooth) / factor + smooth))
+    assert ours((dim, base, factor, low, high, context)).tolist() == pytest.approx(exact, rel=1e-4)
+
+
 def test_where_torch_is_off() -> None:
     """Its powers are ours, which are correctly rounded, but for a few; none of those is blended in a divisor above."""
     found = set()
@@ -122,16 +137,16 @@ def test_what_is_no_positive_number_is_named(key: str, value: Any) -> None:
 
 
 def test_numbers_up_to_the_limits_are_taken() -> None:
-    assert llama3_rope_freqs({"factor": 1e29}, {"head_dim": 64}).max() == np.float32(1e29)
-    assert llama3_rope_freqs({"factor": 2e-30}, {"head_dim": 64}).min() == np.float32(2e-30)
+    assert llama3_rope_freqs({"factor": 9.9e29}, {"head_dim": 64}).max() == np.float32(9.9e29)
+    assert llama3_rope_freqs({"factor": 1.01e-30}, {"head_dim": 64}).min() == np.float32(1.01e-30)
     assert (
         llama3_rope_freqs({"factor": 8}, {"head_dim": 64}).tolist() == llama3_rope_freqs({}, {"head_dim": 64}).tolist()
     )
 
 
 def test_what_is_left_out_has_the_values_of_transformers() -> None:
-    expected = torchs((64, 10000.0, 8.0, 1.0, 4.0, 8192))
-    assert llama3_rope_freqs({}, {"head_dim": 64}).tolist() == expected.tolist()
+    config = (64, 10000.0, 8.0, 1.0, 4.0, 8192)
+    assert llama3_rope_freqs({}, {"head_dim": 64}).tolist() == ours(config).tolist() == torchs(config).tolist()
 
 
 @pytest.mark.parametrize("exponent", range(5, 21))
@@ -151,17 +166,25 @@ def test_what_is_no_usual_scaling_is_none() -> None:
         freqs = llama3_rope_freqs({**rope, "original_max_position_embeddings": context}, head)
         assert llama3_rope_config(freqs, rope, head) == {}
     freqs = llama3_rope_freqs(rope, head)
-    close, apart = freqs * np.float32(1.000005), freqs * np.float32(1.00002)
+    close, apart = freqs * np.float32(1.000005), freqs * np.float32(1.000012)
     assert llama3_rope_config(close, rope, head)["original_max_position_embeddings"] == 8192
     assert llama3_rope_config(apart, rope, head) == {}
-    for wrong in (freqs * np.float32(0), freqs * np.float32(1e30), freqs * np.float32(np.nan)):
-        assert llama3_rope_config(wrong, rope, head) == {}
+    for largest in (0, 1e-30, 1.2e30, np.inf, np.nan):
+        assert llama3_rope_config(freqs / freqs.max() * np.float32(largest), rope, head) == {}
 
 
 def test_of_contexts_that_give_the_same_the_nearest_to_the_published_is_meant() -> None:
     """Without stretching all are the same; with few divisors those on either side of 8192 may be."""
     found = llama3_rope_config(np.ones(32, np.float32), {"rope_theta": 10000.0}, {"head_dim": 64})
     assert (found["factor"], found["original_max_position_embeddings"]) == (1.0, 8192)
+
+
+@pytest.mark.parametrize("said", [{}, {"rope_theta": 500000.0}])
+def test_the_base_is_that_of_the_model_or_of_transformers(said: dict[str, float]) -> None:
+    generator, head, scaling = GENERATORS["llama3_rope_freqs"], {"head_dim": 64}, {**LLAMA3_DEFAULTS, "factor": 16.0}
+    arrays = generator.make({"rope_theta": 10000.0, **said, **scaling}, head)
+    assert generator.back(arrays, {**head, **said}) == {"rope_type": "llama3", **scaling}
+    assert generator.says == ("rope.rope_type",)  # the other values are those of every published model, not read
 
 
 @pytest.mark.parametrize(("head_dim", "part", "rotated"), [(512, 0.25, 64), (24, 0.25, 3), (16, 1.0, 8), (18, 0.5, 4)])
@@ -172,9 +195,37 @@ def test_a_head_that_turns_in_part(head_dim: int, part: float, rotated: int) -> 
     said = generator.back((freqs,), hparams)
     assert said == {"rope_type": "proportional", "partial_rotary_factor": 2 * rotated / head_dim}
     assert np.array_equal(generator.make(said, hparams)[0], freqs)
+    assert generator.says == tuple(f"rope.{key}" for key in said)
+
+
+def test_a_head_of_which_nothing_is_said_turns_whole() -> None:
+    (freqs,) = GENERATORS["proportional_rope_freqs"].make({}, {"head_dim": 6})
+    assert freqs.tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [1e30, 1.0], [1e30, 1e30]])
 def test_divisors_of_no_such_head_lead_nowhere(values: list[float]) -> None:
     freqs = np.array(values, np.float32)
     assert GENERATORS["proportional_rope_freqs"].back((freqs,), {"head_dim": 4}) == {}
+
+
+def test_the_factors_of_longrope_and_back() -> None:
+    generator, rope = GENERATORS["longrope_factors"], {"long_factor": [1, 64.8], "short_factor": [1.05, 0.1]}
+    arrays = generator.make(rope, {})
+    assert [array.dtype for array in arrays] == [np.float32, np.float32]
+    assert [array.tolist() for array in arrays] == [np.float32(factors).tolist() for factors in rope.values()]
+    said = generator.back(arrays, {})
+    assert said == {"rope_type": "longrope", **rope}
+    assert generator.says == tuple(f"rope.{key}" for key in said)
+
+
+@pytest.mark.parametrize("key", ["long_factor", "short_factor"])
+@pytest.mark.parametrize("value", [None, [], 1.0, "12", {"1": 2}])
+def test_factors_of_longrope_are_lists(key: str, value: Any) -> None:
+    with pytest.raises(ArchitectureError, match=f"rope scaling: {key} is .*, not a list of numbers"):
+        GENERATORS["longrope_factors"].make({"long_factor": [1.0], "short_factor": [1.0], key: value}, {})
+
+
+def test_a_factor_of_longrope_is_a_positive_number() -> None:
+    with pytest.raises(ArchitectureError, match="rope scaling: long_factor is 0, not a positive number"):
+        GENERATORS["longrope_factors"].make({"long_factor": [1.0, 0], "short_factor": [1.0, 1.0]}, {})

@@ -62,6 +62,7 @@ SAME = {
     "indented list": "a:\n    - x\n    - y: 1\n      z: 2\nb:\n  - |\n    text\n  - 'q'\n",
     "flow": "a: [ ]\nb: {}\nc: {x: 1, y: [a, b c], \"z\": 'q', w: }\n"
     "d: [https://a.b/c, x#y, a b,\nc,\n  d]\ne: [[1], {a: b}]\n",
+    "flow without spaces": "a: [b,c,'d',[1,2],{e: f,g: h}]\n",
     "comments": "# top\na: 1 # one\n\n# between\nb: x#y\nc:\n  # inside\n  - d # item\n  # after\n",
     "colons": "url: https://huggingface.co/a/b\ntime: a:b\nk:v: 1\n",
     "urls in list": "base_model:\n  - https://huggingface.co/a/b\n  - org/model\n",

@@ -152,6 +152,14 @@ def test_an_unnamed_target_is_planned_once(tmp_path: Path, monkeypatch: pytest.M
     assert plan.target.name.endswith("-Q8_0.gguf")
 
 
+@pytest.mark.parametrize("source", [None, Source(STORIES, config=STORIES)], ids=["opened", "given"])
+def test_a_plan_names_its_ends(source: Source | None, tmp_path: Path) -> None:
+    """The source is what was opened unless more is known of it, the target a file unless it is to be named."""
+    plan = build(open_checkpoint(source or STORIES), tmp_path / "out.gguf", formats()["gguf"], Request(), source=source)
+    plan.checkpoint.close()
+    assert (plan.source, plan.target) == (source or Source(STORIES), tmp_path / "out.gguf")
+
+
 # ---------------------------------------------------------------------------------------------- the passes
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from converter.architectures import traits_of
+from converter.architectures.traits import AS_ASKED, F16_OR_F32
 from converter.errors import QuantizationError, UsageError
 from converter.quant.recipes import (
     ALIASES,
@@ -495,9 +496,9 @@ def test_stacks_are_matrices_along_a_third_axis() -> None:
 
 
 def test_three_near_names_and_two_that_are_like_none() -> None:
-    with pytest.raises(UsageError, match=r"did you mean (\w+) or (\w+) or (\w+)\?\n") as near:
+    with pytest.raises(UsageError, match=r"did you mean \w+ or \w+ or \w+\?\n") as near:
         recipe("q4_k_")
-    assert {"Q4_K", "Q4_K_M", "Q4_K_S"} == set(re.findall(r"Q4_K\w*", str(near.value).split("\n")[0]))
+    assert {"Q4_K", "Q4_K_M", "Q4_K_S"} == set(re.findall(r"\bQ\w+", str(near.value).split("\n")[0]))
     with pytest.raises(UsageError, match=r"names look like output\.weight, token_embd\.weight$"):
         one("output.weight", "Q4_K_M", dense(), tensor_types=(("zzzzzzzzzzzzzzzz", "q8_0"),))
     with pytest.raises(UsageError, match="names look like"):
@@ -569,6 +570,37 @@ def test_type_in_the_intermediate_file(
     name: str, shape: tuple[int, ...], source: str, outtype: str, expected: Choice
 ) -> None:
     assert converter_type(name, shape, source, outtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("forced", "shape", "outtype", "type"),
+    [
+        ("F32", (8, 256), "F16", "F32"),
+        ("F32", (8, 256), "Q8_0", "F32"),
+        ("F16", (8, 256), "F32", "F16"),
+        ("F16", (8, 256), "BF16", "F16"),
+        ("F16", (256,), "F32", "F16"),
+        (F16_OR_F32, (8, 256), "F16", "F16"),
+        (F16_OR_F32, (8, 256), "F32", "F32"),
+        (F16_OR_F32, (8, 256), "BF16", "F32"),
+        (AS_ASKED, (8, 256), "BF16", "BF16"),
+        (AS_ASKED, (8, 256), "Q8_0", "Q8_0"),
+    ],
+)
+def test_an_architecture_may_force_a_type(forced: str, shape: tuple[int, ...], outtype: str, type: str) -> None:
+    """A norm shows it: without force it is F32."""
+    expected = Choice(type, "forced by its architecture")
+    assert converter_type("blk.0.attn_norm.weight", shape, "BF16", outtype, forced) == expected
+
+
+@pytest.mark.parametrize(("shape", "why"), [((256,), "1-D"), ((8, 100), "norm")])
+def test_what_cannot_be_as_asked_goes_by_the_rules(shape: tuple[int, ...], why: str) -> None:
+    assert converter_type("blk.0.attn_norm.weight", shape, "BF16", "Q8_0", AS_ASKED) == Choice("F32", why)
+
+
+def test_what_arrives_quantized_is_not_forced() -> None:
+    kept = Choice("Q4_0", "kept: arrives quantized")
+    assert converter_type("blk.0.attn_q.weight", (8, 256), "Q4_0", "F16", "F32") == kept
 
 
 # ---------------------------------------------------------------------------------------------------
