@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 import time
 
 import pytest
@@ -127,6 +128,19 @@ def test_skips_one_entry_and_says_so(bad: str, reason: str) -> None:
     assert reason in str(events[0])
     if "open" not in bad and "[a, b" not in bad:
         assert plainly(entries)["after"] == 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize("rest", ["", " a", "a"])
+def test_what_a_value_may_begin_with(rest: str) -> None:
+    """Every mark and letter but those of tags and anchors, and `=`, which PyYAML takes for a type of its own."""
+    yaml = pytest.importorskip("yaml")
+    for mark in sorted({*string.punctuation, *string.ascii_letters, *string.digits} - {*"!&="}):
+        entries, events = read_front_matter(f"x: {mark}{rest}\n")
+        try:
+            expected = yaml.safe_load(f"x: {mark}{rest}\n")
+        except yaml.YAMLError:
+            expected = {}
+        assert plainly(entries) == expected and bool(events) is (expected == {}), mark
 
 
 def test_notes_only_what_is_wanted() -> None:
