@@ -4,6 +4,7 @@ Source: the reference converter's FalconModel; transformers' configuration class
 """
 
 from converter.architectures.common import NORM, G, Q
+from converter.architectures.gptneox import GELU
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
 from converter.architectures.traits import Traits
@@ -68,6 +69,6 @@ ARCHITECTURES = (
         ),
         ignore=(B + "self_attention.rotary_emb.inv_freq",),
         aliases=(("{rest}", "transformer.{rest}"),),
-        traits=Traits(BPE, built_in={"parallel_attn": (True,)}),
+        traits=Traits(BPE, built_in={"parallel_attn": (True,), "activation": GELU}),
     ),
 )  # fmt: skip

@@ -95,7 +95,9 @@ ARCHITECTURES = (
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
-            BPE, window=SlidingWindow(2), built_in={"swiglu_limit": (7.0,), "rope.truncate": (False,)}
+            BPE,
+            window=SlidingWindow(2),
+            built_in={"swiglu_alpha": (1.702,), "swiglu_limit": (7.0,), "rope.truncate": (False,)},
         ),
     ),
 )  # fmt: skip

@@ -132,7 +132,13 @@ ARCHITECTURES = (
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
-            TokenizerStyle(("spm", "bpe"), round_to=8), built_in={"position_embedding_type": ("nope",)}, told=TOLD,
+            TokenizerStyle(("spm", "bpe"), round_to=8),
+            # How many heads a block has says what it is.
+            built_in={
+                "position_embedding_type": ("nope",),
+                "layer_types": ("mamba", "linear_attention", "attention", "full_attention"),
+            },
+            told=TOLD,
         ),
     ),
 )  # fmt: skip

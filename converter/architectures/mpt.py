@@ -45,6 +45,6 @@ ARCHITECTURES = (
             *pair(B + "ffn.up_proj", G + "ffn_up", shape=("n_ff", "n_embd")),
             *pair(B + "ffn.down_proj", G + "ffn_down", shape=("n_embd", "n_ff")),
         ),
-        traits=Traits(BPE),
+        traits=Traits(BPE, built_in={"layer_norm_epsilon": (1e-5,)}),
     ),
 )

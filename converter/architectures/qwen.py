@@ -98,7 +98,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE),
+        traits=Traits(BPE, built_in={"norm_topk_prob": (False,)}),
     ),
     Architecture(
         gguf="qwen3",

@@ -8,11 +8,14 @@ transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 OFF: tuple[object, ...] = (0, False, ())
 ONE: tuple[object, ...] = (1, True)
 SILU = ("silu", "swish")
+#: What is no bound; transformers 5 writes what JSON has no number for as an object.
+ENDLESS = (math.inf, {"__float__": "Infinity"})
 
 #: Dotted key -> values that change nothing; null never does, and a list does not where none of its items does.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -20,6 +23,8 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "hidden_act": SILU,
     "hidden_activation": SILU,
     "activation_function": SILU,
+    "activation": SILU,
+    "swiglu_alpha": (),
     "swiglu_limit": OFF,
     # positions
     "rope.rope_type": ("default", "mrope"),
@@ -39,7 +44,10 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "rope_parameters.sliding_attention.factor": ONE,
     "rope_parameters.sliding_attention.partial_rotary_factor": ONE,
     "rope_local_base_freq": (),
+    "layer_rope_theta": (),
+    "rope_interleave": ONE,
     "no_rope_layers": ONE,
+    "no_rope_layer_interval": (4,),
     "alibi": OFF,
     "use_alibi": OFF,
     "position_embedding_type": ("rope", "rotary"),
@@ -49,6 +57,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "attention_chunk_size": OFF,
     "is_causal": ONE,
     "use_bidirectional_attention": OFF,
+    "attn_config.prefix_lm": OFF,
     # scales and bounds
     "attention_multiplier": (),
     "query_pre_attn_scalar": (),
@@ -60,6 +69,10 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "scale_depth": (),
     "dim_model_base": (),
     "attn_temperature_tuning": OFF,
+    "attn_scale": (0.1,),
+    "floor_scale": (8192,),
+    "attn_config.softmax_scale": (),
+    "time_step_limit": (0, *ENDLESS),
     "attn_logit_softcapping": OFF,
     "final_logit_softcapping": OFF,
     "clip_qkv": OFF,
@@ -67,12 +80,14 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "scale_attn_by_inverse_layer_idx": OFF,
     "parallel_attn": OFF,
     "use_parallel_residual": OFF,
+    "apply_residual_connection_post_layernorm": OFF,
     # which experts, and how much of each
     "norm_topk_prob": ONE,
     "routed_scaling_factor": ONE,
     "scoring_func": ("softmax",),
     "n_group": ONE,
     "topk_group": ONE,
+    "moe_norm_min": (1e-12,),
 }
 
 #: Dotted key -> conditions over config.json under all of which it changes something; one it cannot answer holds.
@@ -80,7 +95,16 @@ ONLY_WHEN: Mapping[str, tuple[str, ...]] = {
     "sliding_window": (
         "use_sliding_window != 0", "max_window_layers < num_hidden_layers", "sliding_window < max_position_embeddings",
     ),
+    "attn_scale": ("attn_temperature_tuning != 0",),
+    "floor_scale": ("attn_temperature_tuning != 0",),
 }  # fmt: skip
+
+#: Dotted key -> another, whose value changes nothing here either.
+SAME_AS: Mapping[str, str] = {
+    "rope_parameters.sliding_attention.rope_theta": "rope.rope_theta",
+    "rope_local_base_freq": "rope.rope_theta",
+    "layer_rope_theta": "rope.rope_theta",
+}
 
 #: Types of rope scaling that are factors for each frequency: only a tensor of them says what they mean.
 BY_FACTORS = ("llama3", "longrope", "su")

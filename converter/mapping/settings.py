@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.architectures.settings import BY_FACTORS, NEUTRAL, ONLY_WHEN
+from converter.architectures.settings import BY_FACTORS, NEUTRAL, ONLY_WHEN, SAME_AS
 from converter.architectures.spec import Architecture, HFClass
 from converter.events import SettingLost
 from converter.mapping.generators import GENERATORS
@@ -25,6 +25,8 @@ def lost_settings(
     flat = {**hf.defaults, **flat_config(config)}
     for key, neutral in {**NEUTRAL, **architecture.traits.built_in}.items():
         value = lookup(flat, key)
+        if key in SAME_AS:
+            neutral = (*neutral, lookup(flat, SAME_AS[key]))
         if _acts(value, neutral, ONLY_WHEN.get(key, ()), flat) and not _said(architecture, key, value, scope, back):
             yield SettingLost(_spelled(config, key), str(value)[:60], architecture.gguf)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from support.models import as_transformers_4
 
 import converter
 from converter.architectures import architectures
-from converter.architectures.settings import NEUTRAL
+from converter.architectures.settings import NEUTRAL, ONLY_WHEN, SAME_AS
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.traits import Traits
 from converter.cli.main import main
@@ -21,7 +22,7 @@ from converter.compare import compare
 from converter.diff import diff
 from converter.errors import FidelityError, LossyError
 from converter.events import MetadataLost, SettingLost
-from converter.mapping.hparams import Scope, hparam_metadata, read_config, read_metadata
+from converter.mapping.hparams import Scope, flat_config, hparam_metadata, read_config, read_metadata
 from converter.mapping.settings import lost_settings
 from converter.verify import verify
 
@@ -52,6 +53,8 @@ def test_each_setting_is_told_at_every_other_value(key: str, tmp_path: Path) -> 
             *parts, last = key.split(".")[1:]
             inner = {parts[0]: {last: value}} if parts else {last: value}
             changes = {"rope_parameters": {"rope_theta": 10000.0, **inner}}
+        elif "." in key:
+            changes = {key.partition(".")[0]: {key.partition(".")[2]: value}}
         if key == "rope.rope_type" and not isinstance(value, str):
             continue  # refused, it is no name
         spelled = key.replace("rope.", "rope_parameters.")
@@ -316,3 +319,132 @@ def test_a_rope_fact_beside_the_scaling_is_called_so(name: str) -> None:
     assert name in told({name: 0.5, "rope_parameters": {"rope_type": "default"}})
     within = {"rope_parameters": {"partial_rotary_factor": 0.5}}
     assert "rope_parameters.partial_rotary_factor" in told(within)
+
+
+# ------------------------------------------------------------------------------- key by key against transformers
+
+#: Entries of transformers' classes that no row reads and no table lists, and why they lose nothing.
+IN_TRAINING = {
+    "attention_dropout", "attn_pdrop", "emb_pdrop", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop",
+    "residual_dropout", "classifier_dropout", "initializer_range", "input_jitter_noise", "router_jitter_noise",
+    "router_aux_loss_coef", "embedding_initializer_range",
+}  # fmt: skip
+ABOUT_THE_OBJECT = {
+    "_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "chunk_size_feed_forward",
+    "id2label", "label2id", "problem_type", "is_encoder_decoder", "is_decoder", "output_attentions",
+    "output_hidden_states", "output_router_logits", "return_dict", "use_cache", "init_device", "summary_activation",
+    "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "enable_audio_output",
+}  # fmt: skip
+PRECISION_OR_SPEED = {
+    "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "reorder_and_upcast_attn", "slow_but_exact",
+    "pretraining_tp", "mamba_chunk_size", "enable_moe_fp32_combine", "attn_config.attn_impl",
+}  # fmt: skip
+#: Tensors that are there or not there, or their shapes, say it: other values make other tensors, which rules refuse.
+SEEN_IN_THE_TENSORS = {
+    "tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "no_bias", "qk_layernorm", "multi_query",
+    "num_key_value_heads", "add_cross_attention", "decoder_sparse_step", "mlp_only_layers", "mlp_layer_types",
+    "moe_layers", "moe_layer_end_index", "qk_head_dim", "attn_config.qk_ln",
+}  # fmt: skip
+#: Conditions of other entries, and what follows from entries that are read.
+BESIDE_OTHERS = {"use_sliding_window", "max_window_layers", "_sliding_window_pattern", "rope.type"}
+#: Those that no modelling class of transformers reads; a limit that no computation has.
+UNREAD = {
+    "attn_config.attn_type", "attn_config.attn_uses_sequence_id", "embedding_fraction", "learned_pos_emb", "norm_type",
+    "max_position_embeddings",
+}  # fmt: skip
+#: The other inputs of a model for several kinds of input; their tensors go elsewhere.
+OTHER_INPUTS = {
+    "image_seq_length", "mm_tokens_per_image", "multimodal_projector_bias", "projector_hidden_act",
+    "spatial_merge_size", "vision_feature_layer", "vision_feature_select_strategy",
+}  # fmt: skip
+WITHOUT_EFFECT = (
+    IN_TRAINING | ABOUT_THE_OBJECT | PRECISION_OR_SPEED | SEEN_IN_THE_TENSORS | BESIDE_OTHERS | UNREAD | OTHER_INPUTS
+)
+LIFTED = ("rope_parameters", "rope_scaling")  # flat_config has them under "rope"
+#: What a class does by default and a GGUF of its architecture cannot say.
+LOST_BY_DEFAULT = {
+    ("gemma-embedding", "Gemma3TextModel"): {"use_bidirectional_attention": "False"},
+    ("llama", "MistralForCausalLM"): {"sliding_window": "4096"},
+    ("mistral3", "MistralForCausalLM"): {"sliding_window": "4096"},
+    ("qwen3moe", "Qwen3MoeForCausalLM"): {"norm_topk_prob": "False"},
+    ("qwen3vlmoe", "Qwen3MoeForCausalLM"): {"norm_topk_prob": "False"},
+}
+CLASSES = [(each, hf) for each in architectures().values() for hf in each.hf]
+CLASS_IDS = [f"{each.gguf}-{hf.name}-{hf.model_type}" for each, hf in CLASSES]
+
+
+def class_default(hf: HFClass) -> dict[str, Any]:
+    """The config of a class as transformers fills it in."""
+    transformers = pytest.importorskip("transformers")
+    if hf.model_type not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
+        pytest.skip(f"transformers has no {hf.model_type}")
+    config: dict[str, Any] = transformers.AutoConfig.for_model(hf.model_type).to_dict()
+    return {**config, "architectures": [hf.name]}
+
+
+def named_losses(architecture: Architecture, hf: HFClass, config: dict[str, Any]) -> dict[str, str]:
+    hparams, given = read_config(architecture, hf, config)
+    back = read_metadata(architecture, hparam_metadata(architecture, hparams, given), hparams["n_vocab"])
+    return {each.key: each.value for each in lost_settings(architecture, hf, config, Scope(hparams), back)}
+
+
+def dotted(config: Mapping[str, Any], known: Container[str], above: str = "") -> Iterator[str]:
+    """The keys that nobody knows; those within an object where it is not known as a whole."""
+    for key, value in config.items():
+        name = f"{above}{key}"
+        if name in known or {key, name} & WITHOUT_EFFECT or key.endswith(("_token_id", "_token_index")):
+            continue
+        if isinstance(value, dict):
+            yield from dotted(value, known, f"{name}.")
+        else:
+            yield name
+
+
+@pytest.mark.parametrize(("architecture", "hf"), CLASSES, ids=CLASS_IDS)
+def test_what_a_class_does_by_default_is_understood(architecture: Architecture, hf: HFClass) -> None:
+    expected = LOST_BY_DEFAULT.get((architecture.gguf, hf.name), {})
+    assert named_losses(architecture, hf, class_default(hf)) == expected
+
+
+@pytest.mark.parametrize(("architecture", "hf"), CLASSES, ids=CLASS_IDS)
+def test_every_entry_of_a_class_is_read_listed_or_without_effect(architecture: Architecture, hf: HFClass) -> None:
+    flat = flat_config(class_default(hf))
+    rows = {key for hparam in architecture.hparams for key in hparam.config}
+    known = {*rows, *(key.partition(".*")[0] for key in rows), *NEUTRAL, *architecture.traits.built_in}
+    own = {key: value for key, value in flat.items() if key not in LIFTED and not key.endswith("_config")}
+    own |= {"attn_config": flat.get("attn_config", {})}
+    assert sorted(set(dotted(own, known))) == []
+
+
+def test_the_list_of_what_has_no_effect_names_nothing_that_a_table_lists() -> None:
+    assert not WITHOUT_EFFECT & {*NEUTRAL, *ONLY_WHEN, *SAME_AS}
+
+
+@pytest.mark.parametrize(
+    ("gguf", "changes", "expected"),
+    [
+        ("qwen2moe", {"norm_topk_prob": True}, {"norm_topk_prob": "True"}),
+        ("falcon", {"activation": "gelu_new"}, {}),
+        ("falcon", {"activation": "relu"}, {"activation": "relu"}),
+        ("bloom", {"apply_residual_connection_post_layernorm": True},
+         {"apply_residual_connection_post_layernorm": "True"}),
+        ("gpt-oss", {"swiglu_alpha": 1.5}, {"swiglu_alpha": "1.5"}),
+        ("mpt", {"layer_norm_epsilon": 1e-6}, {"layer_norm_epsilon": "1e-06"}),
+        ("mpt", {"attn_config": {"softmax_scale": 0.5}}, {"attn_config.softmax_scale": "0.5"}),
+        ("granitehybrid", {"time_step_limit": [0.0, {"__float__": "Infinity"}]}, {}),
+        ("granitehybrid", {"time_step_limit": [0.001, 0.1]}, {"time_step_limit": "[0.001, 0.1]"}),
+        ("granite_swa", {"layer_rope_theta": [10000.0, 500000.0]}, {"layer_rope_theta": "[10000.0, 500000.0]"}),
+        ("deepseek2", {"rope_interleave": False}, {"rope_interleave": "False"}),
+        ("llama4", {"floor_scale": 4096}, {"floor_scale": "4096"}),
+        ("llama4", {"floor_scale": 4096, "attn_temperature_tuning": False}, {"attn_temperature_tuning": "False"}),
+        ("olmo2", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5},
+                                       "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+         {"rope_parameters.sliding_attention.rope_theta": "10000.0"}),
+    ],
+)  # fmt: skip
+def test_what_a_class_can_say_and_its_runtime_does_not_do(
+    gguf: str, changes: dict[str, Any], expected: dict[str, str]
+) -> None:
+    architecture = architectures()[gguf]
+    hf = next(each for each in architecture.hf if each.name not in ("MPTForCausalLM", "Olmo2ForCausalLM"))
+    assert named_losses(architecture, hf, {**class_default(hf), **changes}) == expected
