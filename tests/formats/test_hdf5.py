@@ -99,6 +99,37 @@ def test_tree(name: str) -> None:
         assert checkpoint.events == (Dropped("b/words", "text, no tensor"),)
 
 
+@pytest.mark.parametrize(
+    ("make", "label"),
+    [
+        (lambda h5py, file: file.create_dataset("odd", data=["a", "b"]), "text"),
+        (lambda h5py, file: file.create_dataset("odd", data=np.zeros(2, [("a", "i4"), ("b", "f4")])), "records"),
+        (lambda h5py, file: file.create_dataset("odd", data=np.zeros(2, "c8")), "records"),
+        (lambda h5py, file: file.create_dataset("odd", (2,), dtype=h5py.ref_dtype), "references"),
+        (lambda h5py, file: file.create_dataset("odd", (2,), dtype=h5py.regionref_dtype), "references"),
+        (lambda h5py, file: file.create_dataset("odd", (2,), dtype=h5py.vlen_dtype(np.int32)), "lists"),
+        (lambda h5py, file: file.create_dataset("odd", data=np.zeros(2, "V7")), "opaque bytes"),
+        (lambda h5py, file: file.create_dataset("odd", data=h5py.Empty("f4")), "nothing"),
+        (lambda h5py, file: file.create_group("odd"), None),
+        (lambda h5py, file: file.__setitem__("odd", np.dtype("f8")), None),
+    ],
+)
+def test_members_that_are_no_tensors_are_left_out(make: Any, label: str | None, tmp_path: Path) -> None:
+    """And named, but for groups and types, which hold nothing; a file of them alone is refused."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w") as file:
+        file["w"] = np.ones((2, 3), "f4")
+        make(h5py, file)
+    with open_checkpoint(path) as checkpoint:
+        assert list(checkpoint.tensors) == ["w"]
+        assert checkpoint.events == ((Dropped("odd", f"{label}, no tensor"),) if label else ())
+    with h5py.File(path, "w") as file:
+        make(h5py, file)
+    with pytest.raises(UnsupportedFeature, match="no dataset of numbers"):
+        open_checkpoint(path)
+
+
 @pytest.mark.parametrize("name", NEWER)
 def test_newer_structures(name: str) -> None:
     """Links and attributes in fractal heaps, and every chunk index, with filters and without."""

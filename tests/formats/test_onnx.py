@@ -151,6 +151,16 @@ def test_events_name_what_the_model_is(tmp_path: Path) -> None:
     assert any("the 2 nodes of its graph are not" in each for each in told)
 
 
+def test_texts_are_left_out_and_alone_they_are_no_model(tmp_path: Path) -> None:
+    texts = tensor("vocabulary", (1,), onnx_values.STRING, blob(6, b"a"))
+    constant = node("Constant", "words", attribute("value", blob(5, texts)))
+    listed = node("Constant", "listed", attribute("value_strings", blob(9, b"a")))
+    assert list(values(saved(tmp_path, model(initializers(GOOD, texts), constant, listed)))) == ["w"]
+    for fields in ((initializers(texts),), (constant,), (listed,)):
+        with pytest.raises(UnsupportedFeature, match="not one tensor of numbers"):
+            open_checkpoint(saved(tmp_path, model(*fields)))
+
+
 def test_external_data_in_several_files(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.bin").write_bytes(b"....." + SIX.tobytes())
