@@ -87,7 +87,6 @@ RUNTIME: dict[str, Traits] = {
     ),
     "muse-glimmer": Traits(window=SlidingWindow(4)),
     "nemotron_h": Traits(NEMOTRON_H),
-    "nemotron_h_moe": Traits(NEMOTRON_H),
     "neo-bert": Traits(BERT),
     "nomic-bert": Traits(BERT),
     "nomic-bert-moe": Traits(BERT),

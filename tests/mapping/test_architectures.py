@@ -73,15 +73,22 @@ class Everything(Container[str]):
         return True
 
 
+#: Where a block is either attention or experts: one of each.
+ONE_OF_EACH = {"nemotron_h_moe": {"n_ff": [12, 0], "n_head_kv": [0, 2]}}
+
+
 def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
     """Small numbers for every hparam, so that the expressions of the rows have values."""
-    numbers = {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_head_kv": 2, "head_dim": 8, "n_vocab": 32}
+    numbers: dict[str, Any] = {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_head_kv": 2, "head_dim": 8, "n_vocab": 32}
     # Of a model whose context is that of its training.
     numbers |= {"n_expert": n_expert, "rope_attn_factor": 1, "n_ff": 32, "max_alibi": 8}
     numbers |= {"n_inner": 48, "n_main": 2, "n_nextn_said": 0, "n_nextn": 0}
+    numbers |= ONE_OF_EACH.get(architecture.gguf, {})
     kinds: dict[str, Any] = {"u32": 12, "i32": 12, "u64": 12, "f32": 0.5, "str": "default", "bool": True}
 
     def value(hparam: HParam) -> Any:
+        if isinstance(numbers.get(hparam.name), list):
+            return numbers[hparam.name]
         if hparam.name in numbers:
             number, is_list = numbers[hparam.name], all(kind.endswith("[]") for kind in hparam.types)
             return [number] * numbers["n_layer"] if is_list else number
@@ -104,6 +111,8 @@ CHANGED_FIRST = (
     "transformer.h.3.attn.q.weight",
     "model.layers.3.self_attn.q_layernorm.norms.weight",
     "model.layers.3.self_attn.k_layernorm.norms.weight",
+    "backbone.layers.3.mixer.experts.down_proj.weight",
+    "backbone.layers.3.mixer.experts.up_proj.weight",
     "model.layers.3.shared_mlp.output_linear.weight",  # where there are no other experts
 )
 #: What a name in a condition may be for it to hold.
