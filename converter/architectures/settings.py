@@ -8,14 +8,13 @@ transformers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 OFF: tuple[object, ...] = (0, False, ())
 ONE: tuple[object, ...] = (1, True)
 SILU = ("silu", "swish")
 #: What is no bound; transformers 5 writes what JSON has no number for as an object.
-ENDLESS = (math.inf, {"__float__": "Infinity"})
+ENDLESS = (1e999, {"__float__": "Infinity"})
 
 #: Dotted key -> values that change nothing; null never does, and a list does not where none of its items does.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
