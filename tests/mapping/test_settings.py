@@ -337,14 +337,19 @@ ABOUT_THE_OBJECT = {
 }  # fmt: skip
 PRECISION_OR_SPEED = {
     "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "reorder_and_upcast_attn", "slow_but_exact",
-    "pretraining_tp", "mamba_chunk_size", "enable_moe_fp32_combine", "attn_config.attn_impl",
+    "pretraining_tp", "mamba_chunk_size", "enable_moe_fp32_combine", "attn_config.attn_impl", "chunk_size",
+    "mamba_ssm_cache_dtype", "moe_shared_expert_overlap", "num_logits_to_keep", "residual_in_fp32", "use_mamba_kernels",
 }  # fmt: skip
 #: Tensors that are there or not there, or their shapes, say it: other values make other tensors, which rules refuse.
 SEEN_IN_THE_TENSORS = {
     "tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "no_bias", "qk_layernorm", "multi_query",
     "num_key_value_heads", "add_cross_attention", "decoder_sparse_step", "mlp_only_layers", "mlp_layer_types",
-    "moe_layers", "moe_layer_end_index", "qk_head_dim", "attn_config.qk_ln",
+    "moe_layers", "moe_layer_end_index", "qk_head_dim", "attn_config.qk_ln", "expand", "intermediate_size",
+    "mamba_proj_bias", "mtp_layers_block_type", "num_nextn_predict_layers",
 }  # fmt: skip
+#: How the steps of Mamba are drawn at first; transformers' slow way also keeps them above the least, its fast one and the
+#: runtimes do not.
+STEPS = {"rescale_prenorm_residual", "time_step_floor", "time_step_max", "time_step_min"}
 #: Conditions of other entries, and what follows from entries that are read.
 BESIDE_OTHERS = {"use_sliding_window", "max_window_layers", "_sliding_window_pattern", "rope.type"}
 #: Those that no modelling class of transformers reads; a limit that no computation has.
@@ -358,7 +363,14 @@ OTHER_INPUTS = {
     "spatial_merge_size", "vision_feature_layer", "vision_feature_select_strategy",
 }  # fmt: skip
 WITHOUT_EFFECT = (
-    IN_TRAINING | ABOUT_THE_OBJECT | PRECISION_OR_SPEED | SEEN_IN_THE_TENSORS | BESIDE_OTHERS | UNREAD | OTHER_INPUTS
+    STEPS
+    | IN_TRAINING
+    | ABOUT_THE_OBJECT
+    | PRECISION_OR_SPEED
+    | SEEN_IN_THE_TENSORS
+    | BESIDE_OTHERS
+    | UNREAD
+    | OTHER_INPUTS
 )
 LIFTED = ("rope_parameters", "rope_scaling")  # flat_config has them under "rope"
 #: What a class does by default and a GGUF of its architecture cannot say.
