@@ -347,8 +347,8 @@ SEEN_IN_THE_TENSORS = {
     "moe_layers", "moe_layer_end_index", "qk_head_dim", "attn_config.qk_ln", "expand", "intermediate_size",
     "mamba_proj_bias", "mtp_layers_block_type", "num_nextn_predict_layers",
 }  # fmt: skip
-#: How the steps of Mamba are drawn at first; transformers' slow way also keeps them above the least, its fast one and the
-#: runtimes do not.
+#: How the steps of Mamba are drawn at first; transformers' slow way also keeps them above the least, its fast one and
+#: the runtimes do not.
 STEPS = {"rescale_prenorm_residual", "time_step_floor", "time_step_max", "time_step_min"}
 #: Conditions of other entries, and what follows from entries that are read.
 BESIDE_OTHERS = {"use_sliding_window", "max_window_layers", "_sliding_window_pattern", "rope.type"}
