@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from converter.architectures import architectures, plugged
 from converter.architectures.spec import Architecture
-from converter.mapping.names import RuleNames, spellings
+from converter.mapping.names import RuleNames, fill, spellings
 
 MOST_KINDS = 400  # of names, in a file that has one kind after the other
 ALIKE = 0.6  # share of the kinds of tensors, from which on another family is worth a word
@@ -22,7 +22,7 @@ def nearest(names: Iterable[str]) -> str:
     kinds = _kinds(names)
     every = {**plugged(), **architectures()}
     known = {name: _known(architecture, kinds) for name, architecture in every.items()}
-    best = max(known, key=lambda name: len(known[name]))
+    best = max(known, key=lambda name: (len(known[name]), -_missing(every[name], kinds), len(every[name].hf)))
     if not kinds or len(known[best]) < ALIKE * len(kinds):
         return ""
     without = [kind for kind in kinds if kind not in known[best]]
@@ -43,6 +43,13 @@ def _kinds(names: Iterable[str]) -> list[str]:
 def _known(architecture: Architecture, kinds: Iterable[str]) -> set[str]:
     rules = RuleNames(architecture.tensors, "hf")
     return {kind for kind in kinds if any(rules.find(each, lambda *_: True) for each in spellings(architecture, kind))}
+
+
+def _missing(architecture: Architecture, kinds: Iterable[str]) -> int:
+    """How many of its tensors that every model of it has are not there."""
+    every = {each for kind in kinds for each in spellings(architecture, kind)}
+    always = (rule for rule in architecture.tensors if rule.hf and not (rule.optional or rule.when or rule.read_only))
+    return sum(fill(name, 0, 0) not in every for rule in always for name in rule.hf)
 
 
 def _some(names: list[str]) -> str:

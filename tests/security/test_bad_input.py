@@ -172,7 +172,7 @@ def test_index_that_leads_out_of_the_folder(tmp_path: Path, fails: Run) -> None:
 
 def test_unknown_architecture(tmp_path: Path, fails: Run) -> None:
     folder = folder_with(tmp_path, architectures=["../../evil\n\x1b[2J"], model_type="evil")
-    fails(folder, 20, r"no architecture answers to '\.\./\.\./evil.*LlamaForCausalLM")
+    fails(folder, 20, r"no architecture answers to '\.\./\.\./evil.*`convert architectures` lists")
 
 
 def test_no_config_beside_the_file(tmp_path: Path, fails: Run) -> None:
