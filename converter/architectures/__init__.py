@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from functools import cache
 from importlib import resources
 
@@ -17,6 +18,7 @@ from converter.architectures.traits import Traits
 from converter.plugins import plugins
 
 ENTRY_POINTS = "converter.architectures"
+_QUOTED = re.compile(rb'"([^"\n]+)"')
 
 
 def architectures(*words: object) -> dict[str, Architecture]:
@@ -25,19 +27,17 @@ def architectures(*words: object) -> dict[str, Architecture]:
     With words, only those of the files that have one of them in quotes, which is where each architecture's classes,
     model types and GGUF name stand: to load all takes longer than to read a header.
     """
-    quoted = [f'"{word}"'.encode() for word in words if isinstance(word, str)]
-    sources = _sources().items()
-    modules = [name for name, text in sources if not words or any(word in text for word in quoted)]
+    wanted = {word.encode() for word in words if isinstance(word, str)}
+    modules = [name for name, quoted in _sources().items() if not words or not wanted.isdisjoint(quoted)]
     return {architecture.gguf: architecture for module in modules for architecture in _rows(module)}
 
 
 @cache
-def _sources() -> dict[str, bytes]:
-    """The text of each file of this folder, by module."""
-    return {
-        module.name: (resources.files(__name__) / f"{module.name}.py").read_bytes()
-        for module in pkgutil.iter_modules(__path__)
-    }
+def _sources() -> dict[str, frozenset[bytes]]:
+    """What stands in quotes in each file of this folder, by module."""
+    folder = resources.files(__name__)
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    return {name: frozenset(_QUOTED.findall((folder / f"{name}.py").read_bytes())) for name in names}
 
 
 @cache
