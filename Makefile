@@ -40,11 +40,8 @@ test: $(VENV)/tests  ## lint, types, and every test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-slow: $(VENV)/tests  ## long sweeps, and every architecture in llama.cpp
+slow: $(VENV)/tests  ## tests that take minutes: injected faults, signals and truncation at any moment, llama.cpp's logits
 	$(BIN)/python -m pytest -n 2 -m slow
-
-slow: $(VENV)/tests  ## the tests that take minutes: injected faults, signals and truncation at any moment, all recorded files
-	$(BIN)/python -m pytest -m slow
 
 $(CHECKS)/sanitize.txt: $(KERNELS)
 	native/build_check.sh $(CHECKS)/sanitize $(CC) -O1 $(SANITIZE)

@@ -18,7 +18,7 @@ from converter.architectures.traits import Traits
 from converter.plugins import plugins
 
 ENTRY_POINTS = "converter.architectures"
-_QUOTED = re.compile(rb'"([^"\n]+)"')
+_QUOTED = re.compile(r'"([^"\n]+)"')
 
 
 def architectures(*words: object) -> dict[str, Architecture]:
@@ -27,17 +27,19 @@ def architectures(*words: object) -> dict[str, Architecture]:
     With words, only those of the files that have one of them in quotes, which is where each architecture's classes,
     model types and GGUF name stand: to load all takes longer than to read a header.
     """
-    wanted = {word.encode() for word in words if isinstance(word, str)}
-    modules = [name for name, quoted in _sources().items() if not words or not wanted.isdisjoint(quoted)]
+    wanted = {word for word in words if isinstance(word, str)}
+    modules = [name for name, quoted in _quoted().items() if not words or quoted is None or wanted & quoted]
     return {architecture.gguf: architecture for module in modules for architecture in _rows(module)}
 
 
 @cache
-def _sources() -> dict[str, frozenset[bytes]]:
-    """What stands in quotes in each file of this folder, by module."""
-    folder = resources.files(__name__)
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    return {name: frozenset(_QUOTED.findall((folder / f"{name}.py").read_bytes())) for name in names}
+def _quoted() -> dict[str, frozenset[str] | None]:
+    """What stands in quotes in each file of this folder, by module; None where only its bytecode is installed."""
+    found: dict[str, frozenset[str] | None] = {}
+    for module in pkgutil.iter_modules(__path__):
+        source = resources.files(__name__) / f"{module.name}.py"
+        found[module.name] = frozenset(_QUOTED.findall(source.read_text("utf-8"))) if source.is_file() else None
+    return found
 
 
 @cache

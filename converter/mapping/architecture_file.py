@@ -19,15 +19,18 @@ from converter.architectures import architectures, styles
 from converter.architectures.spec import Architecture, HFClass, HParam, TensorRule
 from converter.architectures.traits import TokenizerStyle
 from converter.errors import ArchitectureError, short
+from converter.storage.files import regular_size
 from converter.tensors import ops
 
 SUFFIX = ".toml"
 MAX_NBYTES = 1 << 20
 KEYS = ("gguf", "like", "tokenizer", "without", "ignore", "aliases", "class", "hparam", "tensor")
-OPS = {name: each for name, each in vars(ops).items() if isinstance(each, type) and issubclass(each, ops.Op)}
-STYLES = {
-    name.lower(): style for name, style in vars(styles).items() if isinstance(style, TokenizerStyle)
-}  # fmt: skip
+OPS: dict[str, type[ops.Op]] = {
+    name: each
+    for name, each in vars(ops).items()
+    if isinstance(each, type) and issubclass(each, ops.Op) and each is not ops.Op and not name.startswith("_")
+}
+STYLES = {name.lower(): style for name, style in vars(styles).items() if isinstance(style, TokenizerStyle)}
 _ROW = re.compile(r": (?:hparam|tensor|class|ignore|alias) ([^:,]+)")  # in what is said of a row
 _NAMES = ("hf", "gguf", "config")  # fields that are several names, of which one alone needs no list
 
@@ -42,12 +45,11 @@ def read_architecture(path: Path) -> Architecture:
 
     Raises:
         ArchitectureError: what is wrong with it, with the line.
-        OSError: it cannot be read.
+        OutputError: there is no such file.
     """
-    status = path.stat()
-    if status.st_size > MAX_NBYTES:
-        raise ArchitectureError(f"{path}: {status.st_size:,} bytes, an architecture has at most {MAX_NBYTES:,}")
-    return _read(path, status.st_mtime_ns)
+    if (size := regular_size(path)) > MAX_NBYTES:
+        raise ArchitectureError(f"{path}: {size:,} bytes, an architecture has at most {MAX_NBYTES:,}")
+    return _read(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
@@ -69,40 +71,44 @@ class _File:
     def architecture(self, content: Mapping[str, Any]) -> Architecture:
         for key in content.keys() - set(KEYS):
             raise self._error(f"there is no {short(key)}; there are {', '.join(KEYS)}", key)
-        base = self._base(content.get("like"))
-        hparams = _merged(base.hparams if base else (), self._rows(content, "hparam"))
-        rules = self._rows(content, "tensor")
-        dropped = self._list(content, "without")
-        written = {(name, row.get("when")) for _, row in rules for name in row.get("gguf", ())}
-        kept = [rule for rule in base.tensors if rule.gguf[0] not in dropped] if base else []
-        kept = [rule for rule in kept if rule.read_only or not written & {(name, rule.when) for name in rule.gguf}]
-        classes = tuple(HFClass(**row) for _, row in self._rows(content, "class"))
-        given = {
-            "gguf": content.get("gguf", base.gguf if base else None),
-            "hf": classes or (base.hf if base else ()),
-            "hparams": hparams,
-            "tensors": (*kept, *(TensorRule(**{"hf": (), "gguf": (), **row}) for _, row in rules)),
-            "ignore": (*(base.ignore if base else ()), *self._list(content, "ignore")),
-            "aliases": (*(base.aliases if base else ()), *map(tuple, self._list(content, "aliases"))),
-        }
-        if not isinstance(given["gguf"], str) or not given["hf"]:
-            raise self._error("an architecture has a name (gguf = ...) and a [[class]]")
         try:
-            made = Architecture(**given, traits=base.traits) if base else Architecture(**given)
-        except (ValueError, TypeError, AttributeError) as error:
+            return self._made(content, self._base(content.get("like")))
+        except (ValueError, TypeError, AttributeError) as error:  # what the rows themselves refuse
             raise self._error(str(error), *_ROW.findall(str(error)), *re.findall("'([^']+)'", str(error))) from error
-        return replace(made, traits=replace(made.traits, tokenizer=self._style(content, made.traits.tokenizer)))
 
-    def _base(self, name: Any) -> Architecture | None:
-        if name is not None and name not in architectures(name):
+    def _made(self, content: Mapping[str, Any], base: Architecture) -> Architecture:
+        classes, hparams, rules = (self._rows(content, kind) for kind in _KINDS)
+        dropped, ignore, aliases = (self._list(content, key) for key in ("without", "ignore", "aliases"))
+        written = {(name, row.get("when")) for row in rules for name in row["gguf"]}
+        kept = [rule for rule in base.tensors if rule.gguf[0] not in dropped]
+        kept = [rule for rule in kept if rule.read_only or not written & {(name, rule.when) for name in rule.gguf}]
+        name, hf = content.get("gguf", base.gguf), tuple(HFClass(**row) for row in classes) or base.hf
+        if not isinstance(name, str) or not name or not hf:
+            raise self._error("an architecture has a name (gguf = ...) and a [[class]]")
+        return Architecture(
+            gguf=name,
+            hf=hf,
+            hparams=_merged(base.hparams, hparams),
+            tensors=(*kept, *(TensorRule(**row) for row in rules)),
+            ignore=(*base.ignore, *ignore),
+            aliases=(*base.aliases, *map(tuple, aliases)),
+            traits=replace(base.traits, tokenizer=self._style(content, base.traits.tokenizer)),
+        )
+
+    def _base(self, name: Any) -> Architecture:
+        if name is None:
+            return Architecture("", (), (), ())
+        if (found := architectures(name).get(str(name))) is None:
             raise self._error(f"there is no architecture {short(name)}; `convert architectures` lists them", "like")
-        return architectures(name)[name] if name is not None else None
+        return found
 
     def _style(self, content: Mapping[str, Any], usual: TokenizerStyle) -> TokenizerStyle:
         name = content.get("tokenizer")
-        if name is not None and name not in STYLES:
+        if name is None:
+            return usual
+        if str(name) not in STYLES:
             raise self._error(f"there is no tokenizer {short(name)}; there are {', '.join(STYLES)}", "tokenizer")
-        return STYLES[name] if name is not None else usual
+        return STYLES[str(name)]
 
     def _list(self, content: Mapping[str, Any], key: str) -> list[Any]:
         value = content.get(key, [])
@@ -110,14 +116,14 @@ class _File:
             raise self._error(f"{key} is a list", key)
         return value
 
-    def _rows(self, content: Mapping[str, Any], kind: str) -> list[tuple[int, dict[str, Any]]]:
-        """The rows of one kind as fields, and the line that each begins on."""
+    def _rows(self, content: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+        """The rows of one kind as fields."""
         rows = self._list(content, kind)
         if not all(isinstance(row, dict) for row in rows):
             raise self._error(f"{kind} is written [[{kind}]]", kind)
         header = re.compile(rf"\s*\[\[\s*{kind}\s*\]\]")
         starts = [number for number, line in enumerate(self._lines, 1) if header.match(line)]
-        return [(line, self._fields(row, kind, line)) for line, row in zip(starts, rows, strict=False)]
+        return [_REST[kind] | self._fields(row, kind, line) for line, row in zip(starts, rows, strict=False)]
 
     def _fields(self, row: dict[str, Any], kind: str, line: int) -> dict[str, Any]:
         known = {field.name for field in fields(_KINDS[kind])}
@@ -145,6 +151,8 @@ class _File:
 
 
 _KINDS: Mapping[str, Any] = {"class": HFClass, "hparam": HParam, "tensor": TensorRule}
+#: What a row has where it does not say so, and must say for most.
+_REST: Mapping[str, dict[str, Any]] = {"class": {}, "hparam": {"name": ""}, "tensor": {"hf": (), "gguf": ()}}
 
 
 def _value(key: str, value: Any) -> Any:
@@ -164,18 +172,15 @@ def _op(value: Any) -> ops.Op:
     if not isinstance(value, dict) or len(value) != 1:
         raise ArchitectureError(f"an op is written {{ Name = [its fields] }}, not {short(value)}")
     ((name, given),) = value.items()
-    if name not in OPS or name.startswith("_") or OPS[name] is ops.Op:
-        known = ", ".join(sorted(name for name in OPS if not name.startswith("_") and name != "Op"))
-        raise ArchitectureError(f"there is no op {short(name)}; there are {known}")
-    arguments = [_op(each) if isinstance(each, dict) else _tuples(each) for each in given]
-    made: ops.Op = OPS[name](*arguments)
-    return made
+    if name not in OPS:
+        raise ArchitectureError(f"there is no op {short(name)}; there are {', '.join(sorted(OPS))}")
+    return OPS[name](*(_op(each) if isinstance(each, dict) else _tuples(each) for each in given))
 
 
-def _merged(base: Iterable[HParam], rows: list[tuple[int, dict[str, Any]]]) -> tuple[HParam, ...]:
+def _merged(base: Iterable[HParam], rows: Iterable[dict[str, Any]]) -> tuple[HParam, ...]:
     """Hyperparameters of a base, those of a given name with the fields that are given, and the rest behind them."""
     found = {row.name: row for row in base}
-    for _, given in rows:
-        name = given.get("name", "")
-        found[name] = replace(found[name], **given) if name in found else HParam(**{"name": "", **given})
+    for given in rows:
+        name = given["name"]
+        found[name] = replace(found[name], **given) if name in found else HParam(**given)
     return tuple(found.values())

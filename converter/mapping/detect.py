@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,35 @@ def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architec
     """
     if name and is_file(name):
         return _class_in(read_architecture(Path(name)), config)
-    classes = [name] if name else _classes(config)
-    words = (*classes, *_classes(text_config(config)), config.get("model_type"))
-    if found := _answer(architectures(*words), config, name):
-        return found
-    if found := _answer(plugged(), config, name):  # looked for only where none of ours answers
-        return found
-    raise _unknown(", ".join(map(short, classes[:3])) or f"model_type {short(config.get('model_type'))}")
+    classes = [name] if name else classes_of(config)
+    inner = [] if name else classes_of(text_config(config))
+    ours = architectures(*classes, *inner, config.get("model_type"))
+    # Others are looked for only where none of ours answers.
+    found = _answer(ours, config, name, classes, inner) or _answer(plugged(), config, name, classes, inner)
+    if found is None:
+        raise _unknown(named(classes) or f"model_type {short(config.get('model_type'))}")
+    return found
 
 
 def detect_projector(config: Mapping[str, Any]) -> _Found | None:
     """What turns the images of a multimodal model into its text model's embeddings; None where we know of none."""
-    return _first(projectors(), config, "name", _classes(config))
+    return _first(projectors(), config, "name", classes_of(config))
 
 
-def _answer(known: _Known, config: Mapping[str, Any], name: str | None) -> _Found | None:
-    classes = [name] if name else _classes(config)
-    inner = [] if name else _classes(text_config(config))
+def classes_of(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a config names."""
+    listed = config.get("architectures")
+    return [item for item in listed if isinstance(item, str)] if isinstance(listed, list) else []
+
+
+def named(classes: Iterable[str]) -> str:
+    """The first few of them, for a message."""
+    return ", ".join(map(short, islice(classes, 3)))
+
+
+def _answer(
+    known: _Known, config: Mapping[str, Any], name: str | None, classes: list[str], inner: list[str]
+) -> _Found | None:
     every = known.values()
     if found := _first(every, config, "name", classes):
         return _with_text_defaults(*found, config)
@@ -67,15 +80,10 @@ def _with_text_defaults(architecture: Architecture, hf: HFClass, config: Mapping
 
 def _class_in(architecture: Architecture, config: Mapping[str, Any]) -> tuple[Architecture, HFClass]:
     """The class of a chosen architecture that the config is of: by name, by type, else the first."""
-    named = (*_classes(config), *_classes(text_config(config)))
-    by_name = (hf for hf in architecture.hf if hf.name in named)
+    classes = (*classes_of(config), *classes_of(text_config(config)))
+    by_name = (hf for hf in architecture.hf if hf.name in classes)
     by_type = (hf for hf in architecture.hf if hf.model_type == config.get("model_type"))
     return architecture, next(by_name, next(by_type, architecture.hf[0]))
-
-
-def _classes(config: Mapping[str, Any]) -> list[str]:
-    listed = config.get("architectures")
-    return [item for item in listed if isinstance(item, str)] if isinstance(listed, list) else []
 
 
 def _first(known: Iterable[Architecture], config: Mapping[str, Any], field: str, wanted: list[Any]) -> _Found | None:

@@ -6,7 +6,7 @@ Nothing here knows a model: the rows of `converter/architectures` do, and both d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,10 @@ from converter.errors import (
     ShapeMismatch,
     UnknownArchitecture,
     UnmatchedTensor,
-    short,
 )
 from converter.events import Dropped, Event, Ignored, MetadataLost, Note
 from converter.mapping.companions import with_companions
-from converter.mapping.detect import detect, detect_gguf, detect_projector
+from converter.mapping.detect import classes_of, detect, detect_gguf, detect_projector, named
 from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import (
     MAX_BLOCKS,
@@ -124,12 +123,8 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool =
         tensor, a shape that the config contradicts.
     """
     checkpoint = checkpoint.replace(tensors=joined(checkpoint.tensors))
-    architecture, hf = _detected(checkpoint, name)
-    config = with_companions(architecture, checkpoint.config, checkpoint.assets)
-    present = Spelled(architecture, checkpoint.tensors)
-    hparams, given = read_config(architecture, hf, config, present, (NEXTN_SAID,) if no_nextn else ())
-    scope = Scope(hparams, present)
-    architecture = resolved(architecture, scope.at(None))
+    model = _read(checkpoint, *_detected(checkpoint, name), (NEXTN_SAID,) if no_nextn else ())
+    architecture, config, hparams, scope = model.architecture, model.config, model.hparams, model.scope
     events: list[Event] = list(_contradicted(config, architecture, name))
     events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
     outputs, types = _mapped_forward(architecture, checkpoint, scope, events, no_nextn)
@@ -138,12 +133,12 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool =
     for rule in architecture.tensors:
         if rule.generator and scope.holds(rule.when):
             outputs.update((tensor.name, tensor) for tensor in _generated(rule, config, scope, hparams))
-    events += _check_complete(architecture, hf, scope, outputs, config)
-    keys = hparam_metadata(architecture, hparams, given)
+    events += _check_complete(model, outputs)
+    keys = hparam_metadata(architecture, hparams, model.given)
     back = read_metadata(architecture, keys, hparams.get("n_vocab"), outputs)
-    events += lost_settings(architecture, hf, config, scope, back)
-    early = hparam_metadata(architecture, hparams, given, early=True)
-    style = architecture.tokenizer(hf)
+    events += lost_settings(architecture, model.hf, config, scope, back)
+    early = hparam_metadata(architecture, hparams, model.given, early=True)
+    style = architecture.tokenizer(model.hf)
     return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early, types, style)
 
 
@@ -156,24 +151,38 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
     """
     found = detect_projector(checkpoint.config)
     if found is None:
-        classes = ", ".join(map(short, checkpoint.config.get("architectures") or ["nobody"]))
+        classes = named(classes_of(checkpoint.config)) or "a model without a class"
         raise UnknownArchitecture(
             f"--mmproj: no vision tower of {classes} is known; without it the text model alone is converted"
         )
-    architecture, hf = found
+    model = _read(checkpoint, *found)
+    ignored: list[Event] = []
+    outputs, types = _mapped_forward(model.architecture, checkpoint, model.scope, ignored)
+    _check_complete(model, outputs)
+    keys = hparam_metadata(model.architecture, model.hparams, model.given)
+    told = f"{len(ignored)} tensors are the text model's; without --mmproj they are converted"
+    events = (Note(told),) if ignored else ()
+    return Translation(model.architecture, model.hparams, outputs, dict(keys), events, types=types)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A Hugging Face model as the rows of its architecture find it; `given` are the hparams that its config says."""
+
+    architecture: Architecture
+    hf: HFClass
+    config: Mapping[str, Any]
+    hparams: HParams
+    given: set[str]
+    scope: Scope
+
+
+def _read(checkpoint: Checkpoint, architecture: Architecture, hf: HFClass, unsaid: Container[str] = ()) -> _Model:
     config = with_companions(architecture, checkpoint.config, checkpoint.assets)
     present = Spelled(architecture, checkpoint.tensors)
-    hparams, given = read_config(architecture, hf, config, present)
+    hparams, given = read_config(architecture, hf, config, present, unsaid)
     scope = Scope(hparams, present)
-    architecture = resolved(architecture, scope.at(None))
-    ignored: list[Event] = []
-    outputs, types = _mapped_forward(architecture, checkpoint, scope, ignored)
-    _check_complete(architecture, hf, scope, outputs, config)
-    keys = hparam_metadata(architecture, hparams, given)
-    events: tuple[Event, ...] = ()
-    if ignored:
-        events = (Note(f"{len(ignored)} tensors are the text model's; without --mmproj they are converted"),)
-    return Translation(architecture, hparams, outputs, dict(keys), events, types=types)
+    return _Model(resolved(architecture, scope.at(None)), hf, config, hparams, given, scope)
 
 
 def _detected(checkpoint: Checkpoint, name: str | None) -> tuple[Architecture, HFClass]:
@@ -303,17 +312,11 @@ def _check_generated(rule: TensorRule, tensors: Iterable[LazyTensor], scope: Sco
             )
 
 
-def _check_complete(
-    architecture: Architecture,
-    hf: HFClass,
-    scope: Scope,
-    outputs: Mapping[str, LazyTensor],
-    config: Mapping[str, Any],
-) -> list[Event]:
+def _check_complete(model: _Model, outputs: Mapping[str, LazyTensor]) -> list[Event]:
     """Every rule has its tensors wherever it applies; says so where the embedding stands in for the head."""
-    events: list[Event] = []
+    architecture, hf, scope, events = model.architecture, model.hf, model.scope, list[Event]()
     # For a model of several inputs both say it, and the whole decides; to be missing, the head may be tied by either.
-    said = [part.get("tie_word_embeddings") for part in (config, text_config(config))]
+    said = [part.get("tie_word_embeddings") for part in (model.config, text_config(model.config))]
     tied = any(flag for flag in said) or all(flag is None for flag in said)
     n_layer = scope.size("n_layer")
     if n_layer > MAX_BLOCKS:

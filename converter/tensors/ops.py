@@ -1,4 +1,4 @@
-"""The closed set of invertible tensor operations that architectures are written in.
+"""The closed set of tensor operations that architectures are written in; all but Row can be undone.
 
 An op takes the list of tensors in flight to another list. What it may touch decides what it costs:
 

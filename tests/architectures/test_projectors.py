@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +43,15 @@ def test_it_is_verified_like_any_other(name: str, tmp_path: Path) -> None:
 def test_a_model_without_one_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UnknownArchitecture, match="no vision tower of 'Qwen2MoeForCausalLM' is known"):
         converter.plan(architectures.build("qwen2moe-tiny", tmp_path), tmp_path / "m.gguf", MMPROJ)
+
+
+@pytest.mark.parametrize("listed", [5, "LlamaForCausalLM", [7], None])
+def test_classes_that_are_no_list_of_texts(listed: Any, tmp_path: Path) -> None:
+    folder = architectures.build("qwen2moe-tiny", tmp_path)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": listed}), "utf-8")
+    with pytest.raises(UnknownArchitecture, match="no vision tower of a model without a class is known"):
+        converter.plan(folder, tmp_path / "m.gguf", MMPROJ)
 
 
 def test_what_is_left_to_the_other_file_is_said(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from support.families import NO_TOKENIZER, family_config, random_tensors, write
 import converter
 from converter import Request
 from converter.architectures import architectures
-from converter.errors import ArchitectureError
+from converter.errors import ArchitectureError, OutputError
 from converter.formats.safetensors import open_safetensors
 from converter.mapping.architecture_file import read_architecture
 from converter.tensors.ops import At, Rope, Split
@@ -101,6 +101,15 @@ def test_it_says_what_ours_say(tmp_path: Path) -> None:
         ("like = 'llama'\nignore = 'x'\n", 2, "ignore is a list"),
         ("like = 'llama'\n[hparam]\nname = 'n'\n", 2, "hparam is a list"),
         ("[[class]]\nname = 'X'\nmodel_type = 'x'\n", None, "has a name"),
+        ("gguf = 5\nlike = 'llama'\n", None, "has a name"),
+        ("like = ['llama']\n", 1, "there is no architecture"),
+        ("like = 'llama'\ntokenizer = ['bpe']\n", 2, "there is no tokenizer"),
+        ("like = 'llama'\n[[class]]\nmodel_type = 'x'\n", None, "'name'"),
+        ("like = 'llama'\n[[hparam]]\ntype = 'u32'\n", None, "is no name that expressions can have"),
+        ("like = 'llama'\n[[tensor]]\nhf = 'a'\n", None, "goes somewhere"),
+        ("like = 'llama'\n[[tensor]]\nhf = 'a'\ngguf = 5\n", None, "not iterable"),
+        ("like = 'llama'\naliases = [5]\n", None, "not iterable"),
+        ("like = 'llama'\nignore = [5]\n", None, "split"),
         ("gguf = 'x'\ngguf = 'y'\n", 2, "line 2"),
         ("gguf = " + "9" * 5000, None, "digits"),
         ("gguf = " + "[" * 5000, None, ""),
@@ -120,6 +129,11 @@ def test_what_is_wrong_is_said_with_the_line(text: str, line: int | None, proble
 def test_a_file_too_large(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="at most"):
         read_architecture(described(tmp_path, "#" * (1 << 20) + "\n"))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"mine\.toml: No such file"):
+        read_architecture(tmp_path / "mine.toml")
 
 
 def test_the_nearest_is_named_and_not_recommended(tmp_path: Path) -> None:

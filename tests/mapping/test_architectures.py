@@ -195,6 +195,7 @@ def test_what_it_answers_to_stands_in_its_file(architecture: Architecture) -> No
         assert architectures(word)[architecture.gguf] == architecture, word
     assert len(architectures(architecture.gguf)) < len(EVERY) // 2
     assert not architectures("nobody") and not architectures(None) and not architectures('x"')
+    assert not architectures("\ud800"), "a config's words need not be text"
 
 
 @pytest.mark.parametrize(("architecture", "rule"), RULES, ids=rule_id)
