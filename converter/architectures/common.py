@@ -82,6 +82,10 @@ LAYER_NORM_HPARAMS = amended(
     },
 )
 
+# Of those whose frequencies are never scaled: the other row reads what UNSCALED amends.
+NO_SCALING = HParam("scaling", (), ("rope.scaling.type",), "str", default="'none'", back="'none'", always=True)
+UNSCALED = {"rope_type": {"back": "scaling if scaling != 'none' else 'default'"}}
+
 # Where the runtime's own base is not written.
 ROPE_THETA_UNUSUAL = HParam(
     "rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32", when="rope_theta != 10000"

@@ -37,9 +37,6 @@ RUNTIME: dict[str, Traits] = {
             ("bpe",), first=NO_BOS, ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
         )
     ),
-    "cohere2": Traits(BPE, window=SlidingWindow(4)),
-    "cohere2moe": Traits(BPE, window=SlidingWindow(4, full_first=True)),
-    "command-r": Traits(BPE),
     "dbrx": Traits(BPE),
     "deci": Traits(BPE, large="n_layer == 80"),
     "deepseek": Traits(SPM_OR_BPE),

@@ -82,7 +82,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
     numbers: dict[str, Any] = {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_head_kv": 2, "head_dim": 8, "n_vocab": 32}
     # Of a model whose context is that of its training.
     numbers |= {"n_expert": n_expert, "rope_attn_factor": 1, "n_ff": 32, "max_alibi": 8}
-    numbers |= {"n_inner": 48, "n_main": 2, "n_nextn_said": 0, "n_nextn": 0}
+    numbers |= {"n_inner": 48, "n_main": 2, "n_nextn_said": 0, "n_nextn": 0, "n_dense": 1}
     numbers |= ONE_OF_EACH.get(architecture.gguf, {})
     kinds: dict[str, Any] = {"u32": 12, "i32": 12, "u64": 12, "f32": 0.5, "str": "default", "bool": True}
 
@@ -104,7 +104,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 
 
 #: What the reference has and the gguf-py of the package index does not yet; the samples' facts hold these.
-NEWER = ("nanbeige", "granite_swa")
+NEWER = ("nanbeige", "granite_swa", "cohere2moe")
 INDEXED = [architecture for architecture in EVERY if architecture.gguf not in NEWER]
 #: Names that a class of the reference changes in code before its map is asked.
 CHANGED_FIRST = (

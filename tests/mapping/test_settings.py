@@ -351,7 +351,7 @@ SEEN_IN_THE_TENSORS = {
 #: the runtimes do not.
 STEPS = {"rescale_prenorm_residual", "time_step_floor", "time_step_max", "time_step_min"}
 #: Conditions of other entries, and what follows from entries that are read.
-BESIDE_OTHERS = {"use_sliding_window", "max_window_layers", "_sliding_window_pattern", "rope.type"}
+BESIDE_OTHERS = {"use_sliding_window", "max_window_layers", "_sliding_window_pattern", "rope.type", "rope_theta"}
 #: Those that no modelling class of transformers reads; a limit that no computation has.
 UNREAD = {
     "attn_config.attn_type", "attn_config.attn_uses_sequence_id", "embedding_fraction", "learned_pos_emb", "norm_type",
