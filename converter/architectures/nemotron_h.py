@@ -1,11 +1,13 @@
-"""Nemotron 3, the Nemotron-H with experts: a block is Mamba-2, attention without positions, or experts.
+"""Nemotron-H and Nemotron 3: a block is Mamba-2, attention without positions, or a feed-forward network.
+
+Those of Nemotron 3 are mixtures of experts, which make an architecture of their own.
 
 Source: the reference converter's NemotronHModel; transformers' configuration class for the defaults.
 """
 
 from converter.architectures.common import ATTENTION_INTERLEAVED, LLAMA_HPARAMS, NORM, ROPE_BUFFERS, G, H
 from converter.architectures.granite_hybrid import BIASES, MAMBA, MAMBA2
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, moved, only_when
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, moved, only_when, pair
 from converter.architectures.styles import NEMOTRON_H
 from converter.architectures.traits import Traits
 
@@ -17,9 +19,13 @@ IS_ATTENTION, IS_FFN, IS_MAMBA = "n_head_kv > 0", "n_ff > 0", "n_head_kv == 0 an
 DEFAULTS = {
     "num_key_value_heads": 8, "head_dim": 128, "layer_norm_epsilon": 1e-5, "max_position_embeddings": 4096,
     "ssm_state_size": 128, "mamba_num_heads": 128, "mamba_head_dim": 64, "n_groups": 8, "conv_kernel": 4,
-    "use_conv_bias": True, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
-    "moe_intermediate_size": 7688, "moe_shared_expert_intermediate_size": 7688, "n_group": 1,
-    "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0,
+    "use_conv_bias": True,
+}
+DENSE_DEFAULTS = {**DEFAULTS, "intermediate_size": 21504}
+MOE_DEFAULTS = {
+    **DEFAULTS, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 7688,
+    "moe_shared_expert_intermediate_size": 7688, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
 }
 
 # The reference writes the epsilon under the name of norms that subtract the mean; the size of a head comes last.
@@ -46,7 +52,7 @@ PATTERN = (
     HParam("pattern", ("hybrid_override_pattern",), (), "str", default="''"),
     HParam(
         "kinds", ("layers_block_type", "layer_types"), (), "str[]", per_block=True, default="pattern[block]",
-        back="'full_attention' if n_head_kv > 0 else 'moe' if n_ff > 0 else 'linear_attention'",
+        back=f"'full_attention' if {IS_ATTENTION} else 'moe' if {IS_FFN} else 'linear_attention'",
     ),
     HParam("n_head_kv_said", ("num_key_value_heads",), default="n_head", back="max(n_head_kv)"),
     HParam("n_ctx_said", ("max_position_embeddings",), default=4096, back=1048576),
@@ -77,6 +83,10 @@ TENSORS = (
     *only_when(IS_ATTENTION, moved(H + "self_attn.", MIXER, ATTENTION_INTERLEAVED)),
     *only_when(IS_MAMBA, moved(MAMBA, MIXER, MAMBA2)),
 )
+DENSE = (
+    *pair(MIXER + "up_proj", G + "ffn_up", shape=("n_ff", "n_embd")),
+    *pair(MIXER + "down_proj", G + "ffn_down", shape=("n_embd", "n_ff")),
+)
 # Experts may work in a space of their own, smaller than the model's.
 EXPERTS = (
     T(MIXER + "gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
@@ -93,8 +103,42 @@ TRAITS = Traits(NEMOTRON_H, built_in={"mlp_hidden_act": ("relu2",), "mamba_hidde
 
 ARCHITECTURES = (
     Architecture(
+        gguf="nemotron_h",
+        hf=(
+            HFClass(
+                "NemotronHForCausalLM", "nemotron_h", DENSE_DEFAULTS, takes="not ('moe' in kinds or 'E' in kinds)"
+            ),
+        ),
+        hparams=(
+            *amended(
+                HPARAMS,
+                n_ff={"default": "n_ff_said if kinds == '-' or kinds == 'mlp' else 0"},
+                n_expert={"config": (), "gguf": ()},
+                n_expert_used={"config": (), "gguf": ()},
+            ),
+            *VOCABULARY,
+            *STATE,
+            HParam("n_ff_said", ("intermediate_size",), required=True, back="max(n_ff)"),
+            *amended(
+                PATTERN,
+                kinds={
+                    "back": f"'full_attention' if {IS_ATTENTION} else 'mlp' if {IS_FFN} else 'linear_attention'",
+                },
+            ),
+            *ALL_BIASES,
+            HParam(
+                "mlp_biases", (), (), "bool[]", per_block=True, back="present('blk.{block}.ffn_up.bias')",
+            ),
+            HParam("mlp_bias", ("mlp_bias",), (), "bool", default=False, back="max(mlp_biases)"),
+        ),
+        tensors=(*TENSORS, *only_when(IS_FFN, DENSE)),
+        ignore=ROPE_BUFFERS,
+        aliases=ALIASES,
+        traits=TRAITS,
+    ),
+    Architecture(
         gguf="nemotron_h_moe",
-        hf=(HFClass("NemotronHForCausalLM", "nemotron_h", DEFAULTS),),
+        hf=(HFClass("NemotronHForCausalLM", "nemotron_h", MOE_DEFAULTS),),
         hparams=(
             *HPARAMS,
             HParam("n_expert_group", ("n_group",), ("expert_group_count",)),

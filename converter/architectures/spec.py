@@ -89,6 +89,7 @@ class TensorRule:
         optional: a model (or a block) may lack it.
         when: condition under which the rule applies, to the model or, where the names have `{block}`, to a block.
         tied_to: the `gguf` tensor that stands in for it when embeddings are tied.
+        unless_equal: one that repeats what it is tied to, byte for byte, is left out.
         count: how many `{expert}` there are, where they are something else than the model's experts.
         generator: name of the function that computes the `gguf` tensors from the config, and the config from them.
         read_only: another layout of tensors that an earlier rule writes; never used on the way back.
@@ -104,6 +105,7 @@ class TensorRule:
     optional: bool = False
     when: str | None = None
     tied_to: str | None = None
+    unless_equal: bool = False
     count: Size = "n_expert"
     generator: str | None = None
     read_only: bool = False
@@ -252,6 +254,8 @@ def _rule_problems(rule: TensorRule, known: list[str], outputs: set[str]) -> Ite
         yield "{expert} on the GGUF side only"
     if rule.tied_to and rule.tied_to not in outputs:
         yield f"tied to {rule.tied_to}, which no rule writes"
+    if rule.unless_equal and not rule.tied_to:
+        yield "equal to nothing"
     if rule.type is not None and rule.type not in FORCED_TYPES:
         yield f"its type is one of {', '.join(FORCED_TYPES)}, not {rule.type}"
     blocks = [BLOCK] if rule.per_block else []

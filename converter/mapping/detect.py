@@ -10,7 +10,7 @@ from typing import Any
 
 from converter.architectures import architectures, plugged, projectors
 from converter.architectures.spec import Architecture, HFClass
-from converter.errors import UnknownArchitecture, short
+from converter.errors import ArchitectureError, UnknownArchitecture, short
 from converter.mapping.architecture_file import is_file, read_architecture
 from converter.mapping.hparams import Scope, read_config, text_config
 from converter.metadata import Array, Value
@@ -47,8 +47,10 @@ def detect_projector(config: Mapping[str, Any]) -> _Found | None:
 
 
 def classes_of(config: Mapping[str, Any]) -> list[str]:
-    """The classes that a config names."""
+    """The classes that a config names; one of the mamba_ssm package names a layer."""
     listed = config.get("architectures")
+    if not listed and isinstance(parts := config.get("ssm_cfg"), dict):
+        return [f"{parts.get('layer', 'Mamba')}LMHeadModel"]
     return [item for item in listed if isinstance(item, str)] if isinstance(listed, list) else []
 
 
@@ -96,7 +98,12 @@ def _first(known: Iterable[Architecture], config: Mapping[str, Any], field: str,
 
 def _takes(architecture: Architecture, hf: HFClass, config: Mapping[str, Any]) -> bool:
     """Whether the architecture is the one for this config of the class; what belongs to one only is not asked."""
-    return hf.takes is None or Scope(read_config(architecture, hf, config)[0]).holds(hf.takes)
+    if hf.takes is None:
+        return True
+    try:
+        return Scope(read_config(architecture, hf, config)[0]).holds(hf.takes)
+    except ArchitectureError:  # it has not all that such a model needs
+        return False
 
 
 def detect_gguf(metadata: Mapping[str, Value | Array], name: str | None = None) -> Architecture:

@@ -70,6 +70,8 @@ class _Applies:
         )
 
 
+SLAB = 1 << 22  # bytes that are compared at once
+
 _Groups = dict[tuple[TensorRule, "int | None"], dict[tuple[int, "int | None"], LazyTensor]]
 
 
@@ -225,7 +227,24 @@ def _mapped_forward(
                 raise UnmatchedTensor(f"{name}: other tensors of the file make {tensor.name} already")
             outputs[tensor.name] = tensor
         types.update((tensor.name, rule.type) for tensor in made if rule.type is not None)
+    for rule in architecture.tensors:
+        head, embedding = rule.gguf[0], rule.tied_to or ""
+        if rule.unless_equal and {head, embedding} <= outputs.keys() and _equal(outputs[head], outputs[embedding]):
+            del outputs[head]
+            events.append(Note(f"{head}: left out, it repeats {embedding}"))
     return outputs, types
+
+
+def _equal(a: LazyTensor, b: LazyTensor) -> bool:
+    """Whether two tensors hold the same bytes; what differs early is not read to its end."""
+    if (a.info.dtype, a.info.shape) != (b.info.dtype, b.info.shape):
+        return False
+    step = max(1, SLAB // a.info.row_nbytes)
+    return all(
+        np.array_equal(a.rows(start, stop), b.rows(start, stop))
+        for start in range(0, a.info.n_rows, step)
+        for stop in (min(start + step, a.info.n_rows),)
+    )
 
 
 def _match_hf(

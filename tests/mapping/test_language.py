@@ -480,6 +480,24 @@ def test_a_class_goes_to_the_architecture_that_its_config_shows(tmp_path: Path) 
         Trip(tmp_path, (moe,), CONFIG, norms())
 
 
+@pytest.mark.parametrize("values", ["same", "others"])
+def test_a_head_that_repeats_the_embedding_is_left_out_where_the_rows_say_so(values: str, tmp_path: Path) -> None:
+    sizes = ("n_vocab", "n_embd")
+    top = (
+        T("embed.weight", "token_embd.weight", shape=sizes),
+        T("head.weight", "output.weight", shape=sizes, tied_to="token_embd.weight", unless_equal=True),
+    )
+    model = toy(HParam("n_vocab", ("vocab_size",), required=True), tensors=(*top, NORM))
+    embedding = random({"embed.weight": (6, 8)})["embed.weight"]
+    head = embedding if values == "same" else embedding + np.eye(6, 8, -5, dtype=np.float32)
+    tensors = {**norms(), "embed.weight": embedding, "head.weight": head}
+    trip = Trip(tmp_path, (model,), {**CONFIG, "vocab_size": 6}, tensors)
+    assert ("output.weight" in trip.tensors) is (values != "same")
+    assert trip.config["tie_word_embeddings"] is (values == "same")
+    with pytest.raises(ValueError, match="tensor a, b: equal to nothing"):
+        toy(tensors=(T("a", "b", shape=(1,), unless_equal=True),))
+
+
 def test_a_nested_key_is_written_where_it_was_read(tmp_path: Path) -> None:
     architecture = toy(HParam("state", ("ssm_cfg.layer.d_state",), ("ssm.state_size",)))
     trip = Trip(tmp_path, (architecture,), {**CONFIG, "ssm_cfg": {"layer": {"d_state": 16}}}, norms())
