@@ -6,7 +6,7 @@ the configs of the authors' own package.
 
 from converter.architectures.common import NORM, G
 from converter.architectures.granite_hybrid import MAMBA, MAMBA2
-from converter.architectures.nemotron_h import B, MIXER
+from converter.architectures.nemotron_h import MIXER, B
 from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, moved, pair
 from converter.architectures.traits import Relation, TokenizerStyle, Traits
 from converter.tensors.ops import NegExp, Reshape
@@ -65,7 +65,9 @@ ARCHITECTURES = (
             HParam(
                 "n_inner", ("intermediate_size", "d_inner"), ("ssm.inner_size",), default="2 * n_embd", always=True
             ),
-            HParam("n_state", ("state_size", "d_state", "ssm_cfg.d_state"), ("ssm.state_size",), default=16, always=True),
+            HParam(
+                "n_state", ("state_size", "d_state", "ssm_cfg.d_state"), ("ssm.state_size",), default=16, always=True
+            ),
             HParam(
                 "dt_rank", (), ("ssm.time_step_rank",), always=True,
                 default=f"{AUTOMATIC} if dt_rank_said == 'auto' else dt_rank_said",
@@ -95,7 +97,7 @@ ARCHITECTURES = (
         aliases=ALIASES,
         traits=Traits(
             TokenizerStyle(("bpe", "spm"), round_to=8),
-            relations=(Relation("n_inner == 2 * n_embd", "n_inner", "is not twice the width, which llama.cpp refuses"),),
+            relations=(Relation("n_inner == 2 * n_embd", "n_inner", "must be twice the width in llama.cpp"),),
             # llama.cpp takes the epsilon of the other norms.
             built_in={"mixer_rms_eps": (1e-6,)},
         ),
