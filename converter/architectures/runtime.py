@@ -7,7 +7,6 @@ sizes those of llama.cpp's `llama-model.cpp`, what is kept and protected that of
 from converter.architectures.styles import (
     BERT,
     BPE,
-    GEMMA3,
     GLM,
     LLAMA,
     NO_BOS,
@@ -43,7 +42,6 @@ RUNTIME: dict[str, Traits] = {
     "deepseek4": Traits(BPE),
     "exaone-moe": Traits(BPE, window=SlidingWindow(4)),
     "falcon-h1": Traits(BPE),
-    "gemma3n": Traits(GEMMA3, window=SlidingWindow(5), first_shared=20),
     "glm-dsa": Traits(GLM),
     "glm5-next": Traits(
         GLM,

@@ -66,6 +66,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "logit_scale": ONE,
     "scale_emb": ONE,
     "scale_depth": (),
+    "altup_correct_scale": ONE,
     "dim_model_base": (),
     "attn_temperature_tuning": OFF,
     "attn_scale": (0.1,),

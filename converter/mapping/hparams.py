@@ -303,7 +303,9 @@ def hparam_metadata(architecture: Architecture, hparams: HParams, given: set[str
 
 
 def _typed(hparam: HParam, value: Any) -> Value | Array:
-    kind = next((kind for kind in hparam.types if _fits(kind, value)), "")
+    """What the row's own words are needs no check, but that a list is one."""
+    lists = {kind: kind.endswith("[]") == isinstance(value, list) for kind in hparam.types if hparam.values}
+    kind = next((kind for kind in hparam.types if lists.get(kind) or _fits(kind, value)), "")
     if not kind:
         raise ArchitectureError(f"{hparam.name} is {short(value)}, not a usable {hparam.type} value")
     return Array(kind[:-2], value) if kind.endswith("[]") else Value(kind, value)

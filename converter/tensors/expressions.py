@@ -22,7 +22,8 @@ Functions: `int` (towards zero), `sqrt`, `ln`, `min`, `max`, `round_up(number, m
 `min`, `max`, `first` (of a single value: itself), `where(list, start)` (the indexes of what is true, counted from
 `start` or 0), `join(list, separator)` (one text), `numbers('0,4,8')` (a list again), `resized(list, length)` (cut, or
 with zeros at its end); `present('blk.{block}.attn_q.bias')` says whether the file that is read has a tensor of that
-name, `present(name, number)` the same of another block; `stored(name, 'MXFP4')` whether it has that type there.
+name, `present(name, number)` the same of another block; `stored(name, 'MXFP4')` whether it has that type there,
+`shape(name, axis)` how long it is along an axis there, 0 where there is none.
 
 An expression may come from a stranger's file: its length, its depth and its numbers are limited.
 """
@@ -44,7 +45,7 @@ Sizes = Mapping[str, Any]
 _Node = Callable[[Sizes], Any]
 
 BLOCK, PRESENT = "block", "present"  # names that are no hyperparameters: the block meant, the names of the tensors read
-STORED = "stored"  # asks the same tensors
+STORED, SHAPE = "stored", "shape"  # ask the same tensors
 MAX_LENGTH = 1000  # characters
 MAX_DEPTH = 32  # of parentheses, functions, signs
 MAX_BITS = 1 << 12  # of an integer on the way
@@ -212,12 +213,21 @@ def _present(sizes: Sizes, template: Any, block: Any = None) -> int:
     return int(name in sizes[PRESENT])
 
 
-def _stored(sizes: Sizes, template: Any, dtype: Any) -> int:
-    """Of tensors that are known by their names alone, none is."""
+def _tensor(sizes: Sizes, template: Any) -> Any:
+    """The tensor of a name; None also where tensors are known by their names alone."""
     tensors = sizes[PRESENT]
     name = str(template).replace("{block}", str(sizes.get(BLOCK)))
-    tensor = tensors.get(name) if isinstance(tensors, Mapping) else None
+    return tensors.get(name) if isinstance(tensors, Mapping) else None
+
+
+def _stored(sizes: Sizes, template: Any, dtype: Any) -> int:
+    tensor = _tensor(sizes, template)
     return int(tensor is not None and tensor.info.dtype.name == dtype)
+
+
+def _shape(sizes: Sizes, template: Any, axis: Any) -> int:
+    tensor = _tensor(sizes, template)
+    return int(_item(tensor.info.shape, axis)) if tensor is not None else 0
 
 
 # The fewest and the most arguments, and what it does with them.
@@ -237,6 +247,7 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "resized": (2, 2, _resized),
     PRESENT: (1, 2, _present),
     STORED: (2, 2, _stored),
+    SHAPE: (2, 2, _shape),
 }
 RESERVED = frozenset((BLOCK, *_WORDS, *_FUNCTIONS))  # no hyperparameter may be called so
 
@@ -393,7 +404,7 @@ class _Parser:
         self.need(")")
         if not fewest <= len(arguments) <= most:
             raise ExpressionError(f"{name} takes {fewest} to {most} values, not {len(arguments)}")
-        if name in (PRESENT, STORED):
+        if name in (PRESENT, STORED, SHAPE):
             self.names.add(PRESENT)
         return lambda sizes: _bounded(function(sizes, *(argument(sizes) for argument in arguments)))
 

@@ -3,14 +3,15 @@
 An op takes the list of tensors in flight to another list. What it may touch decides what it costs:
 
     reach     on packed bytes        streams        ops
-    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Reshape, Split,
+    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Rows, Reshape, Split,
                                                     Concat, Transpose while they leave the last axis alone
     values    after decoding         by rows        Add, Mul, NegExp, LogNeg
     whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
 bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says
-where each row comes from: applied to arrays of row numbers of shape (..., 1) the same code gives that map.
+where each row comes from: applied to arrays of row numbers of shape (..., 1) the same code gives that map, in which
+rows count from one and zero is a row of zeros.
 Sizes are hyperparameter expressions until `bind` makes them integers; the size "row" is the last axis,
 whatever its unit (elements or packed bytes).
 """
@@ -319,6 +320,28 @@ class Row(Op):
 
     def inverse(self) -> Op:
         raise ShapeMismatch(f"{self} has no way back")
+
+
+@dataclass(frozen=True)
+class Rows(Op):
+    """The first axis from `have` to `want`: zeros behind it, or cut off; what is cut off comes back as zeros."""
+
+    have: Size
+    want: Size
+
+    def reach(self, ndim: int) -> str:
+        return "rows" if ndim > 1 else "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(all(shape and shape[0] == int(self.have) for shape in shapes), self, shapes)
+        return [(int(self.want), *shape[1:]) for shape in shapes]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        more = max(0, int(self.want) - int(self.have))
+        return _each(arrays, lambda a: np.concatenate((a[: int(self.want)], np.zeros((more, *a.shape[1:]), a.dtype))))
+
+    def inverse(self) -> Rows:
+        return Rows(self.want, self.have)
 
 
 @dataclass(frozen=True)

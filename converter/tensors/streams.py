@@ -75,16 +75,16 @@ def _parts(sources: Sequence[LazyTensor]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=32)
 def _row_map(chain: Chain, shapes: tuple[Shape, ...]) -> tuple[NDArray[np.int64], ...]:
-    """For each result, the source row of each of its rows; source rows are counted through all sources.
+    """For each result, the source row of each of its rows, -1 for zeros; rows are counted through all sources.
 
     Blocks of a model share chain and shapes, so the cache holds a handful of these.
     """
-    start, rows = 0, []
+    start, rows = 1, []
     for shape in shapes:
         n_rows = math.prod(shape[:-1])
         rows.append(np.arange(start, start + n_rows).reshape(*shape[:-1], 1))
         start += n_rows
-    return tuple(np.ascontiguousarray(array).reshape(-1) for array in apply(chain, rows))
+    return tuple(np.ascontiguousarray(array).reshape(-1) - 1 for array in apply(chain, rows))
 
 
 def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
@@ -96,17 +96,19 @@ def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
     first = sources[0].info
     work = max(source.row_work for source in sources) + first.row_nbytes
 
+    def taken(owner: int, rows: NDArray[np.int64]) -> Rows:
+        if owner < 0:
+            return np.zeros((len(rows), first.row_nbytes), np.uint8)
+        return sources[owner].take(rows - (ends[owner] - sources[owner].info.n_rows))
+
     def gathered(which: int, shape: Shape) -> LazyTensor:
         def read(start: int, stop: int) -> Rows:
             rows = _row_map(chain, shapes)[which][start:stop]
             if not len(rows):
                 return np.empty((0, first.row_nbytes), np.uint8)
-            owner = np.searchsorted(ends, rows, side="right")
+            owner = np.where(rows < 0, -1, np.searchsorted(ends, rows, side="right"))
             cuts = np.flatnonzero(np.diff(owner)) + 1
-            pieces = [
-                sources[owner[at]].take(part - (ends[owner[at]] - sources[owner[at]].info.n_rows))
-                for at, part in zip([0, *cuts], np.split(rows, cuts), strict=True)
-            ]
+            pieces = [taken(owner[at], part) for at, part in zip([0, *cuts], np.split(rows, cuts), strict=True)]
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
         info = TensorInfo(first.name, shape, first.dtype)

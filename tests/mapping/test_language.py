@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -862,3 +863,26 @@ def test_a_condition_may_ask_for_the_type_that_a_tensor_has() -> None:
     for present, wanted in (({"a.0": tensor}, 1), ({}, 0), (("a.0",), 0)):
         assert evaluate("stored('a.{block}', 'F32')", {"block": 0, "present": present}) == wanted
     assert evaluate("stored('a.0', 'F16')", {"present": {"a.0": tensor}}) == 0
+
+
+def test_a_number_may_be_the_length_of_a_tensor() -> None:
+    tensor = from_array("a.0", np.zeros((3, 5), np.float32), F32, "here")
+    for present, wanted in (({"a.0": tensor}, [3, 5]), ({}, [0, 0]), (("a.0",), [0, 0])):
+        sizes = {"block": 0, "present": present}
+        assert [evaluate(f"shape('a.{{block}}', {axis})", sizes) for axis in (0, 1)] == wanted
+    with pytest.raises(ArchitectureError, match="has 2 values, none at 2"):
+        evaluate("shape('a.0', 2)", {"present": {"a.0": tensor}})
+
+
+def test_words_of_a_row_may_be_no_numbers_of_a_config() -> None:
+    row = HParam("scale", ("pattern",), ("scale",), "f32[]", values=((0.5, 0.0), (0.0, -math.inf)), closed=True)
+    architecture = toy(row)
+    hparams, given = read_config(architecture, architecture.hf[0], {**CONFIG, "pattern": [0.5, 0.0]})
+    keys = hparam_metadata(architecture, hparams, given)
+    assert keys["toy.scale"] == Array("f32", [0.0, -math.inf])
+    assert read_metadata(architecture, keys)["scale"] == [0.5, 0.0]
+    for strange in ([0.25], [-math.inf]):
+        with pytest.raises(ArchitectureError, match=r"pattern is .*, which is none of 0\.5, 0\.0"):
+            read_config(architecture, architecture.hf[0], {**CONFIG, "pattern": strange})
+    with pytest.raises(ArchitectureError, match="not a usable f32"):
+        hparam_metadata(architecture, {"scale": 0.5}, {"scale"})

@@ -325,6 +325,7 @@ def test_a_rope_fact_beside_the_scaling_is_called_so(name: str) -> None:
 
 #: Entries of transformers' classes that no row reads and no table lists, and why they lose nothing.
 IN_TRAINING = {
+    "altup_coef_clip",
     "attention_dropout", "attn_pdrop", "emb_pdrop", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop",
     "residual_dropout", "classifier_dropout", "initializer_range", "input_jitter_noise", "router_jitter_noise",
     "router_aux_loss_coef", "embedding_initializer_range",
@@ -364,7 +365,8 @@ UNREAD = {
 #: The other inputs of a model for several kinds of input; their tensors go elsewhere.
 OTHER_INPUTS = {
     "image_seq_length", "mm_tokens_per_image", "multimodal_projector_bias", "projector_hidden_act",
-    "spatial_merge_size", "vision_feature_layer", "vision_feature_select_strategy",
+    "spatial_merge_size", "vision_feature_layer", "vision_feature_select_strategy", "audio_soft_tokens_per_image",
+    "vision_soft_tokens_per_image",
 }  # fmt: skip
 WITHOUT_EFFECT = (
     STEPS

@@ -29,6 +29,7 @@ from converter.tensors.ops import (
     Reshape,
     Rope,
     Row,
+    Rows,
     Shape,
     Split,
     Stack,
@@ -117,6 +118,8 @@ CASES = (
     case(Stack("n_expert"), *[(256,)] * 3, reach="rows", gives=[(3, 256)], misfit=[(4,), (4,), (5,)]),
     case(Unstack("n_expert"), (3, 4, 256), reach="rows", gives=[(4, 256)] * 3, misfit=(4, 4, 256)),
     case(Unstack(3), (3, 256), reach="rows", gives=[(256,)] * 3, misfit=(3,)),
+    case(Rows("n_head", 9), (6, 256), reach="rows", gives=[(9, 256)], misfit=(5, 256)),
+    case(Rows(3, 5), (3,), reach="whole", gives=[(5,)], misfit=(4,)),
     case(Add(1.0), (4, 256), reach="values"),
     case(Add(1.0), (7,), reach="values"),
     case(NegExp(), (4, 256), reach="values"),
@@ -282,14 +285,17 @@ def test_compose_is_apply(each: Case, kind: DType) -> None:
 @pytest.mark.parametrize("each", ROW_MOVES, ids=ids(ROW_MOVES))
 @pytest.mark.parametrize("kind", PACKED)
 def test_row_moves_act_on_packed_bytes(each: Case, kind: str) -> None:
-    """Quantizing and then moving rows gives the bytes of moving rows and then quantizing."""
+    """Quantizing and then moving rows gives the bytes of moving rows and then quantizing, but that zeros are zeros."""
     arrays = numbers(each.shapes)
     moved = ops.apply(each.bound, arrays)
     tensors = [packed(array, dtype(kind), f"t{i}") for i, array in enumerate(arrays)]
     results = compose(each.bound, tensors, [f"r{i}" for i in range(len(moved))])
     for result, array in zip(results, moved, strict=True):
         assert result.info.dtype.name == kind
-        assert stored(result) == stored(packed(np.ascontiguousarray(array), dtype(kind)))
+        quantized = packed(np.ascontiguousarray(array), dtype(kind))
+        nonzero = np.flatnonzero(array.reshape(quantized.info.n_rows, -1).any(axis=1))
+        assert result.take(nonzero).tobytes() == quantized.take(nonzero).tobytes()
+        assert stored(result) == result.rows(0, quantized.info.n_rows).tobytes()
 
 
 @pytest.mark.parametrize("each", [each for each in ALL if each.reach != "rows"], ids=str)
@@ -325,6 +331,19 @@ def test_chains_round_trip_through_compose(name: str, kind: DType) -> None:
     for tensor, again in zip(tensors, back, strict=True):
         assert again.info == tensor.info
         assert stored(again) == stored(tensor)
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16", *PACKED])
+def test_rows_that_are_cut_off_come_back_as_zeros(kind: str) -> None:
+    (array,) = numbers([(6, 256)])
+    tensor = packed(array, dtype(kind)) if dtype(kind).quantized else lazy([array], dtype(kind))[0]
+    chain = (Rows("n_head", "n_head_kv").bind(SIZES),)
+    (cut,) = compose(chain, [tensor], ["cut"])
+    assert cut.info.shape == (2, 256) and stored(cut) == tensor.rows(0, 2).tobytes()
+    (again,) = compose(inverse(chain), [cut], ["t"])
+    assert stored(again) == stored(cut) + bytes(4 * tensor.info.row_nbytes)
+    values = kernels.decode(again.rows(0, 6), again.info.dtype)
+    assert values.any(axis=1).tolist() == [True, True, False, False, False, False]
 
 
 def test_values_before_and_after_moves_and_on_one_tensor() -> None:
