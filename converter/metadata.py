@@ -6,9 +6,10 @@ specification (`gguf_type`); an array's own id is `ARRAY_GGUF` and its elements 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -46,6 +47,65 @@ BY_GGUF: dict[int, MetaType] = {t.gguf: t for t in TYPES.values()}
 Scalar = int | float | bool | str | bytes
 
 
+_U64 = struct.Struct("<Q")
+
+
+class Strings(Sequence["str | bytes"]):
+    """An array of texts as GGUF stores it, each after its length, decoded when it is asked for.
+
+    A text that is not UTF-8 is bytes. Going through it decodes one text at a time; asking for one decodes all of them.
+    """
+
+    def __init__(self, raw: memoryview, count: int) -> None:
+        self.raw = raw
+        self._count = count
+        self._decoded: list[str | bytes] | None = None
+
+    @classmethod
+    def of(cls, texts: Iterable[str | bytes]) -> Strings:
+        """Raises: UnicodeEncodeError, where a text holds half a surrogate pair."""
+        raw, count = bytearray(), 0
+        for text in texts:
+            data = text.encode() if isinstance(text, str) else text
+            raw += _U64.pack(len(data))
+            raw += data
+            count += 1
+        return cls(memoryview(raw), count)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        return iter(self._decoded) if self._decoded is not None else self._first(self._count)
+
+    @overload
+    def __getitem__(self, index: int) -> str | bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str | bytes]: ...
+    def __getitem__(self, index: int | slice) -> str | bytes | list[str | bytes]:
+        if self._decoded is None and isinstance(index, slice) and index.start is None and index.step is None:
+            return list(self._first(len(range(*index.indices(self._count)))))
+        if self._decoded is None:
+            self._decoded = list(self._first(self._count))
+        return self._decoded[index]
+
+    def _first(self, count: int) -> Iterator[str | bytes]:
+        """A look at the beginning decodes no more than that."""
+        position = 0
+        for _ in range(count):
+            (length,) = _U64.unpack_from(self.raw, position)
+            position += 8 + length
+            yield text_or_bytes(bytes(self.raw[position - length : position]))
+
+
+def text_or_bytes(data: bytes) -> str | bytes:
+    """UTF-8 as text, anything else as it is."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data
+
+
 @dataclass(frozen=True)
 class Value:
     """One scalar. `type` is a name of TYPES; `value` is `bytes` only for a "str" that is not valid UTF-8."""
@@ -56,7 +116,7 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Array:
-    """A list of one type: a numpy array (1-D) or a sequence of numbers, or a list of `str | bytes` for "str".
+    """A list of one type: a numpy array (1-D) or a sequence of numbers, or one of `str | bytes` for "str".
 
     `type` may also be "array" with `values` a list of Array: GGUF allows nesting.
     """

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -20,7 +18,7 @@ from converter import _native
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, QuantizationError, UnsupportedFeature, short
 from converter.formats.base import Format, WriteOptions, check_elements, check_name, child, split_evenly
-from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Value, number_of
+from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Strings, Value, number_of, text_or_bytes
 from converter.metadata import BY_GGUF as VALUE_TYPES
 from converter.storage.files import Bytes, open_bytes
 from converter.storage.layout import FileLayout, Layout, Slot
@@ -45,56 +43,11 @@ _STEP = 1 << 12  # texts of an array that are looked for at once
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
-class Strings(Sequence["str | bytes"]):
-    """An array of texts that stays in the file until it is asked for; bytes where a text is not UTF-8."""
-
-    def __init__(self, raw: memoryview, count: int) -> None:
-        self.raw = raw
-        self._count = count
-        self._decoded: list[str | bytes] | None = None
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[str | bytes]:
-        return iter(self._all())
-
-    @overload
-    def __getitem__(self, index: int) -> str | bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str | bytes]: ...
-    def __getitem__(self, index: int | slice) -> str | bytes | list[str | bytes]:
-        if self._decoded is None and isinstance(index, slice) and index.start is None and index.step is None:
-            return self._first(len(range(*index.indices(self._count))))
-        return self._all()[index]
-
-    def _all(self) -> list[str | bytes]:
-        if self._decoded is None:
-            self._decoded = self._first(self._count)
-        return self._decoded
-
-    def _first(self, count: int) -> list[str | bytes]:
-        """A look at the beginning decodes no more than that."""
-        position, texts = 0, []
-        for _ in range(count):
-            (length,) = _U64.unpack_from(self.raw, position)
-            position += 8 + length
-            texts.append(_text(bytes(self.raw[position - length : position])))
-        return texts
-
-
-def _text(data: bytes) -> str | bytes:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data
-
-
 class _Reader(Cursor):
     """A cursor that knows GGUF's texts."""
 
     def string(self, what: str) -> str | bytes:
-        return _text(bytes(self.take(self.u64(what), what)))
+        return text_or_bytes(bytes(self.take(self.u64(what), what)))
 
     def name(self, what: str, longest: int) -> str:
         """A key or a tensor's name."""
@@ -442,7 +395,7 @@ def _file(path: Path, metadata: Metadata, tensors: list[LazyTensor], alignment: 
         offset += -(-tensor.info.nbytes // alignment) * alignment
     header += bytes(-len(header) % alignment)
     slots = tuple(Slot(len(header) + start, tensor) for start, tensor in zip(offsets, tensors, strict=True))
-    return FileLayout(path, bytes(header), slots, len(header) + offset)
+    return FileLayout(path, header, slots, len(header) + offset)
 
 
 def _put_string(out: bytearray, text: str | bytes) -> None:

@@ -35,6 +35,12 @@ def parse(text: str, *, python: bool = False) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def parse_pairs(text: str) -> list[tuple[str, Any]]:
+    """The pairs of a JSON object, keys that stand twice among them; raises as `parse`."""
+    pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list, parse_constant=_refuse, parse_int=_bounded)
+    return pairs
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):

@@ -27,7 +27,7 @@ class FileLayout:
     """One file to be: its header bytes at 0, its slots, its size. What lies between is zero, or `finish` writes it."""
 
     path: Path
-    header: bytes
+    header: bytes | bytearray
     slots: tuple[Slot, ...]
     size: int
     finish: Finish | None = None

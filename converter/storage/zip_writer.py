@@ -147,7 +147,7 @@ class _Placed:
         return struct.pack(f"<HH{len(values)}Q", zf.ZIP64_EXTRA, 8 * len(values), *values) if values else b""
 
 
-def _pieces(file: FileLayout, header: bytes, crcs: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _pieces(file: FileLayout, header: bytes | bytearray, crcs: Sequence[int]) -> Iterator[tuple[int, int]]:
     """CRC-32 and length of all that a file consists of: its header, its tensors, the zeros between."""
     yield CRC32.of(header), len(header)
     position = len(header)

@@ -214,7 +214,7 @@ class _Job:
     def _write_special(self, built: Built, metadata: Metadata) -> None:
         limit = built.rows.size if built.limit else None
         if built.merges:
-            metadata["tokenizer.ggml.merges"] = Array("str", list[str | bytes](built.merges))
+            metadata["tokenizer.ggml.merges"] = Array("str", built.merges)
         special = read_special(self.files, self.config, n_tokens=limit, types=TYPES)
         for name, content in self.style.ids:
             special.set_id(name, self._read_vocabulary().id_of(content), None)

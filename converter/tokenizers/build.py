@@ -17,7 +17,7 @@ import numpy as np
 from converter.architectures.traits import TokenizerStyle
 from converter.errors import TokenizerError
 from converter.events import Dropped, Event, Note
-from converter.metadata import Array, Metadata, boolean, text, u32
+from converter.metadata import Array, Metadata, Strings, boolean, text, u32
 from converter.tokenizers.encoder import Decoder
 from converter.tokenizers.files import TokenizerFiles, as_dict, as_id, as_list, as_text
 from converter.tokenizers.sentencepiece import (
@@ -59,15 +59,18 @@ class Rows:
     def set(self, at: int, token: str, kind: int, score: float = ADDED_SCORE) -> None:
         self.texts[at], self.types[at], self.scores[at] = token, kind, score
 
+    def filled_rows(self) -> Iterator[tuple[int, str]]:
+        """Rows that have a token."""
+        return ((i, token) for i, token in enumerate(self.texts) if token is not None)
+
     @property
     def filled(self) -> int:
         return sum(token is not None for token in self.texts)
 
     def arrays(self, *, scores: bool) -> Iterator[tuple[str, Array]]:
         """The tokens, scores and token_type keys in the reference's order."""
-        tokens: list[str | bytes] = [f"[PAD{i}]" if t is None else t for i, t in enumerate(self.texts)]
         try:
-            "".join(tokens).encode()  # type: ignore[arg-type]
+            tokens = Strings.of(f"[PAD{i}]" if t is None else t for i, t in enumerate(self.texts))
         except UnicodeEncodeError as error:
             raise TokenizerError(f"a token holds half a surrogate pair and cannot be stored ({error.reason})") from None
         yield "tokenizer.ggml.tokens", Array("str", tokens)
@@ -83,7 +86,7 @@ class Built:
     reader: str
     rows: Rows
     head: Metadata
-    merges: list[str] = field(default_factory=list)
+    merges: Strings = field(default_factory=lambda: Strings.of(()))
     limit: bool = True
     events: list[Event] = field(default_factory=list)
 
@@ -96,21 +99,42 @@ def looks_special(token: str) -> bool:
 def check_size(n_tokens: int, rows: int) -> None:
     """Raise TokenizerError when there are more tokens than embedding rows."""
     if n_tokens > rows:
-        raise TokenizerError(
-            f"tokenizer has {n_tokens} tokens, the embedding {rows} rows: they do not belong together\n"
-            "check that the tokenizer files and config.json's vocab_size are those of this model"
-        )
+        raise too_many(n_tokens, rows)
 
 
-def _check_tokens(vocabulary: Vocabulary, by_id: Mapping[int, str], rows: int) -> None:
-    """Raise TokenizerError when there are more tokens than rows; says which setting names those beyond."""
-    surplus = [token for i, token in sorted(by_id.items()) if i >= rows]
-    if not surplus or any(token not in vocabulary.named_by for token in surplus):
-        return check_size(max(by_id) + 1, rows)
+def too_many(n_tokens: int, rows: int) -> TokenizerError:
+    """What is wrong where there are more tokens than embedding rows."""
+    return TokenizerError(
+        f"tokenizer has {n_tokens} tokens, the embedding {rows} rows: they do not belong together\n"
+        "check that the tokenizer files and config.json's vocab_size are those of this model"
+    )
+
+
+def _table(vocabulary: Vocabulary, rows: int | None) -> Rows:
+    """All tokens by their ids, as normal ones.
+
+    Raises:
+        TokenizerError: there are more tokens than rows; says which setting names those beyond.
+    """
+    n_ids = vocabulary.n_ids()
+    table = Rows(n_ids if rows is None else rows)
+    if n_ids > table.size:
+        raise _surplus(vocabulary, n_ids, table.size)
+    for i, token in vocabulary.tokens():
+        table.texts[i] = token
+    table.types[[i for i, token in enumerate(table.texts) if token is not None]] = NORMAL
+    return table
+
+
+def _surplus(vocabulary: Vocabulary, n_ids: int, rows: int) -> TokenizerError:
+    beyond = sorted((i, token) for i, token in vocabulary.tokens() if i >= rows)
+    surplus = [token for _, token in beyond]
+    if any(token not in vocabulary.named_by for token in surplus):
+        return too_many(n_ids, rows)
     shown = ", ".join(f"{ascii(token)[:60]} ({vocabulary.named_by[token]})" for token in surplus[:4])
     more = f" and {len(surplus) - 4} more" if len(surplus) > 4 else ""
-    raise TokenizerError(
-        f"tokenizer has {max(by_id) + 1} tokens, the embedding {rows} rows: it has none for {shown}{more}\n"
+    return TokenizerError(
+        f"tokenizer has {n_ids} tokens, the embedding {rows} rows: it has none for {shown}{more}\n"
         "name tokens of the vocabulary in tokenizer_config.json, or null; "
         'with "tokenizer_class": "PreTrainedTokenizerFast" there are no defaults'
     )
@@ -187,13 +211,11 @@ def build_spm_json(vocabulary: Vocabulary, rows: int | None) -> Built:
     llama.cpp's converter gives every token the score -1000. Its runtime merges by score, so those
     scores cut text elsewhere than the tokenizer does; here the score is minus the merge's place.
     """
-    by_id = vocabulary.by_id()
-    table = Rows(max(by_id) + 1 if rows is None else rows)
-    _check_tokens(vocabulary, by_id, table.size)
+    table = _table(vocabulary, rows)
     special = vocabulary.special_ids()
     scores = _merge_scores(vocabulary)
     count = len(vocabulary.base)
-    for i, token in by_id.items():
+    for i, token in table.filled_rows():
         kind = BYTE if _BYTE_TOKEN.fullmatch(token) else CONTROL if i in special else NORMAL
         if i >= count:
             kind = CONTROL if i in special else USER_DEFINED
@@ -208,7 +230,7 @@ def _merge_scores(vocabulary: Vocabulary) -> dict[str, float]:
     """Score per token that a merge makes: minus the place of the first such merge; other plain tokens last."""
     scores: dict[str, float] = {}
     for place, merge in enumerate(vocabulary.merges):
-        left, _, right = merge.partition(" ")
+        left, _, right = str(merge).partition(" ")
         scores.setdefault(left + right, -float(place))
     last = -float(len(vocabulary.merges))
     for token in vocabulary.base:
@@ -258,12 +280,7 @@ def build_wordpiece(vocabulary: Vocabulary, pre: str, rows: int | None) -> Built
 
 
 def _plain_rows(vocabulary: Vocabulary, rows: int | None) -> Rows:
-    by_id = vocabulary.by_id()
-    table = Rows(max(by_id) + 1 if rows is None else rows)
-    _check_tokens(vocabulary, by_id, table.size)
-    for token, i in vocabulary.base.items():
-        table.texts[i] = token
-    table.types[np.fromiter(by_id, np.int64, len(by_id))] = NORMAL
+    table = _table(vocabulary, rows)
     decoder = Decoder(vocabulary.tokenizer.get("decoder"))
     for added in vocabulary.added.values():
         content = added.content if added.normalized else decoder.token(added.content)
@@ -308,16 +325,14 @@ def build_xlmr(model: SentencePieceModel, token_types: int | None, rows: int | N
 
 def build_unigram_json(vocabulary: Vocabulary, token_types: int | None, rows: int | None) -> Built:
     """A unigram tokenizer.json as the "t5" tokenizer model."""
-    by_id = vocabulary.by_id()
-    table = Rows(max(by_id) + 1 if rows is None else rows)
-    _check_tokens(vocabulary, by_id, table.size)
+    table = _table(vocabulary, rows)
     model = as_dict(vocabulary.tokenizer.get("model"), "tokenizer.json model")
     unknown = vocabulary.id_of(vocabulary.named.get("unk", ""))
     if unknown is None:
         unknown = as_id(model.get("unk_id", 3), "tokenizer.json model unk_id")
     special = vocabulary.special_ids()
     added = {token.id for token in vocabulary.added.values()}
-    for i, token in by_id.items():
+    for i, token in table.filled_rows():
         kind = UNKNOWN if i == unknown else CONTROL if i in special else USER_DEFINED if i in added else NORMAL
         table.set(i, token, kind, vocabulary.scores[i] if i < len(vocabulary.scores) else ADDED_SCORE)
     words = str(vocabulary.tokenizer.get("pre_tokenizer"))

@@ -16,7 +16,7 @@ from converter.tokenizers.splitting import Unsupported, byte_values, check_lengt
 from converter.tokenizers.vocabulary import AddedToken, Vocabulary
 
 MAX_WORD, MAX_AFFIX = 1000, 64
-WordModel = Callable[[str], list[int]]
+WordModel = Callable[[list[str]], list[list[int]]]
 
 
 class Encoder:
@@ -33,25 +33,18 @@ class Encoder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special tokens around them."""
-        ids: list[int] = []
-        first = True
+        words: list[str] = []
+        slots: list[int | None] = []  # ids of added tokens, and None where a word stands
         for part, token in _extract(text, self._raw):
             if token is not None:
-                ids.append(token.id)
-            else:
-                ids += self._encode_plain(part, first)
-            first = False
-        return ids
-
-    def _encode_plain(self, text: str, first: bool) -> list[int]:
-        ids: list[int] = []
-        for part, token in _extract(check_length(self._normalize(text)), self._normalized):
-            if token is not None:
-                ids.append(token.id)
+                slots.append(token.id)
                 continue
-            for word in self._split([part]):
-                ids += self._words(word)
-        return ids
+            for plain, normalized in _extract(check_length(self._normalize(part)), self._normalized):
+                found = [] if normalized else self._split([plain])
+                words += found
+                slots += [normalized.id] if normalized else [None] * len(found)
+        ids = iter(self._words(words))
+        return [i for slot in slots for i in (next(ids) if slot is None else (slot,))]
 
     def with_special(self, ids: list[int]) -> list[int]:
         """`ids` between the special tokens that the post-processor puts around a single sequence."""
@@ -97,17 +90,18 @@ def _word_model(model: dict[str, object], vocabulary: Vocabulary) -> WordModel:
     if vocabulary.kind == "BPE":
         return _Bpe(model, vocabulary)
     if vocabulary.kind == "WordPiece":
-        return _word_piece(model, vocabulary)
+        piece = _word_piece(model, vocabulary)
+        return lambda words: [piece(word) for word in words]
     if vocabulary.kind == "WordLevel":
         unknown = vocabulary.base.get(str(model.get("unk_token")))
-        return lambda word: [i for i in (vocabulary.base.get(word, unknown),) if i is not None]
+        return lambda words: [[i for i in (vocabulary.base.get(w, unknown),) if i is not None] for w in words]
     raise Unsupported(f"model {vocabulary.kind}")
 
 
 class _Bpe:
     def __init__(self, model: dict[str, object], vocabulary: Vocabulary) -> None:
         self._vocab = vocabulary.base
-        self._ranks = vocabulary.ranks()
+        self._find_ranks = vocabulary.ranks
         self._prefix = str(model.get("continuing_subword_prefix") or "")
         self._suffix = str(model.get("end_of_word_suffix") or "")
         self._unknown = model.get("unk_token")
@@ -115,10 +109,12 @@ class _Bpe:
         self._byte_fallback = bool(model.get("byte_fallback"))
         self._ignore_merges = bool(model.get("ignore_merges"))
 
-    def __call__(self, word: str) -> list[int]:
-        if self._ignore_merges and word in self._vocab:
-            return [self._vocab[word]]
-        return [self._vocab[symbol] for symbol in self._merge(self._symbols(word))]
+    def __call__(self, words: list[str]) -> list[list[int]]:
+        cut = len(self._prefix)
+        symbols = [[word] if self._ignore_merges and word in self._vocab else self._symbols(word) for word in words]
+        text = "\0".join("".join(symbol[cut:] if at else symbol for at, symbol in enumerate(w)) for w in symbols)
+        ranks = self._find_ranks(text, self._prefix)
+        return [[self._vocab[symbol] for symbol in self._merge(word, ranks)] for word in symbols]
 
     def _symbols(self, word: str) -> list[str]:
         symbols: list[str] = []
@@ -139,12 +135,12 @@ class _Bpe:
         pieces = [f"<0x{byte:02X}>" for byte in symbol.encode("utf-8", "surrogatepass")]
         return pieces if all(piece in self._vocab for piece in pieces) else []
 
-    def _merge(self, symbols: list[str]) -> list[str]:
+    def _merge(self, symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
         while len(symbols) > 1:
             ranked = [
                 (rank, at)
                 for at, pair in enumerate(itertools.pairwise(symbols))
-                if (rank := self._ranks.get(f"{pair[0]} {pair[1]}")) is not None
+                if (rank := ranks.get(pair)) is not None
             ]
             if not ranked:
                 break
@@ -153,7 +149,7 @@ class _Bpe:
         return symbols
 
 
-def _word_piece(model: dict[str, object], vocabulary: Vocabulary) -> WordModel:
+def _word_piece(model: dict[str, object], vocabulary: Vocabulary) -> Callable[[str], list[int]]:
     vocab = vocabulary.base
     prefix = str(model.get("continuing_subword_prefix", "##"))
     limit = as_id(model.get("max_input_chars_per_word", 100), "tokenizer.json model max_input_chars_per_word")

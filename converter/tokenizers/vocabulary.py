@@ -7,11 +7,15 @@ when it loads the folder. Everything is checked here, so what follows can index 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from converter.errors import TokenizerError
-from converter.tokenizers.files import MAX_TOKENS, TokenizerFiles, as_dict, as_id, as_list, as_text
+from converter.metadata import Strings
+from converter.tokenizers.files import MAX_TOKENS, TokenizerFiles, as_dict, as_id, as_list, as_text, entries
+from converter.tokenizers.large import Long
 from converter.tokenizers.splitting import byte_alphabet
 
 NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -51,6 +55,8 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_SHORT = 16  # characters of a token that is looked up, not searched for
+
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -76,7 +82,7 @@ class Vocabulary:
 
     kind: str
     base: dict[str, int]
-    merges: list[str]
+    merges: Strings
     added: dict[str, AddedToken]
     named: dict[str, str]
     extra: tuple[str, ...]
@@ -84,15 +90,31 @@ class Vocabulary:
     scores: list[float] = field(default_factory=list)
     named_by: dict[str, str] = field(default_factory=dict)
 
-    def ranks(self) -> dict[str, int]:
-        """Merge -> its priority, lower first."""
-        return dict(zip(self.merges, range(len(self.merges)), strict=True))
+    def ranks(self, text: str, prefix: str = "") -> dict[tuple[str, str], int]:
+        """Pairs of tokens that merge -> their priority, lower first; those whose halves (less `prefix`) `text` has."""
+        short = {text[at : at + size] for size in range(1, _SHORT + 1) for at in range(len(text))}
 
-    def by_id(self) -> dict[int, str]:
-        """Id -> token text, added tokens over base tokens."""
-        texts = {i: token for token, i in self.base.items()}
-        texts.update((token.id, token.content) for token in self.added.values())
-        return texts
+        def had(half: str) -> bool:
+            half = half.removeprefix(prefix) if prefix else half
+            return half in short or (len(half) > _SHORT and half in text)
+
+        found: dict[tuple[str, str], int] = {}
+        for rank, merge in enumerate(self.merges):
+            left, _, right = str(merge).partition(" ")
+            if had(left) and had(right):
+                found[left, right] = rank
+        return found
+
+    def tokens(self) -> Iterator[tuple[int, str]]:
+        """Ids and texts: base tokens, then the added ones, some of which are base tokens again."""
+        for token, i in self.base.items():
+            yield i, token
+        for added in self.added.values():
+            yield added.id, added.content
+
+    def n_ids(self) -> int:
+        """One more than the highest id."""
+        return 1 + max(max(self.base.values(), default=-1), max((t.id for t in self.added.values()), default=-1))
 
     def special_ids(self) -> set[int]:
         """Ids of the named and extra special tokens (not of every token flagged special)."""
@@ -129,63 +151,68 @@ def _kind(model: dict[str, object], source: str) -> str:
         return as_text(model["type"], f"{source} model type")
     if "merges" in model:
         return "BPE"
-    return "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
+    vocab = model.get("vocab")
+    listed = isinstance(vocab, list) or (isinstance(vocab, Long) and vocab.kind == "[")
+    return "Unigram" if listed else "WordPiece"
 
 
 def _base(model: dict[str, object], kind: str, source: str) -> tuple[dict[str, int], list[float]]:
-    vocab = model.get("vocab")
     where = f"{source} vocab"
     if kind == "Unigram":
-        return _unigram(as_list(vocab, where), where)
-    entries = as_dict(vocab, where)
-    base = {token: i for token, i in entries.items() if type(i) is int and 0 <= i < MAX_TOKENS}
-    if len(base) != len(entries):
-        token = next(token for token in entries if token not in base)
-        raise TokenizerError(f"{where}: token {ascii(token)[:60]} has no id from 0 to {MAX_TOKENS - 1}")
+        return _unigram(model.get("vocab"), where)
+    base: dict[str, int] = {}
+    for pairs in entries(model.get("vocab"), "{", where):
+        before = len(base)
+        base.update(pairs)
+        if len(base) != before + len(pairs):
+            raise TokenizerError(f"{source}: a token of the vocabulary stands twice")
+        for token, i in pairs:
+            if type(i) is not int or not 0 <= i < MAX_TOKENS:
+                raise TokenizerError(f"{where}: token {ascii(token)[:60]} has no id from 0 to {MAX_TOKENS - 1}")
     if not base:
         raise TokenizerError(f"{source}: the vocabulary is empty")
-    if len(set(base.values())) != len(base):
+    if np.unique(np.fromiter(base.values(), np.int32, len(base))).size != len(base):
         raise TokenizerError(f"{source}: two tokens of the vocabulary share one id")
     return base, []
 
 
-def _unigram(entries: list[object], where: str) -> tuple[dict[str, int], list[float]]:
+def _unigram(vocab: object, where: str) -> tuple[dict[str, int], list[float]]:
     base: dict[str, int] = {}
     scores: list[float] = []
-    for i, entry in enumerate(entries):
+    for entry in (entry for some in entries(vocab, "[", where) for entry in some):
         pair = as_list(entry, where)
         if len(pair) != 2 or isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
-            raise TokenizerError(f"{where}: entry {i} is not a [token, score] pair")
-        if base.setdefault(as_text(pair[0], where), i) != i:
+            raise TokenizerError(f"{where}: entry {len(scores)} is not a [token, score] pair")
+        if base.setdefault(as_text(pair[0], where), len(scores)) != len(scores):
             raise TokenizerError(f"{where}: token {ascii(pair[0])[:60]} appears twice")
         scores.append(float(pair[1]))
     return base, scores
 
 
-def _merges(model: dict[str, object], base: dict[str, int], kind: str, source: str) -> list[str]:
+def _merges(model: dict[str, object], base: dict[str, int], kind: str, source: str) -> Strings:
     """Merges as "left right"; a space inside a token becomes its byte-level letter, as in llama.cpp's converter."""
     if kind != "BPE":
-        return []
-    entries = as_list(model.get("merges"), f"{source} merges")
-    pairs = [entry.split(" ") if isinstance(entry, str) else entry for entry in entries]
-    _check_merges(pairs, base, len(str(model.get("continuing_subword_prefix") or "")), source)
+        return Strings.of(())
+    pairs = _pairs(model, base, source)
+    if not any(" " in token for token in base):
+        return Strings.of(f"{left} {right}" for left, right in pairs)
     space = byte_alphabet()[ord(" ")]
-    if " " in "".join(base):
-        return [" ".join(part.replace(" ", space) for part in pair) for pair in pairs]  # type: ignore[attr-defined]
-    return [" ".join(pair) for pair in pairs]  # type: ignore[arg-type]
+    return Strings.of(f"{left.replace(' ', space)} {right.replace(' ', space)}" for left, right in pairs)
 
 
-def _check_merges(pairs: list[object], base: dict[str, int], cut: int, source: str) -> None:
-    """Raise TokenizerError unless every pair is two known tokens that make a known one (`cut`: prefix length)."""
-    for at, pair in enumerate(pairs):
-        if type(pair) is not list or len(pair) != 2:
+def _pairs(model: dict[str, object], base: dict[str, int], source: str) -> Iterator[tuple[str, str]]:
+    """The pairs of the merges, each of two known tokens that make a known one; raises TokenizerError at another."""
+    cut = len(str(model.get("continuing_subword_prefix") or ""))
+    merges = (entry for some in entries(model.get("merges"), "[", f"{source} merges") for entry in some)
+    for at, entry in enumerate(merges):
+        pair = entry.split(" ") if type(entry) is str else entry
+        if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
             raise TokenizerError(f"{source}: merge {at} is not a pair of tokens")
         left, right = pair
-        if type(left) is not str or type(right) is not str:
-            raise TokenizerError(f"{source}: merge {at} is not a pair of tokens")
         if left not in base or right not in base or left + (right[cut:] if cut else right) not in base:
             shown = f"{ascii(left)[:40]} {ascii(right)[:40]}"
             raise TokenizerError(f"{source}: merge {at} ({shown}) names an unknown token")
+        yield left, right
 
 
 # --- special and added tokens
@@ -231,15 +258,16 @@ def tokenizer_class(settings: Mapping[str, object], config: Mapping[str, object]
     return str(name).removesuffix("Fast")
 
 
-def _added_tokens(entries: list[object], base: dict[str, int], source: str) -> dict[str, AddedToken]:
+def _added_tokens(given: list[object], base: dict[str, int], source: str) -> dict[str, AddedToken]:
     where = f"{source} added_tokens"
     added: dict[str, AddedToken] = {}
-    taken = {i: token for token, i in base.items()}
+    listed = [as_dict(entry, where) for entry in given]
+    ids = {as_id(fields.get("id"), where) for fields in listed}
+    taken = {i: token for token, i in base.items() if i in ids}
     # tokenizers numbers new tokens on from the vocabulary, whatever ids the file gives; vocab.json's readers do not.
     following = len(base)
     ordered = source == "tokenizer.json" and max(base.values(), default=-1) < following
-    for entry in entries:
-        fields = as_dict(entry, where)
+    for fields in listed:
         token = _added(as_id(fields.get("id"), where), fields, where)
         shown = f"{ascii(token.content)[:60]} has id {token.id}"
         if (own := base.get(token.content, token.id)) != token.id:
@@ -279,11 +307,11 @@ def _lay_over(
     A text that the vocabulary has keeps its id; a new one is appended at the end, whatever id it asked for.
     """
     result = dict(added)
-    last = max([*base.values(), *(token.id for token in added.values())], default=-1)
+    last = max(max(base.values(), default=-1), max((token.id for token in added.values()), default=-1))
     where = "tokenizer_config.json added_tokens_decoder"
     decoder = as_dict(settings.get("added_tokens_decoder"), where)
-    entries = sorted((as_id(i, where), as_dict(fields, where)) for i, fields in decoder.items()) if decoder else []
-    for _, fields in entries:
+    listed = sorted((as_id(i, where), as_dict(fields, where)) for i, fields in decoder.items()) if decoder else []
+    for _, fields in listed:
         content = as_text(fields.get("content"), where)
         i, last = _place(content, result, base, last)
         result[content] = _added(i, fields, where)
@@ -322,7 +350,7 @@ def _from_older_files(
         "added_tokens": added,
         "decoder": {"type": "ByteLevel"},
         "pre_tokenizer": byte_level,
-        "model": {"type": "BPE", "vocab": files.json("vocab.json"), "merges": merges},
+        "model": {"type": "BPE", "vocab": files.value("vocab.json"), "merges": merges},
     }
     if tokenizer_class(settings, config) == "Qwen2Tokenizer":
         split = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
