@@ -149,7 +149,7 @@ class _Placed:
 
 def _pieces(file: FileLayout, header: bytes | bytearray, crcs: Sequence[int]) -> Iterator[tuple[int, int]]:
     """CRC-32 and length of all that a file consists of: its header, its tensors, the zeros between."""
-    yield CRC32.of(header), len(header)
+    yield CRC32.of(memoryview(header)), len(header)
     position = len(header)
     for slot, crc in sorted(zip(file.slots, crcs, strict=True), key=lambda each: each[0].offset):
         yield CRC32.of(bytes(slot.offset - position)), slot.offset - position
