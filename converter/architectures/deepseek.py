@@ -1,18 +1,27 @@
 """DeepSeek V2 and V3 (R1, Kimi-K2), GLM-4.7-Flash: attention over a compressed cache (MLA), one GGUF architecture.
 
 The cache holds one vector for all heads, so a GGUF says one key/value head, and the matrix that expands it is stored
-in two: for the keys, transposed, and for the values. ggml rotates neighbours, as the weights are stored.
+in two: for the keys, transposed, and for the values. ggml rotates neighbours, as the weights are stored. DeepSeek V3.2
+and GLM-5 choose with an indexer what a token sees; Mistral 4 keeps gates and ups of its experts in one tensor.
 
-Source: the reference converter's DeepseekV2Model and Glm4MoeLiteModel; transformers' configuration classes for the
-defaults.
+DeepSeek's first mixture, whose attention is Llama's, and the text model of DeepSeek-OCR, which has no such cache.
+
+Source: the reference converter's DeepseekModel, DeepseekV2Model, DeepseekV32Model, Glm4MoeLiteModel, GlmMoeDsaModel and
+Mistral3Model; transformers' configuration classes for the defaults.
 """
 
 from converter.architectures.common import (
+    ATTENTION,
     ATTENTION_BIAS,
+    ATTENTION_INTERLEAVED,
+    DENSE_FFN,
+    NO_SCALING,
     NORM_TENSORS,
+    OTHER_INPUTS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
+    UNSCALED,
     G,
     H,
 )
@@ -20,17 +29,32 @@ from converter.architectures.moe import (
     BEYOND,
     DENSE_THEN_EXPERTS,
     MOE_HPARAMS,
+    N_DENSE,
     N_EXPERT_SHARED,
+    N_FF_EXP,
     N_NEXTN,
     NEXTN_HPARAMS,
     NEXTN_TENSORS,
     NEXTN_TOLD,
     ROUTED,
+    ROUTER,
+    SHARED_EXPERTS,
     WEIGHTS_SCALE,
     WITH_NEXTN,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, amended, only_when, pair
-from converter.architectures.styles import BPE, GLM
+from converter.architectures.spec import (
+    Architecture,
+    HFClass,
+    HParam,
+    T,
+    TensorRule,
+    amended,
+    only_when,
+    optional,
+    pair,
+    without,
+)
+from converter.architectures.styles import BPE, GLM, SPM_OR_BPE
 from converter.architectures.traits import Traits
 from converter.tensors.ops import ROW, At, Reshape, Split, Transpose
 
@@ -46,6 +70,54 @@ MLA_HPARAMS = (
     ),
     *NEXTN_HPARAMS,
 )
+
+CACHE_HPARAMS = (
+    *MLA_HPARAMS,
+    HParam("one_kv_head", (), ("attention.head_count_kv",), default=1, always=True),
+    HParam(
+        "n_dense", ("first_k_dense_replace",), ("leading_dense_block_count",), always=True,
+        default="0 if n_expert else n_layer",
+    ),
+    HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+    HParam("q_lora", ("q_lora_rank",), ("attention.q_lora_rank",), null=0),
+    HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), default=512, always=True),
+    HParam("k_cache", (), ("attention.key_length",), default="kv_lora + n_rot", always=True),
+    HParam("v_cache", (), ("attention.value_length",), default="kv_lora", always=True),
+    HParam("k_mla", (), ("attention.key_length_mla",), default="k_nope + n_rot", always=True),
+    HParam("k_nope", ("qk_nope_head_dim",), (), required=True, back="k_mla - n_rot"),
+    HParam("v_mla", ("v_head_dim",), ("attention.value_length_mla",), required=True),
+    HParam(
+        "n_ff_exp", ("moe_intermediate_size",), ("expert_feed_forward_length",), default="n_ff", always=True
+    ),
+    *amended((N_EXPERT_SHARED,), n_expert_shared={"always": True}),
+    WEIGHTS_SCALE,
+    HParam(
+        "weights_norm", ("norm_topk_prob",), ("expert_weights_norm",), "bool", values=((True, True),),
+        back=False,
+    ),
+    HParam("n_rot", ("qk_rope_head_dim",), ("rope.dimension_count",), required=True),
+    HParam(
+        "yarn_log", (), ("rope.scaling.yarn_log_multiplier",), "f32", default="0.1 * mscale_all",
+        follows="mscale_all",
+    ),
+    HParam("mscale_all", ("rope.mscale_all_dim",), (), "f32", back="yarn_log / 0.1", follows="yarn_log"),
+    HParam("mscale", ("rope.mscale",), (), "f32", back="mscale_all", follows="mscale_all"),
+)  # fmt: skip
+
+(NEXTN_COUNTED,) = amended((N_NEXTN,), n_nextn={"null": 0, "always": True})
+
+# What chooses the tokens that a token sees.
+INDEXER_HPARAMS = (
+    HParam("n_head_indexer", ("index_n_heads",), ("attention.indexer.head_count",), required=True),
+    HParam("k_indexer", ("index_head_dim",), ("attention.indexer.key_length",), required=True),
+    HParam("top_k_indexer", ("index_topk",), ("attention.indexer.top_k",), required=True),
+    HParam("layer_types", ("layer_types",), (), "str[]", per_block="n_main", default="'indexed_attention'"),
+    HParam(
+        "kinds", ("mlp_layer_types",), (), "str[]", per_block="n_main",
+        default="'dense' if block < n_dense else 'sparse'",
+    ),
+    ATTENTION_BIAS,
+)  # fmt: skip
 
 A, B = H + "self_attn.", G + "attn_"
 MLA_TENSORS: tuple[TensorRule, ...] = (
@@ -70,6 +142,14 @@ MLA_TENSORS: tuple[TensorRule, ...] = (
     *pair(A + "o_proj", B + "output", shape=("n_embd", "n_head * v_mla")),
 )  # fmt: skip
 
+INDEXER, CHOICE = A + "indexer.", G + "indexer."
+INDEXER_TENSORS: tuple[TensorRule, ...] = (
+    T(INDEXER + "wq_b.weight", CHOICE + "attn_q_b.weight", shape=("n_head_indexer * k_indexer", "q_lora")),
+    T(INDEXER + "wk.weight", CHOICE + "attn_k.weight", shape=("k_indexer", "n_embd")),
+    *pair(INDEXER + "k_norm", CHOICE + "k_norm", shape=("k_indexer",), bias=True),
+    T(INDEXER + "weights_proj.weight", CHOICE + "proj.weight", shape=("n_head_indexer", "n_embd")),
+)
+
 V2_DEFAULTS = {
     "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
     "max_position_embeddings": 2048, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
@@ -83,6 +163,30 @@ V3_DEFAULTS = {
     "first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
 }  # fmt: skip
+
+# Of the classes with an indexer.
+DSA_DEFAULTS = {
+    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64, "head_dim": "qk_rope_head_dim", "moe_intermediate_size": 2048, "n_routed_experts": 256,
+    "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5,
+    "norm_topk_prob": True, "index_topk": 2048, "index_head_dim": 128,
+}  # fmt: skip
+MISTRAL4_DEFAULTS = {
+    "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 1048576, "kv_lora_rank": 256,
+    "q_lora_rank": 1024, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "head_dim": "qk_nope_head_dim + qk_rope_head_dim", "moe_intermediate_size": 2048, "n_routed_experts": 128,
+    "n_shared_experts": 1, "num_experts_per_tok": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0,
+    "routed_scaling_factor": 1.0, "norm_topk_prob": True,
+}  # fmt: skip
+OCR_DEFAULTS = {
+    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
+    "moe_intermediate_size": 1407, "first_k_dense_replace": 0,
+}  # fmt: skip
+# The towers of DeepSeek-OCR, and what they put between the lines of an image.
+OCR_IMAGES = (
+    "model.sam_model.{rest}", "model.vision_model.{rest}", "model.qwen2_model.{rest}", "model.projector.{rest}",
+    "model.image_newline", "model.view_seperator",
+)
 
 ARCHITECTURES = (
     Architecture(
@@ -124,37 +228,8 @@ ARCHITECTURES = (
             HFClass("DeepseekV2ForCausalLM", "deepseek_v2", V2_DEFAULTS, facts={"n_nextn_said": 0}),
         ),
         hparams=(
-            *MLA_HPARAMS,
-            HParam("one_kv_head", (), ("attention.head_count_kv",), default=1, always=True),
-            HParam(
-                "n_dense", ("first_k_dense_replace",), ("leading_dense_block_count",), always=True,
-                default="0 if n_expert else n_layer",
-            ),
-            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
-            HParam("q_lora", ("q_lora_rank",), ("attention.q_lora_rank",), null=0),
-            HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), default=512, always=True),
-            HParam("k_cache", (), ("attention.key_length",), default="kv_lora + n_rot", always=True),
-            HParam("v_cache", (), ("attention.value_length",), default="kv_lora", always=True),
-            HParam("k_mla", (), ("attention.key_length_mla",), default="k_nope + n_rot", always=True),
-            HParam("k_nope", ("qk_nope_head_dim",), (), required=True, back="k_mla - n_rot"),
-            HParam("v_mla", ("v_head_dim",), ("attention.value_length_mla",), required=True),
-            HParam(
-                "n_ff_exp", ("moe_intermediate_size",), ("expert_feed_forward_length",), default="n_ff", always=True
-            ),
-            *amended((N_EXPERT_SHARED,), n_expert_shared={"always": True}),
-            WEIGHTS_SCALE,
-            HParam(
-                "weights_norm", ("norm_topk_prob",), ("expert_weights_norm",), "bool", values=((True, True),),
-                back=False,
-            ),
-            HParam("n_rot", ("qk_rope_head_dim",), ("rope.dimension_count",), required=True),
-            HParam(
-                "yarn_log", (), ("rope.scaling.yarn_log_multiplier",), "f32", default="0.1 * mscale_all",
-                follows="mscale_all",
-            ),
-            HParam("mscale_all", ("rope.mscale_all_dim",), (), "f32", back="yarn_log / 0.1", follows="yarn_log"),
-            HParam("mscale", ("rope.mscale",), (), "f32", back="mscale_all", follows="mscale_all"),
-            *amended((N_NEXTN,), n_nextn={"null": 0, "always": True}),
+            *CACHE_HPARAMS,
+            NEXTN_COUNTED,
             HParam("pre", (), ("/tokenizer.ggml.pre",), "str", default="''"),
             HParam(
                 "topk_method", ("topk_method",), (), "str", default="'greedy'",
@@ -167,5 +242,190 @@ ARCHITECTURES = (
         ignore=(*ROPE_BUFFERS, *BEYOND),
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(BPE, told=NEXTN_TOLD, built_in={"norm_topk_prob": (True, False)}),
+    ),
+    Architecture(
+        gguf="deepseek32",
+        hf=(
+            HFClass(
+                "DeepseekV32ForCausalLM",
+                "deepseek_v32",
+                {
+                    **DSA_DEFAULTS, "num_key_value_heads": 128, "max_position_embeddings": 163840, "q_lora_rank": 1536,
+                    "qk_nope_head_dim": 128, "v_head_dim": 128, "n_group": 8, "topk_group": 4,
+                    "scoring_func": "'sigmoid'", "index_n_heads": 64,
+                },
+            ),
+        ),
+        hparams=(*CACHE_HPARAMS, NEXTN_COUNTED, *INDEXER_HPARAMS),
+        tensors=(
+            *TOP_TENSORS, *NORM_TENSORS, *MLA_TENSORS, *INDEXER_TENSORS, *DENSE_THEN_EXPERTS, *NEXTN_TENSORS,
+        ),
+        ignore=(*ROPE_BUFFERS, *BEYOND),
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(BPE, told=NEXTN_TOLD),
+    ),
+    Architecture(
+        gguf="glm-dsa",
+        hf=(
+            HFClass(
+                "GlmMoeDsaForCausalLM",
+                "glm_moe_dsa",
+                {
+                    **DSA_DEFAULTS, "num_key_value_heads": 64, "rms_norm_eps": 1e-5, "max_position_embeddings": 202752,
+                    "q_lora_rank": 2048, "qk_nope_head_dim": 192, "v_head_dim": 256, "n_group": 1, "topk_group": 1,
+                    "index_n_heads": 32,
+                },
+            ),
+        ),
+        hparams=(
+            *amended(
+                CACHE_HPARAMS,
+                n_rot={"config": (), "default": "int(rope_width * partial)", "required": False, "always": True},
+            ),
+            HParam("rope_width", ("qk_rope_head_dim",), (), required=True, back="n_rot"),
+            HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default=1.0),
+            NEXTN_COUNTED,
+            *INDEXER_HPARAMS[:3],
+            # A block without an indexer sees what the one before it chose.
+            HParam(
+                "indexers", ("indexer_types",), ("attention.indexer.types",), "bool[]", per_block="n_main",
+                default="'full' if max(block - skipped + 1, 0) % max(every, 1) == 0 else 'shared'", always=True,
+                values=(("full", True), ("shared", False)),
+            ),
+            HParam("every", ("index_topk_freq",), (), default=1),
+            HParam("skipped", ("index_skip_topk_offset",), (), default=2),
+            *INDEXER_HPARAMS[3:],
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *MLA_TENSORS,
+            *optional(INDEXER_TENSORS),
+            *DENSE_THEN_EXPERTS,
+            *NEXTN_TENSORS,
+        ),
+        ignore=(*ROPE_BUFFERS, *BEYOND),
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(GLM, told=NEXTN_TOLD),
+    ),
+    Architecture(
+        gguf="mistral4",
+        hf=(
+            HFClass("Mistral4ForCausalLM", "mistral4", MISTRAL4_DEFAULTS, facts={"n_nextn_said": 0}),
+            HFClass(
+                "Mistral3ForConditionalGeneration",
+                "mistral3",
+                MISTRAL4_DEFAULTS,
+                takes="text_type == 'mistral4'",
+                when="0",
+                facts={"n_nextn_said": 0},
+            ),
+        ),
+        hparams=(
+            *amended(CACHE_HPARAMS, head_dim={"back": "k_mla"}),
+            HParam("text_type", ("model_type",), (), "str", default="'mistral4'"),
+            HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default="n_rot / k_mla"),
+            NEXTN_COUNTED,
+            HParam(
+                "temperature_scale", ("rope.llama_4_scaling_beta",), ("attention.temperature_scale",), "f32", default=0
+            ),
+            HParam(
+                "temperature_length", (), ("attention.temperature_length",), default="rope_n_ctx_orig", always=True,
+                when="temperature_scale > 0",
+            ),
+            ATTENTION_BIAS,
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *MLA_TENSORS,
+            *only_when("block < n_dense", DENSE_FFN),
+            *only_when(
+                "block >= n_dense",
+                (
+                    ROUTER[0],
+                    T(
+                        H + "mlp.experts.gate_up_proj", G + "ffn_gate_up_exps.weight",
+                        shape=("n_expert", "2 * n_ff_exp", "n_embd"),
+                    ),
+                    T(
+                        H + "mlp.experts.down_proj", G + "ffn_down_exps.weight",
+                        shape=("n_expert", "n_embd", "n_ff_exp"),
+                    ),
+                    *SHARED_EXPERTS,
+                ),
+            ),
+        ),
+        ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(BPE),
+    ),
+    Architecture(
+        gguf="deepseek",
+        hf=(
+            HFClass(
+                "DeepseekForCausalLM",
+                "deepseek",
+                {
+                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                    "max_position_embeddings": 2048, "first_k_dense_replace": 0,
+                },
+                constants={"moe_layer_freq": 1, "norm_topk_prob": False},
+            ),
+        ),
+        hparams=(
+            *amended(MOE_HPARAMS, n_expert=ROUTED, **UNSCALED),
+            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            NO_SCALING,
+            *amended((N_DENSE,), n_dense={"always": True}),
+            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+            N_FF_EXP,
+            HParam("weights_scale", (), ("expert_weights_scale",), "f32", default=1.0, always=True),
+            *amended((N_EXPERT_SHARED,), n_expert_shared={"always": True}),
+            ATTENTION_BIAS,
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION_INTERLEAVED,
+            *without(DENSE_THEN_EXPERTS, G + "exp_probs_b.bias"),
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(SPM_OR_BPE, built_in={"norm_topk_prob": (False,)}),
+    ),
+    Architecture(
+        gguf="deepseek2-ocr",
+        hf=(
+            HFClass(
+                "DeepseekOCRForCausalLM", "deepseek_vl_v2", OCR_DEFAULTS,
+                constants={"use_mla": False, "qk_nope_head_dim": 0, "v_head_dim": 0, "kv_lora_rank": None},
+            ),
+            HFClass("UnlimitedOCRForCausalLM", "deepseek_vl_v2", OCR_DEFAULTS, when="0"),
+        ),
+        hparams=(
+            HParam(
+                "template", (), ("/tokenizer.chat_template",), "str", default="'plain'", always=True, early=True,
+                values=(("plain", "{% for m in messages %}{{m['content']}}{% endfor %}"),),
+            ),
+            *amended(MOE_HPARAMS, n_expert=ROUTED),
+            *amended((N_DENSE,), n_dense={"always": True}),
+            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+            HParam("q_lora", ("q_lora_rank",), ("attention.q_lora_rank",), null=0),
+            N_FF_EXP,
+            *amended((N_EXPERT_SHARED,), n_expert_shared={"always": True}),
+            WEIGHTS_SCALE,
+            HParam(
+                "weights_norm", ("norm_topk_prob",), ("expert_weights_norm",), "bool", values=((True, True),),
+                back=False,
+            ),
+            HParam("n_rot", ("qk_rope_head_dim",), ("rope.dimension_count",), default=0, always=True),
+            HParam("window", ("sliding_window_size", "sliding_window"), ("attention.sliding_window",), null=0),
+            ATTENTION_BIAS,
+        ),
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_THEN_EXPERTS),
+        ignore=(*ROPE_BUFFERS, *OCR_IMAGES),
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(BPE, built_in={"norm_topk_prob": (False, True)}),
     ),
 )  # fmt: skip

@@ -1,7 +1,7 @@
-"""EXAONE 3 and 3.5: Llama under other names; EXAONE 4, whose norms follow and whose blocks slide.
+"""EXAONE 3 and 3.5: Llama under other names; EXAONE 4, whose norms follow and whose blocks slide; K-EXAONE, a mixture.
 
-Source: the reference converter's ExaoneModel and Exaone4Model; transformers' configuration class, and that which the
-older models bring along, for the defaults.
+Source: the reference converter's ExaoneModel, Exaone4Model and ExaoneMoEModel; transformers' configuration classes, and
+that which the older models bring along, for the defaults.
 """
 
 from converter.architectures.common import (
@@ -10,16 +10,31 @@ from converter.architectures.common import (
     DENSE_FFN,
     KV,
     LLAMA3_ROPE_FREQS,
+    NO_SCALING,
     NORM,
+    NORM_TENSORS,
     QK_NORM,
     ROPE_BUFFERS,
     TOP_TENSORS,
+    UNSCALED,
     WINDOW_PATTERN,
     G,
     H,
     Q,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before
+from converter.architectures.moe import (
+    EXPERTS,
+    MOE_HPARAMS,
+    N_FF_EXP,
+    NEXTN_HPARAMS,
+    NEXTN_TOLD,
+    ROUTER,
+    SHARED_EXPERTS,
+    WEIGHTS_NORM,
+    WEIGHTS_SCALE,
+    WITH_NEXTN,
+)
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, moved, only_when
 from converter.architectures.styles import BPE
 from converter.architectures.traits import SlidingWindow, Traits
 
@@ -30,6 +45,30 @@ EXAONE4_DEFAULTS = {
     "num_key_value_heads": 32, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048,
     "sliding_window": 4096,
 }
+
+MOE_DEFAULTS = {
+    **EXAONE4_DEFAULTS, "first_k_dense_replace": 1, "moe_intermediate_size": 1024, "num_experts": 64,
+    "num_experts_per_tok": 8, "num_shared_experts": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+    "n_group": 1, "topk_group": 1, "scoring_func": "'sigmoid'",
+}
+BIAS = H + "mlp.e_score_correction_bias"
+BIASED_ROUTER = (ROUTER[0], T(BIAS, G + "exp_probs_b.bias", shape=("n_expert",), optional=True))
+# The blocks for further tokens are of the dense kind, and what they have besides stands outside them.
+MTP_BLOCK = "blk.{n_main}.nextn."
+MTP = (
+    *only_when(
+        "block >= n_main", moved(H, "mtp.layers.{block-n_main}.", (*NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN))
+    ),
+    *only_when(
+        "n_nextn > 0",
+        (
+            T("mtp.fc.weight", MTP_BLOCK + "eh_proj.weight", shape=("n_embd", "2 * n_embd")),
+            T("mtp.pre_fc_norm_embedding.weight", MTP_BLOCK + "enorm.weight", shape=NORM),
+            T("mtp.pre_fc_norm_hidden.weight", MTP_BLOCK + "hnorm.weight", shape=NORM),
+            T("mtp.norm.weight", MTP_BLOCK + "shared_head_norm.weight", shape=NORM),
+        ),
+    ),
+)
 
 ARCHITECTURES = (
     Architecture(
@@ -98,4 +137,52 @@ ARCHITECTURES = (
         ignore=ROPE_BUFFERS,
         traits=Traits(BPE, window=SlidingWindow(4)),
     ),
-)
+    Architecture(
+        gguf="exaone-moe",
+        hf=(
+            HFClass("ExaoneMoeForCausalLM", "exaone_moe", MOE_DEFAULTS),
+            HFClass("ExaoneMoEForCausalLM", "exaone_moe", MOE_DEFAULTS, when="0"),
+        ),
+        hparams=(
+            *amended(
+                MOE_HPARAMS, n_layer=WITH_NEXTN, n_expert={"config": ("num_experts", "num_local_experts")}, **UNSCALED
+            ),
+            *NEXTN_HPARAMS,
+            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+            *amended(WINDOW_PATTERN, slides={"per_block": "n_main"}, layer_types={"per_block": "n_main"}),
+            HParam("period", ("sliding_window_pattern",), (), "u32 or str", default=4, back=4),
+            N_FF_EXP,
+            HParam("n_expert_shared", ("num_shared_experts",), ("expert_shared_count",), required=True),
+            HParam(
+                "n_ff_shexp", (), ("expert_shared_feed_forward_length",), default="n_ff_exp * n_expert_shared",
+                always=True,
+            ),
+            WEIGHTS_SCALE,
+            WEIGHTS_NORM,
+            HParam(
+                "n_dense", ("first_k_dense_replace", "first_last_k_dense_replace"), ("leading_dense_block_count",),
+                default=0, always=True,
+            ),
+            HParam(
+                "kinds", ("mlp_layer_types",), (), "str[]", per_block="n_main",
+                default="'dense' if block < n_dense else 'sparse'",
+            ),
+            HParam(
+                "n_nextn", (), ("nextn_predict_layers",), always=True, back=0,
+                default="n_nextn_said if present('mtp.fc.weight') else 0",
+            ),
+            NO_SCALING,
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *only_when("block < n_main", (*NORM_TENSORS, *ATTENTION, *QK_NORM)),
+            *only_when("block < n_dense", DENSE_FFN),
+            *only_when("block >= n_dense and block < n_main", (*BIASED_ROUTER, *EXPERTS, *SHARED_EXPERTS)),
+            *MTP,
+            LLAMA3_ROPE_FREQS,
+        ),
+        ignore=(*ROPE_BUFFERS, "mtp.{rest}"),
+        aliases=((H + "mlp.gate.e_score_correction_bias", BIAS),),
+        traits=Traits(BPE, window=SlidingWindow(4), told=NEXTN_TOLD),
+    ),
+)  # fmt: skip

@@ -37,12 +37,8 @@ RUNTIME: dict[str, Traits] = {
     ),
     "dbrx": Traits(BPE),
     "deci": Traits(BPE, large="n_layer == 80"),
-    "deepseek": Traits(SPM_OR_BPE),
-    "deepseek32": Traits(BPE),
     "deepseek4": Traits(BPE),
-    "exaone-moe": Traits(BPE, window=SlidingWindow(4)),
     "falcon-h1": Traits(BPE),
-    "glm-dsa": Traits(GLM),
     "glm5-next": Traits(
         GLM,
         kept={

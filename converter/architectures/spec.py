@@ -363,6 +363,11 @@ def read_only(rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
     return tuple(replace(rule, read_only=True) for rule in rules)
 
 
+def optional(rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
+    """Shared rows whose tensors some blocks lack."""
+    return tuple(replace(rule, optional=True) for rule in rules)
+
+
 def only_when(condition: str, rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
     """Shared rows under a condition."""
     return tuple(replace(rule, when=condition) for rule in rules)

@@ -151,15 +151,26 @@ def _rows(architecture: Architecture, found: HParams) -> Iterator[tuple[str, HPa
 
 
 def _class_default(hf: HFClass, hparam: HParam, flat: Mapping[str, Any]) -> Any:
-    """What the transformers class would have filled in; a text is an expression over config keys."""
-    for key in hparam.config:
-        default = hf.defaults.get(key.removeprefix("rope."))
-        try:
-            if default is not None:
-                return compute(default, flat) if isinstance(default, str) else default
-        except ExpressionError:
-            continue
-    return None
+    """What the transformers class would have filled in."""
+    names = (key.removeprefix("rope.") for key in hparam.config)
+    return next((value for name in names if (value := _left_out(hf, name, flat)) is not None), None)
+
+
+def class_defaults(hf: HFClass, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the transformers class would fill in; a text that is no expression is what it says."""
+    computed = ((name, _left_out(hf, name, flat)) for name in hf.defaults)
+    return {name: hf.defaults[name] if value is None else value for name, value in computed}
+
+
+def _left_out(hf: HFClass, name: str, flat: Mapping[str, Any]) -> Any:
+    """The default of a class for one key; a text is an expression over the others, given or not."""
+    default = hf.defaults.get(name)
+    if not isinstance(default, str):
+        return default
+    try:
+        return compute(default, {**hf.defaults, **flat})
+    except ExpressionError:
+        return None
 
 
 class _Derived(Mapping[str, Any]):

@@ -11,7 +11,7 @@ from converter.architectures.settings import BY_FACTORS, NEUTRAL, ONLY_WHEN, SAM
 from converter.architectures.spec import Architecture, HFClass
 from converter.events import SettingLost
 from converter.mapping.generators import GENERATORS
-from converter.mapping.hparams import ROPE_KEYS, HParams, Scope, flat_config, lookup, says
+from converter.mapping.hparams import ROPE_KEYS, HParams, Scope, class_defaults, flat_config, lookup, says
 from converter.tensors.expressions import ExpressionError, compute
 
 
@@ -22,7 +22,8 @@ def lost_settings(
 
     `back` are the hyperparameters that a reader of the target finds.
     """
-    flat = {**hf.defaults, **flat_config(config)}
+    own = flat_config(config)
+    flat = {**class_defaults(hf, own), **own}
     for key, neutral in {**NEUTRAL, **architecture.traits.built_in}.items():
         value = lookup(flat, key)
         if key in SAME_AS:
