@@ -1,7 +1,7 @@
-"""Dream and LLaDA: language models that see both ways and fill in masked tokens.
+"""Dream, LLaDA and RND1: language models that see both ways and fill in masked tokens.
 
-Source: the reference converter's DreamModel and LLaDAModel; the configuration classes that the models bring along for
-the defaults.
+Source: the reference converter's DreamModel, LLaDAModel, LLaDAMoEModel and RND1Model; the configuration
+classes that the models bring along for the defaults.
 """
 
 from converter.architectures.common import (
@@ -12,13 +12,15 @@ from converter.architectures.common import (
     NORM,
     NORM_TENSORS,
     POOLING,
+    QK_NORM,
     ROPE_BUFFERS,
     TOP_TENSORS,
     G,
     Q,
 )
+from converter.architectures.qwen import EXPERT_WIDTHS, EXPERTS, MOE_HPARAMS
 from converter.architectures.spec import Architecture, HFClass, HParam, T
-from converter.architectures.styles import SPM_OR_BPE
+from converter.architectures.styles import BPE, SPM_OR_BPE
 from converter.architectures.traits import TokenizerStyle, Traits
 from converter.metadata import boolean
 from converter.tensors.ops import Rope
@@ -86,5 +88,35 @@ ARCHITECTURES = (
             T(B + "ff_out.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
         ),
         traits=Traits(TokenizerStyle(("bpe",), last=(("add_bos_token", boolean(True)),))),
+    ),
+    Architecture(
+        gguf="llada-moe",
+        hf=(
+            HFClass("LLaDAMoEModelLM", "llada_moe", {"rms_norm_eps": 1e-5, "rope_theta": 10000.0}),
+            HFClass("LLaDAMoEModel", "llada_moe", {"rms_norm_eps": 1e-5, "rope_theta": 10000.0}, when="0"),
+        ),
+        hparams=(
+            *MOE_HPARAMS,
+            HParam("n_ff_exp", ("expert_intermediate_size",), ("expert_feed_forward_length",), required=True),
+            HParam("mask_id", (), ("/tokenizer.ggml.mask_token_id",), default=156895, always=True),
+            NOT_CAUSAL,
+            HParam("shifts", (), ("/diffusion.shift_logits",), "bool", default=False, always=True),
+        ),
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *EXPERTS),
+        ignore=ROPE_BUFFERS,
+        traits=Traits(BPE, built_in={"norm_topk_prob": (False,)}),
+    ),
+    Architecture(
+        gguf="rnd1",
+        hf=(HFClass("RND1", "rnd1", {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}),),
+        hparams=(
+            *MOE_HPARAMS,
+            *EXPERT_WIDTHS,
+            NOT_CAUSAL,
+            HParam("mask_id", ("mask_token_id",), ("/tokenizer.ggml.mask_token_id",)),
+        ),
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *EXPERTS),
+        ignore=ROPE_BUFFERS,
+        traits=Traits(BPE),
     ),
 )

@@ -1,7 +1,8 @@
-"""GLM-4, GLM-4.5 to 4.7, Solar Open. ggml rotates neighbours for GLM-4 and halves for the others, as they are stored.
+"""GLM, GLM-4, GLM-4.5 to 4.7, Solar Open. ggml rotates neighbours for the first two and halves for the others, as they
+are stored.
 
-Source: the reference converter's Glm4Model, Glm4MoeModel, SolarOpenModel; transformers' configuration classes for the
-defaults.
+Source: the reference converter's ChatGLMModel, Glm4Model, Glm4MoeModel, SolarOpenModel; transformers' configuration
+classes for the defaults.
 """
 
 from converter.architectures.common import (
@@ -9,6 +10,7 @@ from converter.architectures.common import (
     ATTENTION_BIAS,
     DECODER_HPARAMS,
     NORM,
+    NORM_TENSORS,
     QK_NORM,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
@@ -33,7 +35,7 @@ from converter.architectures.moe import (
     WITH_NEXTN,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when
-from converter.architectures.styles import GLM, GLM4, SOLAR
+from converter.architectures.styles import CHATGLM, GLM, GLM4, SOLAR
 from converter.architectures.traits import Traits
 
 PARTIAL = HParam(
@@ -42,6 +44,45 @@ PARTIAL = HParam(
 N_ROT = HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True)
 
 ARCHITECTURES = (
+    Architecture(
+        gguf="chatglm",
+        hf=(
+            HFClass(
+                "GlmForCausalLM",
+                "glm",
+                {
+                    "num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-7, "rope_theta": 10000.0,
+                    "max_position_embeddings": 131072, "attention_bias": True,
+                },
+            ),
+        ),
+        hparams=(
+            HParam("n_ctx", ("seq_length", "max_position_embeddings"), ("context_length",), required=True),
+            HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True),
+            HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
+            HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
+            HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
+            HParam("n_head_kv", ("num_key_value_heads",), ("attention.head_count_kv",), required=True),
+            HParam("rms_eps", ("rms_norm_eps",), ("attention.layer_norm_rms_epsilon",), "f32", required=True),
+            N_ROT,
+            HParam("adds_bos", (), ("/tokenizer.ggml.add_bos_token",), "bool", default=False, always=True),
+            HParam("rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32", default=10000.0, always=True),
+            HParam("rope_type", ("rope.rope_type",), (), "str", default="'default'"),
+            HParam("n_vocab", ("vocab_size",), required=True),
+            HParam("head_dim", ("head_dim",), (), default="n_embd // n_head"),
+            PARTIAL,
+            ATTENTION_BIAS,
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION,
+            T(H + "mlp.gate_up_proj.weight", G + "ffn_up.weight", shape=("2 * n_ff", "n_embd")),
+            T(H + "mlp.down_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
+        ),
+        ignore=ROPE_BUFFERS,
+        traits=Traits(CHATGLM),
+    ),
     Architecture(
         gguf="glm4",
         hf=(

@@ -1,6 +1,7 @@
-"""HunYuan, dense, whose dynamic scaling is a larger rotary base; Hy3, a mixture.
+"""HunYuan, dense and a mixture, whose dynamic scaling is a larger rotary base; Hy3, another mixture.
 
-Source: the reference converter's HunYuanModel and HYV3Model; transformers' configuration classes for the defaults.
+Source: the reference converter's HunYuanModel, HunYuanMoEModel and HYV3Model; transformers' configuration classes for
+the defaults.
 """
 
 from converter.architectures.common import (
@@ -34,6 +35,47 @@ from converter.architectures.traits import Traits
 SHARED = H + "mlp.shared_mlp."
 CONTEXT = 256 * 1024  # which dynamic scaling is for, whatever the config says
 
+# What dynamic scaling makes of the base, by an alpha that is the models' own.
+UNSCALED = {
+    "n_ctx": {"back": "context"}, "rope_theta": {"back": "scaled_theta"},
+    "rope_type": {"back": "'default' if unscaled == 'none' else unscaled"},
+    "rope_factor": {"back": "unscaled_factor", "follows": "unscaled_factor"},
+    "rope_n_ctx_orig": {"back": "unscaled_context", "follows": "unscaled_context"},
+}
+SCALED = (
+    HParam("alpha", ("rope.alpha",), (), "f32", default=50.0),
+    HParam(
+        "scaled_theta", (), ("rope.freq_base",), "f32", follows="rope_theta",
+        default="rope_theta * alpha ** (head_dim / (head_dim - 2)) if rope_type == 'dynamic' else rope_theta",
+    ),
+    HParam(
+        "unscaled", (), ("rope.scaling.type",), "str", always=True, back="'none'",
+        default="'none' if rope_type == 'dynamic' else rope_type",
+        values=(("none", "none"), ("linear", "linear"), ("yarn", "yarn"), ("longrope", "longrope")),
+    ),
+    HParam(
+        "unscaled_factor", (), ("rope.scaling.factor",), "f32", default=1.0, always=True,
+        when="rope_type == 'dynamic'",
+    ),
+    HParam(
+        "unscaled_context", (), ("rope.scaling.original_context_length",), default=CONTEXT, always=True,
+        when="rope_type == 'dynamic'",
+    ),
+    HParam(
+        "context", (), ("context_length",), follows="n_ctx",
+        default=f"{CONTEXT} if rope_type == 'dynamic' else n_ctx",
+    ),
+)
+SHARED_EXPERT = (
+    T(SHARED + "gate_proj.weight", G + "ffn_gate_shexp.weight", shape=("n_ff_shexp", "n_embd")),
+    T(SHARED + "up_proj.weight", G + "ffn_up_shexp.weight", shape=("n_ff_shexp", "n_embd")),
+    T(SHARED + "down_proj.weight", G + "ffn_down_shexp.weight", shape=("n_embd", "n_ff_shexp")),
+)
+NORMS_OF_HEADS = (
+    T(H + "self_attn.query_layernorm.weight", G + "attn_q_norm.weight", shape=("head_dim",)),
+    T(H + "self_attn.key_layernorm.weight", G + "attn_k_norm.weight", shape=("head_dim",)),
+)
+
 ARCHITECTURES = (
     Architecture(
         gguf="hunyuan-dense",
@@ -48,48 +90,61 @@ ARCHITECTURES = (
             ),
         ),
         hparams=(
-            *amended(
-                DECODER_HPARAMS, n_ctx={"back": "context"}, rope_theta={"back": "scaled_theta"},
-                n_expert={"config": (), "gguf": ()},
-                rope_type={"back": "'default' if unscaled == 'none' else unscaled"},
-                rope_factor={"back": "unscaled_factor", "follows": "unscaled_factor"},
-                rope_n_ctx_orig={"back": "unscaled_context", "follows": "unscaled_context"},
-            ),
-            HParam("alpha", ("rope.alpha",), (), "f32", default=50.0),
-            HParam(
-                "scaled_theta", (), ("rope.freq_base",), "f32", follows="rope_theta",
-                default="rope_theta * alpha ** (head_dim / (head_dim - 2)) if rope_type == 'dynamic' else rope_theta",
-            ),
-            HParam(
-                "unscaled", (), ("rope.scaling.type",), "str", always=True, back="'none'",
-                default="'none' if rope_type == 'dynamic' else rope_type",
-                values=(("none", "none"), ("linear", "linear"), ("yarn", "yarn"), ("longrope", "longrope")),
-            ),
-            HParam(
-                "unscaled_factor", (), ("rope.scaling.factor",), "f32", default=1.0, always=True,
-                when="rope_type == 'dynamic'",
-            ),
-            HParam(
-                "unscaled_context", (), ("rope.scaling.original_context_length",), default=CONTEXT, always=True,
-                when="rope_type == 'dynamic'",
-            ),
-            HParam(
-                "context", (), ("context_length",), follows="n_ctx",
-                default=f"{CONTEXT} if rope_type == 'dynamic' else n_ctx",
-            ),
+            *amended(DECODER_HPARAMS, **UNSCALED, n_expert={"config": (), "gguf": ()}),
+            *SCALED,
             ATTENTION_BIAS,
         ),
         tensors=(
             *TOP_TENSORS,
             *NORM_TENSORS,
             *ATTENTION,
-            T(H + "self_attn.query_layernorm.weight", G + "attn_q_norm.weight", shape=("head_dim",)),
-            T(H + "self_attn.key_layernorm.weight", G + "attn_k_norm.weight", shape=("head_dim",)),
+            *NORMS_OF_HEADS,
             *DENSE_FFN,
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(HUNYUAN),
+    ),
+    Architecture(
+        gguf="hunyuan-moe",
+        hf=(
+            HFClass(
+                "HunYuanMoEV1ForCausalLM",
+                "hunyuan_v1_moe",
+                {
+                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+                    "max_position_embeddings": 2048, "num_experts": 1, "moe_topk": 1,
+                },
+            ),
+        ),
+        hparams=(
+            *amended(
+                DECODER_HPARAMS, **UNSCALED,
+                n_expert={"config": ("num_experts", "num_local_experts")}, n_expert_used={"config": (), "gguf": ()},
+            ),
+            # A value for each block, all alike, or one.
+            HParam("n_ff_shexp", (), ("expert_shared_feed_forward_length",), default="n_ff", always=True),
+            HParam("n_ff_exp", (), ("expert_feed_forward_length",), default="first(widths)", always=True),
+            HParam("n_used", (), ("expert_used_count",), default="first(topk)", always=True),
+            HParam("n_expert_shared", (), ("expert_shared_count",), default="first(shared)", always=True),
+            HParam("widths", ("moe_intermediate_size",), (), "u32 or u32[]", default="n_ff", back="n_ff_exp"),
+            HParam("topk", ("moe_topk", "num_experts_per_tok"), (), "u32 or u32[]", default=1, back="n_used"),
+            HParam("shared", ("num_shared_expert",), (), "u32 or u32[]", default=1, back="n_expert_shared"),
+            *amended(SCALED, alpha={"default": 1000.0}),
+            ATTENTION_BIAS,
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            *ATTENTION,
+            *NORMS_OF_HEADS,
+            T(H + "mlp.gate.wg.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
+            *EXPERTS,
+            *SHARED_EXPERT,
+        ),
+        ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(BPE),
     ),
     Architecture(
         gguf="hy_v3",
@@ -143,9 +198,7 @@ ARCHITECTURES = (
                     T(H + "mlp.router.gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
                     T(H + "mlp.expert_bias", G + "exp_probs_b", shape=("n_expert",)),
                     *EXPERTS,
-                    T(SHARED + "gate_proj.weight", G + "ffn_gate_shexp.weight", shape=("n_ff_shexp", "n_embd")),
-                    T(SHARED + "up_proj.weight", G + "ffn_up_shexp.weight", shape=("n_ff_shexp", "n_embd")),
-                    T(SHARED + "down_proj.weight", G + "ffn_down_shexp.weight", shape=("n_embd", "n_ff_shexp")),
+                    *SHARED_EXPERT,
                 ),
             ),
             *without(NEXTN_TENSORS, G + "nextn.shared_head_norm.weight"),

@@ -50,6 +50,19 @@ TOP: tuple[TensorRule, ...] = (
     ),
     T(B + "norm.weight", G + "attn_norm.weight", shape=NORM),
 )
+MAMBA1: tuple[TensorRule, ...] = (
+    *pair(MIXER + "in_proj", G + "ssm_in", shape=("2 * n_inner", "n_embd")),
+    T(
+        MIXER + "conv1d.weight", G + "ssm_conv1d.weight",
+        Reshape(("n_inner", 1, "row"), ("n_inner", "row")), shape=("n_inner", 1, "conv_kernel"),
+    ),
+    T(MIXER + "conv1d.bias", G + "ssm_conv1d.bias", shape=("n_inner",), optional=True),
+    T(MIXER + "x_proj.weight", G + "ssm_x.weight", shape=("dt_rank + 2 * n_state", "n_inner")),
+    *pair(MIXER + "dt_proj", G + "ssm_dt", shape=("n_inner", "dt_rank"), bias=True),
+    T(MIXER + "A_log", G + "ssm_a", NegExp(), shape=("n_inner", "n_state")),
+    T(MIXER + "D", G + "ssm_d", shape=("n_inner",)),
+    *pair(MIXER + "out_proj", G + "ssm_out", shape=("n_embd", "n_inner")),
+)
 ALIASES = (("model.{rest}", "{rest}"), ("backbone.embedding.{rest}", "backbone.embeddings.{rest}"))
 
 ARCHITECTURES = (
@@ -80,20 +93,7 @@ ARCHITECTURES = (
             ),
             *UNWRITTEN,
         ),
-        tensors=(
-            *TOP,
-            *pair(MIXER + "in_proj", G + "ssm_in", shape=("2 * n_inner", "n_embd")),
-            T(
-                MIXER + "conv1d.weight", G + "ssm_conv1d.weight",
-                Reshape(("n_inner", 1, "row"), ("n_inner", "row")), shape=("n_inner", 1, "conv_kernel"),
-            ),
-            T(MIXER + "conv1d.bias", G + "ssm_conv1d.bias", shape=("n_inner",), optional=True),
-            T(MIXER + "x_proj.weight", G + "ssm_x.weight", shape=("dt_rank + 2 * n_state", "n_inner")),
-            *pair(MIXER + "dt_proj", G + "ssm_dt", shape=("n_inner", "dt_rank"), bias=True),
-            T(MIXER + "A_log", G + "ssm_a", NegExp(), shape=("n_inner", "n_state")),
-            T(MIXER + "D", G + "ssm_d", shape=("n_inner",)),
-            *pair(MIXER + "out_proj", G + "ssm_out", shape=("n_embd", "n_inner")),
-        ),
+        tensors=(*TOP, *MAMBA1),
         aliases=ALIASES,
         traits=Traits(
             TokenizerStyle(("bpe", "spm"), round_to=8),

@@ -1,6 +1,7 @@
-"""MiniCPM 1, 2 and 4: Llama with scales.
+"""MiniCPM 1, 2 and 4: Llama with scales. MiniCPM 3: attention over a compressed cache, and scales that llama.cpp knows.
 
-Source: the reference converter's MiniCPMModel; the configuration class that the models bring along for the defaults.
+Source: the reference converter's MiniCPMModel and MiniCPM3Model; transformers' configuration class and that which the
+models bring along for the defaults.
 """
 
 from converter.architectures.common import (
@@ -10,11 +11,16 @@ from converter.architectures.common import (
     LONGROPE_FACTORS,
     NORM_TENSORS,
     ROPE_BUFFERS,
+    ROPE_THETA_UNUSUAL,
     TOP_TENSORS,
+    G,
+    H,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam
+from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.styles import SPM
 from converter.architectures.traits import Traits
+
+A, B = H + "self_attn.", G + "attn_"
 
 ARCHITECTURES = (
     Architecture(
@@ -41,5 +47,54 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN, LONGROPE_FACTORS),
         ignore=ROPE_BUFFERS,
         traits=Traits(SPM),
+    ),
+    Architecture(
+        gguf="minicpm3",
+        hf=(
+            HFClass(
+                "MiniCPM3ForCausalLM",
+                "minicpm3",
+                {
+                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+                    "max_position_embeddings": 32768, "kv_lora_rank": 256, "q_lora_rank": 768, "qk_nope_head_dim": 64,
+                    "qk_rope_head_dim": 32, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256,
+                },
+            ),
+        ),
+        hparams=(
+            HParam("n_ctx", ("max_position_embeddings",), ("context_length",), required=True),
+            HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True),
+            HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
+            HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
+            HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
+            HParam("n_head_kv", ("num_key_value_heads",), ("attention.head_count_kv",), required=True),
+            HParam("rms_eps", ("rms_norm_eps",), ("attention.layer_norm_rms_epsilon",), "f32", required=True),
+            HParam("n_vocab", ("vocab_size",), ("vocab_size",), required=True),
+            HParam("q_lora", ("q_lora_rank",), ("attention.q_lora_rank",), required=True),
+            HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), required=True),
+            HParam("k_head", (), ("attention.key_length",), default="k_nope + n_rot", always=True),
+            HParam("n_rot", ("qk_rope_head_dim",), ("rope.dimension_count",), required=True),
+            ROPE_THETA_UNUSUAL,
+            HParam("rope_type", ("rope.rope_type",), (), "str", default="'default'"),
+            HParam("k_nope", ("qk_nope_head_dim",), (), required=True, back="k_head - n_rot"),
+            HParam("v_head", ("v_head_dim",), (), default="n_embd // n_head"),
+            HParam("head_dim", (), (), default="n_rot"),
+        ),
+        tensors=(
+            *TOP_TENSORS,
+            *NORM_TENSORS,
+            T(A + "q_a_proj.weight", B + "q_a.weight", shape=("q_lora", "n_embd")),
+            T(A + "q_a_layernorm.weight", B + "q_a_norm.weight", shape=("q_lora",)),
+            T(A + "q_b_proj.weight", B + "q_b.weight", shape=("n_head * k_head", "q_lora")),
+            T(A + "kv_a_proj_with_mqa.weight", B + "kv_a_mqa.weight", shape=("kv_lora + n_rot", "n_embd")),
+            T(A + "kv_a_layernorm.weight", B + "kv_a_norm.weight", shape=("kv_lora",)),
+            T(A + "kv_b_proj.weight", B + "kv_b.weight", shape=("n_head * (k_nope + v_head)", "kv_lora")),
+            T(A + "o_proj.weight", B + "output.weight", shape=("n_embd", "n_head * v_head")),
+            *DENSE_FFN,
+            LONGROPE_FACTORS,
+        ),
+        ignore=ROPE_BUFFERS,
+        # What llama.cpp computes, whatever the file says.
+        traits=Traits(SPM, built_in={"scale_emb": (12,), "scale_depth": (1.4,), "dim_model_base": (256,)}),
     ),
 )

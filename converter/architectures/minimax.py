@@ -1,12 +1,17 @@
-"""MiniMax-M2. No row permutation: ggml rotates halves for it.
+"""MiniMax-M2 and M3. No row permutation: ggml rotates halves for them.
 
-Source: the reference converter's MiniMaxM2Model; transformers' configuration class and its authors' for the defaults.
+M3's norms are stored minus one; all but its first blocks choose what they see by an indexer, and have experts.
+Source: the reference converter's MiniMaxM2Model and MiniMaxM3Model; transformers' configuration classes and the
+authors' for the defaults.
 """
 
 from converter.architectures.common import (
     ATTENTION,
+    DENSE_FFN,
     KV,
+    NORM,
     NORM_TENSORS,
+    OTHER_INPUTS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
@@ -14,14 +19,38 @@ from converter.architectures.common import (
     H,
     Q,
 )
-from converter.architectures.moe import MOE_HPARAMS
-from converter.architectures.spec import Architecture, HFClass, HParam, T
+from converter.architectures.moe import MOE_HPARAMS, SHARED_EXPERTS, WEIGHTS_SCALE
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, moved, only_when, retyped
 from converter.architectures.styles import BPE
 from converter.architectures.traits import Traits
-from converter.tensors.ops import Split
+from converter.tensors.ops import Add, Split
 
 MOE = H + "block_sparse_moe."
 EXPERT = MOE + "experts.{expert}."
+
+MOE_TENSORS = (
+    T(MOE + "gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
+    T(MOE + "e_score_correction_bias", G + "exp_probs_b.bias", shape=("n_expert",)),
+    T(EXPERT + "w1.weight", G + "ffn_gate_exps.weight", shape=("n_ff_exp", "n_embd")),
+    T(EXPERT + "w2.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff_exp")),
+    T(EXPERT + "w3.weight", G + "ffn_up_exps.weight", shape=("n_ff_exp", "n_embd")),
+)
+M3_DEFAULTS = {
+    "max_position_embeddings": 524288, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 5000000.0,
+    "head_dim": 128, "intermediate_size": 3072, "dense_intermediate_size": 12288, "shared_intermediate_size": 3072,
+    "num_local_experts": 128, "num_experts_per_tok": 4, "routed_scaling_factor": 2.0, "rotary_dim": 64,
+    "scoring_func": "sigmoid", "index_n_heads": 4, "index_head_dim": 128, "index_block_size": 128,
+    "index_topk_blocks": 16, "index_local_blocks": 1, "swiglu_alpha": 1.702, "swiglu_limit": 7.0,
+}
+M3_CONSTANTS = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
+A, B = H + "self_attn.index_", G + "indexer."
+INDEXER = (
+    T(A + "q_proj.weight", B + "q_proj.weight", shape=("n_head_index * head_index", "n_embd")),
+    T(A + "k_proj.weight", B + "k_proj.weight", shape=("head_index", "n_embd")),
+    T(A + "q_norm.weight", B + "q_norm.weight", Add(1.0), shape=("head_index",)),
+    T(A + "k_norm.weight", B + "k_norm.weight", Add(1.0), shape=("head_index",)),
+)
+SPARSE = "sparse_attention_config."
 
 ARCHITECTURES = (
     Architecture(
@@ -56,11 +85,7 @@ ARCHITECTURES = (
             # Over all heads at once, unlike those of most families.
             T(H + "self_attn.q_norm.weight", G + "attn_q_norm.weight", shape=(Q,)),
             T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", shape=(KV,)),
-            T(MOE + "gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
-            T(MOE + "e_score_correction_bias", G + "exp_probs_b.bias", shape=("n_expert",)),
-            T(EXPERT + "w1.weight", G + "ffn_gate_exps.weight", shape=("n_ff", "n_embd")),
-            T(EXPERT + "w2.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff")),
-            T(EXPERT + "w3.weight", G + "ffn_up_exps.weight", shape=("n_ff", "n_embd")),
+            *MOE_TENSORS,
             # transformers 5 can also save a layer's experts in two tensors.
             T(
                 H + "mlp.experts.gate_up_proj", (G + "ffn_gate_exps.weight", G + "ffn_up_exps.weight"),
@@ -74,5 +99,89 @@ ARCHITECTURES = (
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(BPE),
+    ),
+    Architecture(
+        gguf="minimax-m3",
+        hf=(
+            HFClass("MiniMaxM3SparseForCausalLM", "minimax_m3_vl_text", M3_DEFAULTS, constants=M3_CONSTANTS),
+            HFClass(
+                "MiniMaxM3SparseForConditionalGeneration", "minimax_m3_vl", M3_DEFAULTS, when="0",
+                constants=M3_CONSTANTS,
+            ),
+        ),
+        hparams=(
+            *amended(
+                MOE_HPARAMS,
+                n_ff={"config": ("dense_intermediate_size", "prefix_dense_intermediate_size")},
+                n_expert={"config": ("num_local_experts", "num_experts")},
+            ),
+            HParam("n_ff_exp", ("intermediate_size",), ("expert_feed_forward_length",), required=True),
+            HParam("n_rot", ("rotary_dim",), ("rope.dimension_count",), required=True),
+            HParam(
+                "n_expert_shared", ("n_shared_experts",), ("expert_shared_count",), default="n_ff_shared // n_ff_exp",
+                always=True,
+            ),
+            WEIGHTS_SCALE,
+            HParam("weights_norm", (), ("expert_weights_norm",), "bool", default=True, always=True),
+            HParam(
+                "n_head_index", (SPARSE + "sparse_num_index_heads", "index_n_heads"), ("attention.indexer.head_count",),
+            ),
+            HParam("head_index", (SPARSE + "sparse_index_dim", "index_head_dim"), ("attention.indexer.key_length",)),
+            HParam("n_chosen", (SPARSE + "sparse_topk_blocks", "index_topk_blocks"), ("attention.indexer.top_k",)),
+            HParam(
+                "index_block", (SPARSE + "sparse_block_size", "index_block_size"), ("attention.indexer.block_size",),
+            ),
+            HParam(
+                "n_local", (SPARSE + "sparse_local_block", "index_local_blocks"), ("attention.indexer.local_blocks",),
+            ),
+            HParam("n_dense", (), ("leading_dense_block_count",), default="sum(is_dense)", always=True),
+            HParam(
+                "n_ff_shared", ("shared_intermediate_size",), (), default="n_ff_exp",
+                back="n_expert_shared * n_ff_exp",
+            ),
+            # Which blocks have experts, and which an indexer: 1 for each, or a word.
+            HParam(
+                "moe_blocks", ("moe_layer_freq",), (), "u32[]", per_block=True, default="mlp_kinds == 'sparse'",
+                back="block >= n_dense",
+            ),
+            HParam(
+                "mlp_kinds", ("mlp_layer_types",), (), "str[]", per_block=True, default="'sparse'",
+                back="'sparse' if block >= n_dense else 'dense'",
+            ),
+            HParam("is_dense", (), (), "bool[]", per_block=True, default="moe_blocks == 0"),
+            HParam(
+                "index_blocks", (SPARSE + "sparse_attention_freq",), (), "u32[]", per_block=True,
+                default="kinds == 'minimax_m3_sparse'", back="block >= n_dense",
+            ),
+            HParam(
+                "kinds", ("layer_types",), (), "str[]", per_block=True,
+                default="'minimax_m3_sparse' if moe_blocks else 'full_attention'",
+                back="'minimax_m3_sparse' if block >= n_dense else 'full_attention'",
+            ),
+        ),
+        tensors=(
+            TOP_TENSORS[0],
+            T("model.norm.weight", "output_norm.weight", Add(1.0), shape=NORM),
+            TOP_TENSORS[2],
+            T(H + "input_layernorm.weight", G + "attn_norm.weight", Add(1.0), shape=NORM),
+            T(H + "post_attention_layernorm.weight", G + "ffn_norm.weight", Add(1.0), shape=NORM),
+            *ATTENTION,
+            T(H + "self_attn.q_norm.weight", G + "attn_q_norm.weight", Add(1.0), shape=("head_dim",)),
+            T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", Add(1.0), shape=("head_dim",)),
+            *only_when("index_blocks > 0", retyped(INDEXER, "F32")),
+            *only_when("moe_blocks == 0", DENSE_FFN),
+            *only_when(
+                "moe_blocks > 0",
+                (*MOE_TENSORS, *moved(H + "mlp.", MOE, SHARED_EXPERTS)),
+            ),
+        ),
+        ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "patch_merge_mlp.{rest}"),
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(
+            BPE,
+            built_in={
+                "hidden_act": ("swigluoai", "silu"), "swiglu_alpha": (1.702,), "swiglu_limit": (7.0,),
+            },
+        ),
     ),
 )  # fmt: skip

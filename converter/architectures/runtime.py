@@ -9,36 +9,24 @@ from converter.architectures.styles import (
     BPE,
     GLM,
     LLAMA,
-    NO_BOS,
-    NO_PREFIX,
     PREFIX_LAST,
     SPM,
     SPM_OR_BPE,
     UNIGRAM,
 )
 from converter.architectures.traits import SlidingWindow, TokenizerStyle, Traits
-from converter.metadata import boolean, u32
+from converter.metadata import boolean
 
 RUNTIME: dict[str, Traits] = {
-    "afmoe": Traits(LLAMA, window=SlidingWindow(4)),
     "apertus": Traits(LLAMA),
     "arctic": Traits(SPM),
     "arwkv7": Traits(SPM_OR_BPE),
-    "bailingmoe": Traits(BPE),
-    "bailingmoe2": Traits(BPE),
     "bailingmoe3": Traits(BPE),
     "bert": Traits(BERT),
     "bitnet": Traits(SPM),
     "chameleon": Traits(BPE),
-    "chatglm": Traits(
-        TokenizerStyle(
-            ("bpe",), first=NO_BOS, ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
-        )
-    ),
-    "dbrx": Traits(BPE),
     "deci": Traits(BPE, large="n_layer == 80"),
     "deepseek4": Traits(BPE),
-    "falcon-h1": Traits(BPE),
     "glm5-next": Traits(
         GLM,
         kept={
@@ -52,19 +40,11 @@ RUNTIME: dict[str, Traits] = {
     ),
     "graniteswitch": Traits(LLAMA),
     "grok": Traits(SPM_OR_BPE),
-    "grovemoe": Traits(BPE),
     "hrm_text": Traits(BPE),
-    "hunyuan-moe": Traits(BPE),
     "jais": Traits(BPE),
-    "jamba": Traits(TokenizerStyle(("spm", "hf-spm", "bpe"), last=NO_PREFIX, last_reader="hf-spm")),
     "jina-bert-v2": Traits(BERT),
     "jina-bert-v3": Traits(BERT),
     "laguna": Traits(window=SlidingWindow(4, full_first=True)),
-    "llada-moe": Traits(TokenizerStyle(("bpe",), first=(("mask_token_id", u32(156895)),))),
-    "mellum": Traits(BPE, window=SlidingWindow(4)),
-    "mimo2": Traits(BPE),
-    "minicpm3": Traits(SPM),
-    "minimax-m3": Traits(BPE),
     "modern-bert": Traits(
         TokenizerStyle(
             ("bpe",),
@@ -82,9 +62,7 @@ RUNTIME: dict[str, Traits] = {
     "plamo": Traits(SPM),
     "plamo3": Traits(window=SlidingWindow(8)),
     "qwen": Traits(BPE),
-    "rnd1": Traits(BPE),
     "rwkv6qwen2": Traits(SPM_OR_BPE),
-    "smallthinker": Traits(BPE, window=SlidingWindow(4, full_first=True)),
     "step35": Traits(BPE),
     "t5": Traits(UNIGRAM),
     "t5encoder": Traits(UNIGRAM),

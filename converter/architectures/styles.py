@@ -21,6 +21,9 @@ PREFIX_LAST = TokenizerStyle(("spm", "hf-spm", "bpe"), space_prefix="last")
 GEMMA3 = TokenizerStyle(("spm", "bpe"), last=NO_PREFIX, last_reader="spm")
 PHI3 = TokenizerStyle(("spm", "bpe"), keep_added=True)
 BERT = TokenizerStyle(("wordpiece", "bpe", "unigram"), token_types=True)
+CHATGLM = TokenizerStyle(
+    ("bpe",), ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
+)  # fmt: skip
 GLM = TokenizerStyle(
     ("bpe",),
     ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")),

@@ -42,7 +42,7 @@ from converter.mapping.names import Match, RuleNames, Spelled, block_beyond, fil
 from converter.mapping.nearest import nearest
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
-from converter.tensors.dtypes import F32
+from converter.tensors.dtypes import F32, DType
 from converter.tensors.mxfp4 import joined, parted
 from converter.tensors.ops import Chain, Stack, inverse
 from converter.tensors.streams import compose
@@ -104,7 +104,8 @@ class Translation:
     """A checkpoint in the other dialect, with what happened on the way.
 
     `config` are GGUF keys or a config.json; `early` those of the keys that stand before `general.type`,
-    `types` the rules' `type` of the tensors that have one, `tokenizer` how the class that was read writes its own.
+    `types` the rules' `type` of the tensors that have one, `stored` the type of what a computed tensor was made of,
+    `tokenizer` how the class that was read writes its own.
     """
 
     architecture: Architecture
@@ -114,6 +115,7 @@ class Translation:
     events: tuple[Event, ...]
     early: Metadata = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, DType] = field(default_factory=dict)
     tokenizer: TokenizerStyle | None = None
 
 
@@ -129,7 +131,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool =
     architecture, config, hparams, scope = model.architecture, model.config, model.hparams, model.scope
     events: list[Event] = list(_contradicted(config, architecture, name))
     events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
-    outputs, types = _mapped_forward(architecture, checkpoint, scope, events, no_nextn)
+    outputs, types, stored = _mapped_forward(architecture, checkpoint, scope, events, no_nextn)
     if any(isinstance(event, Ignored) for event in events) and detect_projector(config):
         events.append(Note("the vision tower is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
     for rule in architecture.tensors:
@@ -141,7 +143,7 @@ def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool =
     events += lost_settings(architecture, model.hf, config, scope, back)
     early = hparam_metadata(architecture, hparams, model.given, early=True)
     style = architecture.tokenizer(model.hf)
-    return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early, types, style)
+    return Translation(architecture, hparams, outputs, dict(keys), tuple(events), early, types, stored, style)
 
 
 def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
@@ -159,12 +161,12 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
         )
     model = _read(checkpoint, *found)
     ignored: list[Event] = []
-    outputs, types = _mapped_forward(model.architecture, checkpoint, model.scope, ignored)
+    outputs, types, stored = _mapped_forward(model.architecture, checkpoint, model.scope, ignored)
     _check_complete(model, outputs)
     keys = hparam_metadata(model.architecture, model.hparams, model.given)
     told = f"{len(ignored)} tensors are the text model's; without --mmproj they are converted"
     events = (Note(told),) if ignored else ()
-    return Translation(model.architecture, model.hparams, outputs, dict(keys), events, types=types)
+    return Translation(model.architecture, model.hparams, outputs, dict(keys), events, types=types, stored=stored)
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,11 @@ def _anywhere(rule: TensorRule, block: int | None) -> bool:
 
 def _mapped_forward(
     architecture: Architecture, checkpoint: Checkpoint, scope: Scope, events: list[Event], no_nextn: bool = False
-) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """The tensors under their GGUF names, and the types that rules give them."""
+) -> tuple[dict[str, LazyTensor], dict[str, str], dict[str, DType]]:
+    """The tensors under their GGUF names, the types that rules give them, and of what was computed those it had."""
     outputs: dict[str, LazyTensor] = {}
     types: dict[str, str] = {}
+    stored: dict[str, DType] = {}
     for (rule, block), group in _group(_match_hf(architecture, checkpoint, scope, events, no_nextn)).items():
         made = _forward(rule, block, group, scope)
         for tensor in made:
@@ -227,12 +230,14 @@ def _mapped_forward(
                 raise UnmatchedTensor(f"{name}: other tensors of the file make {tensor.name} already")
             outputs[tensor.name] = tensor
         types.update((tensor.name, rule.type) for tensor in made if rule.type is not None)
+        own = next(iter(group.values())).info.dtype
+        stored.update((tensor.name, own) for tensor in made if tensor.info.dtype is not own)
     for rule in architecture.tensors:
         head, embedding = rule.gguf[0], rule.tied_to or ""
         if rule.unless_equal and {head, embedding} <= outputs.keys() and _equal(outputs[head], outputs[embedding]):
             del outputs[head]
             events.append(Note(f"{head}: left out, it repeats {embedding}"))
-    return outputs, types
+    return outputs, types, stored
 
 
 def _equal(a: LazyTensor, b: LazyTensor) -> bool:

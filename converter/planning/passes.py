@@ -199,15 +199,16 @@ def _tokenizer(checkpoint: Checkpoint, mapped: Translation, request: Request, re
 def narrow(draft: Draft) -> Draft:
     """Tensors in the types that the reference's 16-bit (or F32) intermediate file would have.
 
-    With `--via source` that type is the tensor's own, so nothing is rounded on the way.
+    With `--via source` that type is the tensor's own, so nothing is rounded on the way but what was computed.
     """
     if draft.route.map != "hf->gguf":
         return draft
     via, tensors = draft.request.types.via, {}
     forced = draft.mapped.types if draft.mapped else {}
+    stored = draft.mapped.stored if draft.mapped else {}
     for name, tensor in draft.checkpoint.tensors.items():
         own = tensor.info.dtype
-        outtype = _nearest_float(own) if via == "source" else dtype(via)
+        outtype = _nearest_float(stored.get(name, own)) if via == "source" else dtype(via)
         wanted = dtype(converter_type(name, tensor.info.shape, own.name, outtype.name, forced.get(name)).type)
         tensors[name] = tensor if own is wanted else encoded(tensor, wanted, draft.watch)
     return replace(draft, checkpoint=draft.checkpoint.replace(tensors=tensors), intermediate=tensors)

@@ -347,7 +347,8 @@ SEEN_IN_THE_TENSORS = {
     "tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "no_bias", "qk_layernorm", "multi_query",
     "num_key_value_heads", "add_cross_attention", "decoder_sparse_step", "mlp_only_layers", "mlp_layer_types",
     "moe_layers", "moe_layer_end_index", "qk_head_dim", "attn_config.qk_ln", "expand", "intermediate_size",
-    "mamba_proj_bias", "mtp_layers_block_type", "num_nextn_predict_layers",
+    "mamba_proj_bias", "projectors_bias", "mtp_layers_block_type", "num_nextn_predict_layers", "mtp_layer_types",
+    "mtp_mlp_layer_types",
 }  # fmt: skip
 #: How the steps of Mamba are drawn at first; transformers' slow way also keeps them above the least, its fast one and
 #: the runtimes do not.
@@ -364,6 +365,7 @@ UNREAD = {
 }  # fmt: skip
 #: The other inputs of a model for several kinds of input; their tensors go elsewhere.
 OTHER_INPUTS = {
+    "merged_hidden_size", "projector_hidden_size",
     "image_seq_length", "mm_tokens_per_image", "multimodal_projector_bias", "projector_hidden_act",
     "spatial_merge_size", "vision_feature_layer", "vision_feature_select_strategy", "audio_soft_tokens_per_image",
     "vision_soft_tokens_per_image",
@@ -380,7 +382,10 @@ WITHOUT_EFFECT = (
 )
 #: What a class says of parts that the models of an architecture do not have.
 OF_OTHERS = {
+    "falcon-h1": {"mamba_expand"},
+    "hy_v4": {"head_dim", "learnable_sink_init", "num_key_value_heads"},
     "mamba2": {"time_step_rank"},
+    "minicpm3": {"head_dim"},
     "nemotron_h": {
         "moe_intermediate_size", "moe_latent_size", "moe_shared_expert_intermediate_size", "n_routed_experts",
         "n_shared_experts", "num_experts_per_tok",
@@ -389,6 +394,7 @@ OF_OTHERS = {
 LIFTED = ("rope_parameters", "rope_scaling")  # flat_config has them under "rope"
 #: What a class does by default and a GGUF of its architecture cannot say.
 LOST_BY_DEFAULT = {
+    ("afmoe", "AfmoeForCausalLM"): {"mup_enabled": "False"},
     ("gemma-embedding", "Gemma3TextModel"): {"use_bidirectional_attention": "False"},
     ("llama", "MistralForCausalLM"): {"sliding_window": "4096"},
     ("mistral3", "MistralForCausalLM"): {"sliding_window": "4096"},

@@ -43,6 +43,7 @@ class Sample:
         types: ending of names -> another type.
         tokenizer: one of `models.TOKENIZERS`.
         pre: the name of the pre-tokenizer, which the reference finds by a hash that no new vocabulary can have.
+        plain_tokenizer: the reference reads the tokenizer as it reads most; its class reads files that no sample has.
         published: beginning of a name that save_pretrained writes -> the one that published models have.
         files: more files of the folder, name -> JSON value or text.
         dropped: beginnings of names of tensors that belong to another file (of images, sounds) and do not come back.
@@ -70,6 +71,7 @@ class Sample:
     types: Mapping[str, str] = field(default_factory=dict)
     tokenizer: str = "llama3"
     pre: str = "llama-bpe"
+    plain_tokenizer: bool = False
     published: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
