@@ -1,14 +1,18 @@
 """ERNIE 4.5, dense and with experts. ggml rotates neighbours, as the weights are stored.
 
-Source: the reference converter's Ernie4_5Model and Ernie4_5MoeModel; transformers' configuration classes for the
-defaults.
+Source: the reference converter's Ernie4_5Model, Ernie4_5MoeModel and PaddleOCRModel; transformers' configuration
+classes for the defaults.
 """
 
 from converter.architectures.common import (
     ATTENTION,
+    ATTENTION_BIAS,
     DECODER_HPARAMS,
     DENSE_FFN,
+    MLP_BIAS,
+    MROPE,
     NORM_TENSORS,
+    OTHER_INPUTS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
@@ -16,7 +20,7 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.moe import EXPERTS, SHARED_EXPERTS
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when
 from converter.architectures.styles import PREFIX_LAST
 from converter.architectures.traits import Traits
 from converter.tensors.ops import Split
@@ -53,6 +57,21 @@ ARCHITECTURES = (
             ),
         ),
         ignore=ROPE_BUFFERS,
+        aliases=ALIASES,
+        traits=Traits(PREFIX_LAST),
+    ),
+    # The text model of PaddleOCR-VL, which rotates halves: alone it is a Llama.
+    Architecture(
+        gguf="paddleocr",
+        hf=(
+            HFClass("LlamaForCausalLM", "llama", takes="0"),
+            HFClass(
+                "PaddleOCRVLForConditionalGeneration", "paddleocr_vl", {**DEFAULTS, "head_dim": 128}, when="0"
+            ),
+        ),
+        hparams=(*before("rope_theta", MROPE, DECODER_HPARAMS), ATTENTION_BIAS, MLP_BIAS, USE_BIAS),
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
+        ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "mlp_AR.{rest}", "model.mlp_AR.{rest}", "model.projector.{rest}"),
         aliases=ALIASES,
         traits=Traits(PREFIX_LAST),
     ),

@@ -1,7 +1,7 @@
-"""HunYuan, dense and a mixture, whose dynamic scaling is a larger rotary base; Hy3, another mixture.
+"""HunYuan, dense and a mixture, whose dynamic scaling is a larger rotary base; HunyuanOCR's text model; Hy3.
 
-Source: the reference converter's HunYuanModel, HunYuanMoEModel and HYV3Model; transformers' configuration classes for
-the defaults.
+Source: the reference converter's HunYuanModel, HunYuanMoEModel, HunyuanVLTextModel and HYV3Model; transformers'
+configuration classes for the defaults.
 """
 
 from converter.architectures.common import (
@@ -9,6 +9,7 @@ from converter.architectures.common import (
     ATTENTION_BIAS,
     DECODER_HPARAMS,
     DENSE_FFN,
+    MROPE,
     NORM,
     NORM_TENSORS,
     QK_NORM,
@@ -28,7 +29,7 @@ from converter.architectures.moe import (
     NEXTN_TOLD,
     WITH_NEXTN,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, without
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when, without
 from converter.architectures.styles import BPE, HUNYUAN
 from converter.architectures.traits import Traits
 
@@ -76,6 +77,10 @@ NORMS_OF_HEADS = (
     T(H + "self_attn.key_layernorm.weight", G + "attn_k_norm.weight", shape=("head_dim",)),
 )
 
+# Where alpha is a key, the runtime makes the larger base.
+BY_ALPHA = "rope_type == 'dynamic' or rope_type == 'xdrope'"
+SECTIONS = amended(MROPE, mrope_sections={"config": ("rope.mrope_section", "rope.xdrope_section")})
+
 ARCHITECTURES = (
     Architecture(
         gguf="hunyuan-dense",
@@ -102,6 +107,50 @@ ARCHITECTURES = (
             *DENSE_FFN,
         ),
         ignore=ROPE_BUFFERS,
+        aliases=TEXT_MODEL_ALIASES,
+        traits=Traits(HUNYUAN),
+    ),
+    # The text model of HunyuanOCR, whose parts of a head rotate by time, height and width.
+    Architecture(
+        gguf="hunyuan_vl",
+        hf=(
+            HFClass("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", takes="0"),
+            HFClass(
+                "HunYuanVLForConditionalGeneration",
+                "hunyuan_vl",
+                {"num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+                 "max_position_embeddings": 2048},
+                when="0",
+            ),
+        ),
+        hparams=(
+            *before(
+                "rope_theta",
+                SECTIONS,
+                amended(
+                    DECODER_HPARAMS,
+                    n_expert={"config": (), "gguf": ()},
+                    rope_type={"back": "unscaled if unscaled != 'none' else 'dynamic' if alpha > 0 else 'default'"},
+                    rope_factor={"back": "unscaled_factor", "follows": "unscaled_factor"},
+                ),
+            ),
+            HParam(
+                "unscaled", (), ("rope.scaling.type",), "str", always=True, back="'none'",
+                default=f"'none' if {BY_ALPHA} else rope_type",
+                values=(("none", "none"), ("linear", "linear"), ("yarn", "yarn"), ("longrope", "longrope")),
+            ),
+            HParam(
+                "unscaled_factor", ("rope.factor",), ("rope.scaling.factor",), "f32", default=1.0, always=True,
+                when=BY_ALPHA,
+            ),
+            HParam("alpha", ("rope.alpha",), ("rope.scaling.alpha",), "f32", default=0),
+            HParam(
+                "original", (), ("rope.scaling.original_context_length",), default="n_ctx", always=True, when=BY_ALPHA,
+            ),
+            ATTENTION_BIAS,
+        ),
+        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *NORMS_OF_HEADS, *DENSE_FFN),
+        ignore=(*ROPE_BUFFERS, "vit.{rest}", "model.vit.{rest}"),
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(HUNYUAN),
     ),

@@ -9,7 +9,6 @@ from converter.architectures.styles import (
     BPE,
     GLM,
     LLAMA,
-    PREFIX_LAST,
     SPM,
     SPM_OR_BPE,
     UNIGRAM,
@@ -19,7 +18,6 @@ from converter.metadata import boolean
 
 RUNTIME: dict[str, Traits] = {
     "apertus": Traits(LLAMA),
-    "arctic": Traits(SPM),
     "arwkv7": Traits(SPM_OR_BPE),
     "bailingmoe3": Traits(BPE),
     "bert": Traits(BERT),
@@ -58,14 +56,11 @@ RUNTIME: dict[str, Traits] = {
     "nomic-bert": Traits(BERT),
     "nomic-bert-moe": Traits(BERT),
     "openelm": Traits(SPM_OR_BPE),
-    "paddleocr": Traits(PREFIX_LAST),
     "plamo": Traits(SPM),
     "plamo3": Traits(window=SlidingWindow(8)),
-    "qwen": Traits(BPE),
     "rwkv6qwen2": Traits(SPM_OR_BPE),
     "step35": Traits(BPE),
     "t5": Traits(UNIGRAM),
     "t5encoder": Traits(UNIGRAM),
     "wavtokenizer-dec": Traits(TokenizerStyle(("none",))),
-    "xverse": Traits(SPM),
 }

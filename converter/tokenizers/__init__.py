@@ -218,8 +218,10 @@ class _Job:
         special = read_special(self.files, self.config, n_tokens=limit, types=TYPES)
         for name, content in self.style.ids:
             special.set_id(name, self._read_vocabulary().id_of(content), None)
+        inner = self.config.get("text_config")
+        said = {**self.config, **(inner if isinstance(inner, Mapping) else {})}
         for name, key in self.style.config_ids:
-            special.set_id(name, self.config.get(key), limit, again=True)
+            special.set_id(name, said.get(key), limit, again=True)
         special.write(metadata)
         self.events += special.events
 
