@@ -42,7 +42,6 @@ RUNTIME: dict[str, Traits] = {
     "jais": Traits(BPE),
     "jina-bert-v2": Traits(BERT),
     "jina-bert-v3": Traits(BERT),
-    "laguna": Traits(window=SlidingWindow(4, full_first=True)),
     "modern-bert": Traits(
         TokenizerStyle(
             ("bpe",),

@@ -88,6 +88,8 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "n_group": ONE,
     "topk_group": ONE,
     "moe_norm_min": (1e-12,),
+    "moe_apply_router_weight_on_input": OFF,
+    "moe_router_logit_softcapping": OFF,
 }
 
 #: Dotted key -> conditions over config.json under all of which it changes something; one it cannot answer holds.

@@ -113,7 +113,10 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 
 
 #: What the reference has and the gguf-py of the package index does not yet; the samples' facts hold these.
-NEWER = ("nanbeige", "granite_swa", "cohere2moe", "deepseek32", "mellum", "minimax-m3", "hy_v4", "maple", "spark2_5")
+NEWER = (
+    "nanbeige", "granite_swa", "cohere2moe", "deepseek32", "mellum", "minimax-m3", "hy_v4", "maple", "spark2_5",
+    "laguna",
+)  # fmt: skip
 NEWER_TENSORS = {"mimo2": {"blk.{bid}.attn_qkv", "blk.{bid}.layer_output_norm"}}
 INDEXED = [architecture for architecture in EVERY if architecture.gguf not in NEWER]
 #: Names that a class of the reference changes in code before its map is asked.
