@@ -84,15 +84,21 @@ class Types:
 
 @dataclass(frozen=True)
 class Model:
-    """What the source is, where it does not tell, and what of it is wanted."""
+    """What the source is, where it does not tell, and what of it is wanted.
+
+    `mmproj` asks for the projector of a folder, or is the file of the projector that a GGUF's folder shall have.
+    """
 
     arch: str | None = None
     pre: str | None = None
     name: str | None = None
     tensors_only: bool = False
     no_tokenizer: bool = False
-    mmproj: bool = False
+    mmproj: bool | Path = False
     no_nextn: bool = False
+
+    def __post_init__(self) -> None:
+        _settle(self, mmproj=self.mmproj if isinstance(self.mmproj, bool) else Path(self.mmproj))
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class Fields(TypedDict, total=False):
     name: str | None
     tensors_only: bool
     no_tokenizer: bool
-    mmproj: bool
+    mmproj: bool | PathLike
     no_nextn: bool
     format: str | None
     strict: bool

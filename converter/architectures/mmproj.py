@@ -21,6 +21,11 @@ PREFIXES = (
     ("model.multi_modal_projector.{rest}", "multi_modal_projector.{rest}"),
 )
 
+# How the text model's tensors are called beside a tower.
+LANGUAGE_MODEL = (
+    ("model.{rest}", "language_model.model.{rest}"), ("lm_head.weight", "language_model.lm_head.weight"),
+)
+
 # In the order in which the reference writes the keys; `n_text` is the width of the text model.
 VISION = (
     HParam("has_vision", (), ("/clip.has_vision_encoder",), "bool", default=True, always=True),
@@ -47,10 +52,33 @@ EPS = HParam(
     "eps", ("vision_config.layer_norm_eps",), ("/clip.vision.attention.layer_norm_epsilon",), "f32",
     default=1e-6, always=True,
 )
+SILU = HParam("is_silu", (), ("/clip.use_silu",), "bool", default=False)
+ACT = HParam("act", ("vision_config.hidden_act",), (), "str", default="'gelu'", back="'silu' if is_silu else 'gelu'")
 SCALE = HParam("scale", (), ("/clip.vision.projector.scale_factor",), always=True)
+
 
 # --------------------------------------------------------------------------------------------- Qwen2-VL, Qwen2.5-VL
 
+# What their configs call it, their marks in a text, and what the preparation of images is told.
+QWEN_VISION = amended(
+    VISION,
+    n_layer={"config": ("vision_config.depth", "vision_config.num_hidden_layers")},
+    n_head={"config": ("vision_config.num_heads", "vision_config.num_attention_heads")},
+)
+QWEN_MARKS = (
+    HParam("image_token", ("image_token_id",), token="<|image_pad|>"),
+    HParam("video_token", ("video_token_id",), token="<|video_pad|>"),
+    HParam("vision_start", ("vision_start_token_id",), token="<|vision_start|>"),
+    HParam("vision_end", ("vision_end_token_id",), token="<|vision_end|>"),
+    HParam("patch", ("/processor.patch_size",), (), default="patch_size"),
+    HParam("merged", ("/processor.merge_size",), (), default="merge"),
+)
+MERGE = HParam(
+    "merge", ("vision_config.spatial_merge_size",), (), default=2, back="int(sqrt(shape('mm.0.weight', 1) // n_embd))"
+)
+QWEN_OUT = HParam("n_out", ("vision_config.out_hidden_size",), (), default="n_text")
+QWEN_PROCESSOR = {"image_processor_type": "Qwen2VLImageProcessor"}
+QWEN_WHOLE = (("visual.{rest}", "model.visual.{rest}"), ("model.{rest}", "model.language_model.{rest}"))
 VISUAL = "visual.blocks.{block}."
 QKV = (B + "attn_q", B + "attn_k", B + "attn_v")
 # A convolution over two frames becomes two over one; the rest of its shape stays.
@@ -188,19 +216,32 @@ PIXTRAL = (
 PROJECTORS = (
     Architecture(
         gguf="clip",
-        hf=(HFClass("Qwen2VLForConditionalGeneration", "qwen2_vl"), HFClass("Qwen2VLModel", "qwen2_vl")),
+        hf=(
+            HFClass(
+                "Qwen2VLForConditionalGeneration", "qwen2_vl", text=("qwen2vl",),
+                constants={
+                    "text_config": {"model_type": "qwen2_vl_text"}, "vision_config": {"model_type": "qwen2_vl_vision"},
+                    "/processor": QWEN_PROCESSOR,
+                },
+            ),
+            HFClass("Qwen2VLModel", "qwen2_vl"),
+        ),
         hparams=(
             # Its `hidden_size` is the text model's width, and its tower's inner width is that of the residual.
             *amended(
-                VISION,
+                QWEN_VISION,
                 image_size={"required": False, "default": 560, "always": True},
                 n_embd={"config": ("vision_config.embed_dim",)},
                 n_ff={"config": (), "default": "n_text", "always": True, "required": False},
             ),
             *amended((TYPE,), projector={"default": "'qwen2vl_merger'"}),
             *QWEN_EPS,
-            HParam("merge", ("vision_config.spatial_merge_size",), (), default=2),
-            HParam("ratio", ("vision_config.mlp_ratio",), (), default=4),
+            MERGE,
+            *amended((QWEN_OUT,), n_out={"config": ("vision_config.hidden_size",)}),
+            HParam(
+                "ratio", ("vision_config.mlp_ratio",), (), default=4, back="shape('v.blk.0.ffn_up.weight', 0) // n_embd"
+            ),
+            *QWEN_MARKS,
         ),
         tensors=(
             *QWEN2_VL,
@@ -212,15 +253,32 @@ PROJECTORS = (
     ),
     Architecture(
         gguf="clip",
-        hf=(HFClass("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"),),
+        hf=(
+            HFClass(
+                "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", text=("qwen2vl",),
+                constants={
+                    "text_config": {"model_type": "qwen2_5_vl_text"},
+                    "vision_config": {"model_type": "qwen2_5_vl_vision"}, "/processor": QWEN_PROCESSOR,
+                },
+            ),
+        ),
         hparams=(
-            *amended(VISION, image_size={"required": False, "default": 560, "always": True}),
+            *amended(QWEN_VISION, image_size={"required": False, "default": 560, "always": True}),
             *amended((TYPE,), projector={"default": "'qwen2.5vl_merger'"}),
             USE_SILU,
-            HParam("full_blocks", ("vision_config.fullatt_block_indexes",), (), "i32[]", required=True),
+            HParam(
+                "full_blocks", ("vision_config.fullatt_block_indexes",), (), "i32[]", required=True,
+                back="where(is_full)",
+            ),
+            HParam(
+                "is_full", (), (), "bool[]", per_block=True, default="block in full_blocks",
+                back="(block + 1) % period == 0",
+            ),
             HParam("period", (), ("/clip.vision.n_wa_pattern",), default="first(full_blocks) + 1", always=True),
             *QWEN_EPS,
-            HParam("merge", ("vision_config.spatial_merge_size",), (), default=2),
+            MERGE,
+            QWEN_OUT,
+            *QWEN_MARKS,
         ),
         tensors=(
             *QWEN2_VL,
@@ -234,14 +292,27 @@ PROJECTORS = (
     Architecture(
         gguf="clip",
         hf=(
-            HFClass("Qwen3VLForConditionalGeneration", "qwen3_vl"),
+            HFClass(
+                "Qwen3VLForConditionalGeneration", "qwen3_vl", text=("qwen3vl",),
+                constants={
+                    "text_config": {"model_type": "qwen3_vl_text"}, "vision_config": {"model_type": "qwen3_vl_vision"},
+                    "/processor": QWEN_PROCESSOR,
+                },
+            ),
+            # Its folder has the experts of a block in two tensors, those of the text model in one each.
             HFClass("Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe"),
-            HFClass("Qwen3_5ForConditionalGeneration", "qwen3_5"),
-            HFClass("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe"),
+            HFClass(
+                "Qwen3_5ForConditionalGeneration", "qwen3_5", text=("qwen35",),
+                constants={"vision_config": {"model_type": "qwen3_5_vision"}, "/processor": QWEN_PROCESSOR},
+            ),
+            HFClass(
+                "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", text=("qwen35moe",),
+                constants={"vision_config": {"model_type": "qwen3_5_moe_vision"}, "/processor": QWEN_PROCESSOR},
+            ),
         ),
         hparams=(
             *amended(
-                VISION,
+                QWEN_VISION,
                 image_size={"required": False, "default": "int(sqrt(n_position) * patch_size)", "always": True},
             ),
             *amended((TYPE,), projector={"default": "'qwen3vl_merger'"}),
@@ -250,33 +321,56 @@ PROJECTORS = (
                 "merge", ("vision_config.spatial_merge_size",), ("/clip.vision.spatial_merge_size",), default=2,
             ),
             *amended((EPS,), eps={"config": ("text_config.rms_norm_eps",)}),
-            HParam("deepstack", ("vision_config.deepstack_visual_indexes",), (), "u32[]", default="numbers('')"),
+            HParam(
+                "deepstack", ("vision_config.deepstack_visual_indexes",), (), "u32[]", default="numbers('')",
+                back="where(is_deepstack)", stated=True,
+            ),
             HParam(
                 "is_deepstack", (), ("/clip.vision.is_deepstack_layers",), "bool[]", default="block in deepstack",
                 per_block=True, always=True,
             ),
             *DEEP,
-            HParam("n_position", ("vision_config.num_position_embeddings",), (), default=2304),
+            HParam(
+                "n_position", ("vision_config.num_position_embeddings",), (), default=2304,
+                back="shape('v.position_embd.weight', 0)",
+            ),
+            QWEN_OUT,
+            *QWEN_MARKS,
         ),
         tensors=(*QWEN3_VL, *DEEPSTACKS[0], *DEEPSTACKS[1], *DEEPSTACKS[2], *DEEPSTACKS[3]),
         ignore=TEXT_MODEL,
         aliases=PREFIXES,
+        whole=QWEN_WHOLE,
     ),
     Architecture(
         gguf="clip",
-        hf=(HFClass("Gemma3ForConditionalGeneration", "gemma3"),),
+        hf=(
+            HFClass(
+                "Gemma3ForConditionalGeneration", "gemma3", text=("gemma3",),
+                constants={
+                    "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False},
+                    "/processor": {"image_processor_type": "Gemma3ImageProcessor"},
+                },
+            ),
+        ),
         hparams=(
             *VISION,
             *amended((TYPE,), projector={"default": "'gemma3'"}),
             EPS,
             USE_GELU,
-            HParam("n_tokens", ("/processor.image_seq_length",), (), default=256),
             HParam(
-                "scale", (), ("/clip.vision.projector.scale_factor",), always=True,
-                default="image_size // patch_size // int(sqrt(n_tokens))",
-                when="image_size // patch_size // int(sqrt(n_tokens)) != 4"
-                " and image_size // patch_size // int(sqrt(n_tokens)) > 0",
+                "n_tokens", ("/processor.image_seq_length",), (), default=256,
+                back="(image_size // patch_size // kernel) ** 2",
             ),
+            HParam("n_tokens_config", ("mm_tokens_per_image",), (), default="n_tokens"),
+            *amended((SCALE,), scale={"default": "kernel", "when": "kernel != 4 and kernel > 0"}),
+            HParam(
+                "kernel", (), ("/clip.vision.projector.scale_factor",), back=4,
+                default="image_size // patch_size // int(sqrt(n_tokens))",
+            ),
+            HParam("image_token", ("image_token_index",), token="<image_soft_token>"),
+            HParam("image_start", ("boi_token_index",), token="<start_of_image>"),
+            HParam("image_end", ("eoi_token_index",), token="<end_of_image>"),
         ),
         tensors=(
             *PATCHES,
@@ -292,11 +386,18 @@ PROJECTORS = (
         ),
         ignore=(*TEXT_MODEL, "vision_tower.vision_model.head.{rest}"),
         aliases=(*PREFIXES, ("vision_tower.{rest}", "vision_tower.vision_model.{rest}")),
+        whole=LANGUAGE_MODEL,
     ),
     Architecture(
         gguf="clip",
         hf=(
-            HFClass("Idefics3ForConditionalGeneration", "idefics3"),
+            HFClass(
+                "Idefics3ForConditionalGeneration", "idefics3", text=("llama",),
+                constants={
+                    "vision_config": {"model_type": "idefics3_vision"},
+                    "/processor": {"image_processor_type": "Idefics3ImageProcessor"},
+                },
+            ),
             HFClass("SmolVLMForConditionalGeneration", "smolvlm", SMOLVLM_DEFAULTS),
         ),
         hparams=(
@@ -309,6 +410,8 @@ PROJECTORS = (
                 "longest", ("/processor.size.longest_edge",), ("/clip.vision.preproc_image_size",),
                 default="image_size", always=True,
             ),
+            HParam("tile", ("/processor.max_image_size.longest_edge",), (), default="image_size"),
+            HParam("image_token", ("image_token_id",), token="<image>"),
         ),
         tensors=(
             *retyped(PATCHES, "F32"),
@@ -320,21 +423,45 @@ PROJECTORS = (
         ),
         ignore=TEXT_MODEL,
         aliases=(("model.vision_model.{rest}", "vision_tower.vision_model.{rest}"),),
+        whole=(
+            ("vision_tower.vision_model.{rest}", "model.vision_model.{rest}"),
+            ("model.connector.{rest}", "model.connector.{rest}"),
+            ("model.{rest}", "model.text_model.{rest}"),
+        ),
     ),
     Architecture(
         gguf="clip",
-        hf=(HFClass("Lfm2VlForConditionalGeneration", "lfm2_vl"),),
+        hf=(
+            HFClass(
+                "Lfm2VlForConditionalGeneration", "lfm2_vl", text=("lfm2", "lfm2moe"),
+                constants={
+                    "vision_config": {"model_type": "siglip2_vision_model", "vision_use_head": False},
+                    "/processor": {"image_processor_type": "Lfm2VlImageProcessor"},
+                },
+            ),
+        ),
         hparams=(
-            *amended(VISION, image_size={"config": (), "required": False, "default": 256, "always": True}),
+            *amended(
+                VISION,
+                image_size={"config": (), "required": False, "default": 256, "always": True},
+                n_layer={"back": "n_run + present('v.blk.{block}.ln1.weight', n_run)"},
+            ),
             *amended((TYPE,), projector={"default": "'lfm2'"}),
             EPS,
             *amended((SCALE,), scale={"config": ("downsample_factor",), "default": 2}),
             USE_GELU,
             # The runtime stops where the model takes its features from; counted from the end, as Python does.
-            HParam("feature_layer", ("vision_feature_layer",), (), "i32", default=-1),
+            HParam(
+                "feature_layer", ("vision_feature_layer",), (), "i32", default=-1, back="n_run - n_layer - 1",
+            ),
             HParam("n_run", (), ("/clip.vision.block_count",), default="n_layer + 1 + feature_layer", always=True),
-            HParam("n_position", ("vision_config.num_patches",), (), default=256),
-            HParam("n_inner", ("projector_hidden_size",), (), default=2560),
+            HParam(
+                "n_position", ("vision_config.num_patches",), (), default=256, back="shape('v.position_embd.weight', 0)"
+            ),
+            HParam("n_inner", ("projector_hidden_size",), (), default=2560, back="shape('mm.1.weight', 0)"),
+            HParam("norm", ("projector_use_layernorm",), (), "bool", back="present('mm.input_norm.weight')"),
+            HParam("bias", ("projector_bias",), (), "bool", back="present('mm.1.bias')"),
+            HParam("image_token", ("image_token_id",), token="<image>"),
         ),
         tensors=(
             T(
@@ -353,20 +480,44 @@ PROJECTORS = (
         ),
         ignore=TEXT_MODEL,
         aliases=(*PREFIXES, ("vision_tower.{rest}", "vision_tower.vision_model.{rest}")),
+        whole=(
+            ("vision_tower.{rest}", "model.vision_tower.{rest}"),
+            ("multi_modal_projector.{rest}", "model.multi_modal_projector.{rest}"),
+            ("model.{rest}", "model.language_model.{rest}"),
+        ),
     ),
     Architecture(
         gguf="clip",
-        hf=(HFClass("Llama4ForConditionalGeneration", "llama4"),),
+        hf=(
+            HFClass(
+                "Llama4ForConditionalGeneration", "llama4", text=("llama4",),
+                constants={
+                    "vision_config": {"model_type": "llama4_vision_model"},
+                    "/processor": {"image_processor_type": "Llama4ImageProcessorFast"},
+                },
+            ),
+        ),
         hparams=(
             *VISION,
             *amended((TYPE,), projector={"default": "'llama4'"}),
             *amended((EPS,), eps={"config": ("vision_config.norm_eps",), "default": 1e-5}),
             *amended((SCALE,), scale={"default": "int(1 / ratio)"}),
             USE_GELU,
-            HParam("ratio", ("vision_config.pixel_shuffle_ratio",), (), "f32", default=0.5),
-            HParam("n_out", ("vision_config.vision_output_dim",), (), default=7680),
-            HParam("n_in", ("vision_config.projector_input_dim",), (), default=4096),
-            HParam("n_mid", ("vision_config.projector_output_dim",), (), default=4096),
+            HParam("ratio", ("vision_config.pixel_shuffle_ratio",), (), "f32", default=0.5, back="1 / scale"),
+            HParam(
+                "n_out", ("vision_config.vision_output_dim",), (), default=7680, back="shape('mm.model.fc.weight', 1)"
+            ),
+            HParam(
+                "n_in", ("vision_config.projector_input_dim",), (), default=4096,
+                back="shape('mm.model.mlp.1.weight', 0)",
+            ),
+            HParam(
+                "n_mid", ("vision_config.projector_output_dim",), (), default=4096,
+                back="shape('mm.model.mlp.2.weight', 0)",
+            ),
+            HParam("image_token", ("image_token_index",), token="<|patch|>"),
+            HParam("image_start", ("boi_token_index",), token="<|image_start|>"),
+            HParam("image_end", ("eoi_token_index",), token="<|image_end|>"),
         ),
         tensors=(
             T(
@@ -394,6 +545,7 @@ PROJECTORS = (
         ),
         ignore=TEXT_MODEL,
         aliases=(("model.vision_model.{rest}", "vision_model.{rest}"), *PREFIXES),
+        whole=LANGUAGE_MODEL,
     ),
     Architecture(
         gguf="clip",
@@ -443,8 +595,19 @@ PROJECTORS = (
     Architecture(
         gguf="clip",
         hf=(
-            HFClass("LlavaForConditionalGeneration", "llava"),
-            HFClass("Mistral3ForConditionalGeneration", "mistral3"),
+            HFClass(
+                "LlavaForConditionalGeneration", "llava", text=("llama",),
+                constants={
+                    "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+                    "/processor": {"image_processor_type": "PixtralImageProcessor"},
+                },
+            ),
+            HFClass(
+                "Mistral3ForConditionalGeneration", "mistral3", text=("mistral3",),
+                constants={
+                    "vision_feature_layer": -1, "/processor": {"image_processor_type": "PixtralImageProcessor"},
+                },
+            ),
         ),
         hparams=(
             *VISION,
@@ -453,12 +616,16 @@ PROJECTORS = (
             *amended((USE_SILU,), use_silu={"when": "act == 'silu'"}),
             *amended((USE_GELU,), use_gelu={"when": "act == 'gelu'"}),
             HParam("merge", ("spatial_merge_size",), ("/clip.vision.spatial_merge_size",)),
-            HParam("act", ("vision_config.hidden_act",), (), "str", default="'gelu'"),
+            ACT,
+            SILU,
             # Older models of these classes have a tower of CLIP, which neither the reference nor we know.
             HParam(
                 "tower", ("vision_config.model_type",), (), "str", required=True, closed=True,
-                values=(("pixtral", "pixtral"),),
+                values=(("pixtral", "pixtral"),), back="'pixtral'",
             ),
+            HParam("mm_bias", ("multimodal_projector_bias",), (), "bool", back="present('mm.1.bias')"),
+            HParam("image_token", ("image_token_index",), token="[IMG]"),
+            HParam("patch", ("/processor.patch_size",), (), default="patch_size"),
             HParam("line_end", ("/tokens.[IMG_BREAK]",), ()),
             HParam("n_vocab", ("vocab_size",), (), required=True),
         ),
@@ -469,5 +636,6 @@ PROJECTORS = (
             ("model.vision_tower.{rest}", "vision_tower.{rest}"),
             ("model.multi_modal_projector.{rest}", "multi_modal_projector.{rest}"),
         ),
+        whole=LANGUAGE_MODEL,
     ),
 )

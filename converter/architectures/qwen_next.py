@@ -175,6 +175,7 @@ SECTIONS = HParam(
     "rope_sections_anyway", (), ("rope.dimension_sections",), "i32[]", always=True, back="rope_sections",
     default="resized(mrope_sections if len(mrope_sections) > 0 else numbers('11,11,10'), 4)",
 )
+SAID_ANYWAY = {"mrope_sections": {"back": "resized(rope_sections_anyway, min(3, len(rope_sections_anyway)))"}}
 MIXTURE = (*EXPERTS, *SHARED_EXPERT)
 MAIN, LAST = "block < n_main", "block >= n_main"
 
@@ -208,7 +209,7 @@ ARCHITECTURES = (
                 when="0",
             ),
         ),
-        hparams=(*amended(before("rope_theta", MROPE, DECODER_HPARAMS), **N_LAYER), *HYBRID, SECTIONS),
+        hparams=(*amended(before("rope_theta", MROPE, DECODER_HPARAMS), **N_LAYER, **SAID_ANYWAY), *HYBRID, SECTIONS),
         tensors=(
             *TOP,
             *only_when(MAIN, (*NORMS, *DENSE_FFN)),
@@ -227,7 +228,7 @@ ARCHITECTURES = (
             HFClass("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", MOE_35_DEFAULTS, facts=ONE_SAID, when="0"),
         ),
         hparams=(
-            *amended(before("rope_theta", MROPE, MOE_HPARAMS), **N_LAYER, n_ff={"required": False}),
+            *amended(before("rope_theta", MROPE, MOE_HPARAMS), **N_LAYER, **SAID_ANYWAY, n_ff={"required": False}),
             *EXPERT_WIDTHS, *HYBRID, SECTIONS,
         ),
         tensors=(

@@ -50,6 +50,7 @@ class HParam:
             A value that is not listed is not written, or an error if `closed`.
         when: condition under which the GGUF key is written, and `default` computed.
         early: the GGUF key stands directly after general.architecture.
+        token: the text of the token whose id it is, by which a GGUF's vocabulary says it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class HParam:
     closed: bool = False
     when: str | None = None
     early: bool = False
+    token: str | None = None
 
     @property
     def types(self) -> Names:
@@ -135,6 +137,7 @@ class HFClass:
         when: condition that picks the class on the way back.
         head: whether it stores an output tensor; a class without one does not, whatever its config says.
         tokenizer: how its tokenizer is written, where not as that of the architecture's other classes.
+        text: of a projector's class, the GGUF names of the text models that it is for.
     """
 
     name: str
@@ -146,6 +149,7 @@ class HFClass:
     constants: Mapping[str, Any] = field(default_factory=dict)
     takes: str | None = None
     tokenizer: TokenizerStyle | None = None
+    text: Names = ()
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ class Architecture:
         aliases: (template of names in some checkpoints, template of the canonical name), applied in this order,
             one after the other.
         traits: what other rooms ask: tokenizer, window, state, quantization, relations.
+        whole: of a projector, (template of a canonical name of either model, template in the folder that has both).
 
     Raises:
         ValueError: a row contradicts itself or another.
@@ -174,6 +179,7 @@ class Architecture:
     ignore: Names = ()
     aliases: tuple[tuple[str, str], ...] = ()
     traits: Traits = field(default_factory=Traits)
+    whole: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for row, problem in _problems(self):
@@ -214,7 +220,7 @@ def _problems(architecture: Architecture) -> Iterator[tuple[str, str]]:
             yield f"class {hf.name}", f"there is no hparam {', '.join(sorted(strange))}"
     for template in architecture.ignore:
         yield from ((f"ignore {template}", problem) for problem in _template_problems(template))
-    for pattern, template in architecture.aliases:
+    for pattern, template in (*architecture.aliases, *architecture.whole):
         row = f"alias {pattern}"
         yield from ((row, problem) for name in (pattern, template) for problem in _template_problems(name))
         if set(_fields(pattern)) != set(_fields(template)):

@@ -131,12 +131,27 @@ def model_arguments(group: argparse._ArgumentGroup) -> None:
     add("--pre", metavar="NAME", help="pre-tokenizer, where the tokenizer does not tell")
     add("--name", help="general.name of the output")
     add("--key", metavar="PATH", help="part of a checkpoint that holds several (optimizer.state); `.` takes all")
-    add("--mmproj", action="store_true", help="write a multimodal model's vision tower and projector, not its text")
+    add(
+        "--mmproj", nargs="?", const=True, default=False, type=projector_file, metavar="FILE",
+        help="write a multimodal model's vision tower and projector, not its text; "
+        "from GGUF, the file that has them, for a folder of the whole model",
+    )  # fmt: skip
     add("--no-tokenizer", action="store_true", help="write no tokenizer")
     add("--no-nextn", action="store_true", help="leave out the blocks that predict further tokens (MTP)")
     add("--tensors-only", action="store_true", help="keep tensor names as they are, map no architecture")
     add("--from", dest="source_type", metavar="FORMAT", help="format of IN, where its content does not tell")
     add("--to", dest="target_type", metavar="FORMAT", help="format of OUT, where its extension does not tell")
+
+
+def projector_file(text: str) -> Path:
+    """The file of a projector.
+
+    Raises:
+        ArgumentTypeError: no file; a folder after it would be taken for one.
+    """
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no such file; to write a projector, say --mmproj last")
+    return Path(text)
 
 
 def architecture_file(text: str) -> str:

@@ -103,6 +103,10 @@ def _read_processor(assets: Assets) -> dict[str, Any]:
     return merged
 
 
+def _write_processor(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {PROCESSOR[0][0]: dict(said)}
+
+
 def _read_tokens(assets: Assets) -> dict[str, Any]:
     """The ids of the tokens that were added to the vocabulary, by their texts."""
     found: dict[str, Any] = {}
@@ -131,6 +135,6 @@ _Write = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 COMPANIONS: Mapping[str, tuple[_Read, _Write]] = {
     "/pooling": (_read_pooling, _write_pooling),
     "/generation_config": (_read_generation, _write_generation),
-    "/processor": (_read_processor, _write_nothing),
+    "/processor": (_read_processor, _write_processor),
     "/tokens": (_read_tokens, _write_nothing),
 }

@@ -13,7 +13,7 @@ from converter.architectures.spec import Architecture, HFClass
 from converter.errors import ArchitectureError, UnknownArchitecture, short
 from converter.mapping.architecture_file import is_file, read_architecture
 from converter.mapping.hparams import Scope, read_config, text_config
-from converter.metadata import Array, Value
+from converter.metadata import Array, Value, text_of
 
 _Known = Mapping[str, Architecture]
 _Found = tuple[Architecture, HFClass]
@@ -33,7 +33,7 @@ def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architec
         return _class_in(read_architecture(Path(name)), config)
     classes = [name] if name else classes_of(config)
     inner = [] if name else classes_of(text_config(config))
-    ours = architectures(*classes, *inner, config.get("model_type"))
+    ours = architectures(*classes, *inner, config.get("model_type"), text_config(config).get("model_type"))
     # Others are looked for only where none of ours answers.
     found = _answer(ours, config, name, classes, inner) or _answer(plugged(), config, name, classes, inner)
     if found is None:
@@ -69,7 +69,10 @@ def _answer(
         return found
     if name and name in known:
         return _class_in(known[name], config)
-    return _first(every, config, "model_type", [config.get("model_type")]) if not classes else None
+    # Of a model of several inputs whose class only a projector names, the text model's type tells.
+    beside = classes and detect_projector(config)
+    kind = text_config(config).get("model_type") if beside else config.get("model_type")
+    return _first(every, config, "model_type", [kind]) if beside or not classes else None
 
 
 def _with_text_defaults(architecture: Architecture, hf: HFClass, config: Mapping[str, Any]) -> _Found:
@@ -119,6 +122,32 @@ def detect_gguf(metadata: Mapping[str, Value | Array], name: str | None = None) 
     if found := architectures(wanted).get(str(wanted)) or plugged().get(str(wanted)):
         return found
     raise _unknown(short(wanted))
+
+
+def projector_in(metadata: Mapping[str, Value | Array], text: Architecture) -> _Found:
+    """What a GGUF file's projector is, and of which class it is together with a text model.
+
+    Raises:
+        UnknownArchitecture: none that is known here, or none for this text model.
+    """
+    known = [(each, next(row for row in each.hparams if row.name == "projector")) for each in projectors()]
+    found = [
+        each for each, row in known
+        for key in row.gguf if text_of(metadata, each.key(key)) == str(row.default).strip("'")
+    ]  # fmt: skip
+    if not found:
+        said = text_of(metadata, "clip.projector_type") or text_of(metadata, "clip.vision.projector_type")
+        raise UnknownArchitecture(
+            f"--mmproj: no projector {short(said)} is known; without it the folder is of the text model alone"
+        )
+    for each in found:
+        for hf in each.hf:
+            if text.gguf in hf.text:
+                return each, hf
+    raise UnknownArchitecture(
+        f"--mmproj: the projector of {named(hf.name for each in found for hf in each.hf)} is not for {text.gguf}\n"
+        "without it the folder is of the text model alone"
+    )
 
 
 def _unknown(said: str) -> UnknownArchitecture:

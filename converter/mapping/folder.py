@@ -18,7 +18,7 @@ from converter.events import Event, MetadataLost
 from converter.mapping.companions import companion_files, without_companions
 from converter.mapping.detect import detect
 from converter.mapping.general_keys import count_parameters, general_files
-from converter.mapping.hparams import HParams, read_config
+from converter.mapping.hparams import HParams, merged, read_config
 from converter.mapping.tensors import Translation
 from converter.mapping.view import view
 from converter.metadata import Metadata, number_of, scalar_of
@@ -53,6 +53,7 @@ def with_small_files(
     if mapped is not None:
         made, events = _of_gguf(source, mapped, tokenizer)
         config = {**_said(mapped, source), **_token_ids(dict(source.config)), **_type_of(result)}
+        config = config if mapped.whole is None else _whole(mapped.whole, config)
         for name, content in companion_files(config).items():
             made[name] = _merged(content, made[name]) if name in made else content
         made["config.json"] = _dump(without_companions(config))
@@ -169,6 +170,15 @@ def _said(mapped: Translation, source: Checkpoint) -> dict[str, Any]:
         if _means(architecture, hf, less, whole):
             config = less
     return config
+
+
+def _whole(beside: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model of several inputs; what its text model says is said there, and once."""
+    outer = ("architectures", "model_type", "tie_word_embeddings")
+    text = {key: value for key, value in text.items() if not key.endswith("_config")}
+    own = {key: value for key, value in beside.items() if key in outer or key not in text}
+    shared = {key: value for key, value in text.items() if key in DTYPE_KEYS or key.endswith("_token_id")}
+    return {**shared, **own, "text_config": merged(text, own.get("text_config", {}))}
 
 
 def _means(architecture: Architecture, hf: HFClass, config: Mapping[str, Any], hparams: HParams) -> bool:

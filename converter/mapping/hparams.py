@@ -15,6 +15,7 @@ from converter.metadata import Array, Metadata, Value
 from converter.tensors.expressions import BLOCK, PRESENT, ExpressionError, Sizes, compute, evaluate
 
 HParams = dict[str, Any]
+TOKENS = "tokenizer.ggml.tokens"
 
 # A config that says more than this is not a model but an attack on our memory.
 _LIMIT = 1 << 31
@@ -344,8 +345,10 @@ def read_metadata(
             if entry is not None:
                 value = _config_value(hparam, entry)
         if hparam.name == "n_vocab" and value is None:
-            tokens = metadata.get("tokenizer.ggml.tokens")
+            tokens = metadata.get(TOKENS)
             value = len(tokens) if isinstance(tokens, Array) else n_rows
+        if value is None and hparam.token:
+            value = _token_id(metadata, hparam.token)
         if value is not None:
             said[hparam.name] = _checked(hparam, value, _key_name(architecture, hparam))
         elif hparam.required and hparam.gguf and hparam.back is None:
@@ -356,35 +359,52 @@ def read_metadata(
     }  # fmt: skip
 
 
+def _token_id(metadata: Mapping[str, Value | Array], text: str) -> int | None:
+    tokens = metadata.get(TOKENS)
+    values = list(tokens.values) if isinstance(tokens, Array) and tokens.type == "str" else []
+    return values.index(text) if text in values else None
+
+
 def _key_name(architecture: Architecture, hparam: HParam) -> str:
     return architecture.key(hparam.gguf[0]) if hparam.gguf else hparam.name
 
 
 def _plain(hparam: HParam, entry: Value | Array | None) -> Any:
-    """A key's value as Python has it, an F32 as its shortest decimal; nothing for a list where the row knows none."""
+    """A key's value as Python has it, an F32 as its shortest decimal where it is no word of the row's.
+
+    Nothing for a list where the row knows none.
+    """
     if not isinstance(entry, Array):
         return _shortest(entry.value) if entry is not None else None
     if not any(kind.endswith("[]") for kind in hparam.types):
         return None
     if len(entry) > MAX_ITEMS:
         raise ArchitectureError(f"{hparam.name} has {len(entry)} values")
-    return entry.values.tolist() if isinstance(entry.values, np.ndarray) else list(entry.values)
+    values = entry.values.tolist() if isinstance(entry.values, np.ndarray) else list(entry.values)
+    return values if hparam.values else _shortest(values)
 
 
 # ----------------------------------------------------------------------------------------- config.json again
 
 
 def write_config(
-    architecture: Architecture, hparams: HParams, tied: bool, scaling: Mapping[str, Any] | None = None
+    architecture: Architecture,
+    hparams: HParams,
+    tied: bool,
+    scaling: Mapping[str, Any] | None = None,
+    *,
+    hf: HFClass | None = None,
+    part: bool = False,
 ) -> dict[str, Any]:
     """A config.json (in the layout of transformers 4, which 5 reads too) for these hyperparameters.
 
-    `scaling` is what the tensors say of the rope scaling, which goes before what the keys say.
+    `scaling` is what the tensors say of the rope scaling, which goes before what the keys say; `hf` the class, where
+    not the architecture's first for them; `part` for a text model among other inputs, whose positions have sections.
 
     Raises:
         ArchitectureError: no class of the architecture is for them.
     """
-    hf = next((cls for cls in architecture.hf if _holds(cls.when, hparams)), None)
+    hf = hf or next((cls for cls in architecture.hf if _holds(cls.when, hparams)), None)
     if hf is None:
         raise ArchitectureError(f"no transformers class of {architecture.gguf} is for such a model")
     config: dict[str, Any] = {"architectures": [hf.name], "model_type": hf.model_type, "tie_word_embeddings": tied}
@@ -401,7 +421,8 @@ def write_config(
     if "rope_parameters" in config:  # of sliding blocks, so that those of the others stand beside them
         rope = {"rope_type": "default", **rope, **(scaling or {})}
         sliding = {"rope_type": "default", **config["rope_parameters"].get("sliding_attention", {})}
-        return {**config, "rope_parameters": {"full_attention": rope, "sliding_attention": sliding}, **hf.constants}
+        config["rope_parameters"] = {"full_attention": rope, "sliding_attention": sliding}
+        return merged(config, hf.constants)
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
             config[key] = rope.pop(key)
@@ -409,7 +430,17 @@ def write_config(
         config["rope_scaling"] = {**rope, **scaling}
     elif rope.get("rope_type", "default") not in ("default", *BY_FACTORS):  # transformers refuses these without factors
         config["rope_scaling"] = rope
-    return {**config, **hf.constants}
+    elif part and rope.get("mrope_section"):
+        config["rope_scaling"] = {"rope_type": "default", "mrope_section": rope["mrope_section"]}
+    return merged(config, hf.constants)
+
+
+def merged(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of two configs, of which the second counts, and so in each object that both have."""
+    both = {
+        key: merged(config[key], value) for key, value in other.items() if key in config and isinstance(value, dict)
+    }
+    return {**config, **other, **both}
 
 
 def _put(config: dict[str, Any], dotted: str, value: Any) -> None:

@@ -108,14 +108,24 @@ def _pattern(template: str) -> re.Pattern[str]:
 def spellings(architecture: Architecture, name: str) -> list[str]:
     """A name and what it is called under the aliases, each of which also rewrites what those before it made."""
     found = [name]
-    for pattern, template in architecture.aliases:
+    for alias in architecture.aliases:
         for each in tuple(found):
-            if match := _pattern(pattern).fullmatch(each):
-                new = template
-                for word, text in match.groupdict().items():
-                    new = new.replace("{" + word + "}", text)
-                found += [new] if new not in found else []
+            new = _respelled(alias, each)
+            found += [new] if new is not None and new not in found else []
     return found
+
+
+def in_whole(architecture: Architecture, name: str) -> str:
+    """What a tensor of a projector's or its text model's is called in a folder that has both."""
+    return next((new for pair in architecture.whole if (new := _respelled(pair, name)) is not None), name)
+
+
+def _respelled(alias: tuple[str, str], name: str) -> str | None:
+    pattern, new = alias
+    match = _pattern(pattern).fullmatch(name)
+    for word, text in match.groupdict().items() if match else ():
+        new = new.replace("{" + word + "}", text)
+    return new if match else None
 
 
 def is_ignored(architecture: Architecture, names: Iterable[str]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,11 @@ from converter.errors import (
 )
 from converter.events import Dropped, Event, Ignored, MetadataLost, Note
 from converter.mapping.companions import with_companions
-from converter.mapping.detect import classes_of, detect, detect_gguf, detect_projector, named
+from converter.mapping.detect import classes_of, detect, detect_gguf, detect_projector, named, projector_in
 from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import (
     MAX_BLOCKS,
+    TOKENS,
     HParams,
     Scope,
     flat_config,
@@ -38,15 +39,27 @@ from converter.mapping.hparams import (
     text_config,
     write_config,
 )
-from converter.mapping.names import Match, RuleNames, Spelled, block_beyond, fill, is_ignored, resolved, spellings
+from converter.mapping.names import (
+    Match,
+    RuleNames,
+    Spelled,
+    block_beyond,
+    fill,
+    in_whole,
+    is_ignored,
+    resolved,
+    spellings,
+)
 from converter.mapping.nearest import nearest
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
 from converter.tensors.dtypes import F32, DType
 from converter.tensors.mxfp4 import joined, parted
-from converter.tensors.ops import Chain, Stack, inverse
+from converter.tensors.ops import Chain, Row, Stack, inverse
 from converter.tensors.streams import compose
 from converter.tensors.tensor import LazyTensor, from_array
+
+UNSAID = "preprocessor_config.json: a projector's file sets no limits to images, those of the class hold"
 
 
 @dataclass(frozen=True)
@@ -103,9 +116,10 @@ def _unmatched(architecture: Architecture, names: Sequence[str]) -> UnmatchedTen
 class Translation:
     """A checkpoint in the other dialect, with what happened on the way.
 
-    `config` are GGUF keys or a config.json; `early` those of the keys that stand before `general.type`,
-    `types` the rules' `type` of the tensors that have one, `stored` the type of what a computed tensor was made of,
-    `tokenizer` how the class that was read writes its own.
+    `config` are GGUF keys or a config.json, `early` those of the keys that stand before `general.type`, `types` the
+    rules' `type` of the tensors that have one, `stored` the type of what a computed tensor was made of, `tokenizer` how
+    the class that was read writes its own, `whole` what the config.json of a model of several inputs says beside its
+    text model's.
     """
 
     architecture: Architecture
@@ -117,6 +131,7 @@ class Translation:
     types: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, DType] = field(default_factory=dict)
     tokenizer: TokenizerStyle | None = None
+    whole: Mapping[str, Any] | None = None
 
 
 def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool = False) -> Translation:
@@ -365,8 +380,8 @@ def _check_complete(model: _Model, outputs: Mapping[str, LazyTensor]) -> list[Ev
 # ------------------------------------------------------------------------------------------ GGUF -> HF
 
 
-def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
-    """Tensors under Hugging Face names in their layout, and a config.json.
+def to_hf(checkpoint: Checkpoint, name: str | None = None, projector: Checkpoint | None = None) -> Translation:
+    """Tensors under Hugging Face names in their layout, and a config.json; with a projector, those of both files.
 
     Raises:
         ArchitectureError and its kinds.
@@ -375,6 +390,53 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     embedding = checkpoint.tensors.get("token_embd.weight")
     n_rows = embedding.info.shape[0] if embedding and embedding.info.shape else None
     hparams = read_metadata(architecture, checkpoint.config, n_rows, checkpoint.tensors)
+    mapped = _mapped_backward(architecture, checkpoint, hparams)
+    events, rope = list(mapped.events), mapped.rope
+    tied = not any(rule.tied_to and rule.gguf[0] in checkpoint.tensors for rule in mapped.rules)
+    config = write_config(mapped.architecture, hparams, tied, rope, part=projector is not None)
+    if not rope and hparams.get("rope_type") in BY_FACTORS:
+        events.append(MetadataLost(architecture.key("rope.scaling.type"), "the file has no factors for it"))
+    text = Translation(mapped.architecture, hparams, parted(mapped.tensors), config, tuple(events))
+    return text if projector is None else _with_projector(text, checkpoint, projector)
+
+
+def _with_projector(text: Translation, checkpoint: Checkpoint, projector: Checkpoint) -> Translation:
+    """The text model that was read from a file, and what its other inputs are read from another."""
+    architecture, hf = projector_in(projector.config, text.architecture)
+    vocabulary = {key: value for key, value in checkpoint.config.items() if key == TOKENS}
+    hparams = read_metadata(architecture, {**vocabulary, **projector.config}, None, projector.tensors)
+    mapped = _mapped_backward(architecture, projector, hparams)
+    whole = write_config(mapped.architecture, hparams, bool(text.config["tie_word_embeddings"]), hf=hf)
+    said = {architecture.key(key) for row in architecture.hparams for key in row.gguf}
+    lost = [key for key in projector.config if key not in said and not key.startswith("general.")]
+    every = (*text.tensors.values(), *mapped.tensors.values())
+    return replace(
+        text,
+        tensors={(name := in_whole(architecture, tensor.name)): tensor.renamed(name) for tensor in every},
+        whole=whole,
+        events=(
+            *text.events, *mapped.events, Note(UNSAID),
+            *(MetadataLost(key, "a Hugging Face folder has no place for it") for key in lost),
+            *(
+                Note(f"{row.config[0]}: no token is called {row.token}, the default of {hf.name} holds")
+                for row in architecture.hparams if row.token and row.name not in hparams
+            ),
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """The tensors of a file under their Hugging Face names, and what generated ones say of the rope scaling."""
+
+    architecture: Architecture
+    rules: list[TensorRule]
+    tensors: dict[str, LazyTensor]
+    rope: dict[str, Any]
+    events: list[Event]
+
+
+def _mapped_backward(architecture: Architecture, checkpoint: Checkpoint, hparams: HParams) -> _Backward:
     scope = Scope(hparams, checkpoint.tensors)
     architecture = resolved(architecture, scope.at(None))
     rules = [rule for rule in architecture.tensors if not rule.read_only]
@@ -382,23 +444,19 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None) -> Translation:
     found = [(names.find(name, _Applies(scope)), tensor) for name, tensor in checkpoint.tensors.items()]
     if unknown := [tensor.name for match, tensor in found if match is None]:
         raise _unmatched(architecture, unknown)
-    events: list[Event] = []
-    outputs: dict[str, LazyTensor] = {}
-    rope: dict[str, Any] = {}
+    made = _Backward(architecture, rules, {}, {}, [])
     for (rule, block), group in _group((match, tensor) for match, tensor in found if match).items():
         if rule.generator:
             said = _said_by(rule, group, scope, hparams)
-            rope.update(said)
-            events += [
+            made.rope.update(said)
+            made.events.extend(
                 Ignored(name) if said else Note(f"{name}: of no known rope scaling, dropped") for name in rule.gguf
-            ]
-            continue
-        outputs.update((tensor.name, tensor) for tensor in _backward(rule, block, group, scope))
-    tied = not any(rule.tied_to and rule.gguf[0] in checkpoint.tensors for rule in rules)
-    config = write_config(architecture, hparams, tied, rope)
-    if not rope and hparams.get("rope_type") in BY_FACTORS:
-        events.append(MetadataLost(architecture.key("rope.scaling.type"), "the file has no factors for it"))
-    return Translation(architecture, hparams, parted(outputs), config, tuple(events))
+            )
+        elif any(isinstance(op, Row) for op in rule.ops):  # which the text model's file has among all others
+            made.events.extend(Note(f"{name}: a row of {rule.hf[0]}") for name in rule.gguf)
+        else:
+            made.tensors.update((tensor.name, tensor) for tensor in _backward(rule, block, group, scope))
+    return made
 
 
 def _backward(

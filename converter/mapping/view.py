@@ -17,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, ConverterError, UnknownArchitecture
 from converter.mapping.companions import with_companions
 from converter.mapping.detect import detect, detect_gguf
-from converter.mapping.hparams import HParams, Scope, flat_config, read_config, read_metadata
+from converter.mapping.hparams import TOKENS, HParams, Scope, flat_config, read_config, read_metadata
 from converter.mapping.names import Spelled, block_beyond, fill, is_ignored, spellings
 from converter.mapping.tensors import Translation, bound, to_gguf
 from converter.metadata import Metadata, Value, text_of
@@ -29,7 +29,6 @@ from converter.tensors.tensor import LazyTensor
 PARTS = ("adapter", "mmproj", "imatrix", "vocab")
 #: More experts in all layers than any model has; their names are listed, so that a config must not say any number.
 MAX_EXPERTS = 1 << 18
-TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True)

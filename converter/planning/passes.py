@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from converter.architectures import traits_of
@@ -18,6 +19,7 @@ from converter.errors import ArchitectureError, QuantizationError, UsageError
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
 from converter.formats.base import Format, WriteOptions
 from converter.formats.foreign import check_unpacked
+from converter.formats.gguf import open_gguf
 from converter.mapping.folder import with_small_files
 from converter.mapping.general_keys import default_file_name, general_metadata
 from converter.mapping.tensors import Translation, projector_to_gguf, to_gguf, to_hf
@@ -64,6 +66,8 @@ def check(draft: Draft) -> Draft:
     _check_imatrix(request.types)
     if request.types.dtype and draft.to_gguf:
         raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
+    if isinstance(request.model.mmproj, Path) and draft.route.map != "gguf->hf":
+        raise UsageError("--mmproj FILE makes a GGUF the folder of a whole model, and has no effect on others")
     if request.model.no_nextn and draft.route.map != "hf->gguf":
         raise UsageError("--no-nextn leaves blocks of a Hugging Face model out of a GGUF, and has no effect on others")
     if request.output.external_data not in EXTERNAL_DATA:
@@ -140,16 +144,28 @@ def _to_hf(draft: Draft) -> Draft:
 
     A single file of tensors is of use under any names: where no architecture answers, it keeps them.
     """
-    arch = draft.request.model.arch
+    arch, file = draft.request.model.arch, draft.request.model.mmproj
+    projector = None
+    if isinstance(file, Path):
+        draft, projector = _beside(draft, file)
     try:
-        mapped = to_hf(draft.checkpoint, arch)
+        mapped = to_hf(draft.checkpoint, arch, projector)
     except ArchitectureError as error:
-        if arch or draft.target.folder:
+        if arch or projector or draft.target.folder:
             raise
         draft.report.add(NamesKept(str(error).splitlines()[0]))
         return _as_it_is(replace(draft, route=replace(draft.route, map=None)))
     draft.report.extend(list(mapped.events))
     return _mapped(draft, mapped, mapped.config, {"format": "pt"})
+
+
+def _beside(draft: Draft, file: Path) -> tuple[Draft, Checkpoint]:
+    """The file of a projector, which the output then also reads from."""
+    own = draft.checkpoint
+    with remembering(own.opened):
+        projector = open_gguf(file)
+    own = own.replace(files=(*own.files, *projector.files), closers=(*own.closers, projector.close))
+    return replace(draft, checkpoint=own), projector
 
 
 def _mapped(draft: Draft, mapped: Translation, config: Mapping[str, Any], texts: Mapping[str, str]) -> Draft:

@@ -1,0 +1,183 @@
+"""A multimodal model back from its two files: the folder has both models' tensors, transformers computes the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import architectures
+from support.torch_logits import image_logits
+
+import converter
+from converter.architectures import projectors
+from converter.formats.safetensors import open_safetensors
+from converter.mapping.hparams import merged
+from converter.metadata import Array
+
+OF_TOKENIZER = ("bos_token_id", "eos_token_id", "pad_token_id")
+SPM_ID = 400  # of the first mark where every id is a piece's
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A sample of a projector, and its model as a whole.
+
+    Attributes:
+        marks: key of config.json -> the token's text, the first that of a part of an image.
+        says: over its config.json.
+        n_parts: how many such tokens the image of `image_logits` becomes.
+        otherwise: what it says after the way back, where that means the same.
+        dropped: beginnings of names of tensors that no output of the class needs.
+        logits: largest difference, relative to the largest logit; 0 where every rule is exact.
+    """
+
+    marks: dict[str, str]
+    says: dict[str, Any] = field(default_factory=dict)
+    n_parts: int = 4
+    otherwise: dict[str, Any] = field(default_factory=dict)
+    dropped: str = "none"
+    logits: float = 0.0
+
+
+QWEN = {
+    "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}  # fmt: skip
+WHOLE = {
+    "qwen2vl-mmproj": Whole(QWEN),
+    "qwen25vl-mmproj": Whole(QWEN),
+    "qwen3vl-mmproj": Whole(QWEN),
+    "qwen35-mmproj": Whole(QWEN),
+    "gemma3-mmproj": Whole(
+        {
+            "image_token_index": "<image_soft_token>", "boi_token_index": "<start_of_image>",
+            "eoi_token_index": "<end_of_image>",
+        },
+        # What the runtime computes by itself, and a head that neither class runs.
+        {
+            "text_config": {"query_pre_attn_scalar": 12},
+            "vision_config": {"vision_use_head": False},
+        },
+        dropped="vision_tower.vision_model.head.", logits=1e-6,
+    ),
+    "idefics3-mmproj": Whole({"image_token_id": "<image>"}),
+    "lfm2vl-mmproj": Whole(
+        {"image_token_id": "<image>"},
+        otherwise={"text_config.intermediate_size": 256, "text_config.block_auto_adjust_ff_dim": False},
+    ),
+    "llama4-mmproj": Whole(
+        {"image_token_index": "<|patch|>", "boi_token_index": "<|image_start|>", "eoi_token_index": "<|image_end|>"}
+    ),
+    "mistral3-mmproj": Whole({"image_token_index": "[IMG]"}, otherwise={"text_config.tie_word_embeddings": True}),
+    "pixtral-mmproj": Whole(
+        {"image_token_index": "[IMG]"}, n_parts=16, otherwise={"text_config.model_type": "llama"},
+    ),
+}  # fmt: skip
+
+
+def folder(name: str, parent: Path) -> Path:
+    """The sample with the marks in its vocabulary."""
+    made, whole, path = architectures.build(name, parent), WHOLE[name], parent / name / "tokenizer.json"
+    pieces = architectures.facts(name)["tokenizer"] == "spm"
+    tokenizer = None if pieces else json.loads(path.read_text("utf-8"))
+    first = SPM_ID
+    if tokenizer:
+        taken = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+        first = max(taken) + 1
+    added = [
+        {"id": number, "content": text, "special": True}
+        for number, text in enumerate(whole.marks.values(), first)
+    ]  # fmt: skip
+    if tokenizer:
+        tokenizer["added_tokens"] += added
+        path.write_text(json.dumps(tokenizer), "utf-8")
+    change(made / "tokenizer_config.json", {"added_tokens_decoder": {str(token["id"]): token for token in added}})
+    change(made / "config.json", {**dict(zip(whole.marks, (each["id"] for each in added), strict=True)), **whole.says})
+    return made
+
+
+def change(path: Path, said: dict[str, Any]) -> None:
+    old = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(merged(old, said)), "utf-8")
+
+
+def back(name: str, parent: Path) -> tuple[Path, Path, converter.Plan]:
+    """The folder, the one that came back through two files, and the plan of the way back."""
+    source = folder(name, parent)
+    converter.convert(source, parent / "m.gguf", threads=1)
+    converter.convert(source, parent / "p.gguf", converter.Request(mmproj=True), threads=1)
+    request = converter.Request(mmproj=parent / "p.gguf")
+    plan = converter.convert(parent / "m.gguf", f"{parent / 'back'}/", request, threads=1)
+    return source, parent / "back", plan
+
+
+def stored(path: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    with open_safetensors(path / "model.safetensors") as checkpoint:
+        return {
+            name: (t.info.shape, t.array().astype(np.float64).tobytes()) for name, t in checkpoint.tensors.items()
+        }  # fmt: skip
+
+
+def test_every_projector_that_goes_back_is_tried() -> None:
+    there = {hf.name for architecture in projectors() for hf in architecture.hf if hf.text}
+    tried = {architectures.facts(name)["class"] for name in WHOLE}
+    assert tried <= there
+    assert there - tried == {"Qwen3_5MoeForConditionalGeneration"}, "the rows are those of Qwen3.5"
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_whole_folder_comes_back(name: str, tmp_path: Path) -> None:
+    """Every tensor, what config.json says of the model, and how images are prepared."""
+    source, made, plan = back(name, tmp_path)
+    given = {tensor: value for tensor, value in stored(source).items() if not tensor.startswith(WHOLE[name].dropped)}
+    assert given == stored(made)
+    said = [json.loads((each / "config.json").read_text("utf-8")) for each in (source, made)]
+    assert differing(*said) == WHOLE[name].otherwise
+    processor = json.loads((made / "preprocessor_config.json").read_text("utf-8"))
+    facts = architectures.facts(name)["files"]
+    asked = facts.get("preprocessor_config.json") or facts["processor_config.json"]["image_processor"]
+    assert {key: processor[key] for key in asked} == {
+        key: [float(str(np.float32(each))) for each in value] if isinstance(value, list) else value
+        for key, value in asked.items()
+    }
+    assert not [str(event) for event in plan.report.events if "no token is called" in str(event)]
+    again = converter.plan(made, tmp_path / "again.gguf", converter.Request(mmproj=True))
+    before = converter.plan(source, tmp_path / "before.gguf", converter.Request(mmproj=True))
+    for each in (again, before):
+        each.checkpoint.close()
+    keys = [
+        {key: np.float32(value.values) if isinstance(value, Array) else value
+         for key, value in each.checkpoint.config.items() if key.startswith("clip.")}
+        for each in (again, before)
+    ]  # fmt: skip
+    assert str(keys[0]) == str(keys[1])
+
+
+def differing(given: dict[str, Any], found: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Entries of the config that came back which say something else than the source's do."""
+    strange: dict[str, Any] = {}
+    for key, value in found.items():
+        if isinstance(value, dict) and isinstance(given.get(key), dict):
+            strange |= differing(given[key], value, f"{above}{key}.")
+        elif (
+            key in given
+            and key not in OF_TOKENIZER
+            and key not in ("architectures", "rope_scaling")
+            and value != given[key]
+        ):
+            strange[above + key] = value
+    return strange
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_transformers_computes_the_same_of_image_and_text(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    source, made, _ = back(name, tmp_path)
+    each = WHOLE[name]
+    mark = json.loads((source / "config.json").read_text("utf-8"))[next(iter(each.marks))]
+    theirs, ours = (image_logits(path, mark, each.n_parts, each.dropped) for path in (source, made))
+    assert float(np.abs(ours - theirs).max()) <= each.logits * float(np.abs(theirs).max())
