@@ -51,7 +51,13 @@ def test_every_field_has_another_value_here() -> None:
 
 def test_the_keywords_are_the_fields_of_the_parts() -> None:
     assert list(Fields.__annotations__) == [field.name for kind in PARTS.values() for field in fields(kind)]
-    wider = {"tensor_types", "include_weights", "exclude_weights", "imatrix"}  # lists and texts are taken, too
+    wider = {
+        "tensor_types",
+        "include_weights",
+        "exclude_weights",
+        "imatrix",
+        "mmproj",
+    }  # lists and texts are taken, too
     own = {name: hint for kind in PARTS.values() for name, hint in get_type_hints(kind).items()}
     keywords = get_type_hints(Fields)
     assert {name for name in own if keywords[name] != own[name]} == wider

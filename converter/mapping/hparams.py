@@ -361,8 +361,10 @@ def read_metadata(
 
 def _token_id(metadata: Mapping[str, Value | Array], text: str) -> int | None:
     tokens = metadata.get(TOKENS)
-    values = list(tokens.values) if isinstance(tokens, Array) and tokens.type == "str" else []
-    return values.index(text) if text in values else None
+    if not isinstance(tokens, Array):
+        return None
+    wanted = (text, text.encode())
+    return next((at for at, token in enumerate(tokens.values) if token in wanted), None)
 
 
 def _key_name(architecture: Architecture, hparam: HParam) -> str:

@@ -14,6 +14,8 @@ from support.torch_logits import image_logits
 
 import converter
 from converter.architectures import projectors
+from converter.cli.main import main
+from converter.errors import UnknownArchitecture, UsageError
 from converter.formats.safetensors import open_safetensors
 from converter.mapping.hparams import merged
 from converter.metadata import Array
@@ -32,6 +34,7 @@ class Whole:
         n_parts: how many such tokens the image of `image_logits` becomes.
         otherwise: what it says after the way back, where that means the same.
         dropped: beginnings of names of tensors that no output of the class needs.
+        unread: the same as the class calls them.
         logits: largest difference, relative to the largest logit; 0 where every rule is exact.
     """
 
@@ -40,6 +43,7 @@ class Whole:
     n_parts: int = 4
     otherwise: dict[str, Any] = field(default_factory=dict)
     dropped: str = "none"
+    unread: str = "none"
     logits: float = 0.0
 
 
@@ -62,7 +66,7 @@ WHOLE = {
             "text_config": {"query_pre_attn_scalar": 12},
             "vision_config": {"vision_use_head": False},
         },
-        dropped="vision_tower.vision_model.head.", logits=1e-6,
+        dropped="vision_tower.vision_model.head.", unread="model.vision_tower.head.", logits=1e-6,
     ),
     "idefics3-mmproj": Whole({"image_token_id": "<image>"}),
     "lfm2vl-mmproj": Whole(
@@ -179,5 +183,44 @@ def test_transformers_computes_the_same_of_image_and_text(name: str, tmp_path: P
     source, made, _ = back(name, tmp_path)
     each = WHOLE[name]
     mark = json.loads((source / "config.json").read_text("utf-8"))[next(iter(each.marks))]
-    theirs, ours = (image_logits(path, mark, each.n_parts, each.dropped) for path in (source, made))
+    theirs, ours = (image_logits(path, mark, each.n_parts, each.unread) for path in (source, made))
     assert float(np.abs(ours - theirs).max()) <= each.logits * float(np.abs(theirs).max())
+
+
+def test_what_does_not_go_together_is_said(tmp_path: Path) -> None:
+    for name in ("gemma3-mmproj", "pixtral-mmproj"):
+        source = architectures.build(name, tmp_path)
+        converter.convert(source, tmp_path / f"{name}.gguf", converter.Request(mmproj=True), threads=1)
+        converter.convert(source, tmp_path / f"{name}-text.gguf", threads=1)
+    text, other = tmp_path / "gemma3-mmproj-text.gguf", tmp_path / "pixtral-mmproj.gguf"
+    with pytest.raises(UnknownArchitecture, match=r"projector of .*Llava.* is not for gemma3\n.*text model alone"):
+        converter.plan(text, f"{tmp_path / 'back'}/", converter.Request(mmproj=other))
+    with pytest.raises(UnknownArchitecture, match="no projector None is known"):
+        converter.plan(text, f"{tmp_path / 'back'}/", converter.Request(mmproj=text))
+    for source, target in ((text, tmp_path / "x.gguf"), (tmp_path / "gemma3-mmproj", tmp_path / "x.gguf")):
+        with pytest.raises(UsageError, match="--mmproj FILE makes a GGUF the folder of a whole model"):
+            converter.plan(source, target, converter.Request(mmproj=other))
+
+
+def test_a_mark_that_the_vocabulary_lacks_is_told(tmp_path: Path) -> None:
+    source = architectures.build("idefics3-mmproj", tmp_path)
+    converter.convert(source, tmp_path / "m.gguf", threads=1)
+    converter.convert(source, tmp_path / "p.gguf", converter.Request(mmproj=True), threads=1)
+    plan = converter.plan(tmp_path / "m.gguf", f"{tmp_path / 'back'}/", converter.Request(mmproj=tmp_path / "p.gguf"))
+    plan.checkpoint.close()
+    told = list(map(str, plan.report.events))
+    assert "image_token_id: no token is called <image>, the default of Idefics3ForConditionalGeneration holds" in told
+    assert any("sets no limits to images" in each for each in told)
+    assert [path.name for path in plan.checkpoint.files] == ["m.gguf", "p.gguf"]
+
+
+def test_the_command_line_takes_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, made, text, projector = (tmp_path / name for name in ("idefics3-mmproj", "back", "m.gguf", "p.gguf"))
+    architectures.build(source.name, tmp_path)
+    assert main([str(source), str(text)]) == 0
+    assert main([str(source), str(projector), "--mmproj"]) == 0
+    assert main([str(text), f"{made}/", "--mmproj", str(projector)]) == 0
+    assert main(["verify", str(text), str(made), "--mmproj", str(projector)]) == 0
+    assert stored(made).keys() == stored(source).keys()
+    assert main(["--mmproj", str(source), str(tmp_path / "x.gguf")]) == 2
+    assert "to write a projector, say --mmproj last" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
         if hparam.values:
             one = kinds["str"] if hparam.types == ("str",) else hparam.values[0][0]
             return [one] * numbers["n_layer"] if hparam.types[0].endswith("[]") else one
-        if hparam.name == "rope_sections":
+        if hparam.name in ("rope_sections", "rope_sections_anyway"):
             return [4, 6, 6, 0]
         kind = hparam.types[0]
         return [kinds[kind[:-2]]] * numbers["n_layer"] if kind.endswith("[]") else kinds[kind]
