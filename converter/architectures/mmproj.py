@@ -5,7 +5,7 @@ own settings, `/processor.` those of preprocessor_config.json and processor_conf
 """
 
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, pair, retyped
-from converter.architectures.traits import F16_OR_F32
+from converter.architectures.traits import F16_OR_F32, Relation, Traits
 from converter.tensors.ops import ROW, Add, Reshape, Rope, Row, Split, Transpose
 
 B = "v.blk.{block}."
@@ -213,7 +213,60 @@ PIXTRAL = (
     *pair("multi_modal_projector.linear_2", "mm.2", shape=("n_text", "n_text")),
 )
 
+# --------------------------------------------------------------------------------------------------------- Gemma 4
+
+GEMMA4_BLOCK = "model.vision_tower.encoder.layers.{block}."
+GEMMA4 = (
+    T(
+        "model.vision_tower.patch_embedder.input_proj.weight", "v.patch_embd.weight",
+        Reshape(("n_embd", "3 * patch_size ** 2"), ("n_embd", "patch_size", "patch_size", 3)), Transpose((0, 3, 1, 2)),
+        shape=("n_embd", "3 * patch_size ** 2"), type=F16_OR_F32,
+    ),
+    T(
+        "model.vision_tower.patch_embedder.position_embedding_table", "v.position_embd.weight",
+        shape=(2, "n_position", "n_embd"), type="F32",
+    ),
+    T("model.vision_tower.std_bias", "v.std_bias", shape=("n_embd",), optional=True),
+    T("model.vision_tower.std_scale", "v.std_scale", shape=("n_embd",), optional=True),
+    T(GEMMA4_BLOCK + "self_attn.q_proj.weight", B + "attn_q.weight", shape=("n_head * head_dim", "n_embd")),
+    T(GEMMA4_BLOCK + "self_attn.k_proj.weight", B + "attn_k.weight", shape=("n_head_kv * head_dim", "n_embd")),
+    T(GEMMA4_BLOCK + "self_attn.v_proj.weight", B + "attn_v.weight", shape=("n_head_kv * head_dim", "n_embd")),
+    T(GEMMA4_BLOCK + "self_attn.o_proj.weight", B + "attn_out.weight", shape=("n_embd", "n_head * head_dim")),
+    T(GEMMA4_BLOCK + "self_attn.q_norm.weight", B + "attn_q_norm.weight", shape=("head_dim",)),
+    T(GEMMA4_BLOCK + "self_attn.k_norm.weight", B + "attn_k_norm.weight", shape=("head_dim",)),
+    T(GEMMA4_BLOCK + "input_layernorm.weight", B + "ln1.weight", shape=("n_embd",)),
+    T(GEMMA4_BLOCK + "post_attention_layernorm.weight", B + "attn_post_norm.weight", shape=("n_embd",)),
+    T(GEMMA4_BLOCK + "pre_feedforward_layernorm.weight", B + "ln2.weight", shape=("n_embd",)),
+    T(GEMMA4_BLOCK + "post_feedforward_layernorm.weight", B + "ffn_post_norm.weight", shape=("n_embd",)),
+    T(GEMMA4_BLOCK + "mlp.gate_proj.weight", B + "ffn_gate.weight", shape=("n_ff", "n_embd")),
+    T(GEMMA4_BLOCK + "mlp.up_proj.weight", B + "ffn_up.weight", shape=("n_ff", "n_embd")),
+    T(GEMMA4_BLOCK + "mlp.down_proj.weight", B + "ffn_down.weight", shape=("n_embd", "n_ff")),
+    T("model.embed_vision.embedding_projection.weight", "mm.input_projection.weight", shape=("n_text", "n_embd")),
+)
+
 PROJECTORS = (
+    Architecture(
+        gguf="clip",
+        hf=(HFClass("Gemma4ForConditionalGeneration", "gemma4"),),
+        hparams=(
+            *amended(VISION, image_size={"config": (), "required": False, "default": 224, "always": True}),
+            *amended((TYPE,), projector={"default": "'gemma4v'", "gguf": ("/clip.vision.projector_type",)}),
+            EPS,
+            HParam("n_head_kv", ("vision_config.num_key_value_heads",), (), default="n_head"),
+            HParam("head_dim", ("vision_config.head_dim",), (), default="n_embd // n_head"),
+            HParam("n_position", ("vision_config.position_embedding_size",), (), default=10240),
+            HParam("n_audio", ("audio_config.hidden_size",), (), default=0),
+        ),
+        tensors=GEMMA4,
+        ignore=(*TEXT_MODEL, "model.audio_tower.{rest}", "model.embed_audio.{rest}"),
+        # A linear map in a wrapper, which for some models also bounds what goes in and out.
+        aliases=(
+            (GEMMA4_BLOCK + "{part}.{map}.linear.weight", GEMMA4_BLOCK + "{part}.{map}.weight"),
+        ),
+        traits=Traits(
+            told=(Relation("n_audio == 0", "n_audio", "the audio tower is left out: no rules of gemma4a are known"),)
+        ),
+    ),
     Architecture(
         gguf="clip",
         hf=(

@@ -180,7 +180,8 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
     _check_complete(model, outputs)
     keys = hparam_metadata(model.architecture, model.hparams, model.given)
     told = f"{len(ignored)} tensors are the text model's; without --mmproj they are converted"
-    events = (Note(told),) if ignored else ()
+    unmet = (each.message for each in model.architecture.traits.told if not model.scope.holds(each.condition))
+    events = tuple(map(Note, ((told,) if ignored else ()) + tuple(unmet)))
     return Translation(model.architecture, model.hparams, outputs, dict(keys), events, types=types, stored=stored)
 
 

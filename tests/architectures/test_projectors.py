@@ -81,7 +81,7 @@ def test_every_op_leads_back() -> None:
     """On the tensors of the samples: what a chain makes, its inverse unmakes."""
     for _, rule in RULES:
         sizes = {"n_embd": 8, "n_ff": 12, "n_text": 4, "n_head": 2, "patch_size": 3, "merge": 2, "scale": 2, "ratio": 2,
-                 "image_size": 12, "n_out": 5, "n_in": 6, "n_mid": 7, "n_inner": 3, "n_position": 9, "n_vocab": 6,
+                 "image_size": 12, "n_out": 5, "n_in": 6, "n_mid": 7, "n_inner": 3, "n_position": 9, "head_dim": 4, "n_head_kv": 2, "n_vocab": 6,
                  "line_end": 4}  # fmt: skip
         chain = tuple(op.bind({**sizes, "present": ()}) for op in rule.ops)
         shape = tuple(evaluate(size, sizes) for size in rule.shape)
@@ -90,3 +90,13 @@ def test_every_op_leads_back() -> None:
         assert [each.shape for each in made] == infer(chain, [shape]) and len(made) == len(rule.gguf)
         if not any(isinstance(op, Row) for op in chain):
             assert all(np.array_equal(a, b) for a, b in zip(apply(inverse(chain), made), arrays, strict=True))
+
+
+def test_an_audio_tower_that_no_rule_knows_is_told(tmp_path: Path) -> None:
+    folder = architectures.build("gemma4-mmproj", tmp_path)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    for audio, told in ((None, False), ({"hidden_size": 16}, True)):
+        (folder / "config.json").write_text(json.dumps({**config, "audio_config": audio}), "utf-8")
+        plan = converter.plan(folder, tmp_path / "m.gguf", MMPROJ)
+        plan.checkpoint.close()
+        assert ("the audio tower is left out: no rules of gemma4a are known" in map(str, plan.report.events)) is told
