@@ -81,8 +81,8 @@ def test_every_op_leads_back() -> None:
     """On the tensors of the samples: what a chain makes, its inverse unmakes."""
     for _, rule in RULES:
         sizes = {"n_embd": 8, "n_ff": 12, "n_text": 4, "n_head": 2, "patch_size": 3, "merge": 2, "scale": 2, "ratio": 2,
-                 "image_size": 12, "n_out": 5, "n_in": 6, "n_mid": 7, "n_inner": 3, "n_position": 9, "n_vocab": 6, "head_dim": 4,
-                 "n_head_kv": 2, "line_end": 4}  # fmt: skip
+                 "image_size": 12, "n_out": 5, "n_in": 6, "n_mid": 7, "n_inner": 3, "n_position": 9, "n_vocab": 6,
+                 "head_dim": 4, "n_head_kv": 2, "line_end": 4}  # fmt: skip
         chain = tuple(op.bind({**sizes, "present": ()}) for op in rule.ops)
         shape = tuple(evaluate(size, sizes) for size in rule.shape)
         arrays = [np.arange(math.prod(shape), dtype=np.float32).reshape(shape)]
