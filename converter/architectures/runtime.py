@@ -54,7 +54,6 @@ RUNTIME: dict[str, Traits] = {
     "neo-bert": Traits(BERT),
     "nomic-bert": Traits(BERT),
     "nomic-bert-moe": Traits(BERT),
-    "openelm": Traits(SPM_OR_BPE),
     "plamo": Traits(SPM),
     "plamo3": Traits(window=SlidingWindow(8)),
     "rwkv6qwen2": Traits(SPM_OR_BPE),
