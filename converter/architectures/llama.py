@@ -79,6 +79,7 @@ ARCHITECTURES = (
             HFClass("LLaMAForCausalLM", "llama", DEFAULTS, when="0"),
             HFClass("LlamaModel", "llama", DEFAULTS, when="0", head=False),
             HFClass("IQuestCoderForCausalLM", "iquestcoder", DEFAULTS, when="0"),
+            HFClass("InternLM3ForCausalLM", "internlm3", DEFAULTS, when="0"),
             # The text models of these.
             HFClass("LlavaForConditionalGeneration", "llava", SIZES, when="0"),
             HFClass("VoxtralForConditionalGeneration", "voxtral", SIZES, when="0"),
