@@ -27,6 +27,7 @@ class TokenizerStyle:
         space_prefix: where `add_prefix_space` of tokenizer_config.json goes: "first", "last", or nowhere.
         ids: special ids given by token text unless already known.
         config_ids: special ids that an entry of config.json names, whatever else does.
+        settings_ids: special ids of the tokens that tokenizer_config.json names, whatever config.json says.
         keep_added: SentencePiece added tokens keep their text, and their special flag alone decides their type.
         by_rows: keys for vocabularies of one exact size.
         token_types: write token_type_count from the config.
@@ -39,6 +40,7 @@ class TokenizerStyle:
     space_prefix: str = ""
     ids: tuple[tuple[str, str], ...] = ()
     config_ids: tuple[tuple[str, str], ...] = ()
+    settings_ids: tuple[str, ...] = ()
     keep_added: bool = False
     by_rows: Mapping[int, Keys] | None = None
     token_types: bool = False

@@ -283,9 +283,9 @@ class HFView(ModelView):
         return self._mapped.tensors if self._mapped else {}
 
     def tokenizer(self, pre: str | None = None) -> Metadata | None:
-        from converter.tokenizers import read_tokenizer  # costs as much to import as all the rest
+        from converter.tokenizers import FILES, read_tokenizer  # costs as much to import as all the rest
 
-        if not any(name.startswith(("tokenizer", "vocab")) for name in self.checkpoint.assets):
+        if not any(name in self.checkpoint.assets for name in FILES):
             return None
         architecture, hf = detect(self.checkpoint.config, self.arch)
         style, config = architecture.tokenizer(hf), self.checkpoint.config

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 from converter.architectures.traits import Keys, TokenizerStyle
 from converter.errors import MissingPart, TokenizerError, UnknownPreTokenizer, UsageError
 from converter.events import Event, Note, VocabularyPadded
-from converter.metadata import Array, Metadata, boolean, text, u32
+from converter.metadata import Array, Metadata, array_of, boolean, text, u32
 from converter.tokenizers.build import (
     Built,
     build_bpe,
     build_gemma4,
+    build_plamo,
+    build_rwkv,
     build_spm,
     build_spm_json,
+    build_tekken,
+    build_tiktoken,
     build_unigram,
     build_unigram_json,
     build_wordpiece,
@@ -28,9 +32,18 @@ from converter.tokenizers.build import (
     model_kind,
 )
 from converter.tokenizers.files import Source, TokenizerFiles
+from converter.tokenizers.own import PLAMO_FILE, RWKV_FILE
 from converter.tokenizers.pretokenizer import check_name, find_name
+from converter.tokenizers.ranks import RANK_FILES
 from converter.tokenizers.sentencepiece import read_sentencepiece
-from converter.tokenizers.special import SPACE_PREFIX, TYPES, read_special
+from converter.tokenizers.special import (
+    SPACE_PREFIX,
+    TYPES,
+    SpecialTokens,
+    chat_template_file,
+    read_special,
+    template_of,
+)
 from converter.tokenizers.splitting import regex_budget
 from converter.tokenizers.vocabulary import Vocabulary, read_vocabulary
 from converter.tokenizers.write import write_tokenizer, written_keys
@@ -49,10 +62,16 @@ FILES = (
     "vocab.json",
     "merges.txt",
     "vocab.txt",
+    "tekken.json",
+    *RANK_FILES,
+    RWKV_FILE,
+    PLAMO_FILE,
     "chat_template.jinja",
     "chat_template.json",
 )
-READERS = ("spm", "hf-spm", "bpe", "wordpiece", "unigram", "gemma4", "none")
+READERS = ("spm", "hf-spm", "bpe", "wordpiece", "unigram", "gemma4", "tekken", "tiktoken", "rwkv", "plamo", "none")
+# Readers of files that are of no other's kind; also tried where the style names none whose files are there.
+_OWN_FILES = {"tekken": ("tekken.json",), "tiktoken": tuple(RANK_FILES), "rwkv": (RWKV_FILE,), "plamo": (PLAMO_FILE,)}
 _SPM_FILES = {"spm": ("tokenizer.model",), "unigram": ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")}
 
 
@@ -128,7 +147,8 @@ class _Job:
     _vocabulary: Vocabulary | None = None
 
     def run(self) -> Tokenizer:
-        built = next((b for reader in self.style.readers if (b := self._build(reader)) is not None), None)
+        readers = dict.fromkeys((*self.style.readers, *_OWN_FILES))
+        built = next((b for reader in readers if (b := self._build(reader)) is not None), None)
         if built is None:
             raise self._nothing_found()
         metadata = _under_prefix(self.style.first)
@@ -148,6 +168,9 @@ class _Job:
 
     def _build(self, reader: str) -> Built | None:
         """What `reader` makes of the files; None when they are not its kind."""
+        if reader in _OWN_FILES:
+            found = self.files.first(*_OWN_FILES[reader])
+            return None if found is None else self._build_own(reader, found)
         name = self.files.first(*_SPM_FILES.get(reader, ()))
         if name is not None:
             return self._build_model(reader, name)
@@ -165,6 +188,11 @@ class _Job:
         if reader == "unigram" and vocabulary.kind == "Unigram":
             return build_unigram_json(vocabulary, self._token_types(), self.rows)
         return None
+
+    def _build_own(self, reader: str, name: str) -> Built:
+        if reader == "tiktoken":
+            return build_tiktoken(self.files, name, self.rows, self.pre)
+        return {"tekken": build_tekken, "rwkv": build_rwkv, "plamo": build_plamo}[reader](self.files, self.rows)
 
     def _build_model(self, reader: str, name: str) -> Built | None:
         if reader == "spm":
@@ -197,9 +225,8 @@ class _Job:
 
     def _nothing_found(self) -> TokenizerError | MissingPart:
         if self.files.first(*_SPM_FILES["unigram"], "tokenizer.json", "vocab.json", "vocab.txt") is None:
-            more = " (tekken.json alone is not read)" if "tekken.json" in self.files else ""
             return MissingPart(
-                f"no tokenizer in the model's folder{more}: tokenizer.model, tokenizer.json, vocab.json or vocab.txt "
+                "no tokenizer in the model's folder: tokenizer.model, tokenizer.json, vocab.json or vocab.txt "
                 "is needed\n--config DIR takes it from another folder, --no-tokenizer does without"
             )
         has_json = self.files.first("tokenizer.json", "vocab.json", "vocab.txt") is not None
@@ -222,8 +249,31 @@ class _Job:
         said = {**self.config, **(inner if isinstance(inner, Mapping) else {})}
         for name, key in self.style.config_ids:
             special.set_id(name, said.get(key), limit, again=True)
+        for name in self.style.settings_ids:
+            special.set_id(name, self._named_id(name, metadata), limit, again=True)
+        self._implied(built, special)
         special.write(metadata)
         self.events += special.events
+
+    def _implied(self, built: Built, special: SpecialTokens) -> None:
+        """What the files of the vocabulary imply beside what was said."""
+        none_said = not special.ids
+        for given in built.given:
+            if given.when != "none said" or none_said:
+                special.set_id(given.name, given.id, built.rows.size, again=given.when == "always")
+        if built.reader in ("tekken", "plamo"):  # whose own files say everything but the template
+            special.ids, special.add, special.normalizer = {}, {}, {}
+        if built.reader == "tekken" and special.chat_template is None:  # there may be no tokenizer_config.json
+            special.chat_template = template_of(chat_template_file(self.files))
+        if special.chat_template is None:
+            special.chat_template = built.template
+
+    def _named_id(self, name: str, metadata: Metadata) -> int | None:
+        """The id of the token that tokenizer_config.json names, wherever its text stands in the vocabulary."""
+        entry = self.files.json("tokenizer_config.json").get(f"{name}_token")
+        content = entry.get("content") if isinstance(entry, dict) else entry
+        tokens = array_of(metadata, "tokenizer.ggml.tokens")
+        return next((i for i, token in enumerate(tokens.values if tokens else ()) if token == content), None)
 
     def _tail(self, built: Built) -> Metadata:
         tail: Metadata = {}

@@ -11,6 +11,7 @@ import binascii
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,16 @@ from converter.events import Dropped, Event, Note
 from converter.metadata import Array, Metadata, Strings, boolean, text, u32
 from converter.tokenizers.encoder import Decoder
 from converter.tokenizers.files import TokenizerFiles, as_dict, as_id, as_list, as_text
+from converter.tokenizers.own import PLAMO_FILE, RWKV_FILE, read_plamo, read_rwkv
+from converter.tokenizers.ranks import (
+    RANK_FILES,
+    merges_of,
+    read_ranks,
+    read_tekken,
+    special_tokens,
+    spelled,
+    splits_of,
+)
 from converter.tokenizers.sentencepiece import (
     BPE,
     BYTE,
@@ -32,7 +43,7 @@ from converter.tokenizers.sentencepiece import (
     SentencePieceModel,
     read_sentencepiece,
 )
-from converter.tokenizers.special import SPACE_PREFIX
+from converter.tokenizers.special import ADD_BOS, ADD_EOS, ID_KEYS, SPACE_PREFIX
 from converter.tokenizers.vocabulary import Vocabulary
 
 PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
@@ -79,9 +90,28 @@ class Rows:
         yield "tokenizer.ggml.token_type", Array("i32", self.types)
 
 
+@dataclass(frozen=True)
+class Given:
+    """A special id that the files of the vocabulary imply: where nothing says any, where nothing says it, or always."""
+
+    name: str
+    id: int
+    when: Literal["none said", "not said", "always"] = "always"
+
+
 @dataclass
 class Built:
-    """A tokenizer laid out: `head` in write order; `limit` says whether special ids must lie within the rows."""
+    """A tokenizer laid out.
+
+    Attributes:
+        reader: which made it.
+        head: keys in write order.
+        merges: for the key after them.
+        limit: whether special ids must lie within the rows.
+        given: special ids besides those of config and settings.
+        tail: keys after the special ids.
+        template: the chat template of a folder that has none.
+    """
 
     reader: str
     rows: Rows
@@ -89,6 +119,9 @@ class Built:
     merges: Strings = field(default_factory=lambda: Strings.of(()))
     limit: bool = True
     events: list[Event] = field(default_factory=list)
+    given: tuple[Given, ...] = ()
+    tail: Metadata = field(default_factory=dict)
+    template: str | None = None
 
 
 def looks_special(token: str) -> bool:
@@ -375,3 +408,94 @@ def _charsmap(spec: object) -> bytes:
 def model_kind(model: SentencePieceModel) -> str:
     """The reader for a SentencePiece model: "spm" for BPE, "unigram"."""
     return "spm" if model.model_type == BPE else "unigram"
+
+
+# --- ranks
+
+
+def build_tiktoken(files: TokenizerFiles, name: str, rows: int | None, pre: str | None) -> Built:
+    """A file of ranks as the "gpt2" tokenizer model."""
+    kind = RANK_FILES[name]
+    tokens = read_ranks(files.text(name), name)
+    size = rows or len(tokens) + max(len(kind.special), kind.n_reserved)
+    special = special_tokens(kind, files.json("tokenizer_config.json"), len(tokens), size)
+    table = Rows(size)
+    check_size(max([len(tokens) - 1, *special]) + 1, size)
+    table.texts[: len(tokens)] = map(spelled, tokens)
+    table.types[: len(tokens)] = NORMAL
+    for i, token in special.items():
+        table.set(i, token, CONTROL)
+    head: Metadata = {"tokenizer.ggml.model": text("gpt2"), "tokenizer.ggml.pre": text(pre or kind.pre)}
+    head.update(table.arrays(scores=False))
+    ids = {token: i for i, token in special.items()}
+    given = [Given(n, ids[token], "none said") for n, token in kind.alone if token in ids]
+    given += [Given(n, ids[token], "not said") for n, token in kind.ids if token in ids]
+    given += [Given(n, ids[token]) for n, token in kind.forced if token in ids]
+    return Built("tiktoken", table, head, Strings.of(merges_of(tokens)), limit=False, given=tuple(given))
+
+
+# Names under which llama.cpp has Mistral's templates, by version and kind of vocabulary.
+_MISTRAL_TEMPLATES = {
+    ("v1", "spm"): "mistral-v1", ("v3", "spm"): "mistral-v3", ("v3", "tekken"): "mistral-v3-tekken",
+    ("v7", "spm"): "mistral-v7", ("v7", "tekken"): "mistral-v7-tekken",
+}  # fmt: skip
+
+
+def build_tekken(files: TokenizerFiles, rows: int | None) -> Built:
+    """Mistral's tekken.json as the "gpt2" tokenizer model; the keys' order is llama.cpp's for this file."""
+    tekken = read_tekken(files)
+    first = len(tekken.special)
+    n_tokens = first + len(tekken.tokens)
+    table = Rows(n_tokens if rows is None else rows)
+    check_size(n_tokens, table.size)
+    table.texts[:n_tokens] = [*tekken.special, *map(spelled, tekken.tokens)]
+    table.types[:first], table.types[first:n_tokens], table.scores[:n_tokens] = CONTROL, NORMAL, 0.0
+    head: Metadata = {
+        "tokenizer.ggml.model": text("gpt2"), "tokenizer.ggml.pre": text("tekken"),
+        "tokenizer.ggml.merges": Array("str", Strings.of(splits_of(tekken.tokens))),
+    }  # fmt: skip
+    ids = {name: tekken.id_of(token) for name, token in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"))}
+    ids["pad"] = tekken.id_of("<pad>") if tekken.id_of("<pad>") is not None else ids["eos"]
+    head.update({ID_KEYS[name]: u32(i) for name, i in ids.items() if i is not None})
+    head.update(table.arrays(scores=True))
+    head["tokenizer.ggml.scores"] = Array("i32", table.scores.astype(np.int32))  # zeros, which the reference has whole
+    head.update({ADD_BOS: boolean(True), ADD_EOS: boolean(False)})
+    return Built("tekken", table, head, template=_MISTRAL_TEMPLATES.get((tekken.version, "tekken")))
+
+
+# --- of one family each
+
+
+def build_rwkv(files: TokenizerFiles, rows: int | None) -> Built:
+    """RWKV's world vocabulary; its runtime ends a turn at an empty line."""
+    tokens = ["<s>", *read_rwkv(files.text(RWKV_FILE))]
+    table = Rows(65536 if rows is None else rows)
+    check_size(len(tokens), table.size)
+    table.texts[: len(tokens)] = tokens
+    table.types[: len(tokens)] = NORMAL
+    table.types[0] = CONTROL
+    head: Metadata = {"tokenizer.ggml.model": text("rwkv")}
+    head.update(table.arrays(scores=False))
+    given = (Given("eot", 261, "not said"), Given("bos", 0), Given("eos", 0))
+    return Built("rwkv", table, head, limit=False, given=given, template="rwkv-world")
+
+
+def build_plamo(files: TokenizerFiles, rows: int | None) -> Built:
+    """PLaMo's tokenizer.jsonl as the "plamo2" tokenizer model."""
+    tokens = read_plamo(files.text(PLAMO_FILE))
+    table = Rows(len(tokens) if rows is None else rows)
+    check_size(len(tokens), table.size)
+    for i, token in enumerate(tokens):
+        table.set(i, token.text, token.type, token.score)
+    for i in range(len(tokens), table.size):
+        table.set(i, f"[PAD{i - len(tokens) + 1}]", UNUSED)
+    head: Metadata = {"tokenizer.ggml.model": text("plamo2"), "tokenizer.ggml.pre": text("default")}
+    head.update(table.arrays(scores=True))
+    settings, ids = files.json("tokenizer_config.json"), {token.text: i for i, token in enumerate(tokens)}
+    for name in ("bos", "eos", "pad", "sep", "unk"):
+        if isinstance(named := settings.get(f"{name}_token"), str):
+            if named not in ids:
+                raise TokenizerError(f"tokenizer_config.json: {name}_token {named[:40]!r} is not in {PLAMO_FILE}")
+            head[ID_KEYS[name]] = u32(ids[named])
+    head.update({ID_KEYS["eot"]: u32(4), SPACE_PREFIX: boolean(False)})
+    return Built("plamo", table, head)

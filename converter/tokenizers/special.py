@@ -249,14 +249,19 @@ def _between(pair: list[object], first: str | None, last: str | None) -> list[st
 def _chat_template(
     files: TokenizerFiles, settings: dict[str, object], special: SpecialTokens
 ) -> str | list[object] | None:
-    value = settings["chat_template"] if "chat_template" in settings else _chat_template_file(files)
-    if value is None or isinstance(value, str | list):
-        return value
-    special.events.append(Note("tokenizer_config.json: chat_template is neither text nor a list: left out"))
-    return None
+    value = settings["chat_template"] if "chat_template" in settings else chat_template_file(files)
+    if value is not None and template_of(value) is None:
+        special.events.append(Note("tokenizer_config.json: chat_template is neither text nor a list: left out"))
+    return template_of(value)
 
 
-def _chat_template_file(files: TokenizerFiles) -> object:
+def template_of(value: object) -> str | list[object] | None:
+    """A chat template, or a list of named ones; None for anything else."""
+    return value if isinstance(value, str | list) else None
+
+
+def chat_template_file(files: TokenizerFiles) -> object:
+    """What the files of templates say; None where there are none."""
     if "chat_template.jinja" in files:
         default = _newlines(files.text("chat_template.jinja"))
         folder = "additional_chat_templates/"

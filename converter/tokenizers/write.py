@@ -16,6 +16,7 @@ from converter.errors import TokenizerError
 from converter.metadata import Metadata, array_of, scalar_of
 from converter.storage.protobuf import blob, float32, number
 from converter.tokenizers.build import ADDED_SCORE, MARK
+from converter.tokenizers.own import PLAMO_FILE, RWKV_FILE, PlamoToken, write_plamo, write_rwkv
 from converter.tokenizers.pretokenizer import expression_of, to_json
 from converter.tokenizers.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from converter.tokenizers.special import ADD_BOS, ADD_EOS, ADD_SEP, CHAT_TEMPLATE, ID_KEYS, SPACE_PREFIX
@@ -32,6 +33,8 @@ _UNUSED = 5
 def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
     """Files by name: tokenizer.json, tokenizer_config.json, and tokenizer.model for a SentencePiece tokenizer.
 
+    RWKV's and PLaMo's vocabularies become the files that they come from, which the code beside such models reads.
+
     Raises:
         TokenizerError: keys are missing or contradict each other, or the tokenizer model or
             pre-tokenizer has no counterpart here.
@@ -43,6 +46,10 @@ def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
         files = {"tokenizer.json": _dump(_sentencepiece_json(vocab, metadata)), **_model(vocab, metadata)}
     elif vocab.model == "gemma4":  # pieces of SentencePiece that merge by rank
         files = {"tokenizer.json": _dump(_sentencepiece_json(vocab, metadata))}
+    elif vocab.model == "rwkv":
+        files = {RWKV_FILE: write_rwkv([vocab.texts[i] for i in vocab.used() if i]).encode()}
+    elif vocab.model == "plamo2":
+        files = {PLAMO_FILE: write_plamo([vocab.plamo(i) for i in vocab.used()]).encode()}
     else:
         raise TokenizerError(
             f"tokenizer model {vocab.model!r} cannot be written as tokenizer.json; gpt2, llama and gemma4 can"
@@ -95,6 +102,9 @@ class _Vocab:
             again = next(self.texts[i] for i in used if ids[self.texts[i]] != i)
             raise TokenizerError(f"token {ascii(again)[:60]} appears twice, tokenizer.json cannot hold that")
         return ids
+
+    def plamo(self, i: int) -> PlamoToken:
+        return PlamoToken(self.texts[i], self.scores[i], self.types[i])
 
     def of_type(self, *kinds: int) -> list[int]:
         return [i for i, kind in enumerate(self.types) if kind in kinds]

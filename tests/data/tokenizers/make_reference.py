@@ -17,6 +17,31 @@ from pathlib import Path
 from tokenizer_cases import CASES, Case, sources
 from tokenizer_digest import digest
 
+# Stands for the code that lies beside a file of ranks.
+RANKS = """
+import runpy, sys
+llama, name, first = sys.argv[1], sys.argv[2], int(sys.argv[3])
+sys.argv = [llama + "/convert_hf_to_gguf.py", *sys.argv[4:]]
+sys.path[:0] = [llama, llama + "/gguf-py", @HERE@, @ROOT@]
+import base64, json, pathlib, types
+import transformers
+from conversion.base import TextModel
+from converter.tokenizers.ranks import RANK_FILES, special_tokens
+folder = pathlib.Path(sys.argv[-1])
+lines = [line.split() for line in (folder / name).read_text().splitlines()]
+ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+settings = folder / "tokenizer_config.json"
+settings = json.loads(settings.read_text()) if settings.exists() else {}
+special = {t: i for i, t in special_tokens(RANK_FILES[name], settings, len(ranks), first).items()}
+tokenizer = types.SimpleNamespace(
+    mergeable_ranks=ranks, special_tokens=special, get_vocab=lambda: special, vocab_size=first,
+    model=types.SimpleNamespace(_mergeable_ranks=ranks),
+)
+transformers.AutoTokenizer.from_pretrained = lambda *args, **kwargs: tokenizer
+TextModel.get_vocab_base_pre = lambda self, tokenizer: RANK_FILES[name].pre
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def reference(llama: Path, data: Path, case: Case) -> dict[str, list[str]] | str:
     """The keys of one case in the order they are written, or the converter's last line when it fails."""
@@ -29,7 +54,12 @@ def reference(llama: Path, data: Path, case: Case) -> dict[str, list[str]] | str
         (folder / "config.json").write_text(json.dumps(case.config))
         out = Path(name) / "out.gguf"
         script = llama / "convert_hf_to_gguf.py"
-        command = [sys.executable, str(script), "--vocab-only", "--outfile", str(out), str(folder)]
+        options = ["--vocab-only", "--outfile", str(out), str(folder)]
+        command = [sys.executable, str(script), *options]
+        if case.ranks:
+            here = Path(__file__).resolve().parent
+            code = RANKS.replace("@HERE@", repr(str(here))).replace("@ROOT@", repr(str(here.parents[2])))
+            command = [sys.executable, "-c", code, str(llama), case.ranks, str(case.config["vocab_size"]), *options]
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         run = subprocess.run(command, capture_output=True, text=True, env=env)
         if run.returncode:

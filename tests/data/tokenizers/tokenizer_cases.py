@@ -5,6 +5,10 @@ Files come from the test data folder (CONVERTER_TEST_DATA); nothing of them is s
 
 from __future__ import annotations
 
+import base64
+import itertools
+import json
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +25,7 @@ class Case:
     config: dict[str, object]
     files: dict[str, str]
     made: dict[str, str] = field(default_factory=dict)
+    ranks: str = ""  # the file of ranks that code beside it would read
 
 
 def _here(folder: str, *names: str) -> dict[str, str]:
@@ -65,7 +70,180 @@ _GPT2 = _config(
 )
 _BERT = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0}
 
+
+def merged(token: bytes, known: list[bytes]) -> list[bytes]:
+    """What byte pairs of `token` merge to by the ranks of `known`."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 1:
+        ranks = [(known.index(a + b), at) for at, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in known]
+        if not ranks:
+            break
+        at = min(ranks)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def small_ranks(count: int, seed: int = 3, *, proper: bool = False) -> list[bytes]:
+    """The single bytes, then `count` tokens made of two earlier ones; `proper`: which merging comes to, as well."""
+    rng = random.Random(seed)
+    tokens = [bytes([i]) for i in range(256)]
+    letters = [*b" aeinorst\n", *"é中😀".encode()]
+    while len(tokens) < 256 + count:
+        known = [*(tokens[i] for i in letters), *tokens[256:]]
+        token = rng.choice(known) + rng.choice(known)
+        if token not in tokens and len(token) < 9 and (not proper or len(merged(token, tokens)) == 2):
+            tokens.append(token)
+    return tokens
+
+
+def tiktoken_file(tokens: list[bytes]) -> str:
+    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+
+
+def tekken_file(count: int, n_special: int, version: str, special: list[str] | None = None) -> str:
+    tokens = small_ranks(count)
+    vocab = [{"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": None} for i, t in enumerate(tokens)]
+    config = {
+        "pattern": ".", "num_vocab_tokens": len(tokens), "default_vocab_size": len(tokens) + n_special - 7,
+        "default_num_special_tokens": n_special, "version": version,
+    }  # fmt: skip
+    named = [{"rank": i, "token_str": t, "is_control": True} for i, t in enumerate(special or ())]
+    return json.dumps({"config": config, "vocab": vocab, **({"special_tokens": named} if special else {})})
+
+
+_RWKV_TOKENS = [
+    *(bytes([i]) for i in range(256)),
+    b"ab",
+    b"a'b",
+    b'"x"',
+    b"\\'\"",
+    "é".encode(),
+    "中".encode(),
+    b"\xe4\xb8",
+]
+RWKV_VOCAB = "".join(
+    f"{i} {token.decode()!r} {len(token)}\n"
+    if token.decode(errors="ignore").encode() == token
+    else f"{i} {token!r} {len(token)}\n"
+    for i, token in enumerate(_RWKV_TOKENS, 1)
+)
+_PLAMO_TOKENS = [
+    ["<|plamo:unk|>", 0.0, "UNKNOWN", "x", 1], ["<|plamo:bos|>", 0.0, "CONTROL"], ["<|plamo:eos|>", 0.0, "CONTROL"],
+    ["<|plamo:pad|>", 0.0, "NORMAL"], ["<|plamo:op|>", 0, "NORMAL"], ["<0x0A>", -1.5, "BYTE"],
+    ["東京", -7.25, "NORMAL"], ["word", -3],
+]  # fmt: skip
+_TEKKEN_NAMED = [
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", "[THINK]",
+]  # fmt: skip
+
 CASES: dict[str, Case] = {
+    "qwen-tiktoken": Case(
+        "qwen",
+        _config("QWenLMHeadModel", "qwen", 700, layer_norm_epsilon=1e-6, seq_length=64, rotary_emb_base=1e4),
+        {},
+        {"qwen.tiktoken": tiktoken_file(small_ranks(200, proper=True))},
+        "qwen.tiktoken",
+    ),
+    "qwen-tiktoken-settings": Case(
+        "qwen",
+        _config(
+            "QWenLMHeadModel",
+            "qwen",
+            664,
+            layer_norm_epsilon=1e-6,
+            seq_length=64,
+            rotary_emb_base=1e4,
+            eos_token_id=458,
+        ),
+        {},
+        {
+            "qwen.tiktoken": tiktoken_file(small_ranks(200, 5, proper=True)),
+            "tokenizer_config.json": json.dumps({"chat_template": JINJA}),
+        },
+        "qwen.tiktoken",
+    ),
+    "kimi-tiktoken": Case(
+        "deepseek2",
+        _config(
+            "DeepseekV3ForCausalLM",
+            "deepseek_v3",
+            640,
+            bos_token_id=400,
+            eos_token_id=401,
+            kv_lora_rank=8,
+            q_lora_rank=8,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=8,
+            v_head_dim=8,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_shared_experts=1,
+            moe_intermediate_size=32,
+            first_k_dense_replace=1,
+            routed_scaling_factor=1.0,
+            norm_topk_prob=True,
+            scoring_func="sigmoid",
+        ),
+        {},
+        {
+            "tiktoken.model": tiktoken_file(small_ranks(144)),
+            "tokenizer_config.json": json.dumps(
+                {
+                    "added_tokens_decoder": {"400": {"content": "[BOS]"}, "401": {"content": "[EOS]", "special": True}},
+                    "bos_token": "[BOS]",
+                    "eos_token": "[EOS]",
+                    "chat_template": JINJA,
+                    "add_bos_token": True,
+                }
+            ),
+        },
+        "tiktoken.model",
+    ),
+    "tekken-old": Case("llama", _llama(376), {}, {"tekken.json": tekken_file(100, 27, "v3")}),
+    "tekken-named": Case("llama", _llama(423), {}, {"tekken.json": tekken_file(150, 24, "v7", _TEKKEN_NAMED)}),
+    "rwkv-world": Case(
+        "rwkv7",
+        {
+            **_config(
+                "RWKV7ForCausalLM",
+                "rwkv7",
+                300,
+                norm_eps=1e-5,
+                head_dim=16,
+                hidden_ratio=2.0,
+                decay_low_rank_dim=8,
+                a_low_rank_dim=8,
+                v_low_rank_dim=8,
+                gate_low_rank_dim=8,
+            ),
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        {},
+        {"rwkv_vocab_v20230424.txt": RWKV_VOCAB, "tokenizer_config.json": json.dumps({"chat_template": JINJA})},
+    ),
+    "plamo2": Case(
+        "plamo2",
+        _config(
+            "Plamo2ForCausalLM",
+            "plamo2",
+            12,
+            mamba_d_state=8,
+            mamba_d_conv=4,
+            mamba_num_heads=4,
+            mamba_step=2,
+            hidden_size_per_head=16,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+        {},
+        {
+            "tokenizer.jsonl": "".join(json.dumps(token, ensure_ascii=False) + "\n" for token in _PLAMO_TOKENS),
+            "tokenizer_config.json": json.dumps({f"{n}_token": f"<|plamo:{n}|>" for n in ("unk", "bos", "eos", "pad")}),
+        },
+    ),
     "stories-spm": Case("llama", _llama(512), _STORIES_SPM),
     "stories-spm-padded": Case("llama", _llama(520), _STORIES_SPM),
     "stories-spm-added": Case(
