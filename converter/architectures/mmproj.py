@@ -244,18 +244,50 @@ GEMMA4 = (
     T("model.embed_vision.embedding_projection.weight", "mm.input_projection.weight", shape=("n_text", "n_embd")),
 )
 
+GEMMA4_WHOLE = (
+    (GEMMA4_BLOCK + "self_attn.q_proj.{rest}", GEMMA4_BLOCK + "self_attn.q_proj.linear.{rest}"),
+    (GEMMA4_BLOCK + "self_attn.k_proj.{rest}", GEMMA4_BLOCK + "self_attn.k_proj.linear.{rest}"),
+    (GEMMA4_BLOCK + "self_attn.v_proj.{rest}", GEMMA4_BLOCK + "self_attn.v_proj.linear.{rest}"),
+    (GEMMA4_BLOCK + "self_attn.o_proj.{rest}", GEMMA4_BLOCK + "self_attn.o_proj.linear.{rest}"),
+    (GEMMA4_BLOCK + "mlp.{map}.weight", GEMMA4_BLOCK + "mlp.{map}.linear.weight"),
+    ("model.vision_tower.{rest}", "model.vision_tower.{rest}"),
+    ("model.embed_vision.{rest}", "model.embed_vision.{rest}"),
+    ("model.{rest}", "model.language_model.{rest}"),
+)
+
 PROJECTORS = (
     Architecture(
         gguf="clip",
-        hf=(HFClass("Gemma4ForConditionalGeneration", "gemma4"),),
+        hf=(
+            HFClass(
+                "Gemma4ForConditionalGeneration", "gemma4", text=("gemma4",),
+                constants={
+                    "vision_config": {"model_type": "gemma4_vision"}, "audio_config": None,
+                    "/processor": {"image_processor_type": "Gemma4ImageProcessor"},
+                },
+            ),
+        ),
         hparams=(
             *amended(VISION, image_size={"config": (), "required": False, "default": 224, "always": True}),
             *amended((TYPE,), projector={"default": "'gemma4v'", "gguf": ("/clip.vision.projector_type",)}),
             EPS,
-            HParam("n_head_kv", ("vision_config.num_key_value_heads",), (), default="n_head"),
-            HParam("head_dim", ("vision_config.head_dim",), (), default="n_embd // n_head"),
-            HParam("n_position", ("vision_config.position_embedding_size",), (), default=10240),
+            HParam(
+                "head_dim", ("vision_config.head_dim",), (), default="n_embd // n_head",
+                back="shape('v.blk.0.attn_q_norm.weight', 0)",
+            ),
+            HParam(
+                "n_head_kv", ("vision_config.num_key_value_heads",), (), default="n_head",
+                back="shape('v.blk.0.attn_k.weight', 0) // head_dim",
+            ),
+            HParam(
+                "n_position", ("vision_config.position_embedding_size",), (), default=10240,
+                back="shape('v.position_embd.weight', 1)",
+            ),
+            HParam("standardize", ("vision_config.standardize",), (), "bool", back="present('v.std_scale')"),
             HParam("n_audio", ("audio_config.hidden_size",), (), default=0),
+            HParam("image_token", ("image_token_id",), token="<|image|>"),
+            HParam("image_start", ("boi_token_id",), token="<|image>"),
+            HParam("image_end", ("eoi_token_id",), token="<image|>"),
         ),
         tensors=GEMMA4,
         ignore=(*TEXT_MODEL, "model.audio_tower.{rest}", "model.embed_audio.{rest}"),
@@ -266,6 +298,7 @@ PROJECTORS = (
         traits=Traits(
             told=(Relation("n_audio == 0", "n_audio", "the audio tower is left out: no rules of gemma4a are known"),)
         ),
+        whole=GEMMA4_WHOLE,
     ),
     Architecture(
         gguf="clip",

@@ -68,6 +68,9 @@ WHOLE = {
         },
         dropped="vision_tower.vision_model.head.", unread="model.vision_tower.head.", logits=1e-6,
     ),
+    "gemma4-mmproj": Whole(
+        {"image_token_id": "<|image|>", "boi_token_id": "<|image>", "eoi_token_id": "<image|>"}, logits=1e-6, n_parts=1,
+    ),
     "idefics3-mmproj": Whole({"image_token_id": "<image>"}),
     "lfm2vl-mmproj": Whole(
         {"image_token_id": "<image>"},

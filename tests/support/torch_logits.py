@@ -59,6 +59,9 @@ def _image(config: dict[str, Any]) -> dict[str, Any]:
             "spatial_shapes": shapes,
             "pixel_attention_mask": whole,
         }
+    if kind == "gemma4":
+        places = torch.cartesian_prod(torch.arange(3), torch.arange(3))[None]
+        return {"pixel_values": noise(1, 9, 3 * patch * patch), "image_position_ids": places}
     size = vision["image_size"]
     if kind == "idefics3":
         return {"pixel_values": noise(1, 1, 3, size, size)}
