@@ -292,11 +292,12 @@ def _settings(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
     entries = _added(vocab, CONTROL, USER_DEFINED)
     listed = [e for e in entries if plain or vocab.scores[int(str(e["id"]))] == ADDED_SCORE]
     settings["added_tokens_decoder"] = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in listed}
-    template = _chat_template(metadata)
+    template = written_template(metadata)
     return settings if template is None else {**settings, "chat_template": template}
 
 
-def _chat_template(metadata: Metadata) -> object:
+def written_template(metadata: Metadata) -> object:
+    """The chat_template of tokenizer_config.json: a text, or a list of named ones."""
     default = scalar_of(metadata, CHAT_TEMPLATE)
     named = [
         (key.removeprefix(f"{CHAT_TEMPLATE}."), scalar_of(metadata, key))
