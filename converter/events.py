@@ -67,12 +67,12 @@ class Dropped(Event):
 
 @dataclass(frozen=True)
 class Ignored(Event):
-    """A tensor the architecture drops on purpose, because the runtime recomputes it."""
+    """A tensor the architecture drops on purpose: the runtime computes it or has no use for it."""
 
     name: str
 
     def __str__(self) -> str:
-        return f"{self.name}: not stored, the runtime computes it"
+        return f"{self.name}: left out, the runtime does without it"
 
 
 @dataclass(frozen=True)

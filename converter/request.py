@@ -96,6 +96,7 @@ class Model:
     no_tokenizer: bool = False
     mmproj: bool | Path = False
     no_nextn: bool = False
+    no_head: bool = False
 
     def __post_init__(self) -> None:
         _settle(self, mmproj=self.mmproj if isinstance(self.mmproj, bool) else Path(self.mmproj))
@@ -135,6 +136,7 @@ class Fields(TypedDict, total=False):
     no_tokenizer: bool
     mmproj: bool | PathLike
     no_nextn: bool
+    no_head: bool
     format: str | None
     strict: bool
     split_max_size: int | None

@@ -35,6 +35,7 @@ OTHER: dict[str, Any] = {
     "no_tokenizer": True,
     "mmproj": True,
     "no_nextn": True,
+    "no_head": True,
     "format": "hf",
     "strict": True,
     "split_max_size": 2_000_000_000,

@@ -1,6 +1,6 @@
 """Rows that most decoder-only models share."""
 
-from converter.architectures.spec import HParam, T, TensorRule, amended, pair
+from converter.architectures.spec import HEAD, HParam, T, TensorRule, amended, pair
 from converter.architectures.traits import Relation
 from converter.tensors.ops import Rope
 
@@ -124,6 +124,12 @@ MLP_BIAS = HParam("mlp_bias", ("mlp_bias",), (), "bool", default=False, back="pr
 # How the vectors of a text's tokens become one, as modules.json of sentence-transformers says it.
 POOLING = HParam(
     "pooling", ("/pooling.mode",), ("pooling_type",), values=(("mean", 1), ("cls", 2), ("lasttoken", 3)), closed=True
+)
+
+# What a classifier tells apart. Two names that transformers fills in say nothing where there is no classifier.
+LABELS = HParam(
+    "labels", ("id2label",), ("classifier.output_labels",), "str[]", numbered=True,
+    when=f"len(labels) != 2 or first(labels) != 'LABEL_0' or {HEAD}",
 )
 
 # What must hold between them in every architecture; those that an architecture lacks are passed over.

@@ -20,7 +20,6 @@ RUNTIME: dict[str, Traits] = {
     "apertus": Traits(LLAMA),
     "arwkv7": Traits(SPM_OR_BPE),
     "bailingmoe3": Traits(BPE),
-    "bert": Traits(BERT),
     "bitnet": Traits(SPM),
     "chameleon": Traits(BPE),
     "deci": Traits(BPE, large="n_layer == 80"),

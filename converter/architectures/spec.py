@@ -24,6 +24,7 @@ PYTHON_TYPES: Mapping[str, type] = {"u32": int, "i32": int, "u64": int, "f32": f
 NUMBERED = (BLOCK, "expert")
 FORCED_TYPES = ("F32", "F16", F16_OR_F32, AS_ASKED)
 NEXTN_SAID = "n_nextn_said"  # the hparam that says how many blocks for further tokens there are, beside those counted
+HEAD = "with_head"  # the hparam that says whether there is a classifier, or dense layers after the pooling
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class HParam:
         when: condition under which the GGUF key is written, and `default` computed.
         early: the GGUF key stands directly after general.architecture.
         token: the text of the token whose id it is, by which a GGUF's vocabulary says it.
+        numbered: config.json has the list as an object with numbers for keys.
     """
 
     name: str
@@ -70,6 +72,7 @@ class HParam:
     when: str | None = None
     early: bool = False
     token: str | None = None
+    numbered: bool = False
 
     @property
     def types(self) -> Names:
@@ -138,6 +141,9 @@ class HFClass:
         head: whether it stores an output tensor; a class without one does not, whatever its config says.
         tokenizer: how its tokenizer is written, where not as that of the architecture's other classes.
         text: of a projector's class, the GGUF names of the text models that it is for.
+        keys: what the rows call an entry of config.json -> what this class calls it.
+        prefix, beside: the module that holds the model's tensors on the way back, and the first components of the
+            names of those that stand beside it.
     """
 
     name: str
@@ -150,6 +156,13 @@ class HFClass:
     takes: str | None = None
     tokenizer: TokenizerStyle | None = None
     text: Names = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    beside: Names = ()
+
+    def whole(self, name: str) -> str:
+        """What this class calls a tensor of the rows."""
+        return name if not self.prefix or name.partition(".")[0] in self.beside else f"{self.prefix}.{name}"
 
 
 @dataclass(frozen=True)
@@ -161,7 +174,8 @@ class Architecture:
         hf: its transformers classes.
         hparams: in the order in which their GGUF keys are written.
         tensors: rules, tried in order.
-        ignore: templates of tensors that are dropped on purpose (the runtime computes them, or another file has them);
+        ignore: templates of tensors that are dropped on purpose (the runtime computes them or has no use for them, or
+            another file has them);
             `{beyond}` stands for the number of a block after the last.
         aliases: (template of names in some checkpoints, template of the canonical name), applied in this order,
             one after the other.

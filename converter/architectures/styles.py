@@ -24,6 +24,8 @@ BERT = TokenizerStyle(("wordpiece", "bpe", "unigram"), token_types=True)
 CHATGLM = TokenizerStyle(
     ("bpe",), ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
 )  # fmt: skip
+ROBERTA = TokenizerStyle(("bpe", "wordpiece"), token_types=True)
+XLM_ROBERTA = TokenizerStyle(("unigram",), token_types=True)
 GLM = TokenizerStyle(
     ("bpe",),
     ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")),

@@ -20,6 +20,7 @@ Assets = Mapping[str, Path]
 
 PROCESSOR = (("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor"))
 MAX_TOKENIZER = 256 << 20
+WIDTHS = ("hidden_size", "dim", "n_embd", "d_model")  # what configs call that of a token's vector
 MODULES, GENERATION = "modules.json", "generation_config.json"
 #: How the vectors of a text's tokens become one, and the flag that says so where no text does.
 POOLING_FLAGS = (
@@ -81,7 +82,8 @@ def _write_pooling(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[s
         for index, (kind, path) in enumerate(kinds)
     ]
     flags = {flag: said["mode"] == mode for mode, flag in POOLING_FLAGS}
-    return {MODULES: modules, "1_Pooling/config.json": {"word_embedding_dimension": config["hidden_size"], **flags}}
+    width = next(config[key] for key in WIDTHS if key in config)
+    return {MODULES: modules, "1_Pooling/config.json": {"word_embedding_dimension": width, **flags}}
 
 
 def _read_generation(assets: Assets) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from converter.architectures.spec import Architecture, HFClass
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, TokenizerError
-from converter.events import Event, MetadataLost
+from converter.events import Event, MetadataLost, Note
 from converter.mapping.companions import companion_files, without_companions
 from converter.mapping.detect import detect
 from converter.mapping.general_keys import count_parameters, general_files
@@ -33,6 +33,7 @@ REDUNDANT = (
     "general.architecture", "general.alignment", "general.file_type", "general.quantization_version",
     "tokenizer.chat_templates",
 )  # fmt: skip
+LOWERCASE = "tokenizer.ggml.normalizer.lowercase"
 TEMPLATES = "additional_chat_templates/"
 
 
@@ -133,7 +134,12 @@ def _of_gguf(source: Checkpoint, mapped: Translation, tokenizer: bool) -> tuple[
         made.update(files)
         held.update(keys)
     lost = [key for key in metadata if key not in held and (tokenizer or not key.startswith("tokenizer."))]
-    return made, [MetadataLost(key, "a Hugging Face folder has no place for it") for key in lost]
+    events: list[Event] = [MetadataLost(key, "a Hugging Face folder has no place for it") for key in lost]
+    if tokenizer and scalar_of(metadata, "tokenizer.ggml.model") == "bert" and LOWERCASE not in metadata:
+        events.append(
+            Note(f"{LOWERCASE}: the file does not say it; the tokenizer makes letters small, as llama.cpp does")
+        )
+    return made, events
 
 
 def _has_tokenizer(metadata: Metadata) -> bool:

@@ -88,6 +88,13 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _by_number(value: Any) -> Any:
+    """The values of an object whose keys count from 0, in their order."""
+    named = {str(key): item for key, item in _object(value).items()}
+    numbers = [str(number) for number in range(len(named))]
+    return [named[key] for key in numbers] if named and named.keys() == set(numbers) else value
+
+
 def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -123,6 +130,7 @@ def read_config(
         ArchitectureError: a required key is missing, or a value is of the wrong kind.
     """
     flat = flat_config(config)
+    flat |= {key: flat[own] for key, own in hf.keys.items() if flat.get(own) is not None}
     said: HParams = {}
     for hparam in architecture.hparams:
         if hparam.name in unsaid:
@@ -135,6 +143,7 @@ def read_config(
         if value is None:
             value = _class_default(hf, hparam, flat)
         if value is not None:
+            value = _by_number(value) if hparam.numbered else value
             said[hparam.name] = _checked(hparam, value, _config_name(hparam))
         elif hparam.required and hparam.config:
             raise ArchitectureError(f"config.json has no {hparam.config[0]}, which {architecture.gguf} needs")
@@ -389,6 +398,18 @@ def _plain(hparam: HParam, entry: Value | Array | None) -> Any:
 # ----------------------------------------------------------------------------------------- config.json again
 
 
+def class_for(architecture: Architecture, hparams: HParams) -> HFClass:
+    """The transformers class that is written for these hyperparameters.
+
+    Raises:
+        ArchitectureError: no class of the architecture is for them.
+    """
+    hf = next((cls for cls in architecture.hf if _holds(cls.when, hparams)), None)
+    if hf is None:
+        raise ArchitectureError(f"no transformers class of {architecture.gguf} is for such a model")
+    return hf
+
+
 def write_config(
     architecture: Architecture,
     hparams: HParams,
@@ -406,9 +427,7 @@ def write_config(
     Raises:
         ArchitectureError: no class of the architecture is for them.
     """
-    hf = hf or next((cls for cls in architecture.hf if _holds(cls.when, hparams)), None)
-    if hf is None:
-        raise ArchitectureError(f"no transformers class of {architecture.gguf} is for such a model")
+    hf = hf or class_for(architecture, hparams)
     config: dict[str, Any] = {"architectures": [hf.name], "model_type": hf.model_type, "tie_word_embeddings": tied}
     for hparam in architecture.hparams:
         value = hparams.get(hparam.name)
@@ -417,8 +436,11 @@ def write_config(
         key = hparam.config[0]
         if value == hparam.null:
             _put(config, key, None)
+        elif hparam.numbered:
+            _put(config, key, {str(number): item for number, item in enumerate(value)})
         elif key.startswith("rope.") or key in hf.defaults or not (hparam.default == 0 and value == 0):
             _put(config, key, _decimal(value))
+    config = {hf.keys.get(key, key): value for key, value in config.items()}
     rope = config.pop("rope", {})
     if "rope_parameters" in config:  # of sliding blocks, so that those of the others stand beside them
         rope = {"rope_type": "default", **rope, **(scaling or {})}

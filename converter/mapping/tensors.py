@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from converter.architectures.settings import BY_FACTORS
-from converter.architectures.spec import NEXTN_SAID, Architecture, HFClass, TensorRule
+from converter.architectures.spec import HEAD, NEXTN_SAID, Architecture, HFClass, TensorRule
 from converter.architectures.traits import TokenizerStyle
 from converter.checkpoint import Checkpoint
 from converter.errors import (
@@ -32,6 +32,7 @@ from converter.mapping.hparams import (
     TOKENS,
     HParams,
     Scope,
+    class_for,
     flat_config,
     hparam_metadata,
     read_config,
@@ -134,15 +135,22 @@ class Translation:
     whole: Mapping[str, Any] | None = None
 
 
-def to_gguf(checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool = False) -> Translation:
-    """Tensors under GGUF names in GGUF layout, and the architecture's keys; `no_nextn` without what predicts further.
+def to_gguf(
+    checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool = False, no_head: bool = False
+) -> Translation:
+    """Tensors under GGUF names in GGUF layout, and the architecture's keys.
+
+    `no_nextn`: without what predicts further tokens; `no_head`: without a classifier or dense layers after the pooling.
 
     Raises:
         ArchitectureError and its kinds: unknown architecture, a tensor without a rule, a rule without its
         tensor, a shape that the config contradicts.
     """
     checkpoint = checkpoint.replace(tensors=joined(checkpoint.tensors))
-    model = _read(checkpoint, *_detected(checkpoint, name), (NEXTN_SAID,) if no_nextn else ())
+    found, hf = _detected(checkpoint, name)
+    if no_head:
+        hf = replace(hf, facts={**hf.facts, HEAD: 0})
+    model = _read(checkpoint, found, hf, (NEXTN_SAID,) if no_nextn else ())
     architecture, config, hparams, scope = model.architecture, model.config, model.hparams, model.scope
     events: list[Event] = list(_contradicted(config, architecture, name))
     events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
@@ -397,7 +405,9 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None, projector: Checkpoint
     config = write_config(mapped.architecture, hparams, tied, rope, part=projector is not None)
     if not rope and hparams.get("rope_type") in BY_FACTORS:
         events.append(MetadataLost(architecture.key("rope.scaling.type"), "the file has no factors for it"))
-    text = Translation(mapped.architecture, hparams, parted(mapped.tensors), config, tuple(events))
+    hf = class_for(mapped.architecture, hparams)
+    tensors = {(name := hf.whole(tensor.name)): tensor.renamed(name) for tensor in mapped.tensors.values()}
+    text = Translation(mapped.architecture, hparams, parted(tensors), config, tuple(events))
     return text if projector is None else _with_projector(text, checkpoint, projector)
 
 

@@ -68,8 +68,11 @@ def check(draft: Draft) -> Draft:
         raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
     if isinstance(request.model.mmproj, Path) and draft.route.map != "gguf->hf":
         raise UsageError("--mmproj FILE makes a GGUF the folder of a whole model, and has no effect on others")
-    if request.model.no_nextn and draft.route.map != "hf->gguf":
-        raise UsageError("--no-nextn leaves blocks of a Hugging Face model out of a GGUF, and has no effect on others")
+    for option, asked in (("--no-nextn", request.model.no_nextn), ("--no-head", request.model.no_head)):
+        if asked and draft.route.map != "hf->gguf":
+            raise UsageError(
+                f"{option} leaves parts of a Hugging Face model out of a GGUF, and has no effect on others"
+            )
     if request.output.external_data not in EXTERNAL_DATA:
         raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
     if request.output.external_data != "auto" and target.name != "onnx":
@@ -133,7 +136,8 @@ def map_names(draft: Draft) -> Draft:
 
 def _to_gguf(draft: Draft) -> Draft:
     model, own = draft.request.model, draft.checkpoint
-    mapped = projector_to_gguf(own) if model.mmproj else to_gguf(own, model.arch, no_nextn=model.no_nextn)
+    options = {"no_nextn": model.no_nextn, "no_head": model.no_head}
+    mapped = projector_to_gguf(own) if model.mmproj else to_gguf(own, model.arch, **options)
     draft.report.extend(list(mapped.events))
     metadata = _hf_metadata(draft.checkpoint, mapped, draft.request, draft.report)
     return _mapped(draft, mapped, metadata, {})

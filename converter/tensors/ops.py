@@ -1,12 +1,12 @@
-"""The closed set of tensor operations that architectures are written in; all but Row can be undone.
+"""The closed set of tensor operations that architectures are written in; all but Row can be undone, Cut to zeros.
 
 An op takes the list of tensors in flight to another list. What it may touch decides what it costs:
 
     reach     on packed bytes        streams        ops
-    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Rows, Reshape, Split,
+    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Rows, Cut, Reshape, Split,
                                                     Concat, Transpose while they leave the last axis alone
     values    after decoding         by rows        Add, Mul, NegExp, LogNeg
-    whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
+    whole     after decoding         one tensor     PermuteColumns, Pad, and any of the first on the last axis
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
 bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says
@@ -342,6 +342,47 @@ class Rows(Op):
 
     def inverse(self) -> Rows:
         return Rows(self.want, self.have)
+
+
+@dataclass(frozen=True)
+class Cut(Op):
+    """A matrix without its first `count` rows, which nobody asks for: positions before the first that a token has.
+
+    The way back has zeros there.
+    """
+
+    count: Size
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        fits = all(len(shape) == 2 and 0 <= int(self.count) < shape[0] for shape in shapes)
+        _check(fits, self, shapes)
+        return [(shape[0] - int(self.count), shape[1]) for shape in shapes]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, lambda a: a[int(self.count) :])
+
+    def inverse(self) -> Pad:
+        return Pad(self.count)
+
+
+@dataclass(frozen=True)
+class Pad(Op):
+    """A matrix with `count` rows of zeros before the first."""
+
+    count: Size
+
+    def reach(self, ndim: int) -> str:
+        return "whole" if self.count else "rows"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(int(self.count) >= 0 and all(len(shape) == 2 for shape in shapes), self, shapes)
+        return [(shape[0] + int(self.count), shape[1]) for shape in shapes]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, lambda a: np.concatenate([np.zeros((int(self.count), a.shape[1]), a.dtype), a]))
+
+    def inverse(self) -> Cut:
+        return Cut(self.count)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from converter.tokenizers.sentencepiece import (
     SentencePieceModel,
     read_sentencepiece,
 )
-from converter.tokenizers.special import ADD_BOS, ADD_EOS, ID_KEYS, SPACE_PREFIX
+from converter.tokenizers.special import ADD_BOS, ADD_EOS, CHARSMAP, COLLAPSE, ID_KEYS, SPACE_PREFIX
 from converter.tokenizers.vocabulary import Vocabulary
 
 PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
@@ -385,9 +385,9 @@ def _unigram_head(table: Rows, prefix: bool, collapse: bool, charsmap: bytes, to
     head[SPACE_PREFIX] = boolean(prefix)
     if token_types is not None:
         head["tokenizer.ggml.token_type_count"] = u32(token_types)
-    head["tokenizer.ggml.remove_extra_whitespaces"] = boolean(collapse)
+    head[COLLAPSE] = boolean(collapse)
     if charsmap:
-        head["tokenizer.ggml.precompiled_charsmap"] = Array("u8", np.frombuffer(charsmap, np.uint8))
+        head[CHARSMAP] = Array("u8", np.frombuffer(charsmap, np.uint8))
     return head
 
 

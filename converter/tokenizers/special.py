@@ -28,7 +28,9 @@ ID_KEYS = {
 ADD_BOS, ADD_EOS, ADD_SEP = (f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep"))
 ADD_KEYS = {"bos": ADD_BOS, "eos": ADD_EOS, "sep": ADD_SEP}
 SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
+COLLAPSE, CHARSMAP = "tokenizer.ggml.remove_extra_whitespaces", "tokenizer.ggml.precompiled_charsmap"
 CHAT_TEMPLATE = "tokenizer.chat_template"
+LOWERCASE, STRIP_ACCENTS = (f"tokenizer.ggml.normalizer.{name}" for name in ("lowercase", "strip_accents"))
 _NAME_LETTERS = frozenset(string.ascii_letters + string.digits)
 
 
@@ -63,9 +65,9 @@ class SpecialTokens:
                 metadata[ADD_KEYS[name]] = boolean(flag)
         if self.chat_template is not None:
             metadata.update(chat_template_keys(self.chat_template))
-        for name in ("lowercase", "strip_accents"):
+        for name, key in (("lowercase", LOWERCASE), ("strip_accents", STRIP_ACCENTS)):
             if name in self.normalizer:
-                metadata[f"tokenizer.ggml.normalizer.{name}"] = boolean(self.normalizer[name])
+                metadata[key] = boolean(self.normalizer[name])
 
 
 def read_special(

@@ -1,16 +1,19 @@
 """`tokenizer.ggml.*` metadata -> tokenizer files of a Hugging Face folder.
 
-Byte-level BPE ("gpt2") and SentencePiece BPE ("llama"). GGUF keeps the name of a pre-tokenizer
-only, so tokenizer.json gets the expressions that the name stands for. A SentencePiece model keeps
+Byte-level BPE ("gpt2"), SentencePiece BPE ("llama"), WordPiece ("bert") and Unigram ("t5"). GGUF keeps the name of a
+pre-tokenizer only, so tokenizer.json gets the expressions that the name stands for. A SentencePiece model keeps
 its scores in tokenizer.model; its merges, for tokenizer.json, follow from them.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from converter.errors import TokenizerError
 from converter.metadata import Metadata, array_of, scalar_of
@@ -19,15 +22,28 @@ from converter.tokenizers.build import ADDED_SCORE, MARK
 from converter.tokenizers.own import PLAMO_FILE, RWKV_FILE, PlamoToken, write_plamo, write_rwkv
 from converter.tokenizers.pretokenizer import expression_of, to_json
 from converter.tokenizers.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
-from converter.tokenizers.special import ADD_BOS, ADD_EOS, ADD_SEP, CHAT_TEMPLATE, ID_KEYS, SPACE_PREFIX
+from converter.tokenizers.special import (
+    ADD_BOS,
+    ADD_EOS,
+    ADD_SEP,
+    CHARSMAP,
+    CHAT_TEMPLATE,
+    COLLAPSE,
+    ID_KEYS,
+    LOWERCASE,
+    SPACE_PREFIX,
+    STRIP_ACCENTS,
+)
 
 _HF_NAMES = ("bos", "eos", "unk", "sep", "pad", "mask")
 _WRITTEN = (
     "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.scores",
     "tokenizer.ggml.token_type", "tokenizer.ggml.merges", ADD_BOS, ADD_EOS, ADD_SEP, SPACE_PREFIX, CHAT_TEMPLATE,
+    LOWERCASE, STRIP_ACCENTS, COLLAPSE, CHARSMAP,
 )  # fmt: skip
 _PADDING = re.compile(r"\[PAD\d+\]")
 _UNUSED = 5
+_CONTINUES = "##"  # before a piece of WordPiece that does not begin a word
 
 
 def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
@@ -50,9 +66,13 @@ def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
         files = {RWKV_FILE: write_rwkv([vocab.texts[i] for i in vocab.used() if i]).encode()}
     elif vocab.model == "plamo2":
         files = {PLAMO_FILE: write_plamo([vocab.plamo(i) for i in vocab.used()]).encode()}
+    elif vocab.model == "bert":
+        files = {"tokenizer.json": _dump(_wordpiece(vocab.unmarked(), metadata))}
+    elif vocab.model == "t5":
+        files = {"tokenizer.json": _dump(_unigram(vocab, metadata))}
     else:
         raise TokenizerError(
-            f"tokenizer model {vocab.model!r} cannot be written as tokenizer.json; gpt2, llama and gemma4 can"
+            f"tokenizer model {vocab.model!r} cannot be written as tokenizer.json; gpt2, llama, gemma4, bert and t5 can"
         )
     return {**files, "tokenizer_config.json": _dump(_settings(vocab, metadata))}
 
@@ -106,6 +126,15 @@ class _Vocab:
     def plamo(self, i: int) -> PlamoToken:
         return PlamoToken(self.texts[i], self.scores[i], self.types[i])
 
+    def unmarked(self) -> _Vocab:
+        """The same with ## before what continues a word, where GGUF has a mark before what begins one."""
+        typed = zip(self.texts, self.types, strict=True)
+        texts = [
+            t if kind == CONTROL else t.removeprefix(MARK) if t.startswith(MARK) else _CONTINUES + t
+            for t, kind in typed
+        ]
+        return replace(self, texts=texts)
+
     def of_type(self, *kinds: int) -> list[int]:
         return [i for i, kind in enumerate(self.types) if kind in kinds]
 
@@ -141,25 +170,30 @@ def _added(vocab: _Vocab, *kinds: int) -> list[dict[str, object]]:
     ]
 
 
-def _template(vocab: _Vocab, metadata: Metadata, *, bos: bool) -> dict[str, object] | None:
-    """The post-processor for add_bos and add_eos; `bos` is what the runtime does when the key is absent."""
-    flags = (("bos", scalar_of(metadata, ADD_BOS), bos), ("eos", scalar_of(metadata, ADD_EOS), False))
+def _template(
+    vocab: _Vocab, metadata: Metadata, *, bos: bool, eos: bool = False, second: str = "bos"
+) -> dict[str, object] | None:
+    """The post-processor for add_bos and add_eos.
+
+    `bos` and `eos` are what the runtime does when the key is absent, `second` the token before the second of two texts.
+    """
+    flags = (("bos", scalar_of(metadata, ADD_BOS), bos), ("eos", scalar_of(metadata, ADD_EOS), eos))
     wanted = [name for name, flag, default in flags if (default if flag is None else flag)]
     special = {name: token for name in wanted if (token := _token_of(vocab, metadata, name)) is not None}
     if not special:
         return None
 
-    def around(sequence: str, kind: int) -> list[dict[str, object]]:
+    def around(sequence: str, kind: int, before: str = "bos") -> list[dict[str, object]]:
         def token(name: str) -> list[dict[str, object]]:
             return [{"SpecialToken": {"id": special[name], "type_id": kind}}] if name in special else []
 
-        return [*token("bos"), {"Sequence": {"id": sequence, "type_id": kind}}, *token("eos")]
+        return [*token(before), {"Sequence": {"id": sequence, "type_id": kind}}, *token("eos")]
 
     ids = {token: scalar_of(metadata, ID_KEYS[name]) for name, token in special.items()}
     return {
         "type": "TemplateProcessing",
         "single": around("A", 0),
-        "pair": around("A", 0) + around("B", 1),
+        "pair": around("A", 0) + around("B", 1, second),
         "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]} for token, i in ids.items()},
     }
 
@@ -255,6 +289,65 @@ def _sentencepiece_json(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
     )
 
 
+def _wordpiece(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
+    """BERT's tokenizer. A normalizer that says nothing is the runtime's own, which has small letters only."""
+    ids = vocab.ids()
+    around = {name: _token_of(vocab, metadata, key) for name, key in (("cls", "bos"), ("sep", "sep"))}
+    named = {name: [token, ids[token]] for name, token in around.items() if token in ids}
+    post: dict[str, object] | None = {"type": "BertProcessing", **named} if len(named) == len(around) else None
+    if ADD_BOS in metadata or ADD_EOS in metadata:  # of which this kind of post-processor says nothing to a reader
+        post = _template(vocab, metadata, bos=True, eos=True, second="")
+    return _tokenizer(
+        _added(vocab, CONTROL, USER_DEFINED),
+        normalizer={
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": scalar_of(metadata, STRIP_ACCENTS),
+            "lowercase": scalar_of(metadata, LOWERCASE) is not False,
+        },
+        pre_tokenizer={"type": "BertPreTokenizer"},
+        post_processor=post,
+        decoder={"type": "WordPiece", "prefix": _CONTINUES, "cleanup": True},
+        model={
+            "type": "WordPiece",
+            "unk_token": _token_of(vocab, metadata, "unk") or "[UNK]",
+            "continuing_subword_prefix": _CONTINUES,
+            "max_input_chars_per_word": 100,
+            "vocab": ids,
+        },
+    )
+
+
+def _unigram(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
+    """T5's and XLM-RoBERTa's tokenizer: the likeliest pieces, of a text that a table of characters has normalized."""
+    vocab.ids()
+    charsmap = array_of(metadata, CHARSMAP)
+    normalizer = charsmap and {
+        "type": "Precompiled",
+        "precompiled_charsmap": base64.b64encode(np.asarray(charsmap.values).astype(np.uint8).tobytes()).decode(),
+    }
+    prefix = scalar_of(metadata, SPACE_PREFIX) is not False
+    space = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always" if prefix else "never", "split": True}
+    words = [{"type": "WhitespaceSplit"}] if scalar_of(metadata, COLLAPSE) is not False else []
+    last = max(vocab.used()) + 1
+    return _tokenizer(
+        _added(vocab, UNKNOWN, CONTROL, USER_DEFINED),
+        normalizer=normalizer,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [*words, *([space] if prefix else [])]},
+        post_processor=_template(
+            vocab, metadata, bos=False, eos=True, second="eos" if scalar_of(metadata, ADD_SEP) else "bos"
+        ),
+        decoder=space,
+        model={
+            "type": "Unigram",
+            "unk_id": _unknown(vocab, metadata),
+            "vocab": [[text, score] for text, score in zip(vocab.texts[:last], vocab.scores[:last], strict=True)],
+            "byte_fallback": bool(vocab.of_type(BYTE)),
+        },
+    )
+
+
 def _unknown(vocab: _Vocab, metadata: Metadata) -> int | None:
     """The unknown token: by its type, by its id key, or by the name it usually has."""
     i = scalar_of(metadata, ID_KEYS["unk"])
@@ -287,8 +380,10 @@ def _settings(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
     for name in _HF_NAMES:
         if (token := _token_of(vocab, metadata, name)) is not None:
             settings[f"{name}_token"] = token
+    if vocab.model == "bert" and "bos_token" in settings:
+        settings["cls_token"] = settings["bos_token"]
     # A SentencePiece piece that is listed here gets ADDED_SCORE when it is read back: those that have it are listed.
-    plain = vocab.model == "gpt2"
+    plain = vocab.model in ("gpt2", "bert", "t5")
     entries = _added(vocab, CONTROL, USER_DEFINED)
     listed = [e for e in entries if plain or vocab.scores[int(str(e["id"]))] == ADDED_SCORE]
     settings["added_tokens_decoder"] = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in listed}

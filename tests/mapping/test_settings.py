@@ -332,6 +332,8 @@ IN_TRAINING = {
 }  # fmt: skip
 ABOUT_THE_OBJECT = {
     "_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "chunk_size_feed_forward",
+    "attention_probs_dropout_prob", "hidden_dropout_prob", "dropout", "attention_dropout", "qa_dropout",
+    "seq_classif_dropout", "sinusoidal_pos_embds", "classifier_dropout",
     "id2label", "label2id", "problem_type", "is_encoder_decoder", "is_decoder", "output_attentions",
     "output_hidden_states", "output_router_logits", "return_dict", "use_cache", "init_device", "summary_activation",
     "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "enable_audio_output",
@@ -443,7 +445,13 @@ def test_what_a_class_does_by_default_is_understood(architecture: Architecture, 
 def test_every_entry_of_a_class_is_read_listed_or_without_effect(architecture: Architecture, hf: HFClass) -> None:
     flat = flat_config(class_default(hf))
     rows = {key for hparam in architecture.hparams for key in hparam.config}
-    known = {*rows, *(key.partition(".*")[0] for key in rows), *NEUTRAL, *architecture.traits.built_in}
+    known = {
+        *hf.keys.values(),
+        *rows,
+        *(key.partition(".*")[0] for key in rows),
+        *NEUTRAL,
+        *architecture.traits.built_in,
+    }
     own = {key: value for key, value in flat.items() if key not in LIFTED and not key.endswith("_config")}
     own |= {"attn_config": flat.get("attn_config", {})}
     assert sorted(set(dotted(own, known)) - OF_OTHERS.get(architecture.gguf, set())) == []

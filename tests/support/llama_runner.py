@@ -4,6 +4,8 @@
 {"model": PATH, "tokenize": [texts]}                ->  token ids of each text
 {"model": PATH, "logits": [tokens]}                 ->  logits after each token, with an F32 cache
 {"model": PATH, "embeddings": [tokens]}             ->  the vector of each token, for models without a head
+{"model": PATH, "scores": [tokens]}                 ->  what a classifier says of a text, one number for each label
+{"model": PATH, "pooled": [texts]}                  ->  the vector of each text, pooled as the file says
 {"model": PATH, "perplexity": text}                 ->  perplexity
 """
 
@@ -28,7 +30,8 @@ def ask(model: Path, **question: Any) -> Any:
 
 
 def answer(question: dict[str, Any]) -> Any:
-    from llama_cpp import GGML_TYPE_F32, LLAMA_POOLING_TYPE_NONE, Llama, llama_get_embeddings
+    import llama_cpp
+    from llama_cpp import GGML_TYPE_F32, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK, Llama, llama_get_embeddings
 
     path = question["model"]
     if "perplexity" in question:
@@ -46,6 +49,16 @@ def answer(question: dict[str, Any]) -> Any:
         model._ctx.decode(model._batch)
         found, width = llama_get_embeddings(model._ctx.ctx), model.n_embd()
         return [found[i * width : (i + 1) * width] for i in range(len(tokens))]
+    if "scores" in question:
+        tokens = question["scores"]
+        model = Llama(path, verbose=False, n_ctx=256, n_threads=1, embedding=True, pooling_type=LLAMA_POOLING_TYPE_RANK)
+        model._batch.add_sequence(tokens, 0, True)
+        model._ctx.decode(model._batch)
+        found = llama_cpp.llama_get_embeddings_seq(model._ctx.ctx, 0)
+        return found[: llama_cpp.llama_model_n_cls_out(model._model.model)]
+    if "pooled" in question:
+        model = Llama(path, verbose=False, n_ctx=512, n_batch=512, embedding=True)
+        return [model.embed(text, truncate=False) for text in question["pooled"]]
     if "logits" in question:
         options = {"n_ctx": 256, "logits_all": True, "n_threads": 1, "type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32}
         model = Llama(path, verbose=False, **options)

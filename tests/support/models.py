@@ -12,6 +12,7 @@ recorded.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
@@ -25,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from converter.storage.protobuf import blob, float32, number
 from support.paths import FIXTURES
 
 Array = npt.NDArray[Any]
@@ -38,6 +40,8 @@ BPE_VOCAB = 512
 BPE_SPECIAL = 4  # special tokens in front of kjv-llama's vocabulary
 GLM_SPECIAL_TOKENS = ("<|endoftext|>", "[MASK]", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|observation|>")
 SOLAR_SPECIAL_TOKENS = ("<unk>", "<|startoftext|>", "<|endoftext|>")
+ROBERTA_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+WORDPIECE_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 QWEN_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -152,6 +156,11 @@ TOKENIZER_CONFIG: dict[str, dict[str, Any]] = {
         "pad_token_id": BPE_VOCAB - BPE_SPECIAL,
     },
     "solar": {"vocab_size": 544, "bos_token_id": None, "eos_token_id": BPE_VOCAB - BPE_SPECIAL + 2},
+    "wordpiece": {"vocab_size": 348, "pad_token_id": 0},
+    "roberta": {"vocab_size": BPE_VOCAB + 1, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
+    "xlm-roberta": {"vocab_size": 320, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
+    "t5": {"vocab_size": 320, "pad_token_id": 0, "eos_token_id": 1},
+    "t5-json": {"vocab_size": 320, "pad_token_id": 0, "eos_token_id": 1},
 }
 TORCH_DTYPE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -386,6 +395,142 @@ def _write_added(folder: Path, special: tuple[str, ...], eos: str, pad: str) -> 
     })  # fmt: skip
 
 
+def _write_wordpiece(folder: Path) -> None:
+    """As BERT has it: letters and pairs of them, at a word's beginning and (after ##) within it."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    starts = [*".,!?0123456789", *letters, *(a + b for a in "thesain" for b in letters[:17])]
+    within = [f"##{piece}" for piece in (*letters, *(a + b for a in "ei" for b in letters), *"0123456789")]
+    pieces = [*WORDPIECE_SPECIAL_TOKENS, *starts, *within]
+    pieces += [f"[unused{i}]" for i in range(TOKENIZER_CONFIG["wordpiece"]["vocab_size"] - len(pieces))]
+    pad, unk, cls, sep, mask = WORDPIECE_SPECIAL_TOKENS
+    added = [_added_token(index, token) for index, token in enumerate(WORDPIECE_SPECIAL_TOKENS)]
+    _write_json(folder / "tokenizer.json", {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": {
+            "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": [sep, 3], "cls": [cls, 2]},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+            "vocab": {piece: index for index, piece in enumerate(pieces)},
+        },
+    })  # fmt: skip
+    _write_json(folder / "tokenizer_config.json", {
+        "cls_token": cls, "do_lower_case": True, "mask_token": mask, "model_max_length": 512, "pad_token": pad,
+        "sep_token": sep, "tokenizer_class": "BertTokenizer", "unk_token": unk,
+    })  # fmt: skip
+
+
+def _write_roberta(folder: Path) -> None:
+    """As RoBERTa has it: a vocabulary in bytes, special tokens in front and one at the end."""
+    tokenizer = _small_bpe()
+    old = tokenizer["model"]["vocab"].items()
+    bos, pad, eos, unk, mask = ROBERTA_SPECIAL_TOKENS
+    plain = {token: index - BPE_SPECIAL + 4 for token, index in old if index >= BPE_SPECIAL}
+    tokenizer["model"]["vocab"] = {**{t: i for i, t in enumerate((bos, pad, eos, unk))}, **plain, mask: len(plain) + 4}
+    tokenizer["added_tokens"] = [
+        _added_token(tokenizer["model"]["vocab"][token], token) for token in ROBERTA_SPECIAL_TOKENS
+    ]
+    tokenizer["normalizer"] = None
+    tokenizer["pre_tokenizer"] = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    tokenizer["post_processor"] = {
+        "type": "RobertaProcessing", "sep": [eos, 2], "cls": [bos, 0], "trim_offsets": True, "add_prefix_space": False
+    }  # fmt: skip
+    _write_json(folder / "tokenizer.json", tokenizer)
+    _write_json(folder / "tokenizer_config.json", {
+        "add_prefix_space": False, "bos_token": bos, "cls_token": bos, "eos_token": eos, "mask_token": mask,
+        "model_max_length": 512, "pad_token": pad, "sep_token": eos, "tokenizer_class": "RobertaTokenizer",
+        "unk_token": unk,
+    })  # fmt: skip
+
+
+#: A table of characters that changes none: the size of a trie, the trie, the texts that it names.
+CHARSMAP = (1024).to_bytes(4, "little") + bytes(1024) + bytes(1)
+
+
+def _pieces() -> list[tuple[str, float]]:
+    """Pieces of words with their scores, as a unigram model has them."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = ["\u2581", *letters, *".,!?0123456789", *("\u2581" + a for a in letters)]
+    texts += ["\u2581" + a + b for a in "thesain" for b in letters[:17]] + [a + b for a in "ei" for b in letters]
+    return [(text, -2.0 - 0.0625 * index) for index, text in enumerate(texts)]
+
+
+def _unigram(special: tuple[str, ...], unk: int, mask: tuple[str, ...], post: dict[str, Any]) -> dict[str, Any]:
+    vocab = [*((token, 0.0) for token in special), *_pieces()]
+    added = [*enumerate(special), *enumerate(mask, len(vocab))]
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [_added_token(index, token) for index, token in added],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(CHARSMAP).decode()},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "WhitespaceSplit"},
+            {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        ]},
+        "post_processor": {"type": "TemplateProcessing", **post},
+        "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "model": {
+            "type": "Unigram", "unk_id": unk, "vocab": [*vocab, *((token, 0.0) for token in mask)],
+            "byte_fallback": False,
+        },
+    }  # fmt: skip
+
+
+def _template(first: tuple[str, ...], last: str, second: tuple[str, ...], ids: dict[str, int]) -> dict[str, Any]:
+    def token(text: str) -> dict[str, Any]:
+        return {"SpecialToken": {"id": text, "type_id": 0}}
+
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    single = [*map(token, first), a, token(last)]
+    return {
+        "single": single, "pair": [*single, *map(token, second), b, token(last)],
+        "special_tokens": {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in ids.items()},
+    }  # fmt: skip
+
+
+def _write_xlm_roberta(folder: Path) -> None:
+    """As XLM-RoBERTa has it: a unigram model in tokenizer.json, special tokens in front and one at the end."""
+    bos, pad, eos, unk, mask = ROBERTA_SPECIAL_TOKENS
+    post = _template((bos,), eos, (eos,), {bos: 0, eos: 2})
+    _write_json(folder / "tokenizer.json", _unigram((bos, pad, eos, unk), 3, (mask,), post))
+    _write_json(folder / "tokenizer_config.json", {
+        "bos_token": bos, "clean_up_tokenization_spaces": True, "cls_token": bos, "eos_token": eos, "mask_token": mask,
+        "model_max_length": 512, "pad_token": pad, "sep_token": eos, "tokenizer_class": "XLMRobertaTokenizer",
+        "unk_token": unk,
+    })  # fmt: skip
+
+
+def _write_t5_json(folder: Path) -> None:
+    """As T5 has it, in tokenizer.json alone."""
+    post = _template((), "</s>", (), {"</s>": 1})
+    _write_json(folder / "tokenizer.json", _unigram(("<pad>", "</s>", "<unk>"), 2, (), post))
+    _write_json(folder / "tokenizer_config.json", {
+        "eos_token": "</s>", "model_max_length": 512, "pad_token": "<pad>", "tokenizer_class": "T5Tokenizer",
+        "unk_token": "<unk>",
+    })  # fmt: skip
+
+
+def _write_t5(folder: Path) -> None:
+    """The same with spiece.model beside it."""
+    _write_t5_json(folder)
+    pieces = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2), *((*piece, 1) for piece in _pieces())]
+    model = b"".join(
+        blob(1, blob(1, text.encode()) + float32(2, score) + number(3, kind)) for text, score, kind in pieces
+    )
+    ids = number(40, 2) + number(41, -1) + number(42, 1) + number(43, 0)
+    trainer = number(3, 1) + number(4, len(pieces)) + ids
+    normalizer = blob(1, b"nmt_nfkc") + blob(2, CHARSMAP) + number(3, 1) + number(4, 1) + number(5, 1)
+    (folder / "spiece.model").write_bytes(model + blob(2, trainer) + blob(3, normalizer))
+
+
 def _added_token(index: int, content: str) -> dict[str, Any]:
     return {
         "id": index, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
@@ -400,6 +545,11 @@ TOKENIZERS: dict[str, Callable[[Path], None]] = {
     "qwen2": _write_qwen2,
     "glm": _write_glm,
     "solar": _write_solar,
+    "wordpiece": _write_wordpiece,
+    "roberta": _write_roberta,
+    "xlm-roberta": _write_xlm_roberta,
+    "t5": _write_t5,
+    "t5-json": _write_t5_json,
 }
 
 

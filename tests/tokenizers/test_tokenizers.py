@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from support import models
 from support.paths import DATA
 from support.protobuf import blob, varint
 
@@ -620,10 +622,66 @@ def test_written_sentencepiece_model_encodes_as_the_original(data: Path) -> None
         assert ours.encode(line) == theirs.encode(line), line
 
 
+OF_ENCODERS = {"wordpiece": "bert", "xlm-roberta": "t5encoder", "t5-json": "t5encoder", "roberta": "eurobert"}
+PAIR = ("she eats an apple 12", "The end.")
+
+
+@pytest.mark.parametrize("name", OF_ENCODERS)
+def test_written_tokenizers_of_encoders(name: str, tmp_path: Path) -> None:
+    """The files that are written say the same keys, in the same order, and encode as the source: two texts, too."""
+    library = pytest.importorskip("tokenizers")
+    models.TOKENIZERS[name](tmp_path)
+    style, config = style_of(OF_ENCODERS[name]), models.TOKENIZER_CONFIG[name]
+    source: Files = {path.name: path for path in tmp_path.iterdir()}
+    first = read_tokenizer(source, config, n_rows=None, style=style, pre="gpt-2")
+    written = write_tokenizer(first.metadata)
+    files: Files = {file: bytes_of(content) for file, content in written.items()}
+    again = read_tokenizer(files, config, n_rows=None, style=style, pre="gpt-2")
+    assert again.metadata == first.metadata and list(again.metadata) == list(first.metadata)
+    ours = library.Tokenizer.from_str(written["tokenizer.json"].decode())
+    theirs = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for line in [pretokenizer.facts().probe, *TEXTS, *random_texts(60), "Crème brûlée, ÉTÉ and Ünïcode 東京"]:
+        assert ours.encode(line).ids == theirs.encode(line).ids, line
+    assert ours.encode(*PAIR).ids == theirs.encode(*PAIR).ids
+    assert ours.decode(ours.encode(PAIR[0]).ids) == theirs.decode(theirs.encode(PAIR[0]).ids)
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ({"lowercase": False}, {"lowercase": False, "strip_accents": None}),
+        ({"lowercase": True, "strip_accents": False}, {"lowercase": True, "strip_accents": False}),
+        # A file that does not say it is read as its runtime reads it.
+        ({}, {"lowercase": True, "strip_accents": None}),
+    ],
+)
+def test_what_wordpiece_does_to_letters(said: dict[str, bool], written: dict[str, Any], tmp_path: Path) -> None:
+    models.TOKENIZERS["wordpiece"](tmp_path)
+    source: Files = {path.name: path for path in tmp_path.iterdir()}
+    metadata = dict(read_tokenizer(source, {}, n_rows=None, style=style_of("bert")).metadata)
+    metadata = {key: entry for key, entry in metadata.items() if ".normalizer." not in key}
+    metadata |= {f"tokenizer.ggml.normalizer.{name}": boolean(flag) for name, flag in said.items()}
+    normalizer = json.loads(write_tokenizer(metadata)["tokenizer.json"])["normalizer"]
+    assert {name: normalizer[name] for name in written} == written
+
+
+@pytest.mark.parametrize("add", [True, False])
+def test_wordpiece_that_says_what_it_adds(add: bool, tmp_path: Path) -> None:
+    """[CLS] and [SEP], and one [SEP] between two texts; or nothing."""
+    library = pytest.importorskip("tokenizers")
+    models.TOKENIZERS["wordpiece"](tmp_path)
+    source: Files = {path.name: path for path in tmp_path.iterdir()}
+    metadata = dict(read_tokenizer(source, {}, n_rows=None, style=style_of("bert")).metadata)
+    metadata |= {f"tokenizer.ggml.add_{name}_token": boolean(add) for name in ("bos", "eos")}
+    ours = library.Tokenizer.from_str(write_tokenizer(metadata)["tokenizer.json"].decode())
+    theirs = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert ours.encode(*PAIR).ids == theirs.encode(*PAIR, add_special_tokens=add).ids
+
+
 def test_what_cannot_be_written_says_so() -> None:
     metadata = dict(read_small(byte_level()).metadata)
-    with pytest.raises(TokenizerError, match="'bert'"):
-        write_tokenizer({**metadata, "tokenizer.ggml.model": text("bert")})
+    with pytest.raises(TokenizerError, match="'none'"):
+        write_tokenizer({**metadata, "tokenizer.ggml.model": text("none")})
     with pytest.raises(TokenizerError, match="superbpe"):
         write_tokenizer({**metadata, "tokenizer.ggml.pre": text("superbpe")})
     with pytest.raises(TokenizerError, match="differ in length"):

