@@ -46,7 +46,7 @@ KINDS = (
     HParam("full_idxs", ("full_attn_idxs",), (), "u32[]", default="numbers('')"),
     HParam(
         "kinds", ("layer_types",), (), "str[]", per_block=True,
-        default="'full_attention' if block in full_idxs else 'conv'",
+        default="'full_attention' if len(full_idxs) == 0 or block in full_idxs else 'conv'",
         back="'full_attention' if n_head_kv > 0 else 'conv'",
     ),
     HParam("conv_bias", ("conv_bias",), (), "bool", default=False, back="present('blk.0.shortconv.in_proj.bias')"),

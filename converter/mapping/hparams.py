@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from converter.architectures.defaults import defaults_of
 from converter.architectures.settings import BY_FACTORS
 from converter.architectures.spec import Architecture, HFClass, HParam
 from converter.errors import ArchitectureError, short
@@ -64,6 +65,12 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config that is the text model's own; empty where the whole config is."""
     return next((part for key in TEXT_CONFIGS if (part := _object(lookup(config, key)))), {})
 
+
+# The sizes of a model, under any of their names.
+SIZES = (
+    "hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "n_layers", "num_attention_heads", "n_head",
+    "n_heads", "vocab_size",
+)  # fmt: skip
 
 # What stands beside the rope scaling, under any of these names, and within it where transformers 5 wrote the config.
 ROPE_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -129,8 +136,11 @@ def read_config(
     Raises:
         ArchitectureError: a required key is missing, or a value is of the wrong kind.
     """
+    filled = class_defaults(hf, config)
     flat = flat_config(config)
     flat |= {key: flat[own] for key, own in hf.keys.items() if flat.get(own) is not None}
+    if not any(flat.get(key) for key in ("rope_parameters", "rope_scaling")):
+        flat["rope"] = {**flat_config(filled)["rope"], **flat["rope"]}
     said: HParams = {}
     for hparam in architecture.hparams:
         if hparam.name in unsaid:
@@ -141,7 +151,7 @@ def read_config(
         if value is None and any(_says_null(flat, key) for key in hparam.config):
             value = hparam.null
         if value is None:
-            value = _class_default(hf, hparam, flat)
+            value = _class_default(hf, filled, hparam, flat)
         if value is not None:
             value = _by_number(value) if hparam.numbered else value
             said[hparam.name] = _checked(hparam, value, _config_name(hparam))
@@ -160,25 +170,42 @@ def _rows(architecture: Architecture, found: HParams) -> Iterator[tuple[str, HPa
     return ((hparam.name, hparam) for hparam in architecture.hparams if hparam.name in found)
 
 
-def _class_default(hf: HFClass, hparam: HParam, flat: Mapping[str, Any]) -> Any:
-    """What the transformers class would have filled in."""
-    names = (key.removeprefix("rope.") for key in hparam.config)
-    return next((value for name in names if (value := _left_out(hf, name, flat)) is not None), None)
+def class_defaults(hf: HFClass, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the transformers class of a config fills in, and those of the models within it.
+
+    The config of one model alone says its sizes: one that does not is another file, whatever its class would make of
+    it.
+    """
+    text, tower = text_config(config), _object(config.get("vision_config"))
+    filled = {**defaults_of(hf.model_type), **defaults_of(text.get("model_type"))}
+    if config and not text:
+        filled = {key: value for key, value in filled.items() if key not in SIZES}
+    if found := defaults_of(tower.get("model_type")):
+        filled["vision_config"] = found
+    return filled
 
 
-def class_defaults(hf: HFClass, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the transformers class would fill in; a text that is no expression is what it says."""
-    computed = ((name, _left_out(hf, name, flat)) for name in hf.defaults)
+def computed_defaults(hf: HFClass, filled: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What our rows say of the class besides; a text that is no expression is what it says."""
+    computed = ((name, _left_out(hf, filled, name, flat)) for name in hf.defaults)
     return {name: hf.defaults[name] if value is None else value for name, value in computed}
 
 
-def _left_out(hf: HFClass, name: str, flat: Mapping[str, Any]) -> Any:
-    """The default of a class for one key; a text is an expression over the others, given or not."""
+def _class_default(hf: HFClass, filled: Mapping[str, Any], hparam: HParam, flat: Mapping[str, Any]) -> Any:
+    """What the transformers class would have filled in for a row, or computed of other keys."""
+    names = (key.removeprefix("rope.") for key in hparam.config)
+    return next((value for name in names if (value := _left_out(hf, filled, name, flat)) is not None), None)
+
+
+def _left_out(hf: HFClass, filled: Mapping[str, Any], name: str, flat: Mapping[str, Any]) -> Any:
+    """The default of a class for one key; a text of our rows is an expression over the others, given or not."""
+    if (value := lookup(filled, name)) is not None:
+        return value
     default = hf.defaults.get(name)
     if not isinstance(default, str):
         return default
     try:
-        return compute(default, {**hf.defaults, **flat})
+        return compute(default, {**hf.defaults, **filled, **flat})
     except ExpressionError:
         return None
 
@@ -428,6 +455,7 @@ def write_config(
         ArchitectureError: no class of the architecture is for them.
     """
     hf = hf or class_for(architecture, hparams)
+    filled = {**hf.defaults, **class_defaults(hf, {})}
     config: dict[str, Any] = {"architectures": [hf.name], "model_type": hf.model_type, "tie_word_embeddings": tied}
     for hparam in architecture.hparams:
         value = hparams.get(hparam.name)
@@ -438,7 +466,7 @@ def write_config(
             _put(config, key, None)
         elif hparam.numbered:
             _put(config, key, {str(number): item for number, item in enumerate(value)})
-        elif key.startswith("rope.") or key in hf.defaults or not (hparam.default == 0 and value == 0):
+        elif key.startswith("rope.") or lookup(filled, key) is not None or not (hparam.default == 0 and value == 0):
             _put(config, key, _decimal(value))
     config = {hf.keys.get(key, key): value for key, value in config.items()}
     rope = config.pop("rope", {})

@@ -11,7 +11,16 @@ from converter.architectures.settings import BY_FACTORS, NEUTRAL, ONLY_WHEN, SAM
 from converter.architectures.spec import Architecture, HFClass
 from converter.events import SettingLost
 from converter.mapping.generators import GENERATORS
-from converter.mapping.hparams import ROPE_KEYS, HParams, Scope, class_defaults, flat_config, lookup, says
+from converter.mapping.hparams import (
+    ROPE_KEYS,
+    HParams,
+    Scope,
+    class_defaults,
+    computed_defaults,
+    flat_config,
+    lookup,
+    says,
+)
 from converter.tensors.expressions import ExpressionError, compute
 
 
@@ -22,8 +31,8 @@ def lost_settings(
 
     `back` are the hyperparameters that a reader of the target finds.
     """
-    own = flat_config(config)
-    flat = {**class_defaults(hf, own), **own}
+    own, filled = flat_config(config), class_defaults(hf, config)
+    flat = {**computed_defaults(hf, filled, own), **filled, **own}
     for key, neutral in {**NEUTRAL, **architecture.traits.built_in}.items():
         value = lookup(flat, key)
         if key in SAME_AS:

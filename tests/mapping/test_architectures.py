@@ -30,7 +30,7 @@ from converter.tensors.expressions import BLOCK, PRESENT, ExpressionError, compu
 from converter.tensors.ops import Cut, Stack, apply, infer, inverse
 
 FOLDER = Path(package.__file__).parent
-TYPES_OF_ROWS = ("__init__.py", "spec.py", "traits.py")
+TYPES_OF_ROWS = ("__init__.py", "defaults.py", "spec.py", "traits.py")
 DATA_FILES = sorted(path for path in FOLDER.glob("*.py") if path.name not in TYPES_OF_ROWS)
 EVERY = list(architectures().values())
 RULES = [(architecture, rule) for architecture in EVERY for rule in architecture.tensors]
