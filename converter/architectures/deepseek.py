@@ -150,19 +150,8 @@ INDEXER_TENSORS: tuple[TensorRule, ...] = (
     T(INDEXER + "weights_proj.weight", CHOICE + "proj.weight", shape=("n_head_indexer", "n_embd")),
 )
 
-V2_DEFAULTS = {
-    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-    "max_position_embeddings": 2048, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64, "v_head_dim": 128, "head_dim": "qk_rope_head_dim", "moe_intermediate_size": 1407,
-    "n_routed_experts": 64, "n_shared_experts": 2, "first_k_dense_replace": 0, "routed_scaling_factor": 1.0,
-    "norm_topk_prob": False, "topk_method": "greedy",
-}  # fmt: skip
-V3_DEFAULTS = {
-    **V2_DEFAULTS, "max_position_embeddings": 4096, "num_key_value_heads": 128, "moe_intermediate_size": 2048,
-    "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4,
-    "first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "scoring_func": "sigmoid",
-    "topk_method": "noaux_tc",
-}  # fmt: skip
+V2_DEFAULTS = {"num_key_value_heads": "num_attention_heads"}  # fmt: skip
+V3_DEFAULTS = {**V2_DEFAULTS, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}  # fmt: skip
 
 # Of the classes with an indexer.
 DSA_DEFAULTS = {
@@ -195,25 +184,13 @@ ARCHITECTURES = (
             HFClass(
                 "Glm4MoeLiteForCausalLM",
                 "glm4_moe_lite",
-                {
-                    "num_key_value_heads": 20, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-                    "max_position_embeddings": 202752, "kv_lora_rank": 512, "q_lora_rank": 768,
-                    "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256, "moe_intermediate_size": 1536,
-                    "n_routed_experts": 64, "n_shared_experts": 1, "num_experts_per_tok": 4, "n_group": 1,
-                    "topk_group": 1, "routed_scaling_factor": 1.8, "norm_topk_prob": True, "scoring_func": "sigmoid",
-                    "topk_method": "noaux_tc",
-                },
+                {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
                 when="pre == 'glm4'",
                 tokenizer=GLM,
             ),
             HFClass(
                 "YoutuForCausalLM",
                 "youtu",
-                {
-                    "num_key_value_heads": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-                    "max_position_embeddings": 131072, "kv_lora_rank": 512, "q_lora_rank": 1536,
-                    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "head_dim": "qk_rope_head_dim",
-                },
                 when="n_expert == 0",
                 facts={"n_nextn_said": 0},
             ),

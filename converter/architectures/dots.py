@@ -33,12 +33,7 @@ ARCHITECTURES = (
             HFClass(
                 "Dots1ForCausalLM",
                 "dots1",
-                {
-                    "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-                    "max_position_embeddings": 2048, "moe_intermediate_size": 1408, "n_group": 1, "topk_group": 1,
-                    "first_k_dense_replace": 0, "norm_topk_prob": False, "routed_scaling_factor": 1.0,
-                    "scoring_func": "sigmoid",
-                },
+                {"scoring_func": "sigmoid"},
                 constants={"sliding_window": None},
             ),
         ),

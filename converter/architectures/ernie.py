@@ -25,9 +25,6 @@ from converter.architectures.styles import PREFIX_LAST
 from converter.architectures.traits import Traits
 from converter.tensors.ops import Split
 
-DEFAULTS = {
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 131072,
-}  # fmt: skip
 USE_BIAS = HParam("use_bias", ("use_bias",), (), "bool", default=False, back="present('blk.0.attn_q.bias')")
 ALIASES = (*TEXT_MODEL_ALIASES, ("ernie.{rest}", "model.{rest}"))
 EXPERT_BLOCK = "block >= n_dense and (block + 1) % moe_step == 0"
@@ -36,8 +33,8 @@ ARCHITECTURES = (
     Architecture(
         gguf="ernie4_5",
         hf=(
-            HFClass("Ernie4_5ForCausalLM", "ernie4_5", {**DEFAULTS, "head_dim": 128}),
-            HFClass("Ernie4_5_ForCausalLM", "ernie4_5", {**DEFAULTS, "head_dim": 128}, when="0"),
+            HFClass("Ernie4_5ForCausalLM", "ernie4_5"),
+            HFClass("Ernie4_5_ForCausalLM", "ernie4_5", when="0"),
         ),
         hparams=(*DECODER_HPARAMS, USE_BIAS),
         tensors=(
@@ -81,11 +78,6 @@ ARCHITECTURES = (
             HFClass(
                 "Ernie4_5_MoeForCausalLM",
                 "ernie4_5_moe",
-                {
-                    **DEFAULTS, "num_key_value_heads": 4, "moe_num_experts": 64, "moe_k": 6,
-                    "moe_num_shared_experts": 2, "moe_layer_start_index": 1, "moe_layer_interval": 1,
-                    "moe_intermediate_size": 1536,
-                },
             ),
         ),
         hparams=(

@@ -25,10 +25,7 @@ ARCHITECTURES = (
             HFClass(
                 "EuroBertModel",
                 "eurobert",
-                {
-                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 250000.0,
-                    "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 8192,
-                },
+                {"num_key_value_heads": "num_attention_heads", "head_dim": "hidden_size // num_attention_heads"},
                 head=False,
             ),
         ),

@@ -118,7 +118,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="exaone4",
-        hf=(HFClass("Exaone4ForCausalLM", "exaone4", EXAONE4_DEFAULTS),),
+        hf=(HFClass("Exaone4ForCausalLM", "exaone4"),),
         hparams=(
             *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
             # Without a window, the class divides by a period of zero unless it is told the kind of each block.

@@ -25,7 +25,7 @@ QUERIES_FIRST = (
 ARCHITECTURES = (
     Architecture(
         gguf="falcon",
-        hf=(HFClass("FalconForCausalLM", "falcon", {"layer_norm_epsilon": 1e-5, "rope_theta": 10000.0}),),
+        hf=(HFClass("FalconForCausalLM", "falcon"),),
         hparams=(
             HParam("n_ctx", (), ("context_length",), default=2048, always=True),
             HParam("layout", (), ("tensor_data_layout",), "str", default="'jploski'", always=True),

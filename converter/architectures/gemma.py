@@ -21,13 +21,6 @@ from converter.architectures.traits import SlidingWindow, TokenizerStyle, Traits
 from converter.metadata import u32
 from converter.tensors.ops import Add
 
-DEFAULTS = {
-    "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
-}
-DEFAULTS_2 = {
-    **DEFAULTS, "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "sliding_window": 4096,
-    "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
-}
 # What the runtime computes without being told; "gelu" is what old files call the same.
 BUILT_IN = {
     "hidden_act": ("gelu_pytorch_tanh", "gelu"), "hidden_activation": ("gelu_pytorch_tanh",),
@@ -64,7 +57,7 @@ HEAD = ("lm_head.weight",)
 ARCHITECTURES = (
     Architecture(
         gguf="gemma",
-        hf=(HFClass("GemmaForCausalLM", "gemma", DEFAULTS),),
+        hf=(HFClass("GemmaForCausalLM", "gemma"),),
         hparams=HPARAMS,
         tensors=(
             *TOP_TENSORS_LESS_ONE,
@@ -82,7 +75,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="gemma2",
-        hf=(HFClass("Gemma2ForCausalLM", "gemma2", DEFAULTS_2),),
+        hf=(HFClass("Gemma2ForCausalLM", "gemma2"),),
         hparams=(
             *HPARAMS,
             HParam("attn_softcap", ("attn_logit_softcapping",), ("attn_logit_softcapping",), "f32"),

@@ -22,12 +22,7 @@ from converter.architectures.styles import GEMMA3
 from converter.architectures.traits import SlidingWindow, Traits
 from converter.tensors.ops import Add
 
-DEFAULTS = {
-    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-}
+DEFAULTS = {"rope_local_base_freq": 10000.0}
 # The towers of images and what leads from them to the text, which another file has.
 VISION = (
     "vision_tower.{rest}", "model.vision_tower.{rest}", "multi_modal_projector.{rest}",

@@ -18,12 +18,7 @@ from converter.architectures.styles import NO_PREFIX
 from converter.architectures.traits import TokenizerStyle, Traits
 from converter.metadata import boolean
 
-DEFAULTS = {
-    "vocab_size": 262144, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "global_head_dim": 512,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "sliding_window": 512, "hidden_size_per_layer_input": 256,
-    "vocab_size_per_layer_input": 262144, "rope_theta": 1000000.0,
-}
+DEFAULTS = {"global_head_dim": 512}
 # The towers of images and sounds, which another file has.
 TOWERS = (
     "model.vision_tower.{rest}", "model.audio_tower.{rest}", "model.embed_vision.{rest}", "model.embed_audio.{rest}",
@@ -167,9 +162,7 @@ ARCHITECTURES = (
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
             TokenizerStyle(("gemma4",), last=(*NO_PREFIX, ("add_bos_token", boolean(True)))),
-            built_in={
-                "hidden_activation": ("gelu_pytorch_tanh",), "use_bidirectional_attention": ("vision",),
-            },
+            built_in={"hidden_activation": ("gelu_pytorch_tanh",), "use_bidirectional_attention": ("vision",)},
         ),
     ),
 )

@@ -89,10 +89,6 @@ ARCHITECTURES = (
             HFClass(
                 "Glm4ForCausalLM",
                 "glm4",
-                {
-                    "num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-7, "rope_theta": 10000.0,
-                    "max_position_embeddings": 131072, "attention_bias": True,
-                },
             ),
         ),
         hparams=(*DECODER_HPARAMS, PARTIAL, N_ROT, ATTENTION_BIAS),
@@ -116,25 +112,13 @@ ARCHITECTURES = (
             HFClass(
                 "SolarOpenForCausalLM",
                 "solar_open",
-                {
-                    "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
-                    "max_position_embeddings": 131072, "n_routed_experts": 128, "num_experts_per_tok": 8,
-                    "n_shared_experts": 1, "moe_intermediate_size": 1280, "n_group": 1, "topk_group": 1,
-                    "routed_scaling_factor": 1.0, "norm_topk_prob": True, "partial_rotary_factor": 1.0,
-                },
+                {"partial_rotary_factor": 1.0},
                 when="n_rot == head_dim",
                 tokenizer=SOLAR,
             ),
             HFClass(
                 "Glm4MoeForCausalLM",
                 "glm4_moe",
-                {
-                    "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-                    "max_position_embeddings": 131072, "n_routed_experts": 128, "num_experts_per_tok": 8,
-                    "n_shared_experts": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 1408,
-                    "intermediate_size": 10944, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0,
-                    "norm_topk_prob": True, "num_nextn_predict_layers": 1,
-                },
             ),
         ),
         hparams=(

@@ -14,7 +14,7 @@ B = "transformer.h.{block}."
 ARCHITECTURES = (
     Architecture(
         gguf="gpt2",
-        hf=(HFClass("GPT2LMHeadModel", "gpt2", {"layer_norm_epsilon": 1e-5, "n_positions": 1024}),),
+        hf=(HFClass("GPT2LMHeadModel", "gpt2"),),
         hparams=(
             HParam("n_layer", ("n_layer", "num_hidden_layers"), ("block_count",), required=True),
             HParam("n_ctx", ("n_positions", "n_ctx"), ("context_length",), required=True),

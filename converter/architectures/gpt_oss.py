@@ -36,11 +36,6 @@ ARCHITECTURES = (
             HFClass(
                 "GptOssForCausalLM",
                 "gpt_oss",
-                {
-                    "num_key_value_heads": 8, "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 150000.0,
-                    "max_position_embeddings": 131072, "num_local_experts": 128, "num_experts_per_tok": 4,
-                    "sliding_window": 128, "attention_bias": True,
-                },
                 constants={"swiglu_limit": 7.0},
             ),
         ),

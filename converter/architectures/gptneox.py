@@ -23,10 +23,7 @@ ARCHITECTURES = (
             HFClass(
                 "GPTNeoXForCausalLM",
                 "gpt_neox",
-                {
-                    "layer_norm_eps": 1e-5, "max_position_embeddings": 2048, "rotary_pct": 0.25,
-                    "use_parallel_residual": True, "rope_theta": 10000.0,
-                },
+                {"rotary_pct": 0.25},
             ),
         ),
         hparams=(
@@ -73,8 +70,8 @@ ARCHITECTURES = (
     Architecture(
         gguf="bloom",
         hf=(
-            HFClass("BloomForCausalLM", "bloom", {"layer_norm_epsilon": 1e-5}),
-            HFClass("BloomModel", "bloom", {"layer_norm_epsilon": 1e-5}, when="0", head=False),
+            HFClass("BloomForCausalLM", "bloom"),
+            HFClass("BloomModel", "bloom", when="0", head=False),
         ),
         hparams=(
             HParam("n_ctx", ("seq_length",), ("context_length",), default="n_embd", always=True),

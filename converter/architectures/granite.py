@@ -23,12 +23,7 @@ from converter.architectures.traits import Traits
 from converter.tensors.ops import Split
 
 MOE, SHARED = H + "block_sparse_moe.", H + "shared_mlp."
-DEFAULTS = {
-    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-    "max_position_embeddings": 2048, "attention_multiplier": 1.0, "embedding_multiplier": 1.0,
-    "residual_multiplier": 1.0, "logits_scaling": 1.0,
-}
-MOE_DEFAULTS = {**DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2}
+DEFAULTS = {"num_key_value_heads": "num_attention_heads"}
 
 HPARAMS = (
     *amended(LLAMA_HPARAMS, head_dim={"config": (), "gguf": ()}),
@@ -52,8 +47,8 @@ ARCHITECTURES = (
     Architecture(
         gguf="granitemoe",
         hf=(
-            HFClass("GraniteMoeForCausalLM", "granitemoe", MOE_DEFAULTS, when="n_shared == 0"),
-            HFClass("GraniteMoeSharedForCausalLM", "granitemoeshared", MOE_DEFAULTS, when="n_shared > 0"),
+            HFClass("GraniteMoeForCausalLM", "granitemoe", DEFAULTS, when="n_shared == 0"),
+            HFClass("GraniteMoeSharedForCausalLM", "granitemoeshared", DEFAULTS, when="n_shared > 0"),
         ),
         hparams=(
             *HPARAMS,
@@ -91,7 +86,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="granite_swa",
-        hf=(HFClass("GraniteSWAForCausalLM", "granite_swa", {**DEFAULTS, "sliding_window": 128}),),
+        hf=(HFClass("GraniteSWAForCausalLM", "granite_swa", DEFAULTS),),
         hparams=(
             *HPARAMS,
             *amended(

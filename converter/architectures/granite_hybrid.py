@@ -12,17 +12,13 @@ from converter.architectures.common import (
     G,
     H,
 )
-from converter.architectures.granite import HPARAMS, MOE, MOE_DEFAULTS, SHARED
+from converter.architectures.granite import DEFAULTS, HPARAMS, MOE, SHARED
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, pair
 from converter.architectures.traits import Relation, TokenizerStyle, Traits
 from converter.tensors.ops import NegExp, Reshape, Split
 
 MAMBA = H + "mamba."
 CHANNELS = "n_inner + 2 * n_group * n_state"
-DEFAULTS = {
-    **MOE_DEFAULTS, "shared_intermediate_size": 1024, "mamba_n_heads": 128, "mamba_n_groups": 1, "mamba_d_state": 256,
-    "mamba_d_conv": 4, "mamba_expand": 2,
-}
 
 MAMBA2 = (
     *pair(MAMBA + "in_proj", G + "ssm_in", shape=(f"n_inner + {CHANNELS} + n_head_ssm", "n_embd")),

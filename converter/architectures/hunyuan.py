@@ -88,10 +88,7 @@ ARCHITECTURES = (
             HFClass(
                 "HunYuanDenseV1ForCausalLM",
                 "hunyuan_v1_dense",
-                {
-                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-                    "max_position_embeddings": 2048,
-                },
+                {"num_key_value_heads": "num_attention_heads"},
             ),
         ),
         hparams=(
@@ -201,11 +198,6 @@ ARCHITECTURES = (
             HFClass(
                 "HYV3ForCausalLM",
                 "hy_v3",
-                {
-                    "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 11158840.0,
-                    "max_position_embeddings": 131072, "num_experts": 192, "num_experts_per_tok": 8,
-                    "num_shared_experts": 1, "moe_intermediate_size": 1536, "router_scaling_factor": 2.826,
-                },
             ),
         ),
         hparams=(

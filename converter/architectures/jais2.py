@@ -24,10 +24,7 @@ ARCHITECTURES = (
             HFClass(
                 "Jais2ForCausalLM",
                 "jais2",
-                {
-                    "num_key_value_heads": "num_attention_heads", "head_dim": "hidden_size // num_attention_heads",
-                    "layer_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 8192,
-                },
+                {"num_key_value_heads": "num_attention_heads", "head_dim": "hidden_size // num_attention_heads"},
             ),
         ),
         hparams=(

@@ -24,14 +24,6 @@ EXPERT = FFN + "experts.{expert}."
 IS_CONV, IS_ATTENTION = "n_head_kv == 0", "n_head_kv > 0"
 DENSE, SPARSE = "block < n_dense", "block >= n_dense"
 
-DEFAULTS = {
-    "norm_eps": 1e-5, "rope_theta": 1000000.0, "max_position_embeddings": 128000, "num_key_value_heads": 8,
-    "conv_L_cache": 3,
-}
-MOE_DEFAULTS = {
-    **DEFAULTS, "num_dense_layers": 2, "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 1792,
-}
-
 # Heads of keys per block: none where there is a convolution.
 HYBRID = amended(
     DECODER_HPARAMS,
@@ -106,7 +98,7 @@ ALIASES = (*TEXT_MODEL_ALIASES, ("lfm.{rest}", "model.{rest}"))
 ARCHITECTURES = (
     Architecture(
         gguf="lfm2",
-        hf=(HFClass("Lfm2ForCausalLM", "lfm2", DEFAULTS), HFClass("LFM2ForCausalLM", "lfm2", DEFAULTS, when="0")),
+        hf=(HFClass("Lfm2ForCausalLM", "lfm2"), HFClass("LFM2ForCausalLM", "lfm2", when="0")),
         hparams=(
             *amended(
                 HYBRID[:-1],
@@ -131,7 +123,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="lfm2moe",
-        hf=(HFClass("Lfm2MoeForCausalLM", "lfm2_moe", MOE_DEFAULTS),),
+        hf=(HFClass("Lfm2MoeForCausalLM", "lfm2_moe"),),
         hparams=(
             *amended(HYBRID[:-1], n_expert={"config": ("num_experts", "num_local_experts")}),
             *KINDS,

@@ -32,23 +32,7 @@ DEFAULTS = {
     "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
     "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 2048,
 }
-SIZES = {
-    **DEFAULTS, "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-}
-# Without `head_dim`: where this class is not told one, it says none.
-MISTRAL_DEFAULTS = {
-    "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 131072,
-    "sliding_window": 4096,
-}
-
-ARCEE_DEFAULTS = {
-    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-    "head_dim": "hidden_size // num_attention_heads", "max_position_embeddings": 4096,
-}
-SMOLLM3_DEFAULTS = {
-    "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 2000000.0, "max_position_embeddings": 32768,
-}
+ARCEE_DEFAULTS = {"num_key_value_heads": "num_attention_heads", "head_dim": "hidden_size // num_attention_heads"}
 
 # What Janus has for making images.
 JANUS = (
@@ -64,16 +48,11 @@ ARCHITECTURES = (
             HFClass(
                 "MixtralForCausalLM",
                 "mixtral",
-                {
-                    "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
-                    "max_position_embeddings": 131072, "num_local_experts": 8, "num_experts_per_tok": 2,
-                },
                 when="n_expert > 0",
             ),
             HFClass(
                 "MistralForCausalLM",
                 "mistral",
-                MISTRAL_DEFAULTS,
                 when="0",
             ),
             HFClass("LLaMAForCausalLM", "llama", DEFAULTS, when="0"),
@@ -81,9 +60,9 @@ ARCHITECTURES = (
             HFClass("IQuestCoderForCausalLM", "iquestcoder", DEFAULTS, when="0"),
             HFClass("InternLM3ForCausalLM", "internlm3", DEFAULTS, when="0"),
             # The text models of these.
-            HFClass("LlavaForConditionalGeneration", "llava", SIZES, when="0"),
-            HFClass("VoxtralForConditionalGeneration", "voxtral", SIZES, when="0"),
-            HFClass("JanusForConditionalGeneration", "janus", SIZES, when="0"),
+            HFClass("LlavaForConditionalGeneration", "llava", DEFAULTS, when="0"),
+            HFClass("VoxtralForConditionalGeneration", "voxtral", DEFAULTS, when="0"),
+            HFClass("JanusForConditionalGeneration", "janus", DEFAULTS, when="0"),
             HFClass("VLlama3ForCausalLM", "vllama3", {**DEFAULTS, "num_attention_heads": 32}, when="0"),
         ),
         hparams=(*LLAMA_HPARAMS, ATTENTION_BIAS, MLP_BIAS),
@@ -145,7 +124,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="smollm3",
-        hf=(HFClass("SmolLM3ForCausalLM", "smollm3", SMOLLM3_DEFAULTS),),
+        hf=(HFClass("SmolLM3ForCausalLM", "smollm3"),),
         hparams=(
             *LLAMA_HPARAMS,
             # The runtime rotates three blocks of four.

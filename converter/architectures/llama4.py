@@ -24,18 +24,13 @@ from converter.tensors.ops import Split, Transpose
 
 MLP = H + "feed_forward."
 EXPERTS, SHARED = MLP + "experts.", MLP + "shared_expert."
-DEFAULTS = {
-    "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
-    "max_position_embeddings": 131072, "num_local_experts": 16, "num_experts_per_tok": 1,
-    "interleave_moe_layer_step": 1, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
-}
 
 ARCHITECTURES = (
     Architecture(
         gguf="llama4",
         hf=(
-            HFClass("Llama4ForCausalLM", "llama4_text", DEFAULTS),
-            HFClass("Llama4ForConditionalGeneration", "llama4", DEFAULTS, when="0"),
+            HFClass("Llama4ForCausalLM", "llama4_text"),
+            HFClass("Llama4ForConditionalGeneration", "llama4", when="0"),
         ),
         hparams=(
             *amended(LLAMA_HPARAMS, n_ff={"config": ("intermediate_size_mlp",)}),

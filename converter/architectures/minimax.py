@@ -59,11 +59,7 @@ ARCHITECTURES = (
             HFClass(
                 "MiniMaxM2ForCausalLM",
                 "minimax_m2",
-                {
-                    "max_position_embeddings": 196608, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
-                    "rope_theta": 5000000.0, "head_dim": 128, "num_local_experts": 256, "num_experts_per_tok": 8,
-                    "scoring_func": "sigmoid",
-                },
+                {"scoring_func": "sigmoid"},
                 constants={"use_qk_norm": True, "qk_norm_type": "per_layer", "use_routing_bias": True},
             ),
         ),

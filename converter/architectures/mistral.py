@@ -18,10 +18,7 @@ from converter.architectures.spec import Architecture, HFClass, HParam
 from converter.architectures.styles import LLAMA
 from converter.architectures.traits import Traits
 
-DEFAULTS = {
-    "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
-    "max_position_embeddings": 262144,
-}
+DEFAULTS = {"head_dim": 128}
 
 ARCHITECTURES = (
     Architecture(

@@ -175,10 +175,6 @@ DEEP = tuple(
     for place in PLACES
 )
 
-# What SmolVLM2's config.json leaves out.
-SMOLVLM_DEFAULTS = {
-    "vision_config.hidden_size": 1152, "vision_config.num_attention_heads": 16, "vision_config.intermediate_size": 3072,
-}
 LLAMA4_BLOCK = "vision_model.model.layers.{block}."
 
 # --------------------------------------------------------------------------------------------------------- Pixtral
@@ -484,7 +480,7 @@ PROJECTORS = (
                     "/processor": {"image_processor_type": "Idefics3ImageProcessor"},
                 },
             ),
-            HFClass("SmolVLMForConditionalGeneration", "smolvlm", SMOLVLM_DEFAULTS),
+            HFClass("SmolVLMForConditionalGeneration", "smolvlm"),
         ),
         hparams=(
             *VISION,

@@ -9,12 +9,11 @@ from converter.architectures.styles import BPE
 from converter.architectures.traits import Traits
 
 B = "transformer.blocks.{block}."
-DEFAULTS = {"max_seq_len": 2048}
 
 ARCHITECTURES = (
     Architecture(
         gguf="mpt",
-        hf=(HFClass("MPTForCausalLM", "mpt", DEFAULTS), HFClass("MptForCausalLM", "mpt", DEFAULTS, when="0")),
+        hf=(HFClass("MPTForCausalLM", "mpt"), HFClass("MptForCausalLM", "mpt", when="0")),
         hparams=(
             HParam("n_ctx", ("max_seq_len",), ("context_length",), required=True),
             HParam("n_embd", ("d_model",), ("embedding_length",), required=True),

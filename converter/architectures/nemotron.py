@@ -28,11 +28,7 @@ ARCHITECTURES = (
             HFClass(
                 "NemotronForCausalLM",
                 "nemotron",
-                {
-                    "num_key_value_heads": "num_attention_heads", "head_dim": "hidden_size // num_attention_heads",
-                    "norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
-                    "max_position_embeddings": 4096,
-                },
+                {"num_key_value_heads": "num_attention_heads", "head_dim": "hidden_size // num_attention_heads"},
             ),
         ),
         hparams=(

@@ -16,18 +16,6 @@ MIXER = B + "mixer."
 EXPERT, SHARED = MIXER + "experts.{expert}.", MIXER + "shared_experts."
 IS_ATTENTION, IS_FFN, IS_MAMBA = "n_head_kv > 0", "n_ff > 0", "n_head_kv == 0 and n_ff == 0"
 
-DEFAULTS = {
-    "num_key_value_heads": 8, "head_dim": 128, "layer_norm_epsilon": 1e-5, "max_position_embeddings": 4096,
-    "ssm_state_size": 128, "mamba_num_heads": 128, "mamba_head_dim": 64, "n_groups": 8, "conv_kernel": 4,
-    "use_conv_bias": True,
-}
-DENSE_DEFAULTS = {**DEFAULTS, "intermediate_size": 21504}
-MOE_DEFAULTS = {
-    **DEFAULTS, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 7688,
-    "moe_shared_expert_intermediate_size": 7688, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
-    "routed_scaling_factor": 1.0,
-}
-
 # The reference writes the epsilon under the name of norms that subtract the mean; the size of a head comes last.
 HPARAMS = before(
     "n_expert",
@@ -106,7 +94,7 @@ ARCHITECTURES = (
         gguf="nemotron_h",
         hf=(
             HFClass(
-                "NemotronHForCausalLM", "nemotron_h", DENSE_DEFAULTS, takes="not ('moe' in kinds or 'E' in kinds)"
+                "NemotronHForCausalLM", "nemotron_h", takes="not ('moe' in kinds or 'E' in kinds)"
             ),
         ),
         hparams=(
@@ -138,7 +126,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="nemotron_h_moe",
-        hf=(HFClass("NemotronHForCausalLM", "nemotron_h", MOE_DEFAULTS),),
+        hf=(HFClass("NemotronHForCausalLM", "nemotron_h"),),
         hparams=(
             *HPARAMS,
             HParam("n_expert_group", ("n_group",), ("expert_group_count",)),

@@ -25,19 +25,11 @@ from converter.architectures.styles import BPE
 from converter.architectures.traits import SlidingWindow, Traits
 
 EXPERT = H + "mlp.experts.{expert}."
-DEFAULTS = {
-    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-    "max_position_embeddings": 2048,
-}
-OLMO3_DEFAULTS = {**DEFAULTS, "rope_theta": 500000.0, "sliding_window": 4096}
+DEFAULTS = {"num_key_value_heads": "num_attention_heads"}
 # The blocks that slide rotate by the same base; only those that see all are scaled.
 ROPE_THETA_SWA = HParam(
     "rope_theta_swa", (), ("rope.freq_base_swa",), "f32", default="rope_theta", always=True, when="window > 0"
 )
-MOE_DEFAULTS = {
-    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-    "max_position_embeddings": 4096, "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False,
-}
 # All heads together, not each by itself.
 WIDE_QK_NORM = (
     T(H + "self_attn.q_norm.weight", G + "attn_q_norm.weight", shape=(Q,)),
@@ -51,10 +43,7 @@ ARCHITECTURES = (
             HFClass(
                 "OlmoForCausalLM",
                 "olmo",
-                {
-                    "num_key_value_heads": "num_attention_heads", "rope_theta": 10000.0,
-                    "max_position_embeddings": 2048,
-                },
+                {"num_key_value_heads": "num_attention_heads"},
             ),
         ),
         hparams=(
@@ -71,7 +60,7 @@ ARCHITECTURES = (
         gguf="olmo2",
         hf=(
             HFClass("Olmo2ForCausalLM", "olmo2", DEFAULTS, when="window == 0"),
-            HFClass("Olmo3ForCausalLM", "olmo3", OLMO3_DEFAULTS, when="window > 0"),
+            HFClass("Olmo3ForCausalLM", "olmo3", DEFAULTS, when="window > 0"),
         ),
         hparams=(*before("rms_eps", (ROPE_THETA_SWA,), DECODER_HPARAMS), *WINDOW_PATTERN, ATTENTION_BIAS),
         tensors=(
@@ -88,7 +77,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="olmoe",
-        hf=(HFClass("OlmoeForCausalLM", "olmoe", MOE_DEFAULTS),),
+        hf=(HFClass("OlmoeForCausalLM", "olmoe", DEFAULTS),),
         hparams=(
             *amended(DECODER_HPARAMS, n_expert={"config": ("num_experts", "num_local_experts")}),
             ATTENTION_BIAS,

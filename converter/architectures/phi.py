@@ -66,10 +66,6 @@ ARCHITECTURES = (
             HFClass(
                 "PhiForCausalLM",
                 "phi",
-                {
-                    "layer_norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
-                    "max_position_embeddings": 2048,
-                },
             ),
         ),
         hparams=(
@@ -116,10 +112,7 @@ ARCHITECTURES = (
             HFClass(
                 "Phi3ForCausalLM",
                 "phi3",
-                {
-                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-                    "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
-                },
+                {"num_key_value_heads": "num_attention_heads"},
             ),
         ),
         hparams=PHI3_HPARAMS,
@@ -145,10 +138,6 @@ ARCHITECTURES = (
             HFClass(
                 "PhiMoEForCausalLM",
                 "phimoe",
-                {
-                    "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
-                    "max_position_embeddings": 131072, "num_local_experts": 16, "num_experts_per_tok": 2,
-                },
             ),
         ),
         hparams=(

@@ -87,10 +87,7 @@ ARCHITECTURES = (
             HFClass(
                 "Qwen2MoeForCausalLM",
                 "qwen2_moe",
-                {
-                    **DEFAULTS, "num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4,
-                    "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "norm_topk_prob": False,
-                },
+                DEFAULTS,
             ),
         ),
         hparams=(*MOE_HPARAMS, *EXPERT_WIDTHS),
@@ -108,8 +105,8 @@ ARCHITECTURES = (
     Architecture(
         gguf="qwen3",
         hf=(
-            HFClass("Qwen3ForCausalLM", "qwen3", {**DEFAULTS, "head_dim": 128}),
-            HFClass("Qwen3Model", "qwen3", {**DEFAULTS, "head_dim": 128}, when="0", head=False),
+            HFClass("Qwen3ForCausalLM", "qwen3", DEFAULTS),
+            HFClass("Qwen3Model", "qwen3", DEFAULTS, when="0", head=False),
             HFClass("StepVLForConditionalGeneration", "step_robotics", {**DEFAULTS, "head_dim": 128}, when="0"),
         ),
         hparams=(*DECODER_HPARAMS, ATTENTION_BIAS),
@@ -124,8 +121,7 @@ ARCHITECTURES = (
             HFClass(
                 "Qwen3MoeForCausalLM",
                 "qwen3_moe",
-                {**DEFAULTS, "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
-                 "moe_intermediate_size": 768, "norm_topk_prob": False},
+                {**DEFAULTS, "num_experts": 128},
                 constants={"norm_topk_prob": True},
             ),
         ),

@@ -44,16 +44,6 @@ LINEAR = H + "linear_attn."
 KEYS, VALUES, SHARE = "n_head_k * head_k", "n_head_v * head_v", "n_head_v // n_head_k"
 CHANNELS = f"2 * {KEYS} + {VALUES}"
 
-DEFAULTS = {
-    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768, "head_dim": 256,
-    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
-    "linear_num_key_heads": 16, "linear_num_value_heads": 32,
-}
-MOE_DEFAULTS = {
-    **DEFAULTS, "num_key_value_heads": 2, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
-    "num_experts": 512, "num_experts_per_tok": 10,
-}
-MOE_35_DEFAULTS = {**MOE_DEFAULTS, "num_experts": 256, "num_experts_per_tok": 8}
 ALIASES = (*TEXT_MODEL_ALIASES, ("model.mtp.{rest}", "mtp.{rest}"))
 
 N_LAYER = {"n_layer": {"config": (), "required": False, "default": "n_main + n_nextn", "always": True}}
@@ -184,7 +174,7 @@ ARCHITECTURES = (
         gguf="qwen3next",
         hf=(
             HFClass(
-                "Qwen3NextForCausalLM", "qwen3_next", MOE_DEFAULTS, facts=ONE_SAID,
+                "Qwen3NextForCausalLM", "qwen3_next", facts=ONE_SAID,
                 constants={"norm_topk_prob": True},
             ),
         ),
@@ -203,9 +193,9 @@ ARCHITECTURES = (
     Architecture(
         gguf="qwen35",
         hf=(
-            HFClass("Qwen3_5ForCausalLM", "qwen3_5_text", {**DEFAULTS, "num_key_value_heads": 4}, facts=ONE_SAID),
+            HFClass("Qwen3_5ForCausalLM", "qwen3_5_text", facts=ONE_SAID),
             HFClass(
-                "Qwen3_5ForConditionalGeneration", "qwen3_5", {**DEFAULTS, "num_key_value_heads": 4}, facts=ONE_SAID,
+                "Qwen3_5ForConditionalGeneration", "qwen3_5", facts=ONE_SAID,
                 when="0",
             ),
         ),
@@ -224,8 +214,8 @@ ARCHITECTURES = (
     Architecture(
         gguf="qwen35moe",
         hf=(
-            HFClass("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", MOE_35_DEFAULTS, facts=ONE_SAID),
-            HFClass("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", MOE_35_DEFAULTS, facts=ONE_SAID, when="0"),
+            HFClass("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", facts=ONE_SAID),
+            HFClass("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", facts=ONE_SAID, when="0"),
         ),
         hparams=(
             *amended(before("rope_theta", MROPE, MOE_HPARAMS), **N_LAYER, **SAID_ANYWAY, n_ff={"required": False}),

@@ -26,10 +26,6 @@ from converter.architectures.styles import SPM_OR_BPE
 from converter.architectures.traits import Traits
 from converter.tensors.ops import Split, Transpose
 
-VL_DEFAULTS = {
-    "rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "max_position_embeddings": 32768, "num_key_value_heads": 64,
-    "use_sliding_window": False, "max_window_layers": 80,
-}
 VL_ALIASES = (("thinker.{rest}", "{rest}"), *TEXT_MODEL_ALIASES)
 
 # Qwen3-VL: blocks of the image encoder whose output is added in the first blocks of the text model.
@@ -37,10 +33,7 @@ DEEPSTACK = (
     HParam("deepstack", ("vision_config.deepstack_visual_indexes",), (), "u32[]", default="numbers('')"),
     HParam("n_deepstack", (), ("n_deepstack_layers",), default="len(deepstack)", back=0, always=True),
 )
-VL_3_DEFAULTS = {
-    "rms_norm_eps": 1e-6, "rope_theta": 500000.0, "max_position_embeddings": 128000, "num_key_value_heads": 32,
-    "head_dim": 128, "vision_config.deepstack_visual_indexes": (8, 16, 24),
-}
+VL_3_DEFAULTS = {"head_dim": 128}
 INTERLEAVED = {"rope.mrope_interleaved": (True,)}
 # On the Hub its experts are columns, each layer's in two tensors; transformers 5 can also save them as rows.
 EXPERTS_AS_COLUMNS = (
@@ -60,10 +53,10 @@ ARCHITECTURES = (
         gguf="qwen2vl",
         hf=(
             HFClass("Qwen2ForCausalLM", "qwen2", takes="0"),
-            HFClass("Qwen2VLForConditionalGeneration", "qwen2_vl", VL_DEFAULTS, when="0"),
-            HFClass("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", VL_DEFAULTS, when="0"),
-            HFClass("Qwen2VLModel", "qwen2_vl", VL_DEFAULTS, when="0"),
-            HFClass("Qwen2_5OmniModel", "qwen2_5_omni", VL_DEFAULTS, when="0"),
+            HFClass("Qwen2VLForConditionalGeneration", "qwen2_vl", when="0"),
+            HFClass("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", when="0"),
+            HFClass("Qwen2VLModel", "qwen2_vl", when="0"),
+            HFClass("Qwen2_5OmniModel", "qwen2_5_omni", when="0"),
         ),
         hparams=before("rope_theta", MROPE, DECODER_HPARAMS),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
@@ -90,8 +83,7 @@ ARCHITECTURES = (
             HFClass(
                 "Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe",
                 {
-                    **VL_3_DEFAULTS, "num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4,
-                    "moe_intermediate_size": 1408,
+                    **VL_3_DEFAULTS, "num_experts": 60,
                 },
                 when="0",
             ),

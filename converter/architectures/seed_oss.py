@@ -26,10 +26,6 @@ ARCHITECTURES = (
             HFClass(
                 "SeedOssForCausalLM",
                 "seed_oss",
-                {
-                    "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-                    "max_position_embeddings": 524288,
-                },
             ),
         ),
         hparams=(

@@ -75,7 +75,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="plm",
-        hf=(HFClass("PLMForCausalLM", "plm", {**DEFAULTS, "rms_norm_eps": 1e-6}),),
+        hf=(HFClass("PLMForCausalLM", "plm", DEFAULTS),),
         hparams=(
             *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}, head_dim={"config": (), "gguf": ()}),
             HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), required=True),

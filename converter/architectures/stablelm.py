@@ -18,16 +18,11 @@ from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
 from converter.architectures.traits import Traits
 
-DEFAULTS = {
-    "layer_norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 0.25, "max_position_embeddings": 4096,
-    "use_parallel_residual": False, "num_key_value_heads": 32,
-}
-
 ARCHITECTURES = (
     Architecture(
         gguf="stablelm",
         hf=(
-            HFClass("StableLmForCausalLM", "stablelm", DEFAULTS),
+            HFClass("StableLmForCausalLM", "stablelm"),
             HFClass("StableLMEpochForCausalLM", "stablelm_epoch", {"use_parallel_residual": True}, when="0"),
         ),
         hparams=(

@@ -28,7 +28,6 @@ ARCHITECTURES = (
             HFClass(
                 "GPTBigCodeForCausalLM",
                 "gpt_bigcode",
-                {"layer_norm_epsilon": 1e-5, "n_positions": 1024},
                 constants={"multi_query": True},
             ),
         ),
@@ -68,10 +67,6 @@ ARCHITECTURES = (
             HFClass(
                 "Starcoder2ForCausalLM",
                 "starcoder2",
-                {
-                    "num_key_value_heads": 2, "norm_epsilon": 1e-5, "rope_theta": 10000.0,
-                    "max_position_embeddings": 4096,
-                },
             ),
         ),
         hparams=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # numpy's BLAS would start a thread per processor; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # A model has up to a hundred thousand tensors, none in a circle: to look for circles takes a third of opening it.
+    gc.set_threshold(100_000, 50, 100)
     warnings.showwarning = _show_warning
     say_anything()
     verb, rest = verbs.chosen(argv)

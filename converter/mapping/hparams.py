@@ -34,6 +34,7 @@ class Scope:
     def __init__(self, hparams: HParams, present: Container[str] = ()) -> None:
         self._model: dict[str, Any] = {**hparams, PRESENT: present}
         self._block = self._model
+        self._held: dict[tuple[str, int | None], bool] = {}  # every expert of a block asks the same
 
     def at(self, block: int | None) -> Sizes:
         """The names as they are in a block; None for the model as a whole."""
@@ -45,7 +46,11 @@ class Scope:
 
     def holds(self, condition: str | None, block: int | None = None) -> bool:
         """Whether a row applies; one without a condition always does."""
-        return condition is None or bool(evaluate(condition, self.at(block)))
+        if condition is None:
+            return True
+        if (condition, block) not in self._held:
+            self._held[condition, block] = bool(evaluate(condition, self.at(block)))
+        return self._held[condition, block]
 
     def size(self, text: str | int, block: int | None = None) -> int:
         """A size in a block."""

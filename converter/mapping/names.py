@@ -48,38 +48,59 @@ def resolved(architecture: Architecture, sizes: Sizes) -> Architecture:
 
 
 class RuleNames:
-    """Finds the rule of a name. Templates have `{block}` and `{expert}` as whole components, so a table does it."""
+    """Finds the rule of a name. Templates have `{block}` and `{expert}` as whole components, so a table does it.
+
+    A model has up to a hundred thousand names: what a template says is taken apart once.
+    """
 
     def __init__(self, rules: Iterable[TensorRule], side: str) -> None:
-        self._table: dict[tuple[str, ...], list[tuple[TensorRule, int, tuple[str, ...]]]] = {}
+        self._table: dict[tuple[str, ...], list[tuple[TensorRule, int, tuple[_Number, ...]]]] = {}
         for rule in rules:
             for slot, template in enumerate(getattr(rule, side)):
                 parts = template.split(".")
                 key = tuple("#" if part.startswith("{") or _is_index(part) else part for part in parts)
-                numbers = tuple(part for part, kind in zip(parts, key, strict=True) if kind == "#")
+                numbers = tuple(_Number.of(part) for part, kind in zip(parts, key, strict=True) if kind == "#")
                 self._table.setdefault(key, []).append((rule, slot, numbers))
 
     def find(self, name: str, applies: Callable[[TensorRule, int | None], bool]) -> Match | None:
         """The first rule of this name that applies to its block."""
-        parts = name.split(".")
-        numbers = [part for part in parts if _is_index(part)]
-        for rule, slot, kinds in self._table.get(tuple("#" if _is_index(part) else part for part in parts), ()):
-            if all(kind.startswith("{") or kind == number for kind, number in zip(kinds, numbers, strict=True)):
-                at = dict(_meant(kind, int(number)) for kind, number in zip(kinds, numbers, strict=True))
-                block = at.get(BLOCK)
+        key, found = [], []
+        for part in name.split("."):
+            if _is_index(part):
+                found.append(int(part))
+                key.append("#")
+            else:
+                key.append(part)
+        for rule, slot, numbers in self._table.get(tuple(key), ()):
+            block = expert = None
+            for number, value in zip(numbers, found, strict=True):
+                if number.word == BLOCK:
+                    block = value - number.plus
+                elif number.word is not None:
+                    expert = value - number.plus
+                elif number.plus != value:
+                    break
+            else:
                 if (block is None or block >= 0) and applies(rule, block):
-                    return Match(rule, slot, block, at.get("expert"))
+                    return Match(rule, slot, block, expert)
         return None
 
 
 def _is_index(part: str) -> bool:
-    return _INDEX.fullmatch(part) is not None
+    return part.isdecimal() and _INDEX.fullmatch(part) is not None
 
 
-def _meant(kind: str, number: int) -> tuple[str, int]:
-    """What a number in a name says: `{block-12}` at 0 is block 12."""
-    match = _NUMBER.fullmatch(kind)
-    return (match[1], number - int(match[2] or 0)) if match else (kind, number)
+@dataclass(frozen=True)
+class _Number:
+    """A number in a template: a word and what is added to it (`{block-12}`), or the number alone."""
+
+    word: str | None
+    plus: int
+
+    @classmethod
+    def of(cls, part: str) -> _Number:
+        match = _NUMBER.fullmatch(part)
+        return cls(match[1], int(match[2] or 0)) if match else cls(None, int(part))
 
 
 def fill(template: str, block: int | None, expert: int | None = None) -> str:

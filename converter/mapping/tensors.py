@@ -86,20 +86,22 @@ class _Applies:
 
 SLAB = 1 << 22  # bytes that are compared at once
 
-_Groups = dict[tuple[TensorRule, "int | None"], dict[tuple[int, "int | None"], LazyTensor]]
+_Group = dict[tuple[int, "int | None"], LazyTensor]
 
 
-def _group(matches: Iterable[tuple[Match, LazyTensor]]) -> _Groups:
-    groups: _Groups = {}
+def _group(matches: Iterable[tuple[Match, LazyTensor]]) -> Iterable[tuple[TensorRule, int | None, _Group]]:
+    """The tensors of each rule in each block, by their place in it and their expert."""
+    groups: dict[tuple[int, int | None], tuple[TensorRule, int | None, _Group]] = {}
     for match, tensor in matches:
         if 0 in tensor.info.shape:
             raise ShapeMismatch(f"{tensor.name} is {list(tensor.info.shape)}: empty")
-        group = groups.setdefault((match.rule, match.block), {})
+        # A rule stands once in an architecture, and to hash what it says costs more than to find it.
+        group = groups.setdefault((id(match.rule), match.block), (match.rule, match.block, {}))[2]
         if (match.slot, match.expert) in group:
             other = group[match.slot, match.expert].name
             raise UnmatchedTensor(f"{tensor.name}: the same tensor as {other} under another name")
         group[match.slot, match.expert] = tensor
-    return groups
+    return groups.values()
 
 
 def _unmatched(architecture: Architecture, names: Sequence[str]) -> UnmatchedTensor:
@@ -246,7 +248,7 @@ def _mapped_forward(
     outputs: dict[str, LazyTensor] = {}
     types: dict[str, str] = {}
     stored: dict[str, DType] = {}
-    for (rule, block), group in _group(_match_hf(architecture, checkpoint, scope, events, no_nextn)).items():
+    for rule, block, group in _group(_match_hf(architecture, checkpoint, scope, events, no_nextn)):
         made = _forward(rule, block, group, scope)
         for tensor in made:
             if tensor.name in outputs:
@@ -456,7 +458,7 @@ def _mapped_backward(architecture: Architecture, checkpoint: Checkpoint, hparams
     if unknown := [tensor.name for match, tensor in found if match is None]:
         raise _unmatched(architecture, unknown)
     made = _Backward(architecture, rules, {}, {}, [])
-    for (rule, block), group in _group((match, tensor) for match, tensor in found if match).items():
+    for rule, block, group in _group((match, tensor) for match, tensor in found if match):
         if rule.generator:
             said = _said_by(rule, group, scope, hparams)
             made.rope.update(said)

@@ -14,7 +14,7 @@ import converter
 
 RUN = [name for name in architectures.NAMES if architectures.facts(name)["runtime"] is not None]
 #: What a class is asked for that has no head, or a classifier for one; others for logits.
-ANSWERS = {"Model": "embeddings", "ForSequenceClassification": "scores"}
+ANSWERS = {"LMHeadModel": "logits", "Model": "embeddings", "ForSequenceClassification": "scores"}
 
 
 @pytest.mark.slow

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import json
 import random
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.golden import PATHS, golden
 
 from converter.architectures import traits_of
 from converter.architectures.traits import AS_ASKED, F16_OR_F32
@@ -34,57 +33,30 @@ from converter.quant.recipes import (
 )
 from converter.tensors.dtypes import DTYPES
 
-SNAPSHOTS = sorted((Path(__file__).parent.parent.parent / "fixtures" / "snapshots").glob("*.json"))
-
-
 # ---------------------------------------------------------------------------------------------------
 # llama.cpp's golden tables: 12 models x 33 ftypes
 
 
-def _names(template: str, layers: str) -> list[str]:
-    """`blk.{}.x` and "0-2,5" as four names; a template without layers as itself."""
-    if not layers:
-        return [template]
-    bounds = [part.partition("-") for part in layers.split(",")]
-    return [template.format(n) for low, _, high in bounds for n in range(int(low), int(high or low) + 1)]
-
-
-@cache
-def _snapshot(path: Path) -> tuple[ModelFacts, tuple[TensorSpec, ...], dict[str, Any]]:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    specs = tuple(
-        TensorSpec(name, tuple(shape), "F32")
-        for template, layers, shape in data["tensors"]
-        for name in _names(template, layers)
-    )
-    facts = data["facts"]
-    return ModelFacts(**facts, traits=traits_of(facts["arch"])), specs, data["expected"]
-
-
 def test_the_golden_tables_are_complete() -> None:
-    assert len(SNAPSHOTS) == 12
-    for path in SNAPSHOTS:
-        assert set(_snapshot(path)[2]) == set(RECIPES) - {"COPY", "Q1_0", "Q2_0"}
+    assert len(PATHS) == 12
+    for path in PATHS:
+        assert set(golden(path).entries) == set(RECIPES) - {"COPY", "Q1_0", "Q2_0"}
 
 
-@pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_types_equal_the_golden_table(path: Path) -> None:
-    facts, specs, expected = _snapshot(path)
-    for ftype, entry in expected.items():
-        special = {
-            name: its_type
-            for its_type, templates in entry["except"].items()
-            for template, layers in templates.items()
-            for name in _names(template, layers)
-        }
-        chosen = assign(recipe(ftype), specs, facts)
+    table = golden(path)
+    for ftype in table.entries:
+        special = table.special(ftype)
+        chosen = assign(recipe(ftype), table.specs, table.facts)
         quantized = {name: choice.type for name, choice in chosen.items() if not choice.rule.startswith("kept")}
         assert special.keys() <= quantized.keys()
-        assert quantized == {name: special.get(name, entry["base"]) for name in quantized}, ftype
+        assert quantized == {name: special.get(name, table.entries[ftype]["base"]) for name in quantized}, ftype
 
 
 def test_the_order_of_the_file_does_not_matter() -> None:
-    facts, specs, _ = _snapshot(next(path for path in SNAPSHOTS if path.stem == "glm-4.6v"))
+    table = golden(next(path for path in PATHS if path.stem == "glm-4.6v"))
+    facts, specs = table.facts, table.specs
     shuffled = random.Random(7).sample(specs, len(specs))
     for name in ("Q4_K_M", "IQ2_M", "Q3_K_L"):
         assert list(assign(RECIPES[name], specs, facts).items()) == list(assign(RECIPES[name], shuffled, facts).items())
