@@ -62,9 +62,7 @@ ARCHITECTURES = (
         gguf="paddleocr",
         hf=(
             HFClass("LlamaForCausalLM", "llama", takes="0"),
-            HFClass(
-                "PaddleOCRVLForConditionalGeneration", "paddleocr_vl", {**DEFAULTS, "head_dim": 128}, when="0"
-            ),
+            HFClass("PaddleOCRVLForConditionalGeneration", "paddleocr_vl", when="0"),
         ),
         hparams=(*before("rope_theta", MROPE, DECODER_HPARAMS), ATTENTION_BIAS, MLP_BIAS, USE_BIAS),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),

@@ -151,7 +151,7 @@ ARCHITECTURES = (
             ),
             HParam(
                 "kinds", ("layer_types",), (), "str[]", per_block=True,
-                default="'minimax_m3_sparse' if moe_blocks else 'full_attention'",
+                default="'full_attention'",
                 back="'minimax_m3_sparse' if block >= n_dense else 'full_attention'",
             ),
         ),
