@@ -76,9 +76,9 @@ class RuleNames:
             for number, value in zip(numbers, found, strict=True):
                 if number.word == BLOCK:
                     block = value - number.plus
-                elif number.word is not None:
-                    expert = value - number.plus
-                elif number.plus != value:
+                elif number.word == "expert":
+                    expert = value
+                elif number.word is None and number.plus != value:
                     break
             else:
                 if (block is None or block >= 0) and applies(rule, block):
@@ -92,7 +92,10 @@ def _is_index(part: str) -> bool:
 
 @dataclass(frozen=True)
 class _Number:
-    """A number in a template: a word and what is added to it (`{block-12}`), or the number alone."""
+    """A number in a template: a word and what is added to it (`{block-12}`), or the number alone.
+
+    What hparams say (`{n_main}`) is any number where no model has said it.
+    """
 
     word: str | None
     plus: int
@@ -100,7 +103,9 @@ class _Number:
     @classmethod
     def of(cls, part: str) -> _Number:
         match = _NUMBER.fullmatch(part)
-        return cls(match[1], int(match[2] or 0)) if match else cls(None, int(part))
+        if match:
+            return cls(match[1], int(match[2] or 0))
+        return cls(part, 0) if part.startswith("{") else cls(None, int(part))
 
 
 def fill(template: str, block: int | None, expert: int | None = None) -> str:
