@@ -74,7 +74,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 # The sizes of a model, under any of their names.
 SIZES = (
     "hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "n_layers", "num_attention_heads", "n_head",
-    "n_heads", "vocab_size",
+    "n_heads", "vocab_size", "dim",
 )  # fmt: skip
 
 # What stands beside the rope scaling, under any of these names, and within it where transformers 5 wrote the config.
@@ -185,6 +185,7 @@ def class_defaults(hf: HFClass, config: Mapping[str, Any]) -> dict[str, Any]:
     filled = {**defaults_of(hf.model_type), **defaults_of(text.get("model_type"))}
     if config and not text:
         filled = {key: value for key, value in filled.items() if key not in SIZES}
+    filled |= {key: filled[own] for key, own in hf.keys.items() if own in filled}
     if found := defaults_of(tower.get("model_type")):
         filled["vision_config"] = found
     return filled

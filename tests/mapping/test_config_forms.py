@@ -116,6 +116,7 @@ def test_unknown_models_are_told_what_is_known(config: dict[str, Any]) -> None:
 SMALL = {
     "hidden_size": 4096, "n_embd": 4096, "d_model": 4096, "num_attention_heads": 32, "n_head": 32, "n_heads": 32,
     "num_hidden_layers": 4, "n_layer": 4, "n_layers": 4, "vocab_size": 64,
+    "dim": 4096,
 }  # fmt: skip
 # It tells its text model what llama's class would say otherwise; no other class does.
 TELLS_ITS_TEXT_MODEL = "voxtral"

@@ -57,7 +57,8 @@ CONFIGS: dict[str, Config] = {
         "text_config": {"model_type": "glm4v_moe_text", "num_hidden_layers": 46, "tie_word_embeddings": False},
     },
     "gpt-oss-120b": {
-        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_hidden_layers": 36,
+        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880,
+        "num_hidden_layers": 36, "num_attention_heads": 64,
         "tie_word_embeddings": False,
     },
     "meta-llama-3.1-70b-instruct": {
