@@ -21,7 +21,7 @@ from converter.storage.protobuf import blob, float32, number
 from converter.tokenizers.build import ADDED_SCORE, MARK
 from converter.tokenizers.own import PLAMO_FILE, RWKV_FILE, PlamoToken, write_plamo, write_rwkv
 from converter.tokenizers.pretokenizer import expression_of, to_json
-from converter.tokenizers.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from converter.tokenizers.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from converter.tokenizers.special import (
     ADD_BOS,
     ADD_EOS,
@@ -349,11 +349,15 @@ def _unigram(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
 
 
 def _unknown(vocab: _Vocab, metadata: Metadata) -> int | None:
-    """The unknown token: by its type, by its id key, or by the name it usually has."""
+    """The unknown token: by its type where one alone has it, by its id key, or by the name it usually has.
+
+    Old files have that type for rows of padding too.
+    """
     i = scalar_of(metadata, ID_KEYS["unk"])
     named = [i] if isinstance(i, int) and 0 <= i < len(vocab.texts) else []
     usual = [vocab.texts.index("<unk>")] if "<unk>" in vocab.texts else []
-    return next(iter(vocab.of_type(UNKNOWN) + named + usual), None)
+    typed = vocab.of_type(UNKNOWN)
+    return next(iter(typed if len(typed) == 1 else named + usual + typed), None)
 
 
 def _merges_by_score(vocab: _Vocab) -> list[list[str]]:
@@ -417,7 +421,8 @@ def _model(vocab: _Vocab, metadata: Metadata) -> dict[str, bytes]:
     if unknown is None:
         return {}
     last = max(vocab.used()) + 1
-    types = [UNKNOWN if i == unknown else kind for i, kind in enumerate(vocab.types[:last])]
+    kinds = (UNUSED if kind == UNKNOWN else kind for kind in vocab.types[:last])  # a model has one unknown piece
+    types = [UNKNOWN if i == unknown else kind for i, kind in enumerate(kinds)]
     pieces = b"".join(
         blob(1, blob(1, vocab.texts[i].encode()) + float32(2, vocab.scores[i]) + number(3, kind))
         for i, kind in enumerate(types)

@@ -8,7 +8,7 @@ import random
 import struct
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import pytest
 from support import models
 from support.paths import DATA
 from support.protobuf import blob, varint
+from support.vocabularies import Files, bytes_of, case_files, read_case, style_of, write_vocab_gguf
 
-from converter.architectures import architectures, traits_of
+from converter.architectures import architectures
 from converter.architectures.runtime import RUNTIME
 from converter.architectures.traits import TokenizerStyle
 from converter.errors import ConverterError, MissingPart, TokenizerError, UnknownPreTokenizer, UsageError
@@ -35,7 +36,7 @@ from converter.tokenizers.vocabulary import read_vocabulary
 HERE = DATA / "tokenizers"
 sys.path.insert(0, str(HERE))
 
-from tokenizer_cases import CASES, Case, sources  # noqa: E402
+from tokenizer_cases import CASES  # noqa: E402
 from tokenizer_digest import digest  # noqa: E402
 
 REFERENCE: dict[str, dict[str, list[str]] | str] = json.loads((HERE / "reference.json").read_text())
@@ -46,19 +47,6 @@ DIFFERS = {
     "stories-json-v5": {"tokenizer.ggml.scores"},
     "stories-json-bare": {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"},
 }
-Files = dict[str, "Path | Callable[[], bytes]"]
-
-
-def case_files(case: Case, data: Path) -> Files:
-    found = sources(case, data)
-    missing = [str(path) for path in found.values() if isinstance(path, Path) and not path.is_file()]
-    if missing:
-        pytest.skip(f"not in the test data: {', '.join(missing)}")
-    return {name: (source if isinstance(source, Path) else bytes_of(source)) for name, source in found.items()}
-
-
-def bytes_of(content: bytes) -> Callable[[], bytes]:
-    return lambda: content
 
 
 def memory(**files: object) -> Files:
@@ -74,17 +62,6 @@ def memory(**files: object) -> Files:
         )
         for name, content in named.items()
     }
-
-
-def style_of(arch: str) -> TokenizerStyle:
-    return traits_of(arch).tokenizer
-
-
-def read_case(name: str, data: Path) -> Tokenizer:
-    case = CASES[name]
-    rows = case.config["vocab_size"]
-    assert isinstance(rows, int)
-    return read_tokenizer(case_files(case, data), case.config, n_rows=rows, style=style_of(case.arch))
 
 
 def digests(metadata: Metadata) -> dict[str, list[str]]:
@@ -142,19 +119,6 @@ def test_tokens_equal_llama_cpps_own_vocabulary_files(name: str, vocab: str, dat
 
 
 # --- what the runtime makes of it
-
-
-def write_vocab_gguf(metadata: Metadata, path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in metadata.items():
-        if isinstance(value, Array):
-            writer.add_array(key, [v if isinstance(v, str | bytes) else v.item() for v in value.values])
-        else:
-            {"str": writer.add_string, "bool": writer.add_bool, "u32": writer.add_uint32}[value.type](key, value.value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
 
 
 def test_derived_scores_make_the_runtime_cut_text_as_the_tokenizer_does(data: Path, tmp_path: Path) -> None:
