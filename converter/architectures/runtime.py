@@ -14,7 +14,6 @@ from converter.architectures.styles import (
     UNIGRAM,
 )
 from converter.architectures.traits import SlidingWindow, TokenizerStyle, Traits
-from converter.metadata import boolean
 
 RUNTIME: dict[str, Traits] = {
     "apertus": Traits(LLAMA),
@@ -41,14 +40,6 @@ RUNTIME: dict[str, Traits] = {
     "jais": Traits(BPE),
     "jina-bert-v2": Traits(BERT),
     "jina-bert-v3": Traits(BERT),
-    "modern-bert": Traits(
-        TokenizerStyle(
-            ("bpe",),
-            first=(
-                ("add_bos_token", boolean(True)), ("add_eos_token", boolean(True)), ("add_sep_token", boolean(True)),
-            ),
-        )
-    ),
     "muse-glimmer": Traits(window=SlidingWindow(4)),
     "neo-bert": Traits(BERT),
     "nomic-bert": Traits(BERT),

@@ -24,6 +24,10 @@ BERT = TokenizerStyle(("wordpiece", "bpe", "unigram"), token_types=True)
 CHATGLM = TokenizerStyle(
     ("bpe",), ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
 )  # fmt: skip
+MODERN_BERT = TokenizerStyle(
+    ("bpe",),
+    first=(("add_bos_token", boolean(True)), ("add_eos_token", boolean(True)), ("add_sep_token", boolean(True))),
+)
 ROBERTA = TokenizerStyle(("bpe", "wordpiece"), token_types=True)
 XLM_ROBERTA = TokenizerStyle(("unigram",), token_types=True)
 GLM = TokenizerStyle(

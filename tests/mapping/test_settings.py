@@ -328,7 +328,8 @@ IN_TRAINING = {
     "altup_coef_clip",
     "attention_dropout", "attn_pdrop", "emb_pdrop", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop",
     "residual_dropout", "classifier_dropout", "initializer_range", "input_jitter_noise", "router_jitter_noise",
-    "router_aux_loss_coef", "embedding_initializer_range",
+    "router_aux_loss_coef", "embedding_initializer_range", "initializer_cutoff_factor", "mlp_dropout",
+    "sparse_prediction", "sparse_pred_ignore_index",
 }  # fmt: skip
 ABOUT_THE_OBJECT = {
     "_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "chunk_size_feed_forward",
@@ -342,7 +343,7 @@ PRECISION_OR_SPEED = {
     "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "reorder_and_upcast_attn", "slow_but_exact",
     "pretraining_tp", "mamba_chunk_size", "enable_moe_fp32_combine", "attn_config.attn_impl", "chunk_size",
     "mamba_ssm_cache_dtype", "moe_shared_expert_overlap", "num_logits_to_keep", "residual_in_fp32", "use_mamba_kernels",
-    "use_associative_scan", "use_mambapy",
+    "use_associative_scan", "use_mambapy", "deterministic_flash_attn",
 }  # fmt: skip
 #: Tensors that are there or not there, or their shapes, say it: other values make other tensors, which rules refuse.
 SEEN_IN_THE_TENSORS = {
@@ -350,7 +351,7 @@ SEEN_IN_THE_TENSORS = {
     "num_key_value_heads", "add_cross_attention", "decoder_sparse_step", "mlp_only_layers", "mlp_layer_types",
     "moe_layers", "moe_layer_end_index", "qk_head_dim", "attn_config.qk_ln", "expand", "intermediate_size",
     "mamba_proj_bias", "projectors_bias", "mtp_layers_block_type", "num_nextn_predict_layers", "mtp_layer_types",
-    "mtp_mlp_layer_types",
+    "mtp_mlp_layer_types", "decoder_bias",
 }  # fmt: skip
 #: How the steps of Mamba are drawn at first; transformers' slow way also keeps them above the least, its fast one and
 #: the runtimes do not.
