@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import sparse_llama
+import sparse
 
 ROOT = Path(__file__).resolve().parent.parent
 QUANTIZE = """
@@ -43,7 +43,7 @@ class Run:
 
 def make_model(folder: Path, size: str) -> Path:
     """A folder of seeded normal weights in BF16, filled by repeating 32 Mi of them."""
-    sparse_llama.make(size, folder, ROOT / "fixtures" / "stories260K")
+    sparse.folder(sparse.LLAMAS[f"llama-{size}"], folder, tokenizer=ROOT / "fixtures" / "stories260K")
     normal = np.random.default_rng(0).standard_normal(32 << 20, np.float32) * np.float32(0.02)
     pattern = (normal.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     path = folder / "model.safetensors"
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--size", choices=sparse_llama.SHAPES, default="1.1b")
+    parser.add_argument("--size", choices=("8b", "1b", "1.1b"), default="1.1b")
     parser.add_argument("--work", type=Path, help="where the model is kept for another time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

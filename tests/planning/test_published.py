@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import published
+import sparse
 from support.golden import PATHS, golden
 
 from converter import Request
@@ -16,20 +16,20 @@ TABLES = {path.stem: path for path in PATHS}
 MANY = ("deepseek-v3.1", "qwen3-coder-next", "qwen3.5-397b-a17b", "glm-4.6v")
 CASES = [
     pytest.param(name, ftype, marks=[pytest.mark.slow] if name in MANY and ftype != "Q4_K_M" else [])
-    for name in published.CONFIGS
+    for name in sparse.CONFIGS
     for ftype in ("Q4_K_M", "Q2_K", "Q3_K_L", "MXFP4_MOE")
 ]
 
 
 def test_every_golden_table_has_a_config() -> None:
-    assert published.CONFIGS.keys() == TABLES.keys()
+    assert sparse.CONFIGS.keys() == TABLES.keys()
 
 
 @pytest.mark.parametrize(("name", "ftype"), CASES)
 def test_types_equal_the_golden_table(name: str, ftype: str, tmp_path: Path) -> None:
     table = golden(TABLES[name])
     expected = {spec.name: spec.shape for spec in table.specs}
-    folder = published.folder(published.CONFIGS[name], tmp_path / name, expected)
+    folder = sparse.folder(sparse.CONFIGS[name], tmp_path / name, expected)
     made = plan(folder, tmp_path / "out.gguf", Request(quant=ftype.lower(), no_tokenizer=True))
     with made.checkpoint:
         steps = {step.name: step for step in made.steps if step.name in expected}

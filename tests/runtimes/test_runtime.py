@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sparse
 from support import models
 from support.llama_runner import ask
 
 import converter
 
 pytest.importorskip("llama_cpp")
-BENCHMARKS = models.FIXTURES.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +63,10 @@ def test_perplexity_grows_as_bits_shrink(tmp_path: Path) -> None:
 
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """Two sparse Llamas, one four times the other, in processes of their own: the same peak within 10 %."""
-    sys.path.insert(0, str(BENCHMARKS))
-    import sparse_llama
-
     peaks = []
     for layers in (2, 8):
-        sparse_llama.SHAPES["test"] = {
-            "hidden": 2048,
-            "layers": layers,
-            "heads": 32,
-            "kv": 8,
-            "ff": 8192,
-            "vocab": 32000,
-        }
-        folder = sparse_llama.make("test", tmp_path / str(layers), models.FIXTURES / "stories260K")
+        config = {**sparse.LLAMAS["llama-1b"], "num_hidden_layers": layers, "vocab_size": 32000}
+        folder = sparse.folder(config, tmp_path / str(layers), tokenizer=models.FIXTURES / "stories260K")
         peaks.append(_peak(folder, tmp_path / "out.gguf"))
     assert peaks[1] < peaks[0] * 1.1
     assert peaks[1] < 300 << 20

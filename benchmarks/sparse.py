@@ -1,7 +1,9 @@
-"""Folders of the sizes of published models: real configs and headers, no data on disk.
+"""Folders of the sizes of published models: real configs and headers, no data on disk. For time, memory and types.
 
-The configs say what the published ones say where it decides names and shapes. `python tests/support/published.py NAME
-DIR [--layers N]` makes one for measurements of time and memory.
+    python benchmarks/sparse.py llama-3.1-8b DIR --tokenizer FOLDER     16 GB apparent size
+    python benchmarks/sparse.py deepseek-v3.1 DIR --layers 4            the first four of 61 layers
+
+The configs say what the published ones say where it decides names and shapes.
 """
 
 from __future__ import annotations
@@ -10,13 +12,9 @@ import argparse
 import json
 import math
 import shutil
-import sys
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from converter.checkpoint import Checkpoint
 from converter.mapping.detect import detect
@@ -37,6 +35,29 @@ LLAMA3 = {
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936, "head_dim": 128}
 PATTERN = "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
 
+
+def llama(**sizes: object) -> Config:
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+        "max_position_embeddings": 8192, "tie_word_embeddings": False, "torch_dtype": "bfloat16", **sizes,
+    }  # fmt: skip
+
+
+LLAMAS: dict[str, Config] = {
+    "llama-3.1-8b": llama(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336,
+        vocab_size=128256,
+    ),
+    "llama-1b": llama(
+        hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, intermediate_size=8192,
+        vocab_size=128256,
+    ),
+    "llama-1.1b": llama(
+        hidden_size=2048, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4, intermediate_size=5632,
+        vocab_size=32000,
+    ),
+}  # fmt: skip
+#: Those of llama.cpp's golden tables (fixtures/snapshots), by their names there.
 CONFIGS: dict[str, Config] = {
     "deepseek-v3.1": {
         "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": 129280,
@@ -147,24 +168,24 @@ def sparse(path: Path, tensors: Shapes) -> None:
         file.truncate(8 + len(text) + offset)
 
 
-def folder(config: Config, path: Path, stored: Container[str] = Every()) -> Path:
-    """A Hugging Face folder of these sizes."""
+def folder(config: Config, path: Path, stored: Container[str] = Every(), tokenizer: Path | None = None) -> Path:
+    """A Hugging Face folder of these sizes, with the tokenizer files of another folder."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config), "utf-8")
     sparse(path / "model.safetensors", shapes(config, stored))
+    for file in tokenizer.glob("tokenizer*") if tokenizer else ():
+        shutil.copy(file, path)
     return path
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=CONFIGS)
+    parser.add_argument("name", choices=LLAMAS | CONFIGS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, help="only the first N")
     parser.add_argument("--tokenizer", type=Path, help="folder to copy tokenizer files from")
     args = parser.parse_args()
-    chosen = CONFIGS[args.name]
+    chosen = {**LLAMAS, **CONFIGS}[args.name]
     if args.layers:
         (chosen.get("text_config") or chosen)["num_hidden_layers"] = args.layers
-    folder(chosen, args.folder)
-    for each in args.tokenizer.glob("tokenizer*") if args.tokenizer else ():
-        shutil.copy(each, args.folder)
+    print(folder(chosen, args.folder, tokenizer=args.tokenizer))
