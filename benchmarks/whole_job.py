@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import sparse
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support import sparse  # noqa: E402
+
 QUANTIZE = """
 import ctypes, llama_cpp, sys
 llama_cpp.llama_backend_init()

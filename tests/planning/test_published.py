@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import sparse
+from support import sparse
 from support.golden import PATHS, golden
 
 from converter import Request

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sparse
-from support import models
+from support import models, sparse
 from support.llama_runner import ask
 
 import converter

@@ -1,7 +1,7 @@
 """Folders of the sizes of published models: real configs and headers, no data on disk. For time, memory and types.
 
-    python benchmarks/sparse.py llama-3.1-8b DIR --tokenizer FOLDER     16 GB apparent size
-    python benchmarks/sparse.py deepseek-v3.1 DIR --layers 4            the first four of 61 layers
+    python tests/support/sparse.py llama-3.1-8b DIR --tokenizer FOLDER     16 GB apparent size
+    python tests/support/sparse.py deepseek-v3.1 DIR --layers 4            the first four of 61 layers
 
 The configs say what the published ones say where it decides names and shapes.
 """
