@@ -1,22 +1,27 @@
-"""GLM, GLM-4, GLM-4.5 to 4.7, Solar Open. ggml rotates neighbours for the first two and halves for the others, as they
-are stored.
+"""GLM, GLM-4, GLM-4.5 to 4.7, Solar Open, the text models of GLM-4.1V, GLM-4.5V and GLM-OCR.
 
-Source: the reference converter's ChatGLMModel, Glm4Model, Glm4MoeModel, SolarOpenModel; transformers' configuration
-classes for the defaults.
+ggml rotates neighbours for the first two and halves for the others, as they are stored; with a position of three parts
+(time, height, width, equal in text alone) it rotates halves always, so that GLM-4's heads are reordered for it.
+Source: the reference converter's ChatGLMModel, Glm4Model, GlmOCRModel, Glm4MoeModel, SolarOpenModel; transformers'
+configuration classes for the defaults.
 """
 
 from converter.architectures.common import (
     ATTENTION,
     ATTENTION_BIAS,
     DECODER_HPARAMS,
+    KV,
+    MROPE,
     NORM,
     NORM_TENSORS,
+    OTHER_INPUTS,
     QK_NORM,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
     G,
     H,
+    Q,
 )
 from converter.architectures.moe import (
     BEYOND,
@@ -34,14 +39,25 @@ from converter.architectures.moe import (
     WEIGHTS_SCALE,
     WITH_NEXTN,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when, pair
 from converter.architectures.styles import CHATGLM, GLM, GLM4, SOLAR
 from converter.architectures.traits import Traits
+from converter.tensors.ops import Rope
 
 PARTIAL = HParam(
     "partial", ("partial_rotary_factor", "rope.partial_rotary_factor"), (), "f32", default=0.5, back="n_rot / head_dim"
 )
 N_ROT = HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True)
+
+WHOLE = {"partial_rotary_factor": 1.0}  # a head turns as a whole where nothing says that it does in part
+IN_PARTS = "len(mrope_sections) > 0"
+QK_IN_PARTS = only_when(
+    IN_PARTS,
+    (
+        *pair(H + "self_attn.q_proj", G + "attn_q", Rope("n_head", True, "n_rot"), shape=(Q, "n_embd")),
+        *pair(H + "self_attn.k_proj", G + "attn_k", Rope("n_head_kv", True, "n_rot"), shape=(KV, "n_embd")),
+    ),
+)
 
 ARCHITECTURES = (
     Architecture(
@@ -90,21 +106,33 @@ ARCHITECTURES = (
                 "Glm4ForCausalLM",
                 "glm4",
             ),
+            HFClass("Glm4vForConditionalGeneration", "glm4v", WHOLE, when="0"),
+            HFClass("GlmOcrForConditionalGeneration", "glm_ocr", WHOLE, when="0"),
         ),
-        hparams=(*DECODER_HPARAMS, PARTIAL, N_ROT, ATTENTION_BIAS),
+        hparams=(
+            *before("rope_theta", MROPE, amended(DECODER_HPARAMS, n_layer=WITH_NEXTN)),
+            *NEXTN_HPARAMS,
+            PARTIAL,
+            N_ROT,
+            *amended((N_NEXTN,), n_nextn={"null": 0}),
+            ATTENTION_BIAS,
+        ),
         tensors=(
             *TOP_TENSORS,
             T(H + "input_layernorm.weight", G + "attn_norm.weight", shape=NORM),
             T(H + "post_self_attn_layernorm.weight", G + "post_attention_norm.weight", shape=NORM),
             T(H + "post_attention_layernorm.weight", G + "ffn_norm.weight", shape=NORM),
             T(H + "post_mlp_layernorm.weight", G + "post_ffw_norm.weight", shape=NORM),
-            *ATTENTION,
+            *only_when(f"not ({IN_PARTS})", ATTENTION[:4]),
+            *QK_IN_PARTS,
+            *ATTENTION[4:],
             T(H + "mlp.gate_up_proj.weight", G + "ffn_up.weight", shape=("2 * n_ff", "n_embd")),
             T(H + "mlp.down_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
+            *NEXTN_TENSORS,
         ),
-        ignore=ROPE_BUFFERS,
+        ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, *BEYOND),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(GLM4),
+        traits=Traits(GLM4, told=NEXTN_TOLD),
     ),
     Architecture(
         gguf="glm4moe",
@@ -112,17 +140,21 @@ ARCHITECTURES = (
             HFClass(
                 "SolarOpenForCausalLM",
                 "solar_open",
-                {"partial_rotary_factor": 1.0},
-                when="n_rot == head_dim",
+                WHOLE,
+                when="n_rot == head_dim and n_dense == 0 and len(mrope_sections) == 0",
                 tokenizer=SOLAR,
             ),
             HFClass(
                 "Glm4MoeForCausalLM",
                 "glm4_moe",
             ),
+            HFClass("Glm4vMoeForConditionalGeneration", "glm4v_moe", when="0"),
         ),
         hparams=(
-            *amended(MOE_HPARAMS, n_layer=WITH_NEXTN, n_expert=ROUTED, n_ff={"required": False}),
+            *before(
+                "rope_theta", MROPE,
+                amended(MOE_HPARAMS, n_layer=WITH_NEXTN, n_expert=ROUTED, n_ff={"required": False}),
+            ),
             *NEXTN_HPARAMS,
             PARTIAL,
             N_ROT,
@@ -147,7 +179,7 @@ ARCHITECTURES = (
             *DENSE_THEN_EXPERTS,
             *NEXTN_TENSORS,
         ),
-        ignore=(*ROPE_BUFFERS, *BEYOND),
+        ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, *BEYOND),
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(GLM, told=NEXTN_TOLD),
     ),

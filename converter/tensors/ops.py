@@ -93,24 +93,38 @@ def _check(ok: bool, op: Op, shapes: Sequence[Shape]) -> None:
 class Rope(Op):
     """Rows of each head from two halves (HF) to interleaved pairs (ggml's rope of type NORM).
 
-    Per head the rows 0..d-1 become 0, d/2, 1, d/2 + 1, ...; `undo` goes the other way.
+    Per head the rows 0..d-1 become 0, d/2, 1, d/2 + 1, ...; `undo` goes the other way. Only the first `n_rot` rows of
+    a head move where it says how many rotate.
     Source: rotary embedding of the original Llama weights against the Hugging Face layout.
     """
 
     heads: Size
     undo: bool = False
+    n_rot: Size | None = None
 
     def reach(self, ndim: int) -> str:
         return "rows" if ndim > 1 else "whole"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         heads = int(self.heads)
-        _check(heads > 0 and all(shape and shape[0] % (2 * heads) == 0 for shape in shapes), self, shapes)
+        _check(heads > 0 and all(shape and shape[0] % heads == 0 for shape in shapes), self, shapes)
+        sizes = [shape[0] // heads for shape in shapes]
+        _check(all(0 <= self._rotated(size) <= size and self._rotated(size) % 2 == 0 for size in sizes), self, shapes)
         return list(shapes)
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
-        pairs = (-1, 2) if self.undo else (2, -1)
-        return _each(arrays, lambda a: a.reshape(int(self.heads), *pairs, *a.shape[1:]).swapaxes(1, 2).reshape(a.shape))
+        return _each(arrays, self._moved)
+
+    def _rotated(self, head: int) -> int:
+        return head if self.n_rot is None else int(self.n_rot)
+
+    def _moved(self, array: Array) -> Array:
+        heads, rest = int(self.heads), array.shape[1:]
+        whole = array.reshape(heads, array.shape[0] // heads, *rest)
+        n_rot = self._rotated(whole.shape[1])
+        pairs = (n_rot // 2, 2) if self.undo else (2, n_rot // 2)
+        turned = whole[:, :n_rot].reshape(heads, *pairs, *rest).swapaxes(1, 2).reshape(heads, n_rot, *rest)
+        return np.concatenate((turned, whole[:, n_rot:]), axis=1).reshape(array.shape)
 
     def inverse(self) -> Rope:
         return replace(self, undo=not self.undo)

@@ -79,6 +79,7 @@ OF_BERT = {"vocab": "bert", "distil": 0, "with_head": 0, "shifted": 0, "offset":
 HALF_ATTENTION = {"n_ff": [12, 0], "n_head_kv": [0, 2]}
 ONE_OF_EACH: dict[str, dict[str, Any]] = {
     "falcon-h1": {"m_ssm": [0.5] * 5},
+    "glm4": {"n_rot": 4},  # of eight
     "kimi-linear": {"cached": [1, 0]},
     "mimo2": {"slides": [1, 0], "n_kv": [4, 2]},
     "nemotron_h": HALF_ATTENTION,
@@ -135,7 +136,9 @@ CHANGED_FIRST = (
     "model.layers.3.shared_mlp.output_linear.weight",  # where there are no other experts
 )
 #: What a name in a condition may be for it to hold.
-CANDIDATES = (0, 1, 2, 4, True, False, [0, 0], [1, 1], [True, True], [False, False], "default", "llama3", "longrope")
+CANDIDATES = (
+    0, 1, 2, 4, True, False, [], [0, 0], [1, 1], [True, True], [False, False], "default", "llama3", "longrope"
+)  # fmt: skip
 
 
 def sized(architecture: Architecture, rule: TensorRule) -> dict[str, Any] | None:

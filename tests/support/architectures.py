@@ -7,6 +7,7 @@ keys and hashes); `build(name, parent)` makes the folder again from it, without 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -88,8 +89,11 @@ class Sample:
 
 
 def unread(name: str) -> tuple[str, ...]:
-    """How the names start of the blocks that transformers passes over."""
-    return tuple({".".join(each.split(".")[:3]) + "." for each in facts(name).get("more", ())})
+    """How the names start of the blocks that transformers passes over, in the folder and in the one that comes back."""
+    starts = (re.match(r"(?:\D*\.)?\d+\.", each) for each in facts(name).get("more", ()))
+    given = {start.group() for start in starts if start}
+    pairs = facts(name).get("renamed", ())
+    return tuple(given | {new + each.removeprefix(old) for old, new in pairs for each in given if each.startswith(old)})
 
 
 @cache

@@ -90,6 +90,8 @@ CASES = (
         Rope(2), (12, 256), reach="rows", misfit=(10, 256)
     ),  # with three pairs a head, unlike with two, undoing differs
     case(Rope(2, undo=True), (12, 256), reach="rows", misfit=(10, 256)),
+    case(Rope(2, True, "n_head"), (16, 256), reach="rows", misfit=(10, 256)),  # six of eight rows a head
+    case(Rope(2, n_rot=4), (10,), reach="whole", misfit=(6,)),
     case(PermuteRows(("n_head_kv", 3, 2), (1, 2, 0)), (12, 256), reach="rows", misfit=(13, 256)),
     case(PermuteRows((2, 3), (1, 0)), (6,), reach="whole", misfit=(7,)),
     case(PermuteColumns((4, 64), (1, 0)), (3, 256), reach="whole", misfit=(3, 255)),
@@ -535,6 +537,15 @@ def test_rope_interleaves_the_halves_of_each_head(heads: int, half: int, columns
         out = result[head * 2 * half : (head + 1) * 2 * half]
         assert np.array_equal(out[0::2], own[:half])
         assert np.array_equal(out[1::2], own[half:])
+
+
+def test_rope_leaves_what_does_not_rotate() -> None:
+    array = np.arange(14, dtype=np.float32)
+    assert Rope(2, n_rot=4).apply([array])[0].tolist() == [0, 2, 1, 3, 4, 5, 6, 7, 9, 8, 10, 11, 12, 13]
+    assert Rope(2, True, 6).apply([array])[0].tolist() == [0, 2, 4, 1, 3, 5, 6, 7, 9, 11, 8, 10, 12, 13]
+    assert Rope(2, n_rot=0).apply([array])[0].tolist() == array.tolist()
+    with pytest.raises(ShapeMismatch):
+        Rope(2, n_rot=3).infer([(14,)])
 
 
 def test_a_row_of_a_matrix() -> None:
