@@ -40,8 +40,12 @@ MAX_SMALL = 128 << 20  # bytes; the largest published tokenizer.json has 35 MB
 
 
 def sniff(path: Path, start: bytes) -> bool:
-    """A folder with a config.json or with safetensors weights."""
-    return path.is_dir() and ((path / "config.json").is_file() or any(path.glob("*.safetensors")))
+    """A folder with a config.json or with safetensors weights, unless a params.json says that they are Mistral's."""
+    if not path.is_dir():
+        return False
+    return (path / "config.json").is_file() or (
+        any(path.glob("*.safetensors")) and not (path / "params.json").is_file()
+    )
 
 
 def open_folder(path: Path) -> Checkpoint:
@@ -89,9 +93,13 @@ def _one_of_each_set(files: Iterable[Path]) -> list[Path]:
 
 
 def _whole(folder: Path, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint of a file as that of its folder, with every small file there; none of them is opened."""
-    small = {name: path for name, path in _listed(folder).items() if _is_small(path) and _is_inside(folder, name)}
-    return checkpoint.replace(format="hf", path=folder, assets={**small, **checkpoint.assets})
+    """The checkpoint of a file as that of its folder, with every small file there."""
+    return checkpoint.replace(format="hf", path=folder, assets={**small_files(folder), **checkpoint.assets})
+
+
+def small_files(folder: Path) -> dict[str, Path]:
+    """What lies in a model's folder beside its weights, by name; none of them is opened."""
+    return {name: path for name, path in _listed(folder).items() if _is_small(path) and _is_inside(folder, name)}
 
 
 def _listed(folder: Path) -> dict[str, Path]:

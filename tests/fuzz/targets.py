@@ -98,6 +98,7 @@ _HF = (
     "model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
     "model-00002-of-00002.safetensors",
 )  # fmt: skip
+_MISTRAL = ("params.json", "consolidated.safetensors", "tokenizer.model")
 
 TARGETS: dict[str, Target] = {
     "safetensors": Target("safetensors", ("f.safetensors",), ("*.safetensors",)),
@@ -117,6 +118,7 @@ TARGETS: dict[str, Target] = {
     "llama2c": Target("llama2c", ("f.bin",), ("*.llama2c|stories*.bin",)),
     "ggml": Target("ggml", ("f.bin",), ("*.ggml|for-tests-ggml*.bin",)),
     "hf": Target("hf", _HF, _HF, to="gguf", folder=True),
+    "mistral": Target("mistral", _MISTRAL, _MISTRAL, to="gguf", folder=True),
     "imatrix": Target("imatrix", ("f.dat",), ("*imatrix*.dat|*imatrix*.gguf|stories260K.dat",)),
 }
 

@@ -18,9 +18,10 @@ from converter.formats.base import Format, WriteOptions
 from converter.storage import output
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
-from support import builders, ggml_files, importance, llama2c_files, tensorflow_files, tflite_files
+from support import builders, ggml_files, importance, llama2c_files, mistral_files, tensorflow_files, tflite_files
 from support.hdf5_files import FIXTURES as HDF5_FILES
 from support.hdf5_files import archive
+from support.paths import FIXTURES
 from support.protobuf import blob, number
 
 # Names that mean something in one format or another are theirs to test; these are what models have.
@@ -106,6 +107,12 @@ def _llama2c(folder: Path) -> Path:
     return _written(folder, "sample.bin", llama2c_files.version1(llama2c_files.weights(shared=False)))
 
 
+def _mistral(folder: Path) -> Path:
+    own = mistral_files.small(folder / "sample")
+    shutil.copyfile(FIXTURES / "stories260K" / "tokenizer.model", own / "tokenizer.model")
+    return own
+
+
 # Formats without a writer, or whose writer needs more than named tensors.
 MADE: dict[str, Callable[[Path], Path]] = {
     "ggml": _ggml,
@@ -113,6 +120,7 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "hf": _hf,
     "keras": _keras,
     "llama2c": _llama2c,
+    "mistral": _mistral,
     "npy": _npy,
     "tensorflow": _tensorflow,
     "tf-graph": _graph,
@@ -190,11 +198,25 @@ def _large_llama2c(tensor: LazyTensor, folder: Path) -> Path:
     return _written(folder, "large.bin", head + bytes(4 * (matrices + norms)))
 
 
+def _large_mistral(tensor: LazyTensor, folder: Path) -> Path:
+    from converter.formats.registry import formats
+
+    own = mistral_files.small(folder / "large")
+    write(
+        formats()["safetensors"],
+        {"output.weight": tensor.renamed("output.weight")},
+        own / "consolidated.safetensors",
+        {},
+    )
+    return own
+
+
 LARGE: dict[str, Callable[[LazyTensor, Path], Path]] = {
     "ggml": _large_ggml,
     "hf": _large_hf,
     "keras": _large_keras,
     "llama2c": _large_llama2c,
+    "mistral": _large_mistral,
     "tensorflow": _large_tensorflow,
     "tf-graph": _large_graph,
     "tflite": _large_tflite,
@@ -215,7 +237,7 @@ def every_kind(folder: Path) -> None:
     (folder / "llama2c" / "v2.llama2c").write_bytes(llama2c_files.version2(llama2c_files.weights(shared=False), 4)[0])
     (folder / "tf").mkdir()
     tensorflow_files.good(folder / "tf")
-    _tiny_folders(folder / "hf-whole", folder / "hf-shards")
+    _tiny_folders(folder / "hf-whole", folder / "hf-shards", folder / "mistral-own")
     pipeline.convert(folder / "hf-whole", folder / "hf-whole" / "model.gguf", threads=1)
     (folder / "imatrix").mkdir()
     matrix = importance.build_matrix("m", {"blk.0.attn_q.weight": (2, 32), "blk.0.ffn_down.weight": (2, 64)})
@@ -223,13 +245,16 @@ def every_kind(folder: Path) -> None:
     (folder / "imatrix" / "imatrix.dat").write_bytes(importance.dat_bytes(matrix.means()))
 
 
-def _tiny_folders(whole: Path, shards: Path) -> None:
-    """A Llama of few bytes, with tokenizer, in one file and in two."""
+def _tiny_folders(whole: Path, shards: Path, own: Path) -> None:
+    """A Llama of few bytes, with tokenizer, in one file and in two, and as Mistral's own."""
     smaller = {32: 8, 64: 16, 16: 4, 512: 512}
     shapes = {name: tuple(smaller[size] for size in shape) for name, shape in builders.llama_shapes().items()}
     weights = {name: np.zeros(shape, "<f2") for name, shape in shapes.items() if name != "lm_head.weight"}
     config = {"hidden_size": 8, "intermediate_size": 16, "tie_word_embeddings": True}
     builders.llama_folder(whole, config=config, weights=weights)
+    config = {**builders.CONFIG, **config, "vocab_size": 512}
+    mistral_files.write(own, mistral_files.weights_of(weights, config), mistral_files.params_of(config))
+    shutil.copyfile(FIXTURES / "stories260K" / "tokenizer.model", own / "tokenizer.model")
     names = list(weights)
     builders.sharded(shards, [{name: weights[name] for name in part} for part in (names[:4], names[4:])])
     for file in whole.glob("*.json"):
