@@ -10,7 +10,7 @@ from converter.architectures.common import LABELS, NORM, POOLING, G
 from converter.architectures.spec import HEAD, Architecture, HFClass, HParam, T, only_when, pair
 from converter.architectures.styles import BERT, ROBERTA, XLM_ROBERTA
 from converter.architectures.traits import Relation, Traits
-from converter.tensors.ops import Cut
+from converter.tensors.ops import Rows
 
 B, D = "encoder.layer.{block}.", "transformer.layer.{block}."
 SQUARE, SCORES = ("n_embd", "n_embd"), ("len(labels)", "n_embd")
@@ -119,8 +119,8 @@ ARCHITECTURES = (
         tensors=(
             T("embeddings.word_embeddings.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),
             T(
-                "embeddings.position_embeddings.weight", "position_embd.weight", Cut("offset"),
-                shape=("n_position", "n_embd"),
+                "embeddings.position_embeddings.weight", "position_embd.weight",
+                Rows("n_position", "n_position - offset", front=True), shape=("n_position", "n_embd"),
             ),
             T(
                 "embeddings.token_type_embeddings.weight", "token_types.weight", shape=("n_types", "n_embd"),

@@ -54,6 +54,7 @@ from converter.mapping.names import (
 from converter.mapping.nearest import nearest
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
+from converter.tensors import kernels
 from converter.tensors.dtypes import F32, DType
 from converter.tensors.mxfp4 import joined, parted
 from converter.tensors.ops import Chain, Row, Stack, inverse
@@ -83,8 +84,6 @@ class _Applies:
             not rule.by_shape or self.shape == sizes(rule, self.scope, block)
         )
 
-
-SLAB = 1 << 22  # bytes that are compared at once
 
 _Group = dict[tuple[int, "int | None"], LazyTensor]
 
@@ -270,7 +269,7 @@ def _equal(a: LazyTensor, b: LazyTensor) -> bool:
     """Whether two tensors hold the same bytes; what differs early is not read to its end."""
     if (a.info.dtype, a.info.shape) != (b.info.dtype, b.info.shape):
         return False
-    step = max(1, SLAB // a.info.row_nbytes)
+    step = max(1, kernels.SLAB_NBYTES // a.info.row_nbytes)
     return all(
         np.array_equal(a.rows(start, stop), b.rows(start, stop))
         for start in range(0, a.info.n_rows, step)

@@ -1,12 +1,12 @@
-"""The closed set of tensor operations that architectures are written in; all but Row can be undone, Cut to zeros.
+"""The closed set of tensor operations that architectures are written in; all but Row can be undone, Rows to zeros.
 
 An op takes the list of tensors in flight to another list. What it may touch decides what it costs:
 
     reach     on packed bytes        streams        ops
-    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Rows, Cut, Reshape, Split,
+    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Rows, Reshape, Split,
                                                     Concat, Transpose while they leave the last axis alone
     values    after decoding         by rows        Add, Mul, NegExp, LogNeg
-    whole     after decoding         one tensor     PermuteColumns, Pad, and any of the first on the last axis
+    whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
 bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says
@@ -338,10 +338,14 @@ class Row(Op):
 
 @dataclass(frozen=True)
 class Rows(Op):
-    """The first axis from `have` to `want`: zeros behind it, or cut off; what is cut off comes back as zeros."""
+    """The first axis from `have` to `want`: zeros behind it, or cut off; what is cut off comes back as zeros.
+
+    With `front`, before it: positions that no token has stand before the first.
+    """
 
     have: Size
     want: Size
+    front: bool = False
 
     def reach(self, ndim: int) -> str:
         return "rows" if ndim > 1 else "whole"
@@ -351,52 +355,17 @@ class Rows(Op):
         return [(int(self.want), *shape[1:]) for shape in shapes]
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
-        more = max(0, int(self.want) - int(self.have))
-        return _each(arrays, lambda a: np.concatenate((a[: int(self.want)], np.zeros((more, *a.shape[1:]), a.dtype))))
+        return _each(arrays, self._resized)
+
+    def _resized(self, array: Array) -> Array:
+        have, want = int(self.have), int(self.want)
+        zeros = np.zeros((max(0, want - have), *array.shape[1:]), array.dtype)
+        if self.front:
+            return np.concatenate((zeros, array[max(0, have - want) :]))
+        return np.concatenate((array[:want], zeros))
 
     def inverse(self) -> Rows:
-        return Rows(self.want, self.have)
-
-
-@dataclass(frozen=True)
-class Cut(Op):
-    """A matrix without its first `count` rows, which nobody asks for: positions before the first that a token has.
-
-    The way back has zeros there.
-    """
-
-    count: Size
-
-    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
-        fits = all(len(shape) == 2 and 0 <= int(self.count) < shape[0] for shape in shapes)
-        _check(fits, self, shapes)
-        return [(shape[0] - int(self.count), shape[1]) for shape in shapes]
-
-    def apply(self, arrays: Sequence[Array]) -> list[Array]:
-        return _each(arrays, lambda a: a[int(self.count) :])
-
-    def inverse(self) -> Pad:
-        return Pad(self.count)
-
-
-@dataclass(frozen=True)
-class Pad(Op):
-    """A matrix with `count` rows of zeros before the first."""
-
-    count: Size
-
-    def reach(self, ndim: int) -> str:
-        return "whole" if self.count else "rows"
-
-    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
-        _check(int(self.count) >= 0 and all(len(shape) == 2 for shape in shapes), self, shapes)
-        return [(shape[0] + int(self.count), shape[1]) for shape in shapes]
-
-    def apply(self, arrays: Sequence[Array]) -> list[Array]:
-        return _each(arrays, lambda a: np.concatenate([np.zeros((int(self.count), a.shape[1]), a.dtype), a]))
-
-    def inverse(self) -> Cut:
-        return Cut(self.count)
+        return Rows(self.want, self.have, self.front)
 
 
 @dataclass(frozen=True)
