@@ -42,8 +42,6 @@ RUNTIME: dict[str, Traits] = {
     "jina-bert-v3": Traits(BERT),
     "muse-glimmer": Traits(window=SlidingWindow(4)),
     "neo-bert": Traits(BERT),
-    "nomic-bert": Traits(BERT),
-    "nomic-bert-moe": Traits(BERT),
     "plamo": Traits(SPM),
     "plamo3": Traits(window=SlidingWindow(8)),
     "rwkv6qwen2": Traits(SPM_OR_BPE),

@@ -394,6 +394,7 @@ OF_OTHERS = {
         "moe_intermediate_size", "moe_latent_size", "moe_shared_expert_intermediate_size", "n_routed_experts",
         "n_shared_experts", "num_experts_per_tok",
     },
+    "nomic-bert-moe": {"head_dim"},
 }  # fmt: skip
 LIFTED = ("rope_parameters", "rope_scaling")  # flat_config has them under "rope"
 #: What a class does by default and a GGUF of its architecture cannot say.
