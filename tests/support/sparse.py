@@ -75,7 +75,10 @@ CONFIGS: dict[str, Config] = {
     },
     "glm-4.6v": {
         "architectures": ["Glm4vMoeForConditionalGeneration"], "model_type": "glm4v_moe",
-        "text_config": {"model_type": "glm4v_moe_text", "num_hidden_layers": 46, "tie_word_embeddings": False},
+        "text_config": {
+            "model_type": "glm4v_moe_text", "num_hidden_layers": 46, "head_dim": 128, "vocab_size": 151552,
+            "tie_word_embeddings": False,
+        },
     },
     "gpt-oss-120b": {
         "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880,
