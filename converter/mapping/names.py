@@ -131,6 +131,12 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(r"\.".join(parts), re.DOTALL)
 
 
+@cache
+def _head(template: str) -> str:
+    """What every name that fits starts with."""
+    return template.partition("{")[0]
+
+
 def spellings(architecture: Architecture, name: str) -> list[str]:
     """A name and what it is called under the aliases, each of which also rewrites what those before it made."""
     found = [name]
@@ -148,6 +154,8 @@ def in_whole(architecture: Architecture, name: str) -> str:
 
 def _respelled(alias: tuple[str, str], name: str) -> str | None:
     pattern, new = alias
+    if not name.startswith(_head(pattern)):  # most of a hundred thousand names end here
+        return None
     match = _pattern(pattern).fullmatch(name)
     for word, text in match.groupdict().items() if match else ():
         new = new.replace("{" + word + "}", text)
