@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # numpy's BLAS would start a thread per processor; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # A model has up to a hundred thousand tensors, none in a circle: to look for circles takes a third of opening it.
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(20_000, 10, 10)
     warnings.showwarning = _show_warning
     say_anything()
     verb, rest = verbs.chosen(argv)
