@@ -7,6 +7,7 @@ from converter.architectures.common import (
     ATTENTION,
     ATTENTION_BIAS,
     DENSE_FFN,
+    N_ROT,
     NORM,
     QK_NORM,
     ROPE_BUFFERS,
@@ -37,13 +38,7 @@ ARCHITECTURES = (
         hf=(
             HFClass(
                 "AfmoeForCausalLM", "afmoe",
-                {
-                    "num_key_value_heads": "num_attention_heads", "head_dim": 128, "rms_norm_eps": 1e-5,
-                    "rope_theta": 10000.0, "max_position_embeddings": 16384, "num_experts": 64,
-                    "num_experts_per_tok": 6, "num_shared_experts": 2, "num_dense_layers": 1,
-                    "moe_intermediate_size": 1408, "route_norm": True, "route_scale": 1.0, "sliding_window": 1024,
-                    "global_attn_every_n_layers": 4, "mup_enabled": False,
-                },
+                {"num_key_value_heads": "num_attention_heads", "route_norm": True},
             ),
         ),
         hparams=(
@@ -51,7 +46,7 @@ ARCHITECTURES = (
                 MOE_HPARAMS, n_expert={"config": ("num_experts", "num_local_experts")},
                 n_vocab={"gguf": ("vocab_size",)},
             ),
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            N_ROT,
             *amended((N_EXPERT_SHARED,), n_expert_shared={"config": ("num_shared_experts",)}),
             N_FF_EXP,
             *amended((N_DENSE,), n_dense={"config": ("num_dense_layers",)}),

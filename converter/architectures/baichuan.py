@@ -8,6 +8,13 @@ from converter.architectures.common import (
     ATTENTION,
     DECODER_HPARAMS,
     DENSE_FFN,
+    HEAD_SIZE,
+    N_EMBD,
+    N_FF,
+    N_HEAD,
+    N_LAYER,
+    N_ROT,
+    N_VOCAB,
     NORM,
     NORM_TENSORS,
     ROPE_BUFFERS,
@@ -36,7 +43,7 @@ ARCHITECTURES = (
         hparams=(
             *DECODER_HPARAMS,
             LAYOUT,
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            N_ROT,
         ),
         tensors=(
             *TOP_TENSORS,
@@ -60,17 +67,17 @@ ARCHITECTURES = (
                 "n_ctx", ("max_sequence_length", "max_position_embeddings", "model_max_length"), ("context_length",),
                 required=True,
             ),
-            HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True),
-            HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
-            HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
-            HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
+            N_EMBD,
+            N_LAYER,
+            N_FF,
+            N_HEAD,
             HParam(
                 "n_head_kv", ("num_key_value_heads",), ("attention.head_count_kv",), default="n_head", always=True
             ),
             # The config calls it so, but its norms subtract the mean.
             HParam("norm_eps", ("rms_norm_eps",), ("attention.layer_norm_epsilon",), "f32", required=True),
-            HParam("head_dim", (), (), default="n_embd // n_head"),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            HEAD_SIZE,
+            N_VOCAB,
         ),
         tensors=(
             *TOP_TENSORS,

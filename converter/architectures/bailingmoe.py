@@ -3,7 +3,18 @@
 Source: the reference converter's BailingMoeModel and BailingMoeV2Model; the authors' configuration classes.
 """
 
-from converter.architectures.common import DENSE_FFN, NORM, NORM_TENSORS, ROPE_BUFFERS, TOP_TENSORS, G, H
+from converter.architectures.common import (
+    DENSE_FFN,
+    N_ROT,
+    N_ROT_OF_HEAD,
+    NORM,
+    NORM_TENSORS,
+    ROPE_BUFFERS,
+    TOP_TENSORS,
+    VOCAB,
+    G,
+    H,
+)
 from converter.architectures.moe import (
     BEYOND,
     EXPERTS,
@@ -44,9 +55,9 @@ ARCHITECTURES = (
         hf=(HFClass("BailingMoeForCausalLM", "bailing_moe", {"norm_topk_prob": True, "first_k_dense_replace": 0}),),
         hparams=(
             *MOE_HPARAMS,
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            N_ROT,
             N_DENSE,
-            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+            VOCAB,
             N_FF_EXP,
             HParam("weights_scale", (), ("expert_weights_scale",), "f32", default=1.0, always=True),
             *SHARED,
@@ -79,9 +90,9 @@ ARCHITECTURES = (
         hparams=(
             *amended(MOE_HPARAMS, n_layer=WITH_NEXTN, gating={"config": ("score_function", "scoring_func")}),
             *NEXTN_HPARAMS,
-            HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True),
+            N_ROT_OF_HEAD,
             N_DENSE,
-            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+            VOCAB,
             N_FF_EXP,
             HParam(
                 "n_ff_shexp", ("moe_shared_expert_intermediate_size",), ("expert_shared_feed_forward_length",),

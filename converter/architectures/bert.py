@@ -6,7 +6,17 @@ its pooling; transformers' configuration classes for the defaults.
 
 from dataclasses import replace
 
-from converter.architectures.common import LABELS, NORM, POOLING, G
+from converter.architectures.common import (
+    LABELS,
+    N_EMBD,
+    N_FF,
+    N_HEAD,
+    N_LAYER,
+    N_VOCAB,
+    NORM,
+    POOLING,
+    G,
+)
 from converter.architectures.spec import HEAD, Architecture, HFClass, HParam, T, only_when, pair
 from converter.architectures.styles import BERT, ROBERTA, XLM_ROBERTA
 from converter.architectures.traits import Relation, Traits
@@ -14,11 +24,7 @@ from converter.tensors.ops import Rows
 
 B, D = "encoder.layer.{block}.", "transformer.layer.{block}."
 SQUARE, SCORES = ("n_embd", "n_embd"), ("len(labels)", "n_embd")
-DEFAULTS = {
-    "layer_norm_eps": 1e-12, "type_vocab_size": 2, "max_position_embeddings": 512, "pad_token_id": 0,
-    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
-}
-DISTIL_DEFAULTS = {**DEFAULTS, "vocab_size": 30522, "activation": "gelu"}
+DEFAULTS = {"layer_norm_eps": 1e-12, "type_vocab_size": 2, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
 DISTIL_KEYS = {
     "hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
     "intermediate_size": "hidden_dim", "hidden_act": "activation",
@@ -28,22 +34,21 @@ DISTIL_HEAD = Relation(
     "DistilBERT's classifier has a ReLU where the runtime has a hyperbolic tangent: its scores differ",
 )
 # Positions count from the one after that of padding.
-SHIFTED = {**DEFAULTS, "pad_token_id": 1}
 FROM_PAD = {"shifted": 1, "types_first": 0}
 
 BERT_MODEL = HFClass(
     "BertModel", "bert", DEFAULTS, head=False, when=f"vocab == 'bert' and not distil and not {HEAD}"
 )
 DISTILBERT_MODEL = HFClass(
-    "DistilBertModel", "distilbert", DISTIL_DEFAULTS, head=False, when=f"distil and not {HEAD}",
+    "DistilBertModel", "distilbert", DEFAULTS, head=False, when=f"distil and not {HEAD}",
     keys=DISTIL_KEYS, facts={"distil": 1, "n_types": 1},
 )
 ROBERTA_MODEL = HFClass(
-    "RobertaModel", "roberta", SHIFTED, head=False, when=f"vocab == 'gpt2' and not {HEAD}",
+    "RobertaModel", "roberta", DEFAULTS, head=False, when=f"vocab == 'gpt2' and not {HEAD}",
     facts=FROM_PAD, tokenizer=ROBERTA,
 )
 XLM_ROBERTA_MODEL = HFClass(
-    "XLMRobertaModel", "xlm-roberta", SHIFTED, head=False, when=f"vocab == 't5' and not {HEAD}",
+    "XLMRobertaModel", "xlm-roberta", DEFAULTS, head=False, when=f"vocab == 't5' and not {HEAD}",
     facts=FROM_PAD, tokenizer=XLM_ROBERTA,
 )
 
@@ -84,12 +89,12 @@ ARCHITECTURES = (
                 "norm_eps_first", (), ("attention.layer_norm_epsilon",), "f32", default="norm_eps", always=True,
                 when="distil",
             ),
-            HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
+            N_LAYER,
             HParam("n_ctx", (), ("context_length",), default="n_position - offset", always=True),
             HParam("n_position", ("max_position_embeddings",), back="n_ctx + offset", required=True),
-            HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True),
-            HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
-            HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
+            N_EMBD,
+            N_FF,
+            N_HEAD,
             HParam(
                 "norm_eps", ("layer_norm_eps",), ("attention.layer_norm_epsilon",), "f32", required=True, always=True
             ),
@@ -114,7 +119,7 @@ ARCHITECTURES = (
             ),
             HParam("n_head_kv", default="n_head"),
             HParam("head_dim", default="n_embd // n_head"),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            N_VOCAB,
         ),
         tensors=(
             T("embeddings.word_embeddings.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),
@@ -173,9 +178,7 @@ ARCHITECTURES = (
         ),
         traits=Traits(
             BERT, told=(DISTIL_HEAD,),
-            built_in={
-                "hidden_act": ("gelu",), "activation": ("gelu",), "position_embedding_type": ("absolute",),
-            },
+            built_in={"hidden_act": ("gelu",), "activation": ("gelu",), "position_embedding_type": ("absolute",)},
         ),
     ),
 )

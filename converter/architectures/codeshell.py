@@ -3,7 +3,13 @@
 Source: the reference converter's CodeShellModel and RefactModel.
 """
 
-from converter.architectures.common import NORM, G
+from converter.architectures.common import (
+    HEAD_SIZE,
+    N_VOCAB,
+    NORM,
+    NORM_EPS,
+    G,
+)
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
 from converter.architectures.traits import Traits
@@ -14,8 +20,6 @@ TOP = (
     T("transformer.wte.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),
     T("lm_head.weight", "output.weight", shape=("n_vocab", "n_embd"), tied_to="token_embd.weight"),
 )
-HEAD_DIM = HParam("head_dim", (), (), default="n_embd // n_head")
-N_VOCAB = HParam("n_vocab", ("vocab_size",), required=True)
 
 ARCHITECTURES = (
     Architecture(
@@ -34,11 +38,11 @@ ARCHITECTURES = (
             HParam("n_layer", ("n_layer", "num_hidden_layers"), ("block_count",), required=True),
             HParam("n_head", ("n_head", "num_attention_heads"), ("attention.head_count",), required=True),
             HParam("n_head_kv", ("num_query_groups",), ("attention.head_count_kv",), default="n_head", always=True),
-            HParam("norm_eps", ("layer_norm_epsilon",), ("attention.layer_norm_epsilon",), "f32", required=True),
+            NORM_EPS,
             HParam("rope_theta", (), ("rope.freq_base",), "f32", default=10000.0, always=True),
             HParam("scaling", (), ("rope.scaling.type",), "str", default="'linear'", always=True),
             HParam("scaling_factor", (), ("rope.scaling.factor",), "f32", default=1.0, always=True),
-            HEAD_DIM,
+            HEAD_SIZE,
             N_VOCAB,
         ),
         tensors=(
@@ -72,7 +76,7 @@ ARCHITECTURES = (
             HParam(
                 "rms_eps", ("layer_norm_epsilon",), ("attention.layer_norm_rms_epsilon",), "f32", required=True
             ),
-            HEAD_DIM,
+            HEAD_SIZE,
             N_VOCAB,
         ),
         tensors=(

@@ -12,12 +12,14 @@ from converter.architectures.common import (
     ATTENTION_BIAS,
     DENSE_FFN,
     LAYER_NORM_HPARAMS,
+    N_ROT,
     NO_SCALING,
     NORM_TENSORS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
     UNSCALED,
+    VOCAB,
     WINDOW_PATTERN,
     G,
     H,
@@ -39,16 +41,10 @@ from converter.architectures.spec import Architecture, HFClass, HParam, T, amend
 from converter.architectures.styles import BPE
 from converter.architectures.traits import SlidingWindow, Traits
 
-DEFAULTS = {
-    "num_key_value_heads": "num_attention_heads", "layer_norm_eps": 1e-5, "rope_theta": 500000.0,
-    "max_position_embeddings": 8192, "logit_scale": 0.0625,
-}
-COHERE2_DEFAULTS = {
-    **DEFAULTS, "rope_theta": 10000.0, "head_dim": "hidden_size // num_attention_heads", "sliding_window": 4096,
-}
+DEFAULTS = {"num_key_value_heads": "num_attention_heads"}
+COHERE2_DEFAULTS = {**DEFAULTS, "head_dim": "hidden_size // num_attention_heads"}
 
 LOGIT_SCALE = HParam("logit_scale", ("logit_scale",), ("logit_scale",), "f32", required=True)
-VOCAB = HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True)
 ARCHITECTURES = (
     Architecture(
         gguf="command-r",
@@ -113,10 +109,7 @@ ARCHITECTURES = (
             HFClass(
                 "Cohere2MoeForCausalLM",
                 "cohere2_moe",
-                {
-                    **COHERE2_DEFAULTS, "head_dim": 128, "num_experts": 8, "num_experts_per_tok": 2,
-                    "expert_selection_fn": "'softmax'", "norm_topk_prob": True,
-                },
+                COHERE2_DEFAULTS,
             ),
         ),
         hparams=(
@@ -165,7 +158,7 @@ ARCHITECTURES = (
                 always=True, when="n_expert_shared > 0",
             ),
             *amended((N_NEXTN,), n_nextn={"null": 0, "always": True}),
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            N_ROT,
             NO_SCALING,
         ),
         tensors=(

@@ -7,6 +7,21 @@ from converter.tensors.ops import Rope
 H, G = "model.layers.{block}.", "blk.{block}."
 Q, KV = "n_head * head_dim", "n_head_kv * head_dim"
 
+# Rows that many write, where the order is their own.
+N_VOCAB = HParam("n_vocab", ("vocab_size",), required=True)
+N_ROT = HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True)
+N_ROT_OF_HEAD = HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True)
+PARTIAL_OF_HEAD = HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default=1.0, back="n_rot / head_dim")
+VOCAB = HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True)
+HEAD_SIZE = HParam("head_dim", (), (), default="n_embd // n_head")
+N_LAYER = HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True)
+N_CTX = HParam("n_ctx", ("max_position_embeddings",), ("context_length",), required=True)
+N_EMBD = HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True)
+N_FF = HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True)
+N_HEAD = HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True)
+RMS_EPS = HParam("rms_eps", ("rms_norm_eps",), ("attention.layer_norm_rms_epsilon",), "f32", required=True)
+NORM_EPS = HParam("norm_eps", ("layer_norm_epsilon",), ("attention.layer_norm_epsilon",), "f32", required=True)
+
 # In the order in which the reference converter writes the keys.
 DECODER_HPARAMS = (
     HParam("n_layer", ("num_hidden_layers", "n_layers", "n_layer"), ("block_count",), required=True),
@@ -53,7 +68,7 @@ DECODER_HPARAMS = (
     HParam(
         "head_dim", ("head_dim",), ("attention.key_length", "attention.value_length"), default="n_embd // n_head"
     ),
-    HParam("n_vocab", ("vocab_size",), required=True),
+    N_VOCAB,
 )
 
 # Sizes of the parts of a head that rotate by time, height and width; the GGUF has a fourth.
@@ -71,7 +86,7 @@ MROPE = (
 # Of the architectures whose converter in the reference is Llama's.
 LLAMA_HPARAMS = (
     *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
-    HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+    N_ROT,
 )
 # Of those whose norms subtract the mean.
 LAYER_NORM_HPARAMS = amended(

@@ -3,7 +3,11 @@
 Source: the reference converter's DbrxModel; transformers' configuration class for the defaults.
 """
 
-from converter.architectures.common import NORM, G
+from converter.architectures.common import (
+    N_VOCAB,
+    NORM,
+    G,
+)
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.styles import BPE
 from converter.architectures.traits import AS_ASKED, Traits
@@ -21,7 +25,7 @@ ARCHITECTURES = (
             HFClass(
                 "DbrxForCausalLM", "dbrx",
                 {
-                    "d_model": 2048, "n_heads": 16, "n_layers": 24, "max_seq_len": 2048, "attn_config.kv_n_heads": 1,
+                    "attn_config.kv_n_heads": 1,
                     "ffn_config.ffn_hidden_size": 3584, "ffn_config.moe_num_experts": 4, "ffn_config.moe_top_k": 1,
                     "attn_config.rope_theta": 10000.0,
                 },
@@ -39,7 +43,7 @@ ARCHITECTURES = (
             HParam("n_expert", (NETWORK + "moe_num_experts",), ("expert_count",)),
             HParam("n_expert_used", (NETWORK + "moe_top_k",), ("expert_used_count",)),
             HParam("norm_eps", (), ("attention.layer_norm_epsilon",), "f32", default=1e-5, always=True),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            N_VOCAB,
             HParam("head_dim", default="n_embd // n_head"),
             # Where transformers 5 has it.
             HParam("rope_theta_too", ("rope.rope_theta",), (), "f32", default="rope_theta"),

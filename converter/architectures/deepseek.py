@@ -15,6 +15,7 @@ from converter.architectures.common import (
     ATTENTION_BIAS,
     ATTENTION_INTERLEAVED,
     DENSE_FFN,
+    N_ROT,
     NO_SCALING,
     NORM_TENSORS,
     OTHER_INPUTS,
@@ -22,6 +23,7 @@ from converter.architectures.common import (
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
     UNSCALED,
+    VOCAB,
     G,
     H,
 )
@@ -78,7 +80,7 @@ CACHE_HPARAMS = (
         "n_dense", ("first_k_dense_replace",), ("leading_dense_block_count",), always=True,
         default="0 if n_expert else n_layer",
     ),
-    HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+    VOCAB,
     HParam("q_lora", ("q_lora_rank",), ("attention.q_lora_rank",), null=0),
     HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), default=512, always=True),
     HParam("k_cache", (), ("attention.key_length",), default="kv_lora + n_rot", always=True),
@@ -153,16 +155,8 @@ INDEXER_TENSORS: tuple[TensorRule, ...] = (
 V2_DEFAULTS = {"num_key_value_heads": "num_attention_heads"}  # fmt: skip
 V3_DEFAULTS = {**V2_DEFAULTS, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}  # fmt: skip
 
-# Of the classes with an indexer.
-DSA_DEFAULTS = {
-    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "kv_lora_rank": 512,
-    "qk_rope_head_dim": 64, "head_dim": "qk_rope_head_dim", "moe_intermediate_size": 2048, "n_routed_experts": 256,
-    "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5,
-    "norm_topk_prob": True, "index_topk": 2048, "index_head_dim": 128,
-}  # fmt: skip
 MISTRAL4_DEFAULTS = {
-    "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 1048576, "kv_lora_rank": 256,
-    "q_lora_rank": 1024, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "kv_lora_rank": 256, "q_lora_rank": 1024, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "head_dim": "qk_nope_head_dim + qk_rope_head_dim", "moe_intermediate_size": 2048, "n_routed_experts": 128,
     "n_shared_experts": 1, "num_experts_per_tok": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0,
     "routed_scaling_factor": 1.0, "norm_topk_prob": True,
@@ -226,11 +220,7 @@ ARCHITECTURES = (
             HFClass(
                 "DeepseekV32ForCausalLM",
                 "deepseek_v32",
-                {
-                    **DSA_DEFAULTS, "num_key_value_heads": 128, "max_position_embeddings": 163840, "q_lora_rank": 1536,
-                    "qk_nope_head_dim": 128, "v_head_dim": 128, "n_group": 8, "topk_group": 4,
-                    "scoring_func": "'sigmoid'", "index_n_heads": 64,
-                },
+                {"scoring_func": "'sigmoid'"},
             ),
         ),
         hparams=(*CACHE_HPARAMS, NEXTN_COUNTED, *INDEXER_HPARAMS),
@@ -247,11 +237,6 @@ ARCHITECTURES = (
             HFClass(
                 "GlmMoeDsaForCausalLM",
                 "glm_moe_dsa",
-                {
-                    **DSA_DEFAULTS, "num_key_value_heads": 64, "rms_norm_eps": 1e-5, "max_position_embeddings": 202752,
-                    "q_lora_rank": 2048, "qk_nope_head_dim": 192, "v_head_dim": 256, "n_group": 1, "topk_group": 1,
-                    "index_n_heads": 32,
-                },
             ),
         ),
         hparams=(
@@ -352,10 +337,10 @@ ARCHITECTURES = (
         ),
         hparams=(
             *amended(MOE_HPARAMS, n_expert=ROUTED, **UNSCALED),
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            N_ROT,
             NO_SCALING,
             *amended((N_DENSE,), n_dense={"always": True}),
-            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+            VOCAB,
             N_FF_EXP,
             HParam("weights_scale", (), ("expert_weights_scale",), "f32", default=1.0, always=True),
             *amended((N_EXPERT_SHARED,), n_expert_shared={"always": True}),
@@ -387,7 +372,7 @@ ARCHITECTURES = (
             ),
             *amended(MOE_HPARAMS, n_expert=ROUTED),
             *amended((N_DENSE,), n_dense={"always": True}),
-            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+            VOCAB,
             HParam("q_lora", ("q_lora_rank",), ("attention.q_lora_rank",), null=0),
             N_FF_EXP,
             *amended((N_EXPERT_SHARED,), n_expert_shared={"always": True}),

@@ -10,6 +10,7 @@ from converter.architectures.common import (
     DECODER_HPARAMS,
     DENSE_FFN,
     LLAMA_HPARAMS,
+    N_ROT,
     NORM,
     NORM_TENSORS,
     ROPE_BUFFERS,
@@ -48,7 +49,7 @@ ARCHITECTURES = (
         hparams=(
             *DECODER_HPARAMS,
             LAYOUT,
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            N_ROT,
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN),
         ignore=ROPE_BUFFERS,

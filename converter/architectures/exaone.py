@@ -13,10 +13,12 @@ from converter.architectures.common import (
     NO_SCALING,
     NORM,
     NORM_TENSORS,
+    PARTIAL_OF_HEAD,
     QK_NORM,
     ROPE_BUFFERS,
     TOP_TENSORS,
     UNSCALED,
+    VOCAB,
     WINDOW_PATTERN,
     G,
     H,
@@ -41,16 +43,7 @@ from converter.architectures.traits import SlidingWindow, Traits
 B = "transformer.h.{block}."
 ATTN = B + "attn.attention."
 
-EXAONE4_DEFAULTS = {
-    "num_key_value_heads": 32, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048,
-    "sliding_window": 4096,
-}
-
-MOE_DEFAULTS = {
-    **EXAONE4_DEFAULTS, "first_k_dense_replace": 1, "moe_intermediate_size": 1024, "num_experts": 64,
-    "num_experts_per_tok": 8, "num_shared_experts": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5,
-    "n_group": 1, "topk_group": 1, "scoring_func": "'sigmoid'",
-}
+MOE_DEFAULTS = {"scoring_func": "'sigmoid'"}
 BIAS = H + "mlp.e_score_correction_bias"
 BIASED_ROUTER = (ROUTER[0], T(BIAS, G + "exp_probs_b.bias", shape=("n_expert",), optional=True))
 # The blocks for further tokens are of the dense kind, and what they have besides stands outside them.
@@ -95,7 +88,7 @@ ARCHITECTURES = (
                 ),
             ),
             HParam("n_rot", (), ("rope.dimension_count",), default="int(partial * head_dim)", always=True),
-            HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default=1.0, back="n_rot / head_dim"),
+            PARTIAL_OF_HEAD,
             HParam("activation", ("activation_function",), (), "str", back="'silu'"),
         ),
         tensors=(
@@ -148,7 +141,7 @@ ARCHITECTURES = (
                 MOE_HPARAMS, n_layer=WITH_NEXTN, n_expert={"config": ("num_experts", "num_local_experts")}, **UNSCALED
             ),
             *NEXTN_HPARAMS,
-            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+            VOCAB,
             *amended(WINDOW_PATTERN, slides={"per_block": "n_main"}, layer_types={"per_block": "n_main"}),
             HParam("period", ("sliding_window_pattern",), (), "u32 or str", default=4, back=4),
             N_FF_EXP,

@@ -3,7 +3,14 @@
 Source: the reference converter's FalconModel; transformers' configuration class for the defaults.
 """
 
-from converter.architectures.common import NORM, G, Q
+from converter.architectures.common import (
+    HEAD_SIZE,
+    N_VOCAB,
+    NORM,
+    NORM_EPS,
+    G,
+    Q,
+)
 from converter.architectures.gptneox import GELU
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
@@ -37,7 +44,7 @@ ARCHITECTURES = (
                 "n_head_kv", (), ("attention.head_count_kv",), always=True,
                 default="n_group if is_new else 1 if multi_query else n_head",
             ),
-            HParam("norm_eps", ("layer_norm_epsilon",), ("attention.layer_norm_epsilon",), "f32", required=True),
+            NORM_EPS,
             # The runtime's own base is not written.
             HParam("rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32", when="rope_theta != 10000"),
             HParam(
@@ -51,8 +58,8 @@ ARCHITECTURES = (
                 back="2 if present('blk.0.attn_norm_2.weight') else 1",
             ),
             HParam("bias", ("bias",), (), "bool", default=False, back="present('blk.0.ffn_up.bias')"),
-            HParam("head_dim", (), (), default="n_embd // n_head"),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            HEAD_SIZE,
+            N_VOCAB,
         ),
         tensors=(
             T("transformer.word_embeddings.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),

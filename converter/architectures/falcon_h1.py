@@ -3,7 +3,20 @@
 Source: the reference converter's FalconH1Model; transformers' configuration class for the defaults.
 """
 
-from converter.architectures.common import KV, NORM, ROPE_BUFFERS, G, H, Q
+from converter.architectures.common import (
+    KV,
+    N_CTX,
+    N_EMBD,
+    N_FF,
+    N_HEAD,
+    N_LAYER,
+    NORM,
+    RMS_EPS,
+    ROPE_BUFFERS,
+    G,
+    H,
+    Q,
+)
 from converter.architectures.granite_hybrid import BIASES, CHANNELS, MAMBA, MAMBA2
 from converter.architectures.spec import Architecture, HFClass, HParam, T, without
 from converter.architectures.styles import BPE
@@ -37,25 +50,20 @@ ARCHITECTURES = (
         hf=(
             HFClass(
                 "FalconH1ForCausalLM", "falcon_h1",
-                {
-                    "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
-                    "rope_theta": 10000.0, "mamba_d_ssm": 1024, "mamba_n_heads": 128, "mamba_n_groups": 1,
-                    "mamba_d_state": 256, "mamba_d_conv": 4, "mamba_norm_before_gate": True,
-                },
             ),
         ),
         hparams=(
-            HParam("n_ctx", ("max_position_embeddings",), ("context_length",), required=True),
-            HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True),
-            HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
-            HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
-            HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
+            N_CTX,
+            N_EMBD,
+            N_FF,
+            N_HEAD,
+            N_LAYER,
             HParam("conv_kernel", ("mamba_d_conv",), ("ssm.conv_kernel",), required=True),
             HParam("n_inner", ("mamba_d_ssm",), ("ssm.inner_size",), required=True),
             HParam("n_state", ("mamba_d_state",), ("ssm.state_size",), required=True),
             HParam("n_head_ssm", ("mamba_n_heads",), ("ssm.time_step_rank",), required=True),
             HParam("n_group", ("mamba_n_groups",), ("ssm.group_count",), required=True),
-            HParam("rms_eps", ("rms_norm_eps",), ("attention.layer_norm_rms_epsilon",), "f32", required=True),
+            RMS_EPS,
             HParam("n_vocab", ("vocab_size",), ("vocab_size",), required=True),
             HParam("n_head_kv", ("num_key_value_heads",), ("attention.head_count_kv",), default="n_head"),
             HParam(

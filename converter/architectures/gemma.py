@@ -8,7 +8,14 @@ from converter.architectures.common import (
     ATTENTION,
     ATTENTION_BIAS,
     DENSE_FFN,
+    N_CTX,
+    N_EMBD,
+    N_FF,
+    N_HEAD,
+    N_LAYER,
+    N_VOCAB,
     NORM,
+    RMS_EPS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
@@ -28,15 +35,15 @@ BUILT_IN = {
 }
 
 HPARAMS = (
-    HParam("n_ctx", ("max_position_embeddings",), ("context_length",), required=True),
-    HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True),
-    HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
-    HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
-    HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
+    N_CTX,
+    N_EMBD,
+    N_LAYER,
+    N_FF,
+    N_HEAD,
     HParam("n_head_kv", ("num_key_value_heads",), ("attention.head_count_kv",), default="n_head", always=True),
-    HParam("rms_eps", ("rms_norm_eps",), ("attention.layer_norm_rms_epsilon",), "f32", required=True),
+    RMS_EPS,
     HParam("head_dim", ("head_dim",), ("attention.key_length", "attention.value_length"), required=True),
-    HParam("n_vocab", ("vocab_size",), required=True),
+    N_VOCAB,
     ATTENTION_BIAS,
 )
 

@@ -23,13 +23,7 @@ from converter.architectures.styles import GEMMA3
 from converter.architectures.traits import SlidingWindow, Traits
 from converter.tensors.ops import Rows
 
-DEFAULTS = {
-    "vocab_size": 262400, "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 35,
-    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window": 512,
-    "final_logit_softcapping": 30.0, "vocab_size_per_layer_input": 262144, "hidden_size_per_layer_input": 256,
-    "num_kv_shared_layers": 15,
-}
+DEFAULTS = {"intermediate_size": 16384, "rope_local_base_freq": 10000.0}
 ALTUP = "model.layers.{block}.altup."
 
 HPARAMS = (

@@ -6,6 +6,7 @@ gemma4.cpp; transformers' configuration class for the defaults.
 
 from converter.architectures.common import (
     DECODER_HPARAMS,
+    N_ROT,
     NORM,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
@@ -95,7 +96,7 @@ HPARAMS = (
         default="n_kv_full if k_only and n_kv_full > 0 else n_head_kv",
     ),
     HParam("d_head", (), (), "u32[]", per_block=True, default="head_dim_swa if is_swa else head_dim"),
-    HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+    N_ROT,
     HParam("n_rot_swa", (), ("rope.dimension_count_swa",), default="head_dim_swa", always=True),
 )
 

@@ -12,10 +12,17 @@ from converter.architectures.common import (
     DECODER_HPARAMS,
     KV,
     MROPE,
+    N_EMBD,
+    N_FF,
+    N_HEAD,
+    N_LAYER,
+    N_ROT_OF_HEAD,
+    N_VOCAB,
     NORM,
     NORM_TENSORS,
     OTHER_INPUTS,
     QK_NORM,
+    RMS_EPS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
@@ -47,7 +54,6 @@ from converter.tensors.ops import Rope
 PARTIAL = HParam(
     "partial", ("partial_rotary_factor", "rope.partial_rotary_factor"), (), "f32", default=0.5, back="n_rot / head_dim"
 )
-N_ROT = HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True)
 
 WHOLE = {"partial_rotary_factor": 1.0}  # a head turns as a whole where nothing says that it does in part
 IN_PARTS = "len(mrope_sections) > 0"
@@ -66,25 +72,21 @@ ARCHITECTURES = (
             HFClass(
                 "GlmForCausalLM",
                 "glm",
-                {
-                    "num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-7, "rope_theta": 10000.0,
-                    "max_position_embeddings": 131072, "attention_bias": True,
-                },
             ),
         ),
         hparams=(
             HParam("n_ctx", ("seq_length", "max_position_embeddings"), ("context_length",), required=True),
-            HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True),
-            HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
-            HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
-            HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
+            N_EMBD,
+            N_FF,
+            N_LAYER,
+            N_HEAD,
             HParam("n_head_kv", ("num_key_value_heads",), ("attention.head_count_kv",), required=True),
-            HParam("rms_eps", ("rms_norm_eps",), ("attention.layer_norm_rms_epsilon",), "f32", required=True),
-            N_ROT,
+            RMS_EPS,
+            N_ROT_OF_HEAD,
             HParam("adds_bos", (), ("/tokenizer.ggml.add_bos_token",), "bool", default=False, always=True),
             HParam("rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32", default=10000.0, always=True),
             HParam("rope_type", ("rope.rope_type",), (), "str", default="'default'"),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            N_VOCAB,
             HParam("head_dim", ("head_dim",), (), default="n_embd // n_head"),
             PARTIAL,
             ATTENTION_BIAS,
@@ -113,7 +115,7 @@ ARCHITECTURES = (
             *before("rope_theta", MROPE, amended(DECODER_HPARAMS, n_layer=WITH_NEXTN)),
             *NEXTN_HPARAMS,
             PARTIAL,
-            N_ROT,
+            N_ROT_OF_HEAD,
             *amended((N_NEXTN,), n_nextn={"null": 0}),
             ATTENTION_BIAS,
         ),
@@ -157,7 +159,7 @@ ARCHITECTURES = (
             ),
             *NEXTN_HPARAMS,
             PARTIAL,
-            N_ROT,
+            N_ROT_OF_HEAD,
             N_FF_EXP,
             N_EXPERT_SHARED,
             N_DENSE,

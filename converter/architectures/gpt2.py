@@ -3,7 +3,13 @@
 Source: the reference converter's GPT2Model; transformers' configuration class for the defaults.
 """
 
-from converter.architectures.common import NORM, G
+from converter.architectures.common import (
+    HEAD_SIZE,
+    N_VOCAB,
+    NORM,
+    NORM_EPS,
+    G,
+)
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
 from converter.architectures.traits import Traits
@@ -21,10 +27,10 @@ ARCHITECTURES = (
             HParam("n_embd", ("n_embd", "hidden_size"), ("embedding_length",), required=True),
             HParam("n_ff", ("n_inner",), ("feed_forward_length",), default="4 * n_embd", always=True),
             HParam("n_head", ("n_head", "num_attention_heads"), ("attention.head_count",), required=True),
-            HParam("norm_eps", ("layer_norm_epsilon",), ("attention.layer_norm_epsilon",), "f32", required=True),
+            NORM_EPS,
             HParam("n_head_kv", (), (), default="n_head"),
-            HParam("head_dim", (), (), default="n_embd // n_head"),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            HEAD_SIZE,
+            N_VOCAB,
         ),
         tensors=(
             T("transformer.wte.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),

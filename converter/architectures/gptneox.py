@@ -3,7 +3,19 @@
 Source: the reference converter's GPTNeoXModel and BloomModel; transformers' configuration classes for the defaults.
 """
 
-from converter.architectures.common import NORM, G, Q
+from converter.architectures.common import (
+    HEAD_SIZE,
+    N_CTX,
+    N_EMBD,
+    N_FF,
+    N_HEAD,
+    N_LAYER,
+    N_VOCAB,
+    NORM,
+    NORM_EPS,
+    G,
+    Q,
+)
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
 from converter.architectures.traits import Traits
@@ -12,8 +24,6 @@ from converter.tensors.ops import PermuteRows
 N, B = "gpt_neox.layers.{block}.", "transformer.h.{block}."
 QUERIES_FIRST = PermuteRows(("n_head", 3, "head_dim"), (1, 0, 2))
 N_HEAD_KV = HParam("n_head_kv", (), (), default="n_head")
-HEAD_DIM = HParam("head_dim", (), (), default="n_embd // n_head")
-N_VOCAB = HParam("n_vocab", ("vocab_size",), required=True)
 GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 
 ARCHITECTURES = (
@@ -27,12 +37,12 @@ ARCHITECTURES = (
             ),
         ),
         hparams=(
-            HParam("n_ctx", ("max_position_embeddings",), ("context_length",), required=True),
-            HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True),
-            HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
-            HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
+            N_CTX,
+            N_EMBD,
+            N_LAYER,
+            N_FF,
             HParam("n_rot", (), ("rope.dimension_count",), default="int(rotary_pct * head_dim)", always=True),
-            HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
+            N_HEAD,
             HParam(
                 "parallel", ("use_parallel_residual",), ("use_parallel_residual",), "bool", default=True, always=True
             ),
@@ -47,7 +57,7 @@ ARCHITECTURES = (
                 default=0.25, back="n_rot / head_dim",
             ),
             N_HEAD_KV,
-            HEAD_DIM,
+            HEAD_SIZE,
             N_VOCAB,
         ),
         tensors=(
@@ -80,8 +90,8 @@ ARCHITECTURES = (
             HParam("n_layer", ("n_layer", "num_hidden_layers"), ("block_count",), required=True),
             HParam("n_head", ("n_head", "num_attention_heads"), ("attention.head_count",), required=True),
             HParam("n_head_kv", (), ("attention.head_count_kv",), default="n_head", always=True),
-            HParam("norm_eps", ("layer_norm_epsilon",), ("attention.layer_norm_epsilon",), "f32", required=True),
-            HEAD_DIM,
+            NORM_EPS,
+            HEAD_SIZE,
             N_VOCAB,
         ),
         tensors=(

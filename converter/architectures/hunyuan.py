@@ -115,8 +115,7 @@ ARCHITECTURES = (
             HFClass(
                 "HunYuanVLForConditionalGeneration",
                 "hunyuan_vl",
-                {"num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-                 "max_position_embeddings": 2048},
+                {"num_key_value_heads": "num_attention_heads"},
                 when="0",
             ),
         ),
@@ -157,10 +156,7 @@ ARCHITECTURES = (
             HFClass(
                 "HunYuanMoEV1ForCausalLM",
                 "hunyuan_v1_moe",
-                {
-                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-                    "max_position_embeddings": 2048, "num_experts": 1, "moe_topk": 1,
-                },
+                {"num_key_value_heads": "num_attention_heads"},
             ),
         ),
         hparams=(

@@ -12,6 +12,7 @@ from converter.architectures.common import (
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
+    VOCAB,
     G,
     H,
 )
@@ -61,14 +62,6 @@ ARCHITECTURES = (
         hf=(
             HFClass(
                 "HYV4ForCausalLM", "hy_v4",
-                {
-                    "max_position_embeddings": 262144, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-                    "moe_intermediate_size": 768, "n_routed_experts": 256, "num_experts_per_tok": 8,
-                    "n_shared_experts": 1, "routed_scaling_factor": 2.827, "norm_topk_prob": True,
-                    "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64,
-                    "v_head_dim": 256, "hc_mult": 4, "hc_eps": 1e-6, "hc_magnitude": 2.0, "index_n_heads": 16,
-                    "index_head_dim": 128, "index_topk": 2048, "swiglu_limit": 10.0,
-                },
             ),
         ),
         hparams=(
@@ -80,7 +73,7 @@ ARCHITECTURES = (
             ),
             HParam("one_kv_head", (), ("attention.head_count_kv",), default=1, always=True),
             *amended((N_DENSE,), n_dense={"default": "sum(is_dense)", "always": True}),
-            HParam("vocab", (), ("vocab_size",), default="n_vocab", always=True),
+            VOCAB,
             HParam("q_lora", ("q_lora_rank",), ("attention.q_lora_rank",), required=True),
             HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), required=True),
             HParam("k_cache", (), ("attention.key_length",), default="kv_lora + n_rot", always=True),

@@ -7,6 +7,7 @@ from converter.architectures.common import (
     ATTENTION,
     DENSE_FFN,
     LAYER_NORM_HPARAMS,
+    N_ROT,
     NORM,
     ROPE_BUFFERS,
     TOP_TENSORS,
@@ -29,7 +30,7 @@ ARCHITECTURES = (
         ),
         hparams=(
             *LAYER_NORM_HPARAMS,
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            N_ROT,
             HParam(
                 "attention_bias", ("attention_bias",), (), "bool", default=True, back="present('blk.0.attn_q.bias')"
             ),

@@ -3,7 +3,18 @@
 Source: the reference converter's JambaModel; transformers' configuration class for the defaults.
 """
 
-from converter.architectures.common import ATTENTION, DENSE_FFN, NORM, ROPE_BUFFERS, G, H
+from converter.architectures.common import (
+    ATTENTION,
+    DENSE_FFN,
+    N_FF,
+    N_HEAD,
+    N_LAYER,
+    N_VOCAB,
+    NORM,
+    ROPE_BUFFERS,
+    G,
+    H,
+)
 from converter.architectures.granite_hybrid import BIASES, MAMBA
 from converter.architectures.mamba import AUTOMATIC, MAMBA1
 from converter.architectures.moe import EXPERTS
@@ -34,20 +45,14 @@ ARCHITECTURES = (
         hf=(
             HFClass(
                 "JambaForCausalLM", "jamba",
-                {
-                    "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "max_position_embeddings": 262144,
-                    "num_experts": 16, "num_experts_per_tok": 2, "expert_layer_period": 2, "expert_layer_offset": 1,
-                    "attn_layer_period": 8, "attn_layer_offset": 4, "mamba_d_state": 16, "mamba_d_conv": 4,
-                    "mamba_expand": 2,
-                },
             ),
         ),
         hparams=(
-            HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
+            N_LAYER,
             HParam("n_ctx", ("max_position_embeddings", "n_ctx"), ("context_length",), required=True),
             HParam("n_embd", ("hidden_size", "mamba_d_model"), ("embedding_length",), required=True),
-            HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
-            HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
+            N_FF,
+            N_HEAD,
             HParam(
                 "n_head_kv", (), ("attention.head_count_kv",), "i32[]", per_block=True, always=True,
                 default="n_head_kv_said if block % attention_period == attention_offset else 0",
@@ -65,7 +70,7 @@ ARCHITECTURES = (
             ),
             HParam("n_expert", ("num_local_experts", "num_experts"), ("expert_count",), required=True),
             HParam("n_expert_used", ("num_experts_per_tok",), ("expert_used_count",), required=True),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            N_VOCAB,
             HParam("head_dim", default="n_embd // n_head"),
             HParam("n_head_kv_said", ("num_key_value_heads",), default="n_head", back="max(n_head_kv)"),
             # Blocks are counted from the offset by the period; where there are none, both lie beyond the last.

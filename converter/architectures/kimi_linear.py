@@ -59,14 +59,7 @@ ARCHITECTURES = (
         hf=(
             HFClass(
                 "KimiLinearForCausalLM", "kimi_linear",
-                {
-                    "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-5, "model_max_length": 1048576,
-                    "num_experts": 256, "num_experts_per_token": 8, "num_shared_experts": 1, "topk_group": 1,
-                    "moe_intermediate_size": 1024, "routed_scaling_factor": 2.446, "kv_lora_rank": 512,
-                    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "head_dim": "qk_rope_head_dim",
-                    "linear_head_dim": 128, "linear_num_heads": 32, "linear_conv_kernel_dim": 4,
-                    "moe_router_activation_func": "sigmoid",
-                },
+                {"moe_router_activation_func": "sigmoid"},
             ),
         ),
         hparams=(

@@ -7,7 +7,9 @@ from converter.architectures.common import (
     ATTENTION_BIAS,
     DENSE_FFN,
     KV,
+    N_ROT_OF_HEAD,
     NORM_TENSORS,
+    PARTIAL_OF_HEAD,
     QK_NORM,
     ROPE_BUFFERS,
     TOP_TENSORS,
@@ -29,13 +31,7 @@ ARCHITECTURES = (
         hf=(
             HFClass(
                 "LagunaForCausalLM", "laguna",
-                {
-                    "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 500000.0,
-                    "max_position_embeddings": 131072, "num_experts": 256, "num_experts_per_tok": 8,
-                    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "sliding_window": 512,
-                    "moe_routed_scaling_factor": 1.0, SLIDING + "rope_theta": 10000.0,
-                    "partial_rotary_factor": 0.5,
-                },
+                {SLIDING + "rope_theta": 10000.0},
             ),
         ),
         hparams=(
@@ -60,9 +56,9 @@ ARCHITECTURES = (
             *amended((WEIGHTS_SCALE,), weights_scale={"config": ("moe_routed_scaling_factor",)}),
             HParam("sigmoid", (), ("expert_gating_func",), default=2, always=True),
             *amended((N_DENSE,), n_dense={"config": (), "default": "sum(is_dense)", "always": True}),
-            HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True),
+            N_ROT_OF_HEAD,
             HParam("n_rot_swa", (), ("rope.dimension_count_swa",), default="int(head_dim * partial_swa)", always=True),
-            HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default=1.0, back="n_rot / head_dim"),
+            PARTIAL_OF_HEAD,
             HParam(
                 "partial_swa", (SLIDING + "partial_rotary_factor",), (), "f32", default=1.0,
                 back="n_rot_swa / head_dim",

@@ -11,7 +11,6 @@ from converter.architectures.spec import Architecture, HFClass, HParam, T, Tenso
 from converter.architectures.traits import Relation, TokenizerStyle, Traits
 from converter.tensors.ops import NegExp, Reshape
 
-DEFAULTS = {"layer_norm_epsilon": 1e-5, "state_size": 16, "conv_kernel": 4}
 # The authors' package rounds the vocabulary up, and says the number before.
 ROUNDED = {"pad_vocab_size_multiple": 8}
 AUTOMATIC = "(n_embd + 15) // 16"
@@ -69,8 +68,8 @@ ARCHITECTURES = (
     Architecture(
         gguf="mamba",
         hf=(
-            HFClass("FalconMambaForCausalLM", "falcon_mamba", DEFAULTS, facts={"normed": True}, when="normed"),
-            HFClass("MambaForCausalLM", "mamba", DEFAULTS),
+            HFClass("FalconMambaForCausalLM", "falcon_mamba", facts={"normed": True}, when="normed"),
+            HFClass("MambaForCausalLM", "mamba"),
             HFClass("MambaLMHeadModel", "mamba_ssm", ROUNDED, when="0"),
         ),
         hparams=(
@@ -107,7 +106,7 @@ ARCHITECTURES = (
         hf=(
             HFClass(
                 "Mamba2ForCausalLM", "mamba2",
-                {**DEFAULTS, "state_size": 128, "n_groups": 8, "num_heads": 128, "expand": 2},
+                {"num_heads": 128},
             ),
             HFClass("Mamba2LMHeadModel", "mamba2_ssm", {"pad_vocab_size_multiple": 16}, when="0"),
         ),

@@ -5,7 +5,9 @@ Source: the reference converter's MapleModel, which knows the bound by heart.
 
 from converter.architectures.common import (
     ATTENTION,
+    N_ROT_OF_HEAD,
     NORM_TENSORS,
+    PARTIAL_OF_HEAD,
     QK_NORM,
     ROPE_BUFFERS,
     TOP_TENSORS,
@@ -28,11 +30,11 @@ ARCHITECTURES = (
         ),
         hparams=(
             *amended(MOE_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
-            HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True),
+            N_ROT_OF_HEAD,
             *WINDOW_PATTERN,
             N_FF_EXP,
             HParam("bounds", (), ("swiglu_clamp_exp",), "f32[]", per_block=True, default="7.0", always=True),
-            HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default=1.0, back="n_rot / head_dim"),
+            PARTIAL_OF_HEAD,
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *EXPERTS),
         ignore=ROPE_BUFFERS,

@@ -25,9 +25,7 @@ ARCHITECTURES = (
             HFClass(
                 "MellumForCausalLM", "mellum",
                 {
-                    "num_key_value_heads": 4, "head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 500000.0,
-                    "max_position_embeddings": 131072, "num_experts": 64, "num_experts_per_tok": 8,
-                    "moe_intermediate_size": 896, "sliding_window": 1024, "norm_topk_prob": True,
+                    "num_experts": 64,
                     "rope_parameters.sliding_attention.rope_theta": 10000.0,
                 },
             ),

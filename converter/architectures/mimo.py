@@ -4,7 +4,16 @@ Blocks that predict further tokens (`model.mtp.*`) have windows, too, and no exp
 Source: the reference converter's MimoV2Model; transformers' configuration class and the authors' for the defaults.
 """
 
-from converter.architectures.common import DENSE_FFN, NORM, NORM_TENSORS, ROPE_BUFFERS, TOP_TENSORS, G, H
+from converter.architectures.common import (
+    DENSE_FFN,
+    N_ROT_OF_HEAD,
+    NORM,
+    NORM_TENSORS,
+    ROPE_BUFFERS,
+    TOP_TENSORS,
+    G,
+    H,
+)
 from converter.architectures.moe import EXPERTS, MOE_HPARAMS, N_FF_EXP, ROUTED, ROUTER, WITH_NEXTN
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, moved, only_when, pair
 from converter.architectures.styles import BPE
@@ -37,12 +46,7 @@ ARCHITECTURES = (
         hf=(
             HFClass(
                 "MiMoV2FlashForCausalLM", "mimo_v2_flash",
-                {
-                    "num_key_value_heads": 4, "head_dim": 192, "v_head_dim": 128, "sliding_window": 129,
-                    "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "n_routed_experts": 256,
-                    "num_experts_per_tok": 8, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 2048,
-                    "attention_value_scale": 0.707, "scoring_func": "sigmoid",
-                },
+                {"scoring_func": "sigmoid"},
                 facts={"n_nextn_said": 1},
             ),
             HFClass(
@@ -76,7 +80,7 @@ ARCHITECTURES = (
                 default="1 if block >= n_main else kinds[block] == 'sliding_attention'",
             ),
             N_FF_EXP,
-            HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True),
+            N_ROT_OF_HEAD,
             HParam(
                 "rms_eps", ("layernorm_epsilon", "rms_norm_eps"), ("attention.layer_norm_rms_epsilon",), "f32",
                 default=1e-5, always=True,

@@ -35,13 +35,7 @@ MOE_TENSORS = (
     T(EXPERT + "w2.weight", G + "ffn_down_exps.weight", shape=("n_embd", "n_ff_exp")),
     T(EXPERT + "w3.weight", G + "ffn_up_exps.weight", shape=("n_ff_exp", "n_embd")),
 )
-M3_DEFAULTS = {
-    "max_position_embeddings": 524288, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 5000000.0,
-    "head_dim": 128, "intermediate_size": 3072, "dense_intermediate_size": 12288, "shared_intermediate_size": 3072,
-    "num_local_experts": 128, "num_experts_per_tok": 4, "routed_scaling_factor": 2.0, "rotary_dim": 64,
-    "scoring_func": "sigmoid", "index_n_heads": 4, "index_head_dim": 128, "index_block_size": 128,
-    "index_topk_blocks": 16, "index_local_blocks": 1, "swiglu_alpha": 1.702, "swiglu_limit": 7.0,
-}
+M3_DEFAULTS = {"scoring_func": "sigmoid"}
 M3_CONSTANTS = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
 A, B = H + "self_attn.index_", G + "indexer."
 INDEXER = (
@@ -175,9 +169,7 @@ ARCHITECTURES = (
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
             BPE,
-            built_in={
-                "hidden_act": ("swigluoai", "silu"), "swiglu_alpha": (1.702,), "swiglu_limit": (7.0,),
-            },
+            built_in={"hidden_act": ("swigluoai", "silu"), "swiglu_alpha": (1.702,), "swiglu_limit": (7.0,)},
         ),
     ),
 )  # fmt: skip

@@ -3,7 +3,11 @@
 Source: the reference converter's MPTModel; transformers' configuration class for the defaults.
 """
 
-from converter.architectures.common import G
+from converter.architectures.common import (
+    HEAD_SIZE,
+    N_VOCAB,
+    G,
+)
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
 from converter.architectures.traits import Traits
@@ -29,8 +33,8 @@ ARCHITECTURES = (
             HParam("alibi", ("attn_config.alibi",), (), "bool", default=True, back="max_alibi > 0"),
             HParam("alibi_max", ("attn_config.alibi_bias_max",), (), "u32", default=8, back="int(max_alibi)"),
             HParam("expansion", ("expansion_ratio",), (), default=4, back="n_ff // n_embd"),
-            HParam("head_dim", (), (), default="n_embd // n_head"),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            HEAD_SIZE,
+            N_VOCAB,
         ),
         tensors=(
             T("transformer.wte.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),

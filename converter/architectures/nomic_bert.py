@@ -4,7 +4,13 @@ Source: the reference converter's NomicBertModel; llama.cpp's bert.cpp; transfor
 which the published models bring along, for the names and the defaults.
 """
 
-from converter.architectures.common import LABELS, NORM, POOLING, G
+from converter.architectures.common import (
+    LABELS,
+    N_VOCAB,
+    NORM,
+    POOLING,
+    G,
+)
 from converter.architectures.spec import (
     HEAD,
     Architecture,
@@ -77,7 +83,7 @@ HPARAMS = (
     HParam("types_first", default=1),
     HParam(HEAD, default=0),
     HParam("n_head_kv", default="n_head"),
-    HParam("n_vocab", ("vocab_size",), required=True),
+    N_VOCAB,
 )
 COMMON_TENSORS: tuple[TensorRule, ...] = (
     T("embeddings.word_embeddings.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),

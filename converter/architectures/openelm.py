@@ -3,7 +3,12 @@
 Source: the reference converter's OpenELMModel; the configuration class that the models bring along.
 """
 
-from converter.architectures.common import NORM, G
+from converter.architectures.common import (
+    N_ROT,
+    N_VOCAB,
+    NORM,
+    G,
+)
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.styles import SPM_OR_BPE
 from converter.architectures.traits import Traits
@@ -30,9 +35,9 @@ ARCHITECTURES = (
             HParam("n_head_kv", ("num_kv_heads",), ("attention.head_count_kv",), "i32[]", required=True),
             HParam("rope_theta", ("rope_freq_constant",), ("rope.freq_base",), "f32", required=True),
             HParam("rms_eps", (), ("attention.layer_norm_rms_epsilon",), "f32", default=1e-6, always=True),
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            N_ROT,
             HParam("head_dim", ("head_dim",), ("attention.key_length", "attention.value_length"), required=True),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            N_VOCAB,
             HParam(
                 "multipliers", ("ffn_multipliers",), (), "f32[]", per_block=True, default="4.0", back="n_ff / n_embd",
             ),

@@ -7,11 +7,15 @@ defaults.
 from converter.architectures.common import (
     ATTENTION,
     ATTENTION_BIAS,
+    HEAD_SIZE,
     KV,
     LONGROPE,
     LONGROPE_FACTORS,
+    N_FF,
+    N_VOCAB,
     NORM,
     PARTIAL_OF_WIDTH,
+    RMS_EPS,
     ROPE_BUFFERS,
     ROPE_THETA_UNUSUAL,
     TOP_TENSORS,
@@ -25,8 +29,6 @@ from converter.architectures.traits import TokenizerStyle, Traits
 
 EXPERT = H + "block_sparse_moe.experts.{expert}."
 N_ROT, PARTIAL = PARTIAL_OF_WIDTH
-HEAD_DIM = HParam("head_dim", (), (), default="n_embd // n_head")
-N_VOCAB = HParam("n_vocab", ("vocab_size",), required=True)
 
 PHI3_HPARAMS = (
     HParam("n_ctx", ("max_position_embeddings", "n_positions"), ("context_length",), required=True),
@@ -35,18 +37,18 @@ PHI3_HPARAMS = (
         ("rope.scaling.original_context_length",), default="n_ctx", always=True,
     ),
     HParam("n_embd", ("hidden_size", "n_embd"), ("embedding_length",), required=True),
-    HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
+    N_FF,
     HParam("n_layer", ("num_hidden_layers", "n_layers", "n_layer"), ("block_count",), required=True),
     HParam("n_head", ("num_attention_heads", "n_head"), ("attention.head_count",), required=True),
     HParam(
         "n_head_kv", ("num_key_value_heads", "n_head_kv"), ("attention.head_count_kv",), default="n_head", always=True
     ),
-    HParam("rms_eps", ("rms_norm_eps",), ("attention.layer_norm_rms_epsilon",), "f32", required=True),
+    RMS_EPS,
     N_ROT,
     HParam("rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32", default=10000.0, always=True),
     HParam("window", ("sliding_window",), ("attention.sliding_window",), default=0, always=True),
     PARTIAL,
-    HEAD_DIM,
+    HEAD_SIZE,
     N_VOCAB,
     HParam(
         "rope_type", ("rope.rope_type",), (), "str",
@@ -86,7 +88,7 @@ ARCHITECTURES = (
             N_ROT,
             ROPE_THETA_UNUSUAL,
             PARTIAL,
-            HEAD_DIM,
+            HEAD_SIZE,
             N_VOCAB,
         ),
         tensors=(

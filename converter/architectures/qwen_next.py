@@ -12,6 +12,7 @@ from converter.architectures.common import (
     DECODER_HPARAMS,
     DENSE_FFN,
     MROPE,
+    N_ROT_OF_HEAD,
     NORM,
     OTHER_INPUTS,
     ROPE_BUFFERS,
@@ -81,7 +82,7 @@ HYBRID = (
         back="block < n_main and (block + 1) % interval != 0",
     ),
     HParam("interval", ("full_attention_interval",), ("full_attention_interval",), default=4, always=True),
-    HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True),
+    N_ROT_OF_HEAD,
     HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default=0.25, back="n_rot / head_dim"),
     ATTENTION_BIAS,
 )

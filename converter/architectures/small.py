@@ -11,6 +11,7 @@ from converter.architectures.common import (
     DENSE_FFN,
     LLAMA3_ROPE_FREQS,
     LLAMA_HPARAMS,
+    N_ROT,
     NORM_TENSORS,
     OTHER_INPUTS,
     QK_NORM,
@@ -37,7 +38,7 @@ ARCHITECTURES = (
         hf=(HFClass("MaincoderForCausalLM", "maincoder", DEFAULTS),),
         hparams=(
             *DECODER_HPARAMS,
-            HParam("n_rot", (), ("rope.dimension_count",), default="head_dim", always=True),
+            N_ROT,
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
         ignore=ROPE_BUFFERS,

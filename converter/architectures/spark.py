@@ -6,7 +6,9 @@ Source: the reference converter's Spark2_5Model.
 from converter.architectures.common import (
     DECODER_HPARAMS,
     DENSE_FFN,
+    N_ROT_OF_HEAD,
     NORM_TENSORS,
+    PARTIAL_OF_HEAD,
     ROPE_BUFFERS,
     TOP_TENSORS,
     WINDOW_PATTERN,
@@ -37,9 +39,9 @@ ARCHITECTURES = (
                 amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
             ),
             *WINDOW_PATTERN,
-            HParam("n_rot", (), ("rope.dimension_count",), default="int(head_dim * partial)", always=True),
+            N_ROT_OF_HEAD,
             HParam("n_rot_swa", (), ("rope.dimension_count_swa",), default="int(head_dim * partial_swa)", always=True),
-            HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default=1.0, back="n_rot / head_dim"),
+            PARTIAL_OF_HEAD,
             HParam(
                 "partial_swa", (SLIDING + "partial_rotary_factor",), (), "f32", default=1.0,
                 back="n_rot_swa / head_dim",

@@ -6,6 +6,13 @@ Source: the reference converter's StableLMModel; transformers' configuration cla
 from converter.architectures.common import (
     ATTENTION,
     DENSE_FFN,
+    HEAD_SIZE,
+    N_CTX,
+    N_EMBD,
+    N_FF,
+    N_HEAD,
+    N_LAYER,
+    N_VOCAB,
     NORM,
     PARALLEL_RESIDUAL,
     ROPE_BUFFERS,
@@ -26,12 +33,12 @@ ARCHITECTURES = (
             HFClass("StableLMEpochForCausalLM", "stablelm_epoch", {"use_parallel_residual": True}, when="0"),
         ),
         hparams=(
-            HParam("n_ctx", ("max_position_embeddings",), ("context_length",), required=True),
-            HParam("n_embd", ("hidden_size",), ("embedding_length",), required=True),
-            HParam("n_layer", ("num_hidden_layers",), ("block_count",), required=True),
-            HParam("n_ff", ("intermediate_size",), ("feed_forward_length",), required=True),
+            N_CTX,
+            N_EMBD,
+            N_LAYER,
+            N_FF,
             HParam("n_rot", (), ("rope.dimension_count",), default="int(partial * head_dim)", always=True),
-            HParam("n_head", ("num_attention_heads",), ("attention.head_count",), required=True),
+            N_HEAD,
             HParam(
                 "n_head_kv", ("num_key_value_heads",), ("attention.head_count_kv",), default="n_head", always=True
             ),
@@ -43,8 +50,8 @@ ARCHITECTURES = (
                 "qk_norm", ("qk_layernorm",), (), "bool", default=False, back="present('blk.0.attn_q_norm.weight')"
             ),
             HParam("qkv_bias", ("use_qkv_bias",), (), "bool", default=False, back="present('blk.0.attn_q.bias')"),
-            HParam("head_dim", (), (), default="n_embd // n_head"),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            HEAD_SIZE,
+            N_VOCAB,
         ),
         tensors=(
             *TOP_TENSORS,

@@ -6,8 +6,11 @@ defaults.
 
 from converter.architectures.common import (
     ATTENTION,
+    HEAD_SIZE,
     LAYER_NORM_HPARAMS,
+    N_VOCAB,
     NORM,
+    NORM_EPS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
@@ -38,9 +41,9 @@ ARCHITECTURES = (
             HParam("n_layer", ("n_layer", "num_hidden_layers"), ("block_count",), required=True),
             HParam("n_head", ("n_head", "num_attention_heads"), ("attention.head_count",), required=True),
             HParam("n_head_kv", (), ("attention.head_count_kv",), default=1, always=True),
-            HParam("norm_eps", ("layer_norm_epsilon",), ("attention.layer_norm_epsilon",), "f32", required=True),
-            HParam("head_dim", (), (), default="n_embd // n_head"),
-            HParam("n_vocab", ("vocab_size",), required=True),
+            NORM_EPS,
+            HEAD_SIZE,
+            N_VOCAB,
         ),
         tensors=(
             T("transformer.wte.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),

@@ -403,10 +403,10 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None, projector: Checkpoint
     mapped = _mapped_backward(architecture, checkpoint, hparams)
     events, rope = list(mapped.events), mapped.rope
     tied = not any(rule.tied_to and rule.gguf[0] in checkpoint.tensors for rule in mapped.rules)
-    config = write_config(mapped.architecture, hparams, tied, rope, part=projector is not None)
+    hf = class_for(mapped.architecture, hparams)
+    config = write_config(mapped.architecture, hparams, tied, rope, hf=hf, part=projector is not None)
     if not rope and hparams.get("rope_type") in BY_FACTORS:
         events.append(MetadataLost(architecture.key("rope.scaling.type"), "the file has no factors for it"))
-    hf = class_for(mapped.architecture, hparams)
     tensors = {(name := hf.whole(tensor.name)): tensor.renamed(name) for tensor in mapped.tensors.values()}
     text = Translation(mapped.architecture, hparams, parted(tensors), config, tuple(events))
     return text if projector is None else _with_projector(text, checkpoint, projector)
