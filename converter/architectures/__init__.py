@@ -1,4 +1,4 @@
-"""The architectures, one file of data each; a new file in this folder is found by being there.
+"""The architectures, one file of data each; a new file in this folder or below is found by being there.
 
 Third parties add theirs through the entry-point group `converter.architectures`, whose value is an Architecture or a
 tuple of them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 
@@ -27,31 +28,31 @@ def architectures(*words: object) -> dict[str, Architecture]:
     With words, only those of the files that have one of them in quotes, which is where each architecture's classes,
     model types and GGUF name stand: to load all takes longer than to read a header.
     """
+    return {architecture.gguf: architecture for architecture in _rows("ARCHITECTURES", words)}
+
+
+def projectors(*words: object) -> tuple[Architecture, ...]:
+    """What multimodal models have beside their text model; all are `clip` in GGUF. Words choose as above."""
+    return tuple(_rows("PROJECTORS", words))
+
+
+def _rows(table: str, words: tuple[object, ...]) -> Iterator[Architecture]:
     wanted = {word for word in words if isinstance(word, str)}
-    modules = [name for name, quoted in _quoted().items() if not words or quoted is None or wanted & quoted]
-    return {architecture.gguf: architecture for module in modules for architecture in _rows(module)}
+    for module, quoted in _quoted().items():
+        if not words or quoted is None or wanted & quoted:
+            yield from getattr(importlib.import_module(module), table, ())
 
 
 @cache
 def _quoted() -> dict[str, frozenset[str] | None]:
-    """What stands in quotes in each file of this folder, by module; None where only its bytecode is installed."""
+    """What stands in quotes in each file here and below, by module; None where only its bytecode is installed."""
     found: dict[str, frozenset[str] | None] = {}
-    for module in pkgutil.iter_modules(__path__):
-        source = resources.files(__name__) / f"{module.name}.py"
-        found[module.name] = frozenset(_QUOTED.findall(source.read_text("utf-8"))) if source.is_file() else None
+    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
+        if not module.ispkg:
+            *folders, name = module.name.removeprefix(f"{__name__}.").split(".")
+            source = resources.files(__name__).joinpath(*folders, f"{name}.py")
+            found[module.name] = frozenset(_QUOTED.findall(source.read_text("utf-8"))) if source.is_file() else None
     return found
-
-
-@cache
-def _rows(module: str) -> tuple[Architecture, ...]:
-    rows: tuple[Architecture, ...] = getattr(importlib.import_module(f"{__name__}.{module}"), "ARCHITECTURES", ())
-    return rows
-
-
-@cache
-def projectors() -> tuple[Architecture, ...]:
-    """What multimodal models have beside their text model; all are `clip` in GGUF."""
-    return importlib.import_module(f"{__name__}.mmproj").PROJECTORS  # type: ignore[no-any-return]
 
 
 @cache

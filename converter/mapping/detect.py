@@ -43,7 +43,8 @@ def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architec
 
 def detect_projector(config: Mapping[str, Any]) -> _Found | None:
     """What turns the images of a multimodal model into its text model's embeddings; None where we know of none."""
-    return _first(projectors(), config, "name", classes_of(config))
+    classes = classes_of(config)
+    return _first(projectors(*classes), config, "name", classes) if classes else None
 
 
 def classes_of(config: Mapping[str, Any]) -> list[str]:
