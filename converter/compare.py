@@ -218,7 +218,7 @@ def compare(
     with about(source.path):
         opened = open_checkpoint(source)
     with opened, about(source.path):
-        draft = begin(opened, target_format(_TARGET, "gguf"), request.replace(strict=False), _TARGET)
+        draft = begin(opened, target_format(_TARGET, "gguf"), request.replace(strict=False, quant=names[0]), _TARGET)
         draft = run(draft, (*MODEL, open_matrix))
         try:
             plans = {name: _plan(draft, source, request.replace(quant=name)) for name in names}

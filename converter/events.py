@@ -101,6 +101,32 @@ class Decoded(Event):
 
 
 @dataclass(frozen=True)
+class StoredLoss(Event):
+    """Codes that a source stores were kept in a type that does not hold all of them exactly."""
+
+    tensor: str
+    how: str
+    what: str
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.how}, {self.what}"
+
+
+@dataclass(frozen=True)
+class ScalesRounded(Event):
+    """Codes that a source stores were kept, but the type's scales are F16, which does not hold all of the source's."""
+
+    tensor: str
+    type: str
+    count: int
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.count} scales were rounded, {self.type} has them in F16"
+
+
+@dataclass(frozen=True)
 class NamesKept(Event):
     """Tensors could not be given the names that the target's readers expect."""
 

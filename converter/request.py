@@ -11,6 +11,9 @@ from typing import Any, TypedDict, Unpack
 from converter.errors import UsageError
 
 PathLike = str | os.PathLike[str]
+#: Which codes of a source that arrives quantized stay as a type of ggml: none, all that are exact, or also those that
+#: lose a little.
+KEEP_CODES = ("never", "exact", "near")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Types:
     exclude_weights: tuple[str, ...] = ()
     via: str = "source"
     dtype: str | None = None
+    keep_codes: str | None = None
 
     def __post_init__(self) -> None:
         _settle(
@@ -129,6 +133,7 @@ class Fields(TypedDict, total=False):
     exclude_weights: Iterable[str]
     via: str
     dtype: str | None
+    keep_codes: str | None
     arch: str | None
     pre: str | None
     name: str | None

@@ -28,10 +28,10 @@ from converter.errors import (
     UnknownPreTokenizer,
 )
 from converter.findings import Finding
-from converter.formats.foreign import check_unpacked
 from converter.formats.registry import open_checkpoint
 from converter.mapping.hparams import HParams
 from converter.mapping.view import ModelView, view
+from converter.quant.sources import unpacked
 from converter.request import PathLike, Source
 from converter.runtimes.generation import Ran, try_out
 from converter.storage import slabs
@@ -125,14 +125,13 @@ def check(
 
 
 def _opened(source: Source) -> Checkpoint:
-    """The model, whose tensors are numbers and not the codes of a scheme that is not read."""
+    """The model, whose tensors are numbers and not the codes of a scheme."""
     checkpoint = open_checkpoint(source)
     try:
-        check_unpacked(checkpoint)
+        return unpacked(checkpoint)
     except BaseException:
         checkpoint.close()
         raise
-    return checkpoint
 
 
 def _ran(checking: Checking, findings: list[Finding]) -> Ran:

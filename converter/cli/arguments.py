@@ -116,6 +116,12 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
             help="precision of the implied intermediate (default: the source's own, nothing is rounded twice)",
         )
     add("--dtype", metavar="TYPE", help="f16, bf16 or f32 for plain outputs; decodes quantized tensors")
+    add(
+        "--keep-codes",
+        choices=("never", "exact", "near"),
+        help="codes of a source that arrives quantized, as a type of ggml: those that are exact (default without "
+        "--quant), also those that lose a little, or never",
+    )
 
 
 def model_arguments(group: argparse._ArgumentGroup) -> None:

@@ -1,19 +1,12 @@
-"""Folders that hold something else than a model, and models whose weights are packed by a scheme that is not read.
+"""Folders that hold something else than a model: told by name, with what to do.
 
-Both are told by name, with what to do. Sources: the layouts that torch.distributed.checkpoint, DeepSpeed, Megatron,
-PEFT, verl and huggingface_hub write; `quantization_config` of transformers, `quantization` of MLX.
+Sources: the layouts that torch.distributed.checkpoint, DeepSpeed, Megatron, PEFT, verl and huggingface_hub write.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from converter.checkpoint import Checkpoint
-from converter.errors import UnsupportedFeature, short
-from converter.tensors.mxfp4 import joined
 
 _DCP = (
     "PyTorch distributed checkpoint (DCP, FSDP)",
@@ -90,65 +83,3 @@ def hub_name(path: Path) -> str | None:
         f"no such file or folder; models are not fetched from the Hugging Face Hub\n"
         f"download it first and give the folder: hf download {'/'.join(path.parts[-2:])} --local-dir FOLDER"
     )
-
-
-# ------------------------------------------------------------------------------------------ packed weights
-
-_METHODS: Mapping[str, str] = {
-    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "FP8", "fbgemm_fp8": "FBGEMM FP8",
-    "compressed-tensors": "compressed-tensors", "mxfp4": "MXFP4", "modelopt": "ModelOpt", "hqq": "HQQ",
-    "torchao": "torchao", "quanto": "Quanto", "bitnet": "BitNet", "aqlm": "AQLM", "eetq": "EETQ", "exl2": "EXL2",
-    "exl3": "EXL3", "quip": "QuIP#", "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS", "auto-round": "AutoRound",
-    "intel/auto-round": "AutoRound", "quark": "Quark", "marlin": "Marlin",
-}  # fmt: skip
-# Small files beside the weights that say the same where config.json is silent.
-_SIDECARS: Mapping[str, str] = {
-    "quantize_config.json": "GPTQ", "quant_config.json": "AWQ", "quanto_qmap.json": "Quanto",
-    "hf_quant_config.json": "ModelOpt", "quant_model_description.json": "Ascend",
-}  # fmt: skip
-_PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4"))
-
-
-def scheme_of(checkpoint: Checkpoint, *, typed: bool = True) -> str | None:
-    """The scheme by which a Hugging Face model's weights are packed, by its name; None for plain weights.
-
-    A config that names a scheme beside plain weights (DeepSeek's own cast to BF16 leaves one) is not believed. `typed`:
-    what a type of ggml holds (MXFP4) counts as plain.
-    """
-    if checkpoint.dialect != "hf":
-        return None
-    infos = (tensor.info for tensor in (joined(checkpoint.tensors) if typed else checkpoint.tensors).values())
-    if not any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos):
-        return None
-    return _declared(checkpoint.config) or _beside(checkpoint)
-
-
-def check_unpacked(checkpoint: Checkpoint, *, typed: bool = True) -> None:
-    """Refuse weights that are codes of a scheme which is not read; `typed` as `scheme_of`.
-
-    Raises:
-        UnsupportedFeature: as said.
-    """
-    if scheme := scheme_of(checkpoint, typed=typed):
-        raise UnsupportedFeature(
-            f"{checkpoint.path}: the weights are packed by {scheme}, which is not decoded here\n"
-            "convert the original model; --tensors-only alone copies the packed tensors as they are"
-        )
-
-
-def _declared(config: Mapping[str, Any]) -> str | None:
-    for holder in (config, *(each for each in config.values() if isinstance(each, dict))):  # text_config and its like
-        for key in ("quantization_config", "compression_config"):
-            if isinstance(said := holder.get(key), dict) and said:
-                method = said.get("quant_method") or ("MLX" if "quantization" in holder else "an unnamed scheme")
-                known = _METHODS.get(str(method).lower(), short(method)[1:-1])
-                detail = said.get("quant_algo") or said.get("format")
-                return f"{known} ({short(detail)[1:-1]})" if isinstance(detail, str) else known
-        if isinstance(holder.get("quantization"), dict):
-            return "MLX"
-    return None
-
-
-def _beside(checkpoint: Checkpoint) -> str | None:
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    return next((scheme for name, scheme in _SIDECARS.items() if (folder / name).is_file()), None)

@@ -176,7 +176,7 @@ def _left(checkpoint: Checkpoint) -> list[Note]:
     read = {path.name for path in checkpoint.files}
     left = [
         name for name in _listed(checkpoint.path)
-        if name not in checkpoint.assets and name not in read and not name.endswith(".index.json")
+        if name not in {*checkpoint.assets, *checkpoint.made} and name not in read and not name.endswith(".index.json")
     ]  # fmt: skip
     more = f" and {len(left) - 5} more" if len(left) > 5 else ""
     return [Note(f"not carried over: {', '.join(left[:5])}{more}")] if left else []

@@ -3,11 +3,12 @@
 `PASSES` is the whole way, in groups, because not everybody goes all of it: `convert verify` stops where types are
 chosen, `convert compare` goes through what the model is once, and through the rest for every quant. A new stage
 (checkpoints that arrive quantized, adapters, a search for types) is one more function in one group.
-No pass reads a tensor byte.
+No pass reads a tensor byte, but the zero points and the like that tell what holds codes which arrive quantized.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, QuantizationError, UsageError
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
 from converter.formats.base import Format, WriteOptions
-from converter.formats.foreign import check_unpacked
 from converter.formats.gguf import open_gguf
 from converter.mapping.folder import with_small_files
 from converter.mapping.general_keys import default_file_name, general_metadata
@@ -37,7 +37,8 @@ from converter.quant.recipes import (
     converter_type,
     recipe,
 )
-from converter.request import Request, Types
+from converter.quant.sources import unpacked
+from converter.request import KEEP_CODES, Request, Types
 from converter.storage.files import remembering
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
 from converter.tensors.encode import encoded
@@ -110,17 +111,27 @@ def detach(draft: Draft) -> Draft:
 # ------------------------------------------------------------- what the model is, in the target's own names
 
 
-def refuse_packed(draft: Draft) -> Draft:
-    """Codes are no numbers: weights of a scheme that is not read go as they are, or not at all.
+def unpack(draft: Draft) -> Draft:
+    """Weights that arrive in codes as numbers, or as the blocks of ggml that hold these codes.
+
+    Codes are kept where no type is asked for. A folder, or tensors alone, may take them over as they are.
 
     Raises:
-        UnsupportedFeature: as said.
+        UnsupportedFeature, CorruptFile: as `quant.sources.unpacked`.
+        UsageError: --keep-codes says something else than there is.
     """
-    request = draft.request
-    as_they_are = not request.types.dtype and not request.types.quant
-    if not (as_they_are and (request.model.tensors_only or draft.target.name == "hf")):
-        check_unpacked(draft.opened, typed=draft.to_gguf)
-    return draft
+    types, own = draft.request.types, draft.checkpoint
+    if types.keep_codes not in (None, *KEEP_CODES):
+        raise UsageError(f"--keep-codes {types.keep_codes}: say {', '.join(KEEP_CODES)}")
+    as_asked = types.quant is None and types.dtype is None
+    if as_asked and (draft.request.model.tensors_only or draft.target.name == "hf"):
+        return draft
+    keep = types.keep_codes or ("exact" if types.quant is None else "never")
+    plain = unpacked(
+        own, typed=draft.to_gguf, keep=keep if draft.to_gguf else "never", rounded=as_asked, watch=draft.watch
+    )
+    draft.report.extend(list(plain.events[len(own.events) :]))
+    return replace(draft, opened=plain, checkpoint=plain)
 
 
 def map_names(draft: Draft) -> Draft:
@@ -282,17 +293,18 @@ def _by_recipe(draft: Draft) -> dict[str, Choice]:
         has_imatrix=draft.weighted,
     )
     choices = assign(draft.recipe or recipe("COPY"), specs, _facts(draft), options)
+    if draft.recipe is None:
+        choices = {name: Choice(choice.type, "as in the source") for name, choice in choices.items()}
     if _stays_packed(draft):
         packed = (spec for spec in specs if dtype(spec.source).quantized)
         choices |= {spec.name: Choice(spec.source, "kept: arrives quantized") for spec in packed}
-    if draft.recipe is None:
-        return {name: Choice(choice.type, "as in the source") for name, choice in choices.items()}
     return choices
 
 
 def _stays_packed(draft: Draft) -> bool:
-    """Whether a Hugging Face model has packed weights that no quantization is asked for."""
-    if draft.route.map != "hf->gguf" or not (draft.recipe is None or draft.recipe.base in PLAIN):
+    """Whether a Hugging Face model has packed weights that no other type is asked for."""
+    kept = draft.request.types.keep_codes in KEEP_CODES[1:] or draft.recipe is None or draft.recipe.base in PLAIN
+    if draft.route.map != "hf->gguf" or not kept:
         return False
     return any(tensor.info.dtype.quantized for tensor in draft.intermediate.values())
 
@@ -416,7 +428,7 @@ def _said(draft: Draft) -> Metadata:
         old = getattr(metadata.get("general.file_type"), "value", None)
         file_type = old if type(old) is int and 0 <= old < 1 << 32 else _dense_file_type(draft)
     if _stays_packed(draft):
-        file_type = RECIPES["MXFP4_MOE"].file_type or 0
+        file_type = _packed_file_type(draft)
     own = {
         "general.quantization_version": Value("u32", QUANTIZATION_VERSION),
         "general.file_type": Value("u32", file_type),
@@ -424,6 +436,15 @@ def _said(draft: Draft) -> Metadata:
     replaced = (*own, *imatrix.KEYS) if draft.matrix else tuple(own)
     kept = {key: value for key, value in metadata.items() if key not in replaced}
     return kept | own | (draft.matrix.metadata() if draft.matrix else {})
+
+
+def _packed_file_type(draft: Draft) -> int:
+    """By the type that most bytes are packed in."""
+    nbytes: Counter[str] = Counter()
+    for step in draft.steps:
+        nbytes[step.type] += step.bytes if dtype(step.type).quantized else 0
+    name = max(nbytes, key=nbytes.__getitem__)
+    return RECIPES[{"MXFP4": "MXFP4_MOE"}.get(name, name)].file_type or 0
 
 
 def _dense_file_type(draft: Draft) -> int:
@@ -471,7 +492,7 @@ def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
 
 
 ASKED = (check, detach)
-MODEL = (refuse_packed, map_names, narrow)
+MODEL = (unpack, map_names, narrow)
 TYPES = (open_matrix, choose, weigh)
 FILES = (encode, describe, name_file, lay_out)
 PASSES = (*ASKED, *MODEL, *TYPES, *FILES)

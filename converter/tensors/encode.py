@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import MissingImportance, QuantizationError
-from converter.events import BlocksOverflow, Event, NotFinite, Overflow
+from converter.events import BlocksOverflow, Event, NotFinite, Overflow, ScalesRounded
 from converter.tensors import kernels
 from converter.tensors.dtypes import F32, DType
 from converter.tensors.scales import broken_blocks
@@ -60,6 +60,7 @@ class Watch:
         self._not_finite: Counter[str] = Counter()
         self._overflow: Counter[tuple[str, str]] = Counter()
         self._blocks: Counter[tuple[str, str]] = Counter()
+        self._scales: Counter[tuple[str, str]] = Counter()
 
     def again(self) -> Watch:
         """The same watch for a second encoding of the same numbers: what the source held is counted already."""
@@ -81,10 +82,15 @@ class Watch:
         with self._lock:
             self._blocks[tensor, target] += count
 
+    def scales(self, tensor: str, target: str, count: int) -> None:
+        with self._lock:
+            if count:
+                self._scales[tensor, target] += count
+
     @property
     def tripped(self) -> bool:
         """Whether a strict run must stop."""
-        return self.strict and bool(self._not_finite or self._overflow or self._blocks)
+        return self.strict and bool(self._not_finite or self._overflow or self._blocks or self._scales)
 
     def events(self) -> list[Event]:
         """What was seen, by tensor."""
@@ -92,6 +98,7 @@ class Watch:
             *(NotFinite(name, count) for name, count in sorted(self._not_finite.items())),
             *(Overflow(name, target, count) for (name, target), count in sorted(self._overflow.items())),
             *(BlocksOverflow(name, target, count) for (name, target), count in sorted(self._blocks.items())),
+            *(ScalesRounded(name, target, count) for (name, target), count in sorted(self._scales.items())),
         ]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingImportance
-from converter.events import SettingLost
+from converter.events import Report, SettingLost
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.mapping.view import HEADS, view
@@ -21,8 +21,9 @@ from converter.planning.passes import MODEL, choose, open_matrix, weigh
 from converter.planning.plan import Step
 from converter.quant import imatrix
 from converter.quant.recipes import RECIPES, Recipe
+from converter.quant.sources import scheme_of
 from converter.request import Request
-from converter.tensors.dtypes import DType
+from converter.tensors.dtypes import F32, DType
 from converter.tensors.encode import Importance
 from converter.tensors.tensor import LazyTensor
 
@@ -79,7 +80,7 @@ def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Reques
 
 def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     weighted = any(key in target.config for key in IMATRIX_KEYS)
-    quant = draft.request.types.quant or _said_recipe(target, draft.opened)
+    quant = draft.request.types.quant or (None if _kept(draft, target) else _said_recipe(target, draft.opened))
     draft = replace(draft, request=draft.request.replace(quant=quant), weighted=weighted)
     draft = run(draft, (*MODEL, open_matrix, choose))
     steps, recipe = {step.name: step for step in _weighed(draft, target)}, draft.recipe
@@ -95,6 +96,15 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     findings += [Finding("metadata", f"config.json: {event.key}", event.told, failed=False) for event in lost]
     left_over, closers = _left_over(draft.read, target), (draft.matrix.close,) if draft.matrix else ()
     return Pairing(tuple(made), tuple(findings), draft.checkpoint.config, left_over, closers)
+
+
+def _kept(draft: Draft, target: Checkpoint) -> bool:
+    """Whether the target has the types that keeping the codes of a source which arrives quantized gives."""
+    if scheme_of(draft.opened) is None:
+        return False
+    given = run(replace(draft, report=Report()), MODEL).intermediate
+    own = {name: tensor.info.dtype for name, tensor in target.tensors.items()}
+    return all(own.get(name, tensor.info.dtype) is tensor.info.dtype for name, tensor in given.items())
 
 
 def _said_recipe(target: Checkpoint, source: Checkpoint) -> str | None:
@@ -130,6 +140,8 @@ def _type_finding(step: Step, type_: str, recipe: Recipe | None) -> Finding:
 def _with_plain(draft: Draft, target: Checkpoint) -> Pairing:
     """Names as in the source, or as the mapping back to Hugging Face gives them: whichever the target has."""
     source = draft.opened
+    if scheme_of(source, typed=False) is not None and scheme_of(target, typed=False) is None:
+        draft = replace(draft, request=draft.request.replace(dtype=F32.name))  # the numbers, not the codes
     tensors = run(_routed(draft, None), MODEL).read
     expected: Mapping[str, object] = source.config if source.dialect == target.dialect else {}
     if view(source).keyed and not view(target).keyed:

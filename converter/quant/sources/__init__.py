@@ -1,0 +1,160 @@
+"""Checkpoints that arrive quantized: each weight as one tensor under its plain name, whatever scheme packed it.
+
+`unpacked` stands between a reader and everything that looks at a model's numbers: `formats` open what is stored, the
+mapping sees plain names. A scheme is one file of this folder, which says what tensors make a weight and how it is read.
+Modules are told apart by what is stored: one without companions is a plain tensor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.errors import CorruptFile, UnsupportedFeature
+from converter.events import Event, Note, StoredLoss
+from converter.quant.sources import fp8, gptq
+from converter.quant.sources.declared import SIDECARS, Declared, declared, undeclared
+from converter.quant.sources.scheme import Form, Module, Scheme, modules
+from converter.quant.sources.stored import Kept, Stored
+from converter.tensors.dtypes import BF16, DTYPES, F32, DType
+from converter.tensors.encode import Watch, encoded
+from converter.tensors.mxfp4 import joined
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
+
+SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, fp8.SCHEME)
+_BY_METHOD: Mapping[str, Scheme] = {method: scheme for scheme in SCHEMES for method in scheme.methods}
+_PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4"))
+#: How config.json names types.
+_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def scheme_of(checkpoint: Checkpoint, *, typed: bool = True) -> Declared | None:
+    """What is said of how a Hugging Face model's weights are packed; None for plain weights.
+
+    A config that names a scheme beside plain weights (DeepSeek's own cast to BF16 leaves one) is not believed. `typed`:
+    what a type of ggml holds as two tensors of the source (gpt-oss' MXFP4) counts as plain.
+    """
+    if checkpoint.dialect != "hf":
+        return None
+    infos = (tensor.info for tensor in (joined(checkpoint.tensors) if typed else checkpoint.tensors).values())
+    if not any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos):
+        return None
+    return declared(checkpoint)
+
+
+def unpacked(
+    checkpoint: Checkpoint,
+    *,
+    typed: bool = True,
+    keep: str = "never",
+    rounded: bool = False,
+    watch: Watch | None = None,
+) -> Checkpoint:
+    """The checkpoint with plain weights, and a config that names no scheme; itself where they are plain already.
+
+    Args:
+        checkpoint: as its reader opened it.
+        typed: as `scheme_of`.
+        keep: of `request.KEEP_CODES`; what is not kept is decoded.
+        rounded: decoded weights in the type that the model calculates in, or a wider one that holds them exactly;
+            otherwise in F32.
+        watch: counts scales that were rounded, while tensors are read.
+
+    Raises:
+        UnsupportedFeature: a scheme or a layout that is not read here.
+        CorruptFile: tensors that contradict each other or the config, or that are not all there.
+    """
+    found = scheme_of(checkpoint, typed=typed)
+    if found is None:
+        return checkpoint
+    scheme = _BY_METHOD.get(found.method)
+    problem = scheme.refuse(found.settings) if scheme else "not decoded here"
+    if scheme is None or problem:
+        why = "which is not decoded here" if scheme is None else problem
+        raise UnsupportedFeature(
+            f"{checkpoint.path}: the weights are packed by {found.name}, {why}\n"
+            "convert the original model; --tensors-only alone copies the packed tensors as they are"
+        )
+    own = _own_type(checkpoint) if rounded else F32
+    weights: dict[str, LazyTensor] = {}
+    companions: set[str] = set()
+    told: Counter[str] = Counter()
+    events: list[Event] = []
+    for form, module in modules(scheme, checkpoint, found.settings):
+        stored = form.read(module)
+        tensor, how, loss = _tensor(form, module, stored, keep, own, watch or Watch())
+        main = module[form.main].name
+        weights[main] = tensor
+        companions.update(part.name for part in module.tensors.values() if part.name != main)
+        told[how] += 1
+        if loss:
+            events.append(StoredLoss(tensor.name, how, loss))
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name in weights:
+            tensors[weights[name].name] = weights[name]
+        elif name in companions:
+            continue
+        elif name.endswith(scheme.unused):
+            told["left out: for those who calculate with codes"] += 1
+        else:
+            _refuse_codes(checkpoint, found, tensor)
+            tensors[name] = tensor
+    said = "; ".join(f"{count} {how}" for how, count in told.items())
+    return checkpoint.replace(
+        tensors=tensors,
+        config=undeclared(checkpoint.config),
+        assets={name: path for name, path in checkpoint.assets.items() if name not in ("config.json", *SIDECARS)},
+        events=(*checkpoint.events, Note(f"weights packed by {found.name}: {said}"), *events),
+    )
+
+
+def _tensor(
+    form: Form, module: Module, stored: Stored, keep: str, own: DType, watch: Watch
+) -> tuple[LazyTensor, str, str]:
+    """A weight as a tensor, what became of it in words, and what that loses."""
+    main, name = module[form.main], module.name + form.plain
+    parts = tuple(part.name for part in module.tensors.values())
+    kept = stored.kept() if keep != "never" else None
+    if kept is not None and (keep == "near" or not kept.loss):
+        info = TensorInfo(name, stored.shape, kept.dtype)
+        tensor = main.derived(info, _counted(kept, name, watch), parts=parts, work_nbytes=stored.work)
+        return tensor, f"kept as {kept.dtype}", kept.loss
+
+    def read(start: int, stop: int) -> Rows:
+        return np.ascontiguousarray(stored.values(start, stop)).view(np.uint8)
+
+    plain = main.derived(TensorInfo(name, stored.shape, F32), read, parts=parts, work_nbytes=stored.work)
+    wanted = F32 if own is F32 else stored.holds() or own
+    return plain if wanted is F32 else encoded(plain, wanted, watch), f"decoded to {wanted}", ""
+
+
+def _counted(kept: Kept, name: str, watch: Watch) -> Callable[[int, int], Rows]:
+    def read(start: int, stop: int) -> Rows:
+        data, n_rounded = kept.read(start, stop)
+        watch.scales(name, kept.dtype.name, n_rounded)
+        return data
+
+    return read
+
+
+def _own_type(checkpoint: Checkpoint) -> DType:
+    """The type that a model calculates in: what its config says, else that of most of its plain weights."""
+    parts = (checkpoint.config, *(each for each in checkpoint.config.values() if isinstance(each, dict)))
+    for part in parts:
+        for key in ("dtype", "torch_dtype"):
+            if (said := part.get(key)) in _TYPES:
+                return DTYPES[_TYPES[said]]
+    plain = Counter(t.info.dtype for t in checkpoint.tensors.values() if t.info.dtype.name in _TYPES.values())
+    return max(plain, key=plain.__getitem__, default=BF16)
+
+
+def _refuse_codes(checkpoint: Checkpoint, found: Declared, tensor: LazyTensor) -> None:
+    if len(tensor.info.shape) > 1 and tensor.info.dtype.name not in _PLAIN:
+        raise CorruptFile(
+            f"{checkpoint.path}: {tensor.name} is {tensor.info.dtype} {list(tensor.info.shape)}, and nothing beside it "
+            f"says how {found.name} packed it"
+        )

@@ -1,0 +1,79 @@
+"""Codes that a source stores already, as blocks of ggml: no number is rounded on the way but a scale.
+
+ggml's own encoders choose scales from the numbers; here scale and code are given. Layouts: `ggml-common.h`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.tensors.dtypes import DTYPES
+from converter.tensors.tensor import Rows
+
+Integers = NDArray[np.signedinteger[Any]]
+Floats = NDArray[np.float32]
+SIZE = 32
+
+
+class Holds(NamedTuple):
+    """What a type holds: codes from `low` to `high`, each times a scale, plus the least number of the block or not."""
+
+    low: int
+    high: int
+    least: bool
+    pack: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+def _halves(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes (n, 32) as 16 bytes: the low half of byte k is code k, its high half code k + 16."""
+    low = codes & np.uint8(0x0F)
+    return low[:, :16] | low[:, 16:] << np.uint8(4)
+
+
+def _fifth_and_halves(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.concatenate((np.packbits(codes >> np.uint8(4), axis=1, bitorder="little"), _halves(codes)), axis=1)
+
+
+def _plain(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return codes + np.uint8(128)  # what was shifted to 0..255 as two's complement again
+
+
+#: By name, the smallest first; codes are shifted so that the lowest is 0 before they are packed.
+HOLDS: dict[str, Holds] = {
+    "Q4_0": Holds(-8, 7, False, _halves),
+    "Q5_0": Holds(-16, 15, False, _fifth_and_halves),
+    "Q8_0": Holds(-128, 127, False, _plain),
+    "Q4_1": Holds(0, 15, True, _halves),
+    "Q5_1": Holds(0, 31, True, _fifth_and_halves),
+}
+
+
+def smallest(low: int, high: int, *, least: bool) -> str | None:
+    """The type of the fewest bits that holds codes from `low` to `high`."""
+    return next((name for name, t in HOLDS.items() if t.least is least and t.low <= low and high <= t.high), None)
+
+
+def packed(name: str, codes: Integers, scale: Floats, least: Floats | None) -> tuple[Rows, int]:
+    """Rows of blocks, and how many of their scales are not what was given once they are F16.
+
+    Args:
+        name: of HOLDS.
+        codes: (n, row), with the zero point taken off; row is a multiple of 32.
+        scale: (n, row / 32).
+        least: the same, for types that have it.
+    """
+    n, row = codes.shape
+    holds = HOLDS[name]
+    shifted = (codes - holds.low).astype(np.uint8).reshape(-1, SIZE)
+    given = [each.reshape(-1, 1) for each in (scale, least) if each is not None]
+    with np.errstate(over="ignore"):
+        halves = [each.astype("<f2") for each in given]
+    rounded = sum(
+        int(np.count_nonzero(half.astype(np.float32) != full)) for half, full in zip(halves, given, strict=True)
+    )
+    made = np.concatenate([*(half.view(np.uint8) for half in halves), holds.pack(shifted)], axis=1)
+    return made.reshape(n, row // SIZE * DTYPES[name].type_size), rounded

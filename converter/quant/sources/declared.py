@@ -1,0 +1,81 @@
+"""What a model says of the scheme that packed its weights: config.json, or a small file beside the weights.
+
+Sources: `quantization_config` of transformers, `quantization` of MLX, the files of AutoGPTQ, ModelOpt and quanto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from converter.checkpoint import Checkpoint
+from converter.errors import short
+from converter.storage.json import read_json
+
+#: What people call the methods that config.json names.
+METHODS: Mapping[str, str] = {
+    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "FP8", "fbgemm_fp8": "FBGEMM FP8",
+    "compressed-tensors": "compressed-tensors", "mxfp4": "MXFP4", "modelopt": "ModelOpt", "hqq": "HQQ",
+    "torchao": "torchao", "quanto": "Quanto", "bitnet": "BitNet", "aqlm": "AQLM", "eetq": "EETQ", "exl2": "EXL2",
+    "exl3": "EXL3", "quip": "QuIP#", "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS", "auto-round": "AutoRound",
+    "intel/auto-round": "AutoRound", "quark": "Quark", "marlin": "Marlin", "mlx": "MLX", "ascend": "Ascend",
+}  # fmt: skip
+#: Small files beside the weights that say the same where config.json is silent, and the method that writes them.
+SIDECARS: Mapping[str, str] = {
+    "quantize_config.json": "gptq", "quant_config.json": "awq", "quanto_qmap.json": "quanto",
+    "hf_quant_config.json": "modelopt", "quant_model_description.json": "ascend",
+}  # fmt: skip
+#: Keys of config.json that hold settings.
+KEYS = ("quantization_config", "compression_config", "quantization")
+
+
+class Declared(NamedTuple):
+    """What is said: the method as config.json names it, and its settings."""
+
+    method: str
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        known = METHODS.get(self.method, short(self.method)[1:-1])
+        detail = self.settings.get("quant_algo") or self.settings.get("format")
+        return f"{known} ({short(detail)[1:-1]})" if isinstance(detail, str) else known
+
+
+def declared(checkpoint: Checkpoint) -> Declared | None:
+    """What config.json or a file beside the weights says; None where nothing does.
+
+    Raises:
+        CorruptFile: the file beside the weights is no JSON object.
+    """
+    for holder in _holders(checkpoint.config):
+        for key in KEYS:
+            if isinstance(said := holder.get(key), dict) and said:
+                unnamed = "mlx" if "quantization" in holder else "an unnamed scheme"
+                return Declared(str(said.get("quant_method") or unnamed).lower(), said)
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    return next(
+        (_beside(folder / name, method) for name, method in SIDECARS.items() if (folder / name).is_file()), None
+    )
+
+
+def undeclared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the same model with plain weights: what is said of a scheme is gone, in its parts, too."""
+    return {
+        key: undeclared(value) if isinstance(value, dict) and key.endswith("_config") else value
+        for key, value in config.items()
+        if key not in KEYS
+    }
+
+
+def _holders(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield config
+    yield from (each for each in config.values() if isinstance(each, dict))  # text_config and its like
+
+
+def _beside(path: Path, method: str) -> Declared:
+    said = read_json(path)
+    inner = said.get("quantization")  # ModelOpt's
+    return Declared(method, {**said, **inner} if isinstance(inner, dict) else said)
