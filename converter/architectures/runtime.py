@@ -11,7 +11,6 @@ from converter.architectures.styles import (
     LLAMA,
     SPM,
     SPM_OR_BPE,
-    UNIGRAM,
 )
 from converter.architectures.traits import SlidingWindow, TokenizerStyle, Traits
 
@@ -27,9 +26,20 @@ RUNTIME: dict[str, Traits] = {
         GLM,
         kept={
             "sensitive in GLM-5": (
-                "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate",
-                "indexer_compressor_ape", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight",
-                "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
+                "hc_",
+                "indexer.attn_q_b",
+                "indexer.attn_k",
+                "indexer.proj",
+                "indexer_compressor_gate",
+                "indexer_compressor_ape",
+                "ssm_f_a.weight",
+                "ssm_f_b.weight",
+                "ssm_g_a.weight",
+                "ssm_g_b.weight",
+                "ssm_beta.weight",
+                "attn_kv_a_mqa.weight",
+                "attn_k_b.weight",
+                "attn_v_b.weight",
             )
         },
         protected=("attn_q_a", "attn_q_b", "nextn.eh_proj"),
@@ -46,7 +56,5 @@ RUNTIME: dict[str, Traits] = {
     "plamo3": Traits(window=SlidingWindow(8)),
     "rwkv6qwen2": Traits(SPM_OR_BPE),
     "step35": Traits(BPE),
-    "t5": Traits(UNIGRAM),
-    "t5encoder": Traits(UNIGRAM),
     "wavtokenizer-dec": Traits(TokenizerStyle(("none",))),
 }

@@ -47,6 +47,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "rope_interleave": ONE,
     "no_rope_layers": ONE,
     "no_rope_layer_interval": (4,),
+    "relative_attention_max_distance": (128,),
     "alibi": OFF,
     "use_alibi": OFF,
     "position_embedding_type": ("rope", "rotary"),

@@ -26,7 +26,9 @@ def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
     folder = architectures.build(name, tmp_path)
     converter.convert(folder, tmp_path / "m.gguf", converter.Request(quant="f32", **facts["request"]), threads=1)
     ends = (end for end in ANSWERS if facts["class"].endswith(end))
-    ours = np.atleast_2d(ask(tmp_path / "m.gguf", **{ANSWERS.get(next(ends, ""), "logits"): TOKENS[0]}))
+    ours = np.atleast_2d(ask(tmp_path / "m.gguf", **{ANSWERS.get(next(ends, ""), "logits"): TOKENS[0]})) * facts.get(
+        "scaled", 1
+    )
     theirs = np.atleast_2d(logits(folder, architectures.unread(name))[0])
     rows = min(len(ours[0]), theirs.shape[-1])  # an embedding may have more rows than the tokenizer has tokens
     worst = float(np.abs(ours[:, :rows] - theirs[:, :rows]).max()) / float(np.abs(theirs).max())

@@ -329,7 +329,7 @@ IN_TRAINING = {
     "attention_dropout", "attn_pdrop", "emb_pdrop", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop",
     "residual_dropout", "classifier_dropout", "initializer_range", "input_jitter_noise", "router_jitter_noise",
     "router_aux_loss_coef", "embedding_initializer_range", "initializer_cutoff_factor", "mlp_dropout",
-    "sparse_prediction", "sparse_pred_ignore_index",
+    "sparse_prediction", "sparse_pred_ignore_index", "dropout_rate", "initializer_factor",
 }  # fmt: skip
 ABOUT_THE_OBJECT = {
     "_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "chunk_size_feed_forward",
@@ -360,7 +360,10 @@ STEPS = {
     "time_step_scale",
 }  # fmt: skip
 #: Conditions of other entries, and what follows from entries that are read.
-BESIDE_OTHERS = {"use_sliding_window", "max_window_layers", "_sliding_window_pattern", "rope.type", "rope_theta"}
+BESIDE_OTHERS = {
+    "use_sliding_window", "max_window_layers", "_sliding_window_pattern", "rope.type", "rope_theta", "dense_act_fn",
+    "is_gated_act",
+}  # fmt: skip
 #: Those that no modelling class of transformers reads; a limit that no computation has.
 UNREAD = {
     "attn_config.attn_type", "attn_config.attn_uses_sequence_id", "embedding_fraction", "learned_pos_emb", "norm_type",
@@ -395,6 +398,7 @@ OF_OTHERS = {
         "n_shared_experts", "num_experts_per_tok",
     },
     "nomic-bert-moe": {"head_dim"},
+    "t5encoder": {"num_decoder_layers", "scale_decoder_outputs"},
 }  # fmt: skip
 LIFTED = ("rope_parameters", "rope_scaling")  # flat_config has them under "rope"
 #: What a class does by default and a GGUF of its architecture cannot say.

@@ -58,6 +58,7 @@ class Sample:
         request: ours.
         logits: largest difference, relative to the largest logit, after the way to GGUF and back; None where
             transformers cannot run it.
+        scaled: what the runtime's logits are multiplied by to be those of transformers.
         runtime: the same between llama.cpp on the F32 GGUF and torch; None where it has no such model.
     """
 
@@ -85,6 +86,7 @@ class Sample:
     told: Mapping[str, Any] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)
     logits: float | None = 0.0
+    scaled: float = 1.0
     runtime: float | None = 1e-3
 
 

@@ -2,7 +2,8 @@
 
 {"model": PATH, "generate": [tokens], "count": 64}  ->  tokens, greedy, with an F32 cache
 {"model": PATH, "tokenize": [texts]}                ->  token ids of each text
-{"model": PATH, "logits": [tokens]}                 ->  logits after each token, with an F32 cache
+{"model": PATH, "logits": [tokens]}                 ->  logits after each token, with an F32 cache; where there is an
+                                                        encoder, it has read the same tokens before
 {"model": PATH, "embeddings": [tokens]}             ->  the vector of each token, for models without a head
 {"model": PATH, "scores": [tokens]}                 ->  what a classifier says of a text, one number for each label
 {"model": PATH, "pooled": [texts]}                  ->  the vector of each text, pooled as the file says
@@ -46,7 +47,8 @@ def answer(question: dict[str, Any]) -> Any:
         tokens = question["embeddings"]
         model = Llama(path, verbose=False, n_ctx=256, n_threads=1, embedding=True, pooling_type=LLAMA_POOLING_TYPE_NONE)
         model._batch.add_sequence(tokens, 0, True)
-        model._ctx.decode(model._batch)
+        encoder = llama_cpp.llama_model_has_encoder(model._model.model)
+        (model._ctx.encode if encoder else model._ctx.decode)(model._batch)
         found, width = llama_get_embeddings(model._ctx.ctx), model.n_embd()
         return [found[i * width : (i + 1) * width] for i in range(len(tokens))]
     if "scores" in question:
@@ -62,6 +64,9 @@ def answer(question: dict[str, Any]) -> Any:
     if "logits" in question:
         options = {"n_ctx": 256, "logits_all": True, "n_threads": 1, "type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32}
         model = Llama(path, verbose=False, **options)
+        if llama_cpp.llama_model_has_encoder(model._model.model):
+            model._batch.set_batch(batch=question["logits"], n_past=0, logits_all=True)
+            model._ctx.encode(model._batch)
         model.eval(question["logits"])
         return model.scores[: len(question["logits"])].tolist()
     model = Llama(path, n_ctx=256, verbose=False, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32)

@@ -454,6 +454,10 @@ def _write_roberta(folder: Path) -> None:
 
 #: A table of characters that changes none: the size of a trie, the trie, the texts that it names.
 CHARSMAP = (1024).to_bytes(4, "little") + bytes(1024) + bytes(1)
+#: One that makes "A" an "a": below the root a branch for "A", below that a leaf, the others filled up as sentencepiece
+#: does it, which looks at all.
+TRIE = np.array([64 << 10, 3 << 10 | 1 << 8 | ord("A"), 1 << 31, *(i ^ 1 for i in range(3, 256))], "<u4")
+SMALL_A = TRIE.nbytes.to_bytes(4, "little") + TRIE.tobytes() + b"a\0"
 
 
 def _pieces() -> list[tuple[str, float]]:
@@ -464,13 +468,15 @@ def _pieces() -> list[tuple[str, float]]:
     return [(text, -2.0 - 0.0625 * index) for index, text in enumerate(texts)]
 
 
-def _unigram(special: tuple[str, ...], unk: int, mask: tuple[str, ...], post: dict[str, Any]) -> dict[str, Any]:
+def _unigram(
+    special: tuple[str, ...], unk: int, mask: tuple[str, ...], post: dict[str, Any], charsmap: bytes = CHARSMAP
+) -> dict[str, Any]:
     vocab = [*((token, 0.0) for token in special), *_pieces()]
     added = [*enumerate(special), *enumerate(mask, len(vocab))]
     return {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": [_added_token(index, token) for index, token in added],
-        "normalizer": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(CHARSMAP).decode()},
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "WhitespaceSplit"},
             {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
@@ -511,7 +517,7 @@ def _write_xlm_roberta(folder: Path) -> None:
 def _write_t5_json(folder: Path) -> None:
     """As T5 has it, in tokenizer.json alone."""
     post = _template((), "</s>", (), {"</s>": 1})
-    _write_json(folder / "tokenizer.json", _unigram(("<pad>", "</s>", "<unk>"), 2, (), post))
+    _write_json(folder / "tokenizer.json", _unigram(("<pad>", "</s>", "<unk>"), 2, (), post, SMALL_A))
     _write_json(folder / "tokenizer_config.json", {
         "eos_token": "</s>", "model_max_length": 512, "pad_token": "<pad>", "tokenizer_class": "T5Tokenizer",
         "unk_token": "<unk>",
@@ -527,7 +533,7 @@ def _write_t5(folder: Path) -> None:
     )
     ids = number(40, 2) + number(41, -1) + number(42, 1) + number(43, 0)
     trainer = number(3, 1) + number(4, len(pieces)) + ids
-    normalizer = blob(1, b"nmt_nfkc") + blob(2, CHARSMAP) + number(3, 1) + number(4, 1) + number(5, 1)
+    normalizer = blob(1, b"nmt_nfkc") + blob(2, SMALL_A) + number(3, 1) + number(4, 1) + number(5, 1)
     (folder / "spiece.model").write_bytes(model + blob(2, trainer) + blob(3, normalizer))
 
 

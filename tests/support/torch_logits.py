@@ -10,7 +10,7 @@ TOKENS = [[5, 17, 101, 33, 250, 7, 8, 9, 300, 77, 21, 4]]
 
 
 def logits(folder: Path, unread: tuple[str, ...] = (), dropped: tuple[str, ...] = ()) -> Any:
-    """The first output of the class that config.json names, in float32.
+    """The first output of the class that config.json names, in float32; a decoder reads what its encoder has read.
 
     It may pass over names that start as in `unread`, and lack those that start as in `dropped`: what it fills in for
     them must not change the output.
@@ -23,8 +23,11 @@ def logits(folder: Path, unread: tuple[str, ...] = (), dropped: tuple[str, ...] 
     model, report = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert [key for key in report["missing_keys"] if not key.startswith(dropped)] == []
     assert [key for key in report["unexpected_keys"] if not key.startswith(unread)] == []
+    given = {"input_ids": torch.tensor(TOKENS)}
+    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "decoder"):
+        given["decoder_input_ids"] = given["input_ids"]
     with torch.no_grad():
-        return model.eval()(input_ids=torch.tensor(TOKENS))[0].numpy()
+        return model.eval()(**given)[0].numpy()
 
 
 def image_logits(folder: Path, mark: int, n_parts: int, unread: str) -> Any:
