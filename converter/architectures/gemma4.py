@@ -98,6 +98,12 @@ HPARAMS = (
     HParam("d_head", (), (), "u32[]", per_block=True, default="head_dim_swa if is_swa else head_dim"),
     N_ROT,
     HParam("n_rot_swa", (), ("rope.dimension_count_swa",), default="head_dim_swa", always=True),
+    # What the unified class must never say.
+    HParam("unified", (), (), "bool", default=False, back=True),
+    HParam(
+        "unsaid", ("/generation_config.suppress_tokens",), ("/tokenizer.ggml.suppress_tokens",), "i32[]",
+        when="unified",
+    ),
 )
 
 TENSORS = (
@@ -156,6 +162,9 @@ ARCHITECTURES = (
         hf=(
             HFClass("Gemma4ForCausalLM", "gemma4_text", DEFAULTS),
             HFClass("Gemma4ForConditionalGeneration", "gemma4", DEFAULTS, when="0"),
+            HFClass(
+                "Gemma4UnifiedForConditionalGeneration", "gemma4_unified", DEFAULTS, when="0", facts={"unified": True},
+            ),
         ),
         hparams=HPARAMS,
         tensors=TENSORS,

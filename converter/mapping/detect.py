@@ -125,8 +125,8 @@ def detect_gguf(metadata: Mapping[str, Value | Array], name: str | None = None) 
     raise _unknown(short(wanted))
 
 
-def projector_in(metadata: Mapping[str, Value | Array], text: Architecture) -> _Found:
-    """What a GGUF file's projector is, and of which class it is together with a text model.
+def projector_in(metadata: Mapping[str, Value | Array], text: Architecture) -> Architecture:
+    """What a GGUF file's projector is, with the classes that it makes together with a text model.
 
     Raises:
         UnknownArchitecture: none that is known here, or none for this text model.
@@ -142,9 +142,8 @@ def projector_in(metadata: Mapping[str, Value | Array], text: Architecture) -> _
             f"--mmproj: no projector {short(said)} is known; without it the folder is of the text model alone"
         )
     for each in found:
-        for hf in each.hf:
-            if text.gguf in hf.text:
-                return each, hf
+        if classes := tuple(hf for hf in each.hf if text.gguf in hf.text):
+            return replace(each, hf=classes)
     raise UnknownArchitecture(
         f"--mmproj: the projector of {named(hf.name for each in found for hf in each.hf)} is not for {text.gguf}\n"
         "without it the folder is of the text model alone"

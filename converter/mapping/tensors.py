@@ -157,7 +157,7 @@ def to_gguf(
     events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
     outputs, types, stored = _mapped_forward(architecture, checkpoint, scope, events, no_nextn)
     if any(isinstance(event, Ignored) for event in events) and detect_projector(config):
-        events.append(Note("the vision tower is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
+        events.append(Note("what sees or hears is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
     for rule in architecture.tensors:
         if rule.generator and scope.holds(rule.when):
             outputs.update((tensor.name, tensor) for tensor in _generated(rule, config, scope, hparams))
@@ -171,7 +171,7 @@ def to_gguf(
 
 
 def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
-    """The vision tower and the projector of a multimodal model, for a file beside that of its text model.
+    """The towers and the projectors of a multimodal model, for a file beside that of its text model.
 
     Raises:
         UnknownArchitecture: none that is known here.
@@ -181,7 +181,7 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
     if found is None:
         classes = named(classes_of(checkpoint.config)) or "a model without a class"
         raise UnknownArchitecture(
-            f"--mmproj: no vision tower of {classes} is known; without it the text model alone is converted"
+            f"--mmproj: no tower of {classes} is known; without it the text model alone is converted"
         )
     model = _read(checkpoint, *found)
     ignored: list[Event] = []
@@ -414,10 +414,10 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None, projector: Checkpoint
 
 def _with_projector(text: Translation, checkpoint: Checkpoint, projector: Checkpoint) -> Translation:
     """The text model that was read from a file, and what its other inputs are read from another."""
-    architecture, hf = projector_in(projector.config, text.architecture)
+    architecture = projector_in(projector.config, text.architecture)
     vocabulary = {key: value for key, value in checkpoint.config.items() if key == TOKENS}
     hparams = read_metadata(architecture, {**vocabulary, **projector.config}, None, projector.tensors)
-    mapped = _mapped_backward(architecture, projector, hparams)
+    mapped, hf = _mapped_backward(architecture, projector, hparams), class_for(architecture, hparams)
     whole = write_config(mapped.architecture, hparams, bool(text.config["tie_word_embeddings"]), hf=hf)
     said = {architecture.key(key) for row in architecture.hparams for key in row.gguf}
     lost = [key for key in projector.config if key not in said and not key.startswith("general.")]

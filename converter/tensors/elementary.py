@@ -29,6 +29,8 @@ _EXP_RANGE = (-104.0, 89.0)  # exp rounds to zero below it, to infinity above
 _EXP = [1 / math.factorial(n) for n in range(14)]  # of r in e^r, |r| <= ln 2 / 2
 _ATANH = [2 / (2 * n + 1) for n in range(12)]  # of s^2 in 2 atanh(s) / s, |s| <= 3 - sqrt 8
 _ROOT_HALF = 0.7071067811865476
+_LINEAR = 20.0  # softplus is x itself above it
+_TINY, _ROUND = 2.0**-20, 2.0**-28  # below them e^x - 1 loses too many bits, and log(1 + x) is x to the last of an F32
 # BF16 patterns of the arguments for which torch on x86 (its vector library's exp) gives the F32 below or above.
 _TORCH_BELOW = (
     0x3380, 0x3AD9, 0x3E43, 0x3F7A, 0x4070, 0x4079, 0x40E1, 0x4279, 0xBB33, 0xBB3A, 0xBB55, 0xBC0D, 0xBC69, 0xBC9D,
@@ -60,6 +62,19 @@ def torch_exp(values: NDArray[Any]) -> Floats:
 def log(values: NDArray[Any]) -> Floats:
     """Natural logarithm of each of `values`, which are taken as F32: -inf of zero, NaN of what is negative."""
     return _chunked(_log, values)
+
+
+def softplus(values: NDArray[Any]) -> Floats:
+    """log(1 + e^x) of each of `values`, which are taken as F32, with e^x rounded to F32 between, as torch has it.
+
+    Which of two neighbours torch gives depends on its processor and on how many values there are.
+    """
+    return _chunked(lambda x: np.where(x > _LINEAR, x, _log1p(_exp(x, 0.0).astype(np.float32))), values)
+
+
+def softplus_inverse(values: NDArray[Any]) -> Floats:
+    """log(e^y - 1) of each of `values`, which are taken as F32: NaN of what is negative."""
+    return _chunked(lambda y: np.where(y > _LINEAR, y, np.where(y < _TINY, _log(y), _log(_exp(y, 0.0) - 1))), values)
 
 
 def power(base: float, exponents: NDArray[Any]) -> Floats:
@@ -116,6 +131,11 @@ def _exp(x: Doubles, rest: Doubles | float) -> Doubles:
     r = (x - k * _LN2[0]) - k * _LN2[1] + rest
     power_of_2 = ((shifted.view(np.int64) + 1023) << 52).view(np.float64)
     return _polynomial(_EXP, r) * power_of_2
+
+
+def _log1p(x: Floats) -> Doubles:
+    wide = x.astype(np.float64)
+    return np.where(wide < _ROUND, wide, _log(1 + wide))
 
 
 def _log(x: Doubles) -> Doubles:

@@ -5,7 +5,7 @@ An op takes the list of tensors in flight to another list. What it may touch dec
     reach     on packed bytes        streams        ops
     rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Rows, Reshape, Split,
                                                     Concat, Transpose while they leave the last axis alone
-    values    after decoding         by rows        Add, Mul, NegExp, LogNeg
+    values    after decoding         by rows        Add, Mul, NegExp, LogNeg, Softplus
     whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ShapeMismatch
-from converter.tensors.elementary import log, torch_exp
+from converter.tensors.elementary import log, softplus, softplus_inverse, torch_exp
 from converter.tensors.expressions import Sizes, compute, evaluate
 
 Size = int | str
@@ -220,7 +220,7 @@ class Reshape(Op):
     new: tuple[Size, ...]
 
     def reach(self, ndim: int) -> str:
-        return "rows" if self.old[-1] == ROW and self.new[-1] == ROW else "whole"
+        return "rows" if self.old[-1:] == self.new[-1:] == (ROW,) else "whole"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         result = []
@@ -233,7 +233,7 @@ class Reshape(Op):
         return result
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
-        return _each(arrays, lambda a: a.reshape(_resolved(self.new, a.shape[-1])))
+        return _each(arrays, lambda a: a.reshape(_resolved(self.new, a.shape[-1] if a.ndim else 1)))
 
     def inverse(self) -> Reshape:
         return Reshape(self.new, self.old)
@@ -459,6 +459,20 @@ class LogNeg(_Values):
 
     def inverse(self) -> NegExp:
         return NegExp()
+
+
+@dataclass(frozen=True)
+class Softplus(_Values):
+    """log(1 + exp(x)), which keeps a scale positive; `undo` is the other way, within a unit in the last place."""
+
+    undo: bool = False
+    exact: ClassVar[bool] = False
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, softplus_inverse if self.undo else softplus)
+
+    def inverse(self) -> Softplus:
+        return Softplus(not self.undo)
 
 
 @dataclass(frozen=True)

@@ -383,7 +383,7 @@ NEWER_KEYS = {
     "attention.recurrent_layers", "attention.rope_pattern", "attention.value_scale", "classifier.pooling_type",
     *(f"attention.indexer.{name}" for name in ("types", "head_count", "key_length", "top_k")),
 }  # fmt: skip
-NEWER_KEYS |= {"classifier.output_labels", "hidden_activation"}
+NEWER_KEYS |= {"classifier.output_labels", "hidden_activation", "/tokenizer.ggml.suppress_tokens"}
 
 
 #: What its converter does before it looks up a name.

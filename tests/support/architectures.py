@@ -129,7 +129,7 @@ def values(sample: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> mode
     """What stands in a tensor; integers count up."""
     if dtype in INTEGERS:
         return np.arange(int(np.prod(shape))).astype(INTEGERS[dtype]).reshape(shape)
-    return models.encode(models.seeded(sample, tensor, shape), dtype)
+    return models.encode(models.seeded(sample, tensor, shape or (1,)), dtype).reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------ docs/architectures.md
@@ -148,8 +148,8 @@ tensors that describe it.
 |---|---|---|---|---|---|
 """
 TOWERS = """
-Vision towers with their projectors, the second file of a multimodal model (`--mmproj`), forward and byte for byte, each
-with a sample:
+Towers of images and sounds with their projectors, the second file of a multimodal model (`--mmproj`), forward and byte
+for byte, each with a sample; those in italics come back, too, with the text model as one folder (`--mmproj FILE`):
 
 | classes | projector |
 |---|---|
@@ -163,12 +163,17 @@ def table() -> str:
         keys = {key: value for key, _, value in facts(name)["reference"]["keys"]}
         known_as = keys.get("general.architecture") or detect(facts(name)["files"]["config.json"])[0].gguf
         by_name.setdefault(known_as, []).append(facts(name))
-    towers = "".join(f"| {' '.join(hf.name for hf in each.hf)} | {_projector(each)} |\n" for each in projectors())
+    towers = "".join(f"| {_classes(each)} | {_projector(each)} |\n" for each in projectors())
     return HEAD + "".join(_line(each, by_name.get(each.gguf, [])) for each in known().values()) + TOWERS + towers
 
 
+def _classes(architecture: Architecture) -> str:
+    return " ".join(dict.fromkeys(f"*{hf.name}*" if hf.text else hf.name for hf in architecture.hf))
+
+
 def _projector(architecture: Architecture) -> str:
-    return str(next(row.default for row in architecture.hparams if row.name == "projector")).strip("'")
+    types = (row.default for row in architecture.hparams if row.name in ("projector", "a_type"))
+    return " ".join(str(each).strip("'") for each in types)
 
 
 def _line(architecture: Architecture, samples: list[dict[str, Any]]) -> str:

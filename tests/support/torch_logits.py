@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def logits(folder: Path, unread: tuple[str, ...] = (), dropped: tuple[str, ...] 
         return model.eval()(**given)[0].numpy()
 
 
-def image_logits(folder: Path, mark: int, n_parts: int, unread: str) -> Any:
-    """The logits of a text with an image in it, of which `n_parts` tokens `mark` stand for; as `logits`."""
+def image_logits(folder: Path, marks: Mapping[int, int], unread: str) -> Any:
+    """The logits of a text with an image in it, and a sound where the model hears; as `logits`.
+
+    `marks` are the tokens that stand for parts of the image and of the sound, with the number of parts.
+    """
     import torch
     import transformers
 
@@ -40,22 +44,40 @@ def image_logits(folder: Path, mark: int, n_parts: int, unread: str) -> Any:
     model, report = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert sorted(report["missing_keys"]) == []
     assert [key for key in report["unexpected_keys"] if not key.startswith(unread)] == []
-    text = torch.tensor([[*TOKENS[0][:3], *[mark] * n_parts, *TOKENS[0][3:]]])
-    kinds = {"mm_token_type_ids": (text == mark).int()} if config["model_type"].startswith("qwen") else {}
+    parts = [mark for mark, count in marks.items() for _ in range(count)]
+    text = torch.tensor([[*TOKENS[0][:3], *parts, *TOKENS[0][3:]]])
+    kinds = {"mm_token_type_ids": (text == parts[0]).int()} if config["model_type"].startswith("qwen") else {}
+    inputs = {**(_image(config) if config.get("vision_config") else {}), **(_sound(config) if len(marks) > 1 else {})}
     with torch.no_grad():
-        return model.eval()(input_ids=text, **kinds, **_image(config)).logits.numpy()
+        return model.eval()(input_ids=text, **kinds, **inputs).logits.numpy()
+
+
+def _noise(*shape: int) -> Any:
+    import torch
+
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+def _sound(config: dict[str, Any]) -> dict[str, Any]:
+    """A sound as the class's own preparation hands it over."""
+    import torch
+
+    audio = config["audio_config"]
+    if config["model_type"] == "gemma4_unified":
+        return {
+            "input_features": _noise(1, 3, audio["audio_embed_dim"]),
+            "input_features_mask": torch.ones(1, 3).bool(),
+        }
+    bands = audio["subsampling_conv_channels"][0]
+    return {"input_features": _noise(1, 12, bands), "input_features_mask": torch.ones(1, 12).bool()}
 
 
 def _image(config: dict[str, Any]) -> dict[str, Any]:
     """An image as the class's own preparation hands it over."""
     import torch
 
-    vision, kind = config["vision_config"], config["model_type"]
-    patch, generator = vision["patch_size"], torch.Generator().manual_seed(7)
-
-    def noise(*shape: int) -> Any:
-        return torch.randn(*shape, generator=generator)
-
+    vision, kind, noise = config["vision_config"], config["model_type"], _noise
+    patch = vision["patch_size"]
     if kind.startswith("qwen"):
         return {"pixel_values": noise(16, 3 * 2 * patch * patch), "image_grid_thw": torch.tensor([[1, 4, 4]])}
     if kind == "lfm2_vl":
@@ -66,9 +88,10 @@ def _image(config: dict[str, Any]) -> dict[str, Any]:
             "spatial_shapes": shapes,
             "pixel_attention_mask": whole,
         }
-    if kind == "gemma4":
+    if kind in ("gemma4", "gemma4_unified"):
         places = torch.cartesian_prod(torch.arange(3), torch.arange(3))[None]
-        return {"pixel_values": noise(1, 9, 3 * patch * patch), "image_position_ids": places}
+        side = patch * (vision["pooling_kernel_size"] if kind == "gemma4_unified" else 1)
+        return {"pixel_values": noise(1, 9, 3 * side * side), "image_position_ids": places}
     size = vision["image_size"]
     if kind == "idefics3":
         return {"pixel_values": noise(1, 1, 3, size, size)}

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from converter.tensors.elementary import CHUNK, double_log, double_power, exp, log, power, torch_exp
+from converter.tensors.elementary import (
+    CHUNK,
+    double_log,
+    double_power,
+    exp,
+    log,
+    power,
+    softplus,
+    softplus_inverse,
+    torch_exp,
+)
 
 EXACT = Context(prec=60)
 BF16 = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
@@ -110,6 +120,26 @@ def test_torch_is_at_most_one_unit_off() -> None:
     assert len(off) < 0.02 * len(values)
     assert np.abs(ours[off].view(np.int32) - theirs[off].view(np.int32)).max(initial=0) <= 1
     assert ours[off].tolist() == correct(EXACT.exp, values[off])
+
+
+def test_softplus_is_rounded_twice() -> None:
+    """e^x to an F32, then log(1 + that): the value that torch has up to the last bit of either."""
+    values = BF16_NUMBERS[BF16_NUMBERS < 20]
+    ones = exp(values).astype(np.float64)
+    wide = [nearest(EXACT.ln(EXACT.add(1, Decimal(float(each))))) for each in ones[::37]]
+    assert softplus(values[::37]).tolist() == wide
+    assert softplus(np.float32([20.5, 1e30, np.inf, -200])).tolist() == [20.5, float(np.float32(1e30)), np.inf, 0]
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.functional.softplus(torch.from_numpy(values.copy())).numpy()
+    off = np.abs(softplus(values).view(np.int32) - theirs.view(np.int32))
+    assert off.max() <= 2 and np.count_nonzero(off) < 0.02 * len(values)
+
+
+def test_softplus_leads_back_to_bf16() -> None:
+    values = BF16_NUMBERS[(BF16_NUMBERS > -80) & (np.abs(BF16_NUMBERS) > 1e-3)]
+    again = softplus_inverse(softplus(values)).view(np.uint32)
+    assert np.array_equal((again + 0x7FFF + ((again >> 16) & 1)) >> 16, values.view(np.uint32) >> 16)
+    assert np.isnan(softplus_inverse(np.float32(-1))) and softplus_inverse(np.float32(30)) == 30
 
 
 def test_the_exceptions_of_torch() -> None:

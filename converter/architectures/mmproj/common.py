@@ -53,3 +53,24 @@ EPS = HParam(
 SILU = HParam("is_silu", (), ("/clip.use_silu",), "bool", default=False)
 ACT = HParam("act", ("vision_config.hidden_act",), (), "str", default="'gelu'", back="'silu' if is_silu else 'gelu'")
 SCALE = HParam("scale", (), ("/clip.vision.projector.scale_factor",), always=True)
+
+# ------------------------------------------------------------------------------------------------------------ sounds
+
+# Of a tower of sounds, and of a second one beside that of images where the config has an `audio_config`.
+AUDIO = (
+    HParam("has_audio", (), ("/clip.has_audio_encoder",), "bool", default=True, always=True),
+    HParam("a_text", (), ("/clip.audio.projection_dim",), default="n_text", always=True),
+    HParam("a_embd", ("audio_config.hidden_size",), ("/clip.audio.embedding_length",), required=True),
+    HParam("a_ff", ("audio_config.intermediate_size",), ("/clip.audio.feed_forward_length",), required=True),
+    HParam("a_layer", ("audio_config.num_hidden_layers",), ("/clip.audio.block_count",), required=True),
+    HParam("a_head", ("audio_config.num_attention_heads",), ("/clip.audio.attention.head_count",), required=True),
+)
+MELS = HParam("n_mel", ("audio_config.num_mel_bins",), ("/clip.audio.num_mel_bins",), default=128, always=True)
+A_EPS = HParam(
+    "a_eps", ("audio_config.layer_norm_eps",), ("/clip.audio.attention.layer_norm_epsilon",), "f32",
+    default=1e-5, always=True,
+)
+A = "a.blk.{block}."
+# Of the two towers' blocks, which both count from 0.
+N_LAYER = HParam("n_layer", (), (), default="max(v_layer, a_layer)")
+OF_IMAGES, OF_SOUNDS = "block < v_layer", "block < a_layer"
