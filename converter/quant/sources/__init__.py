@@ -15,7 +15,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature
 from converter.events import Event, Note, StoredLoss
-from converter.quant.sources import fp8, gptq
+from converter.quant.sources import awq, fp8, gptq
 from converter.quant.sources.declared import SIDECARS, Declared, declared, undeclared
 from converter.quant.sources.scheme import Form, Module, Scheme, modules
 from converter.quant.sources.stored import Kept, Stored
@@ -24,7 +24,7 @@ from converter.tensors.encode import Watch, encoded
 from converter.tensors.mxfp4 import joined
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
-SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, fp8.SCHEME)
+SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, awq.SCHEME, fp8.SCHEME)
 _BY_METHOD: Mapping[str, Scheme] = {method: scheme for scheme in SCHEMES for method in scheme.methods}
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4"))
 #: How config.json names types.
@@ -118,8 +118,8 @@ def _tensor(
     """A weight as a tensor, what became of it in words, and what that loses."""
     main, name = module[form.main], module.name + form.plain
     parts = tuple(part.name for part in module.tensors.values())
-    kept = stored.kept() if keep != "never" else None
-    if kept is not None and (keep == "near" or not kept.loss):
+    kept = stored.kept(near=keep == "near") if keep != "never" else None
+    if kept is not None:
         info = TensorInfo(name, stored.shape, kept.dtype)
         tensor = main.derived(info, _counted(kept, name, watch), parts=parts, work_nbytes=stored.work)
         return tensor, f"kept as {kept.dtype}", kept.loss
@@ -135,7 +135,7 @@ def _tensor(
 def _counted(kept: Kept, name: str, watch: Watch) -> Callable[[int, int], Rows]:
     def read(start: int, stop: int) -> Rows:
         data, n_rounded = kept.read(start, stop)
-        watch.scales(name, kept.dtype.name, n_rounded)
+        watch.scales(name, kept.dtype.name, 0 if kept.loss else n_rounded)
         return data
 
     return read

@@ -16,16 +16,20 @@ from converter.tensors.tensor import Rows
 
 Integers = NDArray[np.signedinteger[Any]]
 Floats = NDArray[np.float32]
-SIZE = 32
 
 
 class Holds(NamedTuple):
-    """What a type holds: codes from `low` to `high`, each times a scale, plus the least number of the block or not."""
+    """What a type holds: codes from `low` to `high`, each times a scale, plus the least number of the block or not.
+
+    `size` codes are a block; the scale stands before its codes, or after them.
+    """
 
     low: int
     high: int
     least: bool
     pack: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    size: int = 32
+    after: bool = False
 
 
 def _halves(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -42,8 +46,15 @@ def _plain(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return codes + np.uint8(128)  # what was shifted to 0..255 as two's complement again
 
 
+def _quarters(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes (n, 256) as 64 bytes: of each 128, bits 2k of byte m are code 32 * k + m."""
+    a, b, c, d = (codes.reshape(-1, 2, 4, 32)[:, :, k] for k in range(4))
+    return (a | b << np.uint8(2) | c << np.uint8(4) | d << np.uint8(6)).reshape(-1, 64)
+
+
 #: By name, the smallest first; codes are shifted so that the lowest is 0 before they are packed.
 HOLDS: dict[str, Holds] = {
+    "TQ2_0": Holds(-1, 1, False, _quarters, size=256, after=True),
     "Q4_0": Holds(-8, 7, False, _halves),
     "Q5_0": Holds(-16, 15, False, _fifth_and_halves),
     "Q8_0": Holds(-128, 127, False, _plain),
@@ -52,9 +63,19 @@ HOLDS: dict[str, Holds] = {
 }
 
 
-def smallest(low: int, high: int, *, least: bool) -> str | None:
-    """The type of the fewest bits that holds codes from `low` to `high`."""
-    return next((name for name, t in HOLDS.items() if t.least is least and t.low <= low and high <= t.high), None)
+def holding(low: int, high: int, columns: NDArray[np.integer[Any]], *, least: bool) -> str | None:
+    """The type of the fewest bits that holds codes from `low` to `high`; `columns` is the group of each column.
+
+    A block lies in one group, and blocks make up the row.
+    """
+    return next((name for name, t in HOLDS.items() if _fits(t, low, high, columns, least)), None)
+
+
+def _fits(holds: Holds, low: int, high: int, columns: NDArray[np.integer[Any]], least: bool) -> bool:
+    if holds.least is not least or low < holds.low or holds.high < high or len(columns) % holds.size:
+        return False
+    blocks = columns.reshape(-1, holds.size)
+    return bool((blocks == blocks[:, :1]).all())
 
 
 def packed(name: str, codes: Integers, scale: Floats, least: Floats | None) -> tuple[Rows, int]:
@@ -62,18 +83,19 @@ def packed(name: str, codes: Integers, scale: Floats, least: Floats | None) -> t
 
     Args:
         name: of HOLDS.
-        codes: (n, row), with the zero point taken off; row is a multiple of 32.
-        scale: (n, row / 32).
+        codes: (n, row), with the zero point taken off; row is a multiple of the block's size.
+        scale: (n, blocks).
         least: the same, for types that have it.
     """
     n, row = codes.shape
     holds = HOLDS[name]
-    shifted = (codes - holds.low).astype(np.uint8).reshape(-1, SIZE)
+    shifted = (codes - holds.low).astype(np.uint8).reshape(-1, holds.size)
     given = [each.reshape(-1, 1) for each in (scale, least) if each is not None]
     with np.errstate(over="ignore"):
         halves = [each.astype("<f2") for each in given]
     rounded = sum(
         int(np.count_nonzero(half.astype(np.float32) != full)) for half, full in zip(halves, given, strict=True)
     )
-    made = np.concatenate([*(half.view(np.uint8) for half in halves), holds.pack(shifted)], axis=1)
-    return made.reshape(n, row // SIZE * DTYPES[name].type_size), rounded
+    parts = [*(half.view(np.uint8) for half in halves), holds.pack(shifted)]
+    made = np.concatenate(parts[::-1] if holds.after else parts, axis=1)
+    return made.reshape(n, row // holds.size * DTYPES[name].type_size), rounded

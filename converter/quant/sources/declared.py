@@ -26,6 +26,12 @@ SIDECARS: Mapping[str, str] = {
     "quantize_config.json": "gptq", "quant_config.json": "awq", "quanto_qmap.json": "quanto",
     "hf_quant_config.json": "modelopt", "quant_model_description.json": "ascend",
 }  # fmt: skip
+_AUTO_ROUND = ("auto-round", "intel/auto-round")
+#: AutoRound's `packing_format`: whose layout that is, and which version of it.
+_PACKINGS: Mapping[str, tuple[str, str]] = {
+    "auto_round:auto_gptq": ("gptq", "gptq"), "auto_round:gptqmodel": ("gptq", "gptq_v2"),
+    "auto_round": ("gptq", "gptq_v2"), "auto_round:auto_awq": ("awq", "gemm"),
+}  # fmt: skip
 #: Keys of config.json that hold settings.
 KEYS = ("quantization_config", "compression_config", "quantization")
 
@@ -54,11 +60,20 @@ def declared(checkpoint: Checkpoint) -> Declared | None:
         for key in KEYS:
             if isinstance(said := holder.get(key), dict) and said:
                 unnamed = "mlx" if "quantization" in holder else "an unnamed scheme"
-                return Declared(str(said.get("quant_method") or unnamed).lower(), said)
+                return _resolved(str(said.get("quant_method") or unnamed).lower(), said)
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     return next(
         (_beside(folder / name, method) for name, method in SIDECARS.items() if (folder / name).is_file()), None
     )
+
+
+def _resolved(method: str, settings: Mapping[str, Any]) -> Declared:
+    """AutoRound writes the layouts of others, and says whose."""
+    packing = str(settings.get("packing_format", "")).lower()
+    if method in _AUTO_ROUND and packing in _PACKINGS:
+        whose, version = _PACKINGS[packing]
+        return Declared(whose, {**settings, "checkpoint_format": version})
+    return Declared(method, settings)
 
 
 def undeclared(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,13 @@ _RUN = 32  # codes after which packing begins anew, whatever the bits
 
 
 def _settings_of(module: Module) -> Mapping[str, Any]:
-    """The settings of one module: `dynamic` has some for names that match, the first of them."""
+    """The settings of one module: `dynamic` has some for names that match, the first of them.
+
+    AutoRound lists modules with settings of their own in `extra_config`.
+    """
+    extra = module.settings.get("extra_config")
+    if isinstance(extra, dict) and isinstance(extra.get(module.name), dict):
+        return {**module.settings, **extra[module.name]}
     dynamic = module.settings.get("dynamic")
     for pattern, own in dynamic.items() if isinstance(dynamic, dict) else ():
         if not pattern.startswith("-:") and isinstance(own, dict) and re.match(pattern.removeprefix("+:"), module.name):

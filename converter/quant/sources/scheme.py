@@ -55,6 +55,14 @@ class Module:
         data = tensor.rows(0, tensor.info.n_rows)[:, start * size : stop * size]
         return np.ascontiguousarray(np.ascontiguousarray(data).view(tensor.info.dtype.numpy).T)
 
+    def octets(self, suffix: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes [start, stop) of a tensor, whatever its type and shape."""
+        tensor = self.tensors[suffix]
+        size = tensor.info.row_nbytes
+        first = start // size
+        data = tensor.rows(first, -(-stop // size))
+        return np.ascontiguousarray(data).reshape(-1)[start - first * size : stop - first * size]
+
     @property
     def where(self) -> str:
         return f"{self.checkpoint.path}: {self.name}"

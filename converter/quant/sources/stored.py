@@ -6,10 +6,11 @@ in the type of the scales, which is F16 or BF16 often, and round to that once mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,8 +46,11 @@ class Stored(Protocol):
         """Rows [start, stop) as F32 (stop - start, row)."""
         ...
 
-    def kept(self) -> Kept | None:
-        """The type of ggml that holds it best, if one does. May read what is small, zero points and the like."""
+    def kept(self, near: bool) -> Kept | None:
+        """The type of ggml that holds it best, if one does: exactly, or `near` enough to say what is lost.
+
+        May read what is small, zero points and the like.
+        """
         ...
 
     def holds(self) -> DType | None:
@@ -66,12 +70,47 @@ class Group(NamedTuple):
     least: Floats | None = None
 
 
-def _check(where: str, scale: Floats, numbers: Callable[[NDArray[np.bool_]], NDArray[Any]]) -> None:
-    """Refuse scales that leave nothing of a weight; `numbers` are the codes, without zero points, of groups chosen."""
-    if not np.isfinite(scale).all():
-        raise CorruptFile(f"{where}: a scale is infinite or no number (NaN)")
+class Steps(NamedTuple):
+    """Least numbers of groups in steps of their scales, -least / scale: the lowest and the highest as whole numbers,
+    and how far from whole the farthest is."""
+
+    low: int
+    high: int
+    off: float
+
+
+_ROUNDED_SCALES = "scales are F32 and become F16: each number moves by 1/2048 of itself at most"
+_ROUNDED_LEAST = "least numbers, -zero * scale, become F16: each moves by 1/2048 of itself at most"
+
+
+def _in(dtype: DType | None, numbers: Floats) -> Floats:
+    """Numbers rounded to a type of 16 bits."""
+    if dtype is None:
+        return numbers
+    return numbers.astype(ml_dtypes.bfloat16 if dtype is BF16 else np.float16).astype(np.float32)
+
+
+def _check(
+    where: str,
+    scale: Floats,
+    numbers: Callable[[NDArray[np.bool_]], NDArray[Any]],
+    *more: NDArray[Any] | None,
+) -> None:
+    """Refuse scales that leave nothing of a weight; `numbers` are the codes, without zero points, of groups chosen.
+
+    `more` are zero points and least numbers.
+    """
+    for what, given in (("scale", scale), *(("zero point or a least number", each) for each in more)):
+        if given is not None and not np.isfinite(given).all():
+            raise CorruptFile(f"{where}: a {what} is infinite or no number (NaN)")
     if (none := scale == 0).any() and numbers(none).any():
         raise CorruptFile(f"{where}: a scale is zero, and its codes are not")
+
+
+def steps_of(scale: Floats, least: Floats | None) -> Floats:
+    """Least numbers in whole steps of their scales, with the sign of zero points."""
+    with np.errstate(all="ignore"):
+        return np.rint(np.where(scale == 0, 0, -np.asarray(least) / scale)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -89,6 +128,9 @@ class Affine:
         order: the group of each column, where groups are not in the order of columns.
         real: zero points are real numbers, not integers.
         halves: whether scales may well be what F16 holds; those that are not after all are counted.
+        after: what numbers are multiplied by once they are scaled.
+        steps: where groups have a least number: read when asked.
+        own: the type that the scheme gives numbers in: each step is rounded to it. Codes that are kept are not.
     """
 
     where: str
@@ -101,6 +143,9 @@ class Affine:
     order: NDArray[np.int64] | None = None
     real: bool = False
     halves: Callable[[], bool] = lambda: True
+    after: np.float32 | None = None
+    steps: Callable[[], Steps] | None = None
+    own: DType | None = None
 
     @property
     def work(self) -> int:
@@ -117,39 +162,66 @@ class Affine:
         numbers = group.codes.astype(np.float32)
         if group.zero is not None:
             numbers -= self._spread(group.zero)
-        _check(self.where, group.scale, lambda none: numbers[self._spread(none)])
+        _check(self.where, group.scale, lambda none: numbers[self._spread(none)], group.zero, group.least)
         with np.errstate(all="ignore"):  # what is too large is counted where it is encoded
             numbers *= self._spread(group.scale)
+            if self.after is not None:
+                numbers *= self.after
+            numbers = _in(self.own, numbers)
             if group.least is not None:
-                numbers += self._spread(group.least)
+                numbers = _in(self.own, numbers + self._spread(group.least))
         return numbers
 
-    def kept(self) -> Kept | None:
-        row = self.shape[-1]
-        columns = self.order if self.order is not None else np.arange(row) // self.size
-        if row % blocks.SIZE or self.real:
-            return None
-        first = columns[:: blocks.SIZE]
-        if (columns.reshape(-1, blocks.SIZE) != first[:, None]).any():
-            return None
+    def kept(self, near: bool) -> Kept | None:
+        exact = self._held() if self.halves() and not self.real else None
+        if exact is not None or not near:
+            return exact
+        return next((held._replace(loss=loss) for other, loss in self._nearby() if (held := other._held())), None)
+
+    def _held(self) -> Kept | None:
+        """As a type of ggml, whatever becomes of the scales."""
         zeros = self.zeros() if self.zeros is not None else (0, 0)
-        name = blocks.smallest(self.codes[0] - zeros[1], self.codes[1] - zeros[0], least=self.least)
-        if name is None or not self.halves():
+        columns = self.order if self.order is not None else np.arange(self.shape[-1]) // self.size
+        name = blocks.holding(self.codes[0] - zeros[1], self.codes[1] - zeros[0], columns, least=self.least)
+        if name is None:
             return None
+        first = columns[:: blocks.HOLDS[name].size]
 
         def read(start: int, stop: int) -> tuple[Rows, int]:
             group = self.read(start, stop)
             codes = group.codes.astype(np.int16)
             if group.zero is not None:
                 codes -= self._spread(group.zero).astype(np.int16)
-            _check(self.where, group.scale, lambda none: codes[self._spread(none)])
+            _check(self.where, group.scale, lambda none: codes[self._spread(none)], group.zero, group.least)
+            scale = group.scale if self.after is None else group.scale * self.after
             least = None if group.least is None else group.least[:, first]
-            return blocks.packed(name, codes, group.scale[:, first], least)
+            return blocks.packed(name, codes, scale[:, first], least)
 
         return Kept(DTYPES[name], read)
 
+    def _nearby(self) -> Iterator[tuple[Affine, str]]:
+        """The same weight with something rounded, so that a type may hold it, and what that loses."""
+        if self.real:
+            yield replace(self, real=False, least=True, read=self._read_least), _ROUNDED_LEAST
+            return
+        yield self, _ROUNDED_SCALES
+        if self.steps is not None:
+            low, high, off = self.steps()
+            zeroed = replace(self, least=False, read=self._read_zeros, zeros=lambda: (low, high))
+            yield zeroed, f"least numbers become whole steps: each number moves by {off:.3f} of a step at most"
+
+    def _read_least(self, start: int, stop: int) -> Group:
+        """With least numbers in the place of zero points that are real numbers."""
+        codes, scale, zero, _ = self.read(start, stop)
+        return Group(codes, scale, None, -np.asarray(zero, np.float32) * scale)
+
+    def _read_zeros(self, start: int, stop: int) -> Group:
+        """With zero points in the place of least numbers."""
+        codes, scale, _, least = self.read(start, stop)
+        return Group(codes, scale, steps_of(scale, least))
+
     def holds(self) -> DType | None:
-        return None
+        return self.own
 
 
 @dataclass(frozen=True)
@@ -163,6 +235,7 @@ class Scaled:
         scales: the scales of rows [start, stop) as F32 (n, groups).
         size: columns that share a scale; the last may be fewer.
         powers: whether all scales are powers of two, asked when needed: then BF16 holds every product.
+        own: the type that the scheme gives numbers in: products are rounded to it.
     """
 
     where: str
@@ -171,6 +244,7 @@ class Scaled:
     scales: Callable[[int, int], Floats]
     size: int
     powers: Callable[[], bool] = lambda: False
+    own: DType | None = None
 
     @property
     def work(self) -> int:
@@ -188,13 +262,13 @@ class Scaled:
                 parts *= scale[:, :, None]
             else:
                 numbers *= np.repeat(scale, self.size, axis=1)[:, :row]
-        return numbers
+        return _in(self.own, numbers)
 
-    def kept(self) -> Kept | None:
+    def kept(self, near: bool) -> Kept | None:
         return None
 
     def holds(self) -> DType | None:
-        return BF16 if self.powers() else None
+        return self.own or (BF16 if self.powers() else None)
 
 
 @dataclass(frozen=True)
@@ -208,7 +282,7 @@ class Values:
     def values(self, start: int, stop: int) -> Floats:
         return self.read(start, stop)
 
-    def kept(self) -> Kept | None:
+    def kept(self, near: bool) -> Kept | None:
         return None
 
     def holds(self) -> DType | None:

@@ -24,6 +24,9 @@ from converter.tensors.tensor import LazyTensor
 
 #: Folders of real libraries, and what becomes of their weights where codes may be kept.
 SAMPLES = {
+    "awq-gemm-g128-skip": {"Q5_0": 6},
+    "awq-gemm-g32": {"Q5_0": 7},
+    "awq-gemv-g64": {"Q5_0": 7},
     "fp8-block128": {"BF16": 7},
     "fp8-block128-cut-ue8m0": {"BF16": 7},
     "fp8-fbgemm-row": {"BF16": 7},
