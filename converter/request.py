@@ -101,6 +101,7 @@ class Model:
     mmproj: bool | Path = False
     no_nextn: bool = False
     no_head: bool = False
+    dense_modules: bool = False
 
     def __post_init__(self) -> None:
         _settle(self, mmproj=self.mmproj if isinstance(self.mmproj, bool) else Path(self.mmproj))
@@ -142,6 +143,7 @@ class Fields(TypedDict, total=False):
     mmproj: bool | PathLike
     no_nextn: bool
     no_head: bool
+    dense_modules: bool
     format: str | None
     strict: bool
     split_max_size: int | None

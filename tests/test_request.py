@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {
     "mmproj": True,
     "no_nextn": True,
     "no_head": True,
+    "dense_modules": True,
     "format": "hf",
     "strict": True,
     "split_max_size": 2_000_000_000,

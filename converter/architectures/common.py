@@ -1,6 +1,6 @@
 """Rows that most decoder-only models share."""
 
-from converter.architectures.spec import HEAD, HParam, T, TensorRule, amended, pair
+from converter.architectures.spec import DENSE, HEAD, HParam, T, TensorRule, amended, pair
 from converter.architectures.traits import Relation
 from converter.tensors.ops import Rope
 
@@ -139,6 +139,27 @@ MLP_BIAS = HParam("mlp_bias", ("mlp_bias",), (), "bool", default=False, back="pr
 # How the vectors of a text's tokens become one, as modules.json of sentence-transformers says it.
 POOLING = HParam(
     "pooling", ("/pooling.mode",), ("pooling_type",), values=(("mean", 1), ("cls", 2), ("lasttoken", 3)), closed=True
+)
+
+# The dense layers after it, in the folders of these names, and what of them the runtime takes for granted.
+IDENTITY = "torch.nn.modules.linear.Identity"
+HAS_DENSE = f"{DENSE} > 0"
+DENSE_LAYERS = (
+    HParam(DENSE, default=0, back="present('dense_2.weight')"),
+    HParam("dense_2_in", ("/dense.2_Dense.in_features",), ("dense_2_feat_in",), when=HAS_DENSE),
+    HParam("dense_2_out", ("/dense.2_Dense.out_features",), ("dense_2_feat_out",), when=HAS_DENSE),
+    HParam("dense_3_in", ("/dense.3_Dense.in_features",), ("dense_3_feat_in",), when=HAS_DENSE),
+    HParam("dense_3_out", ("/dense.3_Dense.out_features",), ("dense_3_feat_out",), when=HAS_DENSE),
+    HParam("dense_2_act", ("/dense.2_Dense.activation_function",), (), "str", default=f"'{IDENTITY}'", when=HAS_DENSE),
+    HParam("dense_3_act", ("/dense.3_Dense.activation_function",), (), "str", default=f"'{IDENTITY}'", when=HAS_DENSE),
+)
+DENSE_TENSORS = (
+    T("2_Dense/linear.weight", "dense_2.weight", shape=("dense_2_out", "dense_2_in"), when=DENSE, optional=True),
+    T("3_Dense/linear.weight", "dense_3.weight", shape=("dense_3_out", "dense_3_in"), when=DENSE, optional=True),
+)
+DENSE_LINEAR = Relation(
+    f"not {DENSE} or (dense_2_act == '{IDENTITY}' and dense_3_act == '{IDENTITY}')", DENSE,
+    "the runtime applies no function after dense layers: its vectors differ",
 )
 
 # What a classifier tells apart. Two names that transformers fills in say nothing where there is no classifier.

@@ -9,6 +9,9 @@ from converter.architectures.common import (
     ATTENTION_BIAS,
     DECODER_HPARAMS,
     DENSE_FFN,
+    DENSE_LAYERS,
+    DENSE_LINEAR,
+    DENSE_TENSORS,
     POOLING,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
@@ -78,10 +81,12 @@ ARCHITECTURES = (
                 constants={"use_bidirectional_attention": True},
             ),
         ),
-        hparams=(*HPARAMS, POOLING),
-        tensors=(*TOP_TENSORS_LESS_ONE, *BLOCK_TENSORS),
+        hparams=(*HPARAMS, *DENSE_LAYERS, POOLING),
+        tensors=(*TOP_TENSORS_LESS_ONE, *BLOCK_TENSORS, *DENSE_TENSORS),
         ignore=(*ROPE_BUFFERS, "lm_head.weight"),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(GEMMA3, built_in={**BUILT_IN, "use_bidirectional_attention": (True,)}),
+        traits=Traits(
+            GEMMA3, told=(DENSE_LINEAR,), built_in={**BUILT_IN, "use_bidirectional_attention": (True,)}
+        ),
     ),
 )

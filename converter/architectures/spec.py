@@ -24,7 +24,8 @@ PYTHON_TYPES: Mapping[str, type] = {"u32": int, "i32": int, "u64": int, "f32": f
 NUMBERED = (BLOCK, "expert")
 FORCED_TYPES = ("F32", "F16", F16_OR_F32, AS_ASKED)
 NEXTN_SAID = "n_nextn_said"  # the hparam that says how many blocks for further tokens there are, beside those counted
-HEAD = "with_head"  # the hparam that says whether there is a classifier, or dense layers after the pooling
+HEAD = "with_head"  # the hparam that says whether there is a classifier
+DENSE = "with_dense"  # the hparam that says whether the file has the dense layers after the pooling
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ def model_arguments(group: argparse._ArgumentGroup) -> None:
     add("--no-tokenizer", action="store_true", help="write no tokenizer")
     add("--no-nextn", action="store_true", help="leave out the blocks that predict further tokens (MTP)")
     add("--no-head", action="store_true", help="leave out a classifier: embeddings only")
+    add("--dense-modules", action="store_true", help="keep the dense layers after the pooling (sentence-transformers)")
     add("--tensors-only", action="store_true", help="keep tensor names as they are, map no architecture")
     add("--from", dest="source_type", metavar="FORMAT", help="format of IN, where its content does not tell")
     add("--to", dest="target_type", metavar="FORMAT", help="format of OUT, where its extension does not tell")

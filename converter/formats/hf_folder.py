@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, OutputExists
 from converter.events import Dropped, Note
 from converter.formats.base import Format, WriteOptions, child, head
-from converter.formats.hub import TEMPLATES, shard_of
+from converter.formats.hub import MODULES, TEMPLATES, module_of, modules, shard_of
 from converter.formats.safetensors import INDEX_SUFFIX, open_safetensors
 from converter.formats.safetensors import layout as safetensors_layout
 from converter.formats.torch.checkpoint import open_torch
@@ -94,7 +94,33 @@ def _one_of_each_set(files: Iterable[Path]) -> list[Path]:
 
 def _whole(folder: Path, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint of a file as that of its folder, with every small file there."""
-    return checkpoint.replace(format="hf", path=folder, assets={**small_files(folder), **checkpoint.assets})
+    whole = checkpoint.replace(format="hf", path=folder, assets={**small_files(folder), **checkpoint.assets})
+    try:
+        for path in dict.fromkeys(path for kind, path in modules(whole.assets) if not kind.endswith("Transformer")):
+            whole = _with_module(whole, path)
+    except BaseException:
+        whole.close()
+        raise
+    return whole
+
+
+def _with_module(whole: Checkpoint, path: str) -> Checkpoint:
+    """The checkpoint with the weights of a module after the model (a dense layer), as `2_Dense/linear.weight`."""
+    names = (f"{path}/{name}" for name in (WEIGHTS[0], TORCH_WEIGHTS[0]))
+    name = next((name for name in names if path and (whole.path / name).is_file()), None)
+    if name is None:
+        return whole
+    file = child(whole.path, name, whole.assets[MODULES])
+    module = (open_safetensors if name.endswith(WEIGHTS[0]) else open_torch)(file)
+    tensors = {(own := f"{path}/{each}"): tensor.renamed(own) for each, tensor in module.tensors.items()}
+    return whole.replace(
+        tensors={**whole.tensors, **tensors},
+        assets={**whole.assets, **{f"{path}/{each}": asset for each, asset in module.assets.items()}},
+        files=(*whole.files, *module.files),
+        events=(*whole.events, *module.events),
+        closers=(*whole.closers, *module.closers),
+        checks=(*whole.checks, *module.checks),
+    )
 
 
 def small_files(folder: Path) -> dict[str, Path]:
@@ -144,14 +170,29 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
         options = replace(options, split_max_size=SHARD_SIZE)
     # transformers refuses files that do not say whose tensors they hold.
     labelled = checkpoint.replace(metadata={"format": "pt", **checkpoint.metadata})
-    weights = safetensors_layout(labelled, target / WEIGHTS[0], options).files
+    weights = [
+        file for folder, part in _parts(labelled)
+        for file in safetensors_layout(part, target / folder / WEIGHTS[0], options).files
+    ]  # fmt: skip
     made = [whole_file(target / name, content) for name, content in checkpoint.made.items()]
     small = {name: path for name, path in checkpoint.assets.items() if name not in checkpoint.made}
     absent = {name: says for name, path in small.items() if (says := _stands_in(path))}
     carried = [_copy(path, target / name) for name, path in small.items() if name not in absent]
     files = (*weights, *made, *carried)
-    _refuse_rivals(target, {file.path.name for file in weights})
+    _refuse_rivals(target, {file.path.name for file in weights if file.path.parent == target})
     return Layout(files, target, (*(Dropped(*each) for each in absent.items()), *_left(checkpoint)))
+
+
+def _parts(checkpoint: Checkpoint) -> Iterator[tuple[str, Checkpoint]]:
+    """(folder, what lies in it): the model's tensors come first, a module's have the name of its folder."""
+    small, folders = {*checkpoint.made, *checkpoint.assets}, dict[str, dict[str, LazyTensor]]({"": {}})
+    for name, tensor in checkpoint.tensors.items():
+        if (module := module_of(name, small)) is None:
+            folders[""][name] = tensor
+        else:
+            own = name.removeprefix(f"{module}/")
+            folders.setdefault(module, {})[own] = tensor.renamed(own)
+    return ((folder, checkpoint.replace(tensors=tensors)) for folder, tensors in folders.items())
 
 
 def _stands_in(path: Path) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from converter.errors import ConverterError, CorruptFile, MissingPart, short
 from converter.formats.base import INDEX, child
-from converter.storage.json import Unreadable, read_json
+from converter.storage.json import Unreadable, read_json, read_json_list
 
 # The small files of a model's folder that travel with the weights. Nothing else is ever opened.
 ASSETS = frozenset(
@@ -38,6 +38,7 @@ ASSETS = frozenset(
     )
 )
 TEMPLATES = "additional_chat_templates"
+MODULES = "modules.json"
 
 
 def folder_assets(folder: Path) -> dict[str, Path]:
@@ -56,6 +57,26 @@ def folder_assets(folder: Path) -> dict[str, Path]:
         for path in sorted(templates.glob("*.jinja")):
             assets[f"{TEMPLATES}/{path.name}"] = child(folder, f"{TEMPLATES}/{path.name}", folder)
     return assets
+
+
+def modules(assets: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """(type, folder) of each step from a text to its vector, as modules.json of sentence-transformers lists them.
+
+    Raises:
+        CorruptFile: it cannot be read.
+    """
+    for module in read_json_list(assets[MODULES]) if MODULES in assets else ():
+        if isinstance(module, dict) and isinstance(module.get("type"), str) and isinstance(module.get("path"), str):
+            yield module["type"], module["path"]
+
+
+def module_of(name: str, small: Container[str]) -> str | None:
+    """The folder of the module that a tensor is of (`2_Dense/linear.weight`), by the small files; None for the model's.
+
+    Other names may have a `/` of their own; a module's folder has a config.json.
+    """
+    folder = name.rpartition("/")[0]
+    return folder if folder and f"{folder}/config.json" in small else None
 
 
 def read_config(assets: Mapping[str, Path]) -> tuple[Mapping[str, Any], str | None]:

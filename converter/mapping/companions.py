@@ -1,27 +1,28 @@
 """What files beside config.json say of a model, as entries of its config: read from there, and written there again.
 
 Rows of the architectures name such an entry by a key that begins with "/": `/pooling.mode`. Source: modules.json of
-sentence-transformers and the folder of its pooling module; generation_config.json and the processors' files of
+sentence-transformers and the folders of its modules; generation_config.json and the processors' files of
 transformers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from converter.architectures.spec import Architecture
 from converter.errors import CorruptFile
-from converter.storage.json import read_json, read_json_list
+from converter.formats.hub import MODULES, modules
+from converter.storage.json import read_json
 
 Assets = Mapping[str, Path]
 
 PROCESSOR = (("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor"))
 MAX_TOKENIZER = 256 << 20
 WIDTHS = ("hidden_size", "dim", "n_embd", "d_model")  # what configs call that of a token's vector
-MODULES, GENERATION = "modules.json", "generation_config.json"
+GENERATION, POOLING = "generation_config.json", "1_Pooling"
 #: How the vectors of a text's tokens become one, and the flag that says so where no text does.
 POOLING_FLAGS = (
     ("mean", "pooling_mode_mean_tokens"), ("cls", "pooling_mode_cls_token"), ("lasttoken", "pooling_mode_lasttoken"),
@@ -57,7 +58,7 @@ def without_companions(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_pooling(assets: Assets) -> dict[str, Any]:
-    folder = next((path for kind, path in _modules(assets) if kind.endswith("Pooling")), None)
+    folder = next((path for kind, path in modules(assets) if kind.endswith("Pooling")), None)
     if folder is None:
         return {}
     name = f"{folder}/config.json"
@@ -68,22 +69,31 @@ def _read_pooling(assets: Assets) -> dict[str, Any]:
     return {"mode": next(flagged, said.get("pooling_mode", "unknown"))}
 
 
-def _modules(assets: Assets) -> Iterator[tuple[str, str]]:
-    """(type, folder) of each step from a text to its vector."""
-    for module in read_json_list(assets[MODULES]) if MODULES in assets else ():
-        if isinstance(module, dict) and isinstance(module.get("type"), str) and isinstance(module.get("path"), str):
-            yield module["type"], module["path"]
-
-
 def _write_pooling(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = (("Transformer", ""), ("Pooling", "1_Pooling"))
-    modules = [
+    flags = {flag: said["mode"] == mode for mode, flag in POOLING_FLAGS}
+    width = next(config[key] for key in WIDTHS if key in config)
+    settings = {f"{POOLING}/config.json": {"word_embedding_dimension": width, **flags}}
+    return {MODULES: _list_of_modules(config), **settings}
+
+
+def _read_dense(assets: Assets) -> dict[str, Any]:
+    """The config of each dense layer after the pooling, by its folder."""
+    named = ((path, f"{path}/config.json") for kind, path in modules(assets) if kind.endswith("Dense"))
+    return {path: read_json(assets[name], python=True) for path, name in named if name in assets}
+
+
+def _write_dense(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {f"{path}/config.json": {"bias": False, **layer} for path, layer in said.items()}
+    return {MODULES: _list_of_modules(config), **settings}
+
+
+def _list_of_modules(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    pooling = [("Pooling", POOLING)] if "/pooling" in config else []
+    kinds = [("Transformer", ""), *pooling, *(("Dense", path) for path in config.get("/dense", ()))]
+    return [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for index, (kind, path) in enumerate(kinds)
     ]
-    flags = {flag: said["mode"] == mode for mode, flag in POOLING_FLAGS}
-    width = next(config[key] for key in WIDTHS if key in config)
-    return {MODULES: modules, "1_Pooling/config.json": {"word_embedding_dimension": width, **flags}}
 
 
 def _read_generation(assets: Assets) -> dict[str, Any]:
@@ -136,6 +146,7 @@ _Write = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 #: Entry -> how it is read from the files, and which files say it again.
 COMPANIONS: Mapping[str, tuple[_Read, _Write]] = {
     "/pooling": (_read_pooling, _write_pooling),
+    "/dense": (_read_dense, _write_dense),
     "/generation_config": (_read_generation, _write_generation),
     "/processor": (_read_processor, _write_processor),
     "/tokens": (_read_tokens, _write_nothing),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from converter.architectures.settings import BY_FACTORS
-from converter.architectures.spec import HEAD, NEXTN_SAID, Architecture, HFClass, TensorRule
+from converter.architectures.spec import DENSE, HEAD, NEXTN_SAID, Architecture, HFClass, TensorRule
 from converter.architectures.traits import TokenizerStyle
 from converter.checkpoint import Checkpoint
 from converter.errors import (
@@ -24,6 +24,7 @@ from converter.errors import (
     UnmatchedTensor,
 )
 from converter.events import Dropped, Event, Ignored, MetadataLost, Note
+from converter.formats.hub import module_of
 from converter.mapping.companions import with_companions
 from converter.mapping.detect import classes_of, detect, detect_gguf, detect_projector, named, projector_in
 from converter.mapping.generators import GENERATORS
@@ -137,11 +138,17 @@ class Translation:
 
 
 def to_gguf(
-    checkpoint: Checkpoint, name: str | None = None, *, no_nextn: bool = False, no_head: bool = False
+    checkpoint: Checkpoint,
+    name: str | None = None,
+    *,
+    no_nextn: bool = False,
+    no_head: bool = False,
+    dense_modules: bool = False,
 ) -> Translation:
     """Tensors under GGUF names in GGUF layout, and the architecture's keys.
 
-    `no_nextn`: without what predicts further tokens; `no_head`: without a classifier or dense layers after the pooling.
+    `no_nextn`: without what predicts further tokens; `no_head`: without a classifier; `dense_modules`: with the dense
+    layers after the pooling.
 
     Raises:
         ArchitectureError and its kinds: unknown architecture, a tensor without a rule, a rule without its
@@ -149,8 +156,8 @@ def to_gguf(
     """
     checkpoint = checkpoint.replace(tensors=joined(checkpoint.tensors))
     found, hf = _detected(checkpoint, name)
-    if no_head:
-        hf = replace(hf, facts={**hf.facts, HEAD: 0})
+    facts = {**({HEAD: 0} if no_head else {}), **({DENSE: 1} if dense_modules else {})}
+    hf = replace(hf, facts={**hf.facts, **facts})
     model = _read(checkpoint, found, hf, (NEXTN_SAID,) if no_nextn else ())
     architecture, config, hparams, scope = model.architecture, model.config, model.hparams, model.scope
     events: list[Event] = list(_contradicted(config, architecture, name))
@@ -296,6 +303,8 @@ def _match_hf(
             events.append(Ignored(name))
         elif (block := block_beyond(architecture, [name, *spelled], n_layer)) is not None:
             beyond[block] += 1
+        elif module_of(name, checkpoint.assets):
+            events.append(Dropped(name, _after_the_model(architecture, scope)))
         elif any((found := rules.find(each, _anywhere)) and (found.block or 0) >= n_layer for each in [name, *spelled]):
             raise ShapeMismatch(f"{name}: config.json says {n_layer} layers")
         else:
@@ -307,6 +316,13 @@ def _match_hf(
         left = f"layer {block}"
         events.append(Note(f"{left}: left out ({why})") if no_nextn else Dropped(left, why))
     return matches
+
+
+def _after_the_model(architecture: Architecture, scope: Scope) -> str:
+    """Why a module's tensor is not in the file."""
+    if DENSE in {row.name for row in architecture.hparams} and not scope.size(DENSE):
+        return "of a layer after the pooling; --dense-modules keeps it"
+    return f"a GGUF of {architecture.gguf} has no place for this layer after the pooling"
 
 
 def _forward(

@@ -15,6 +15,7 @@ from typing import Any
 from converter.architectures.spec import Architecture, HFClass, HParam, TensorRule
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, ConverterError, UnknownArchitecture
+from converter.formats.hub import module_of
 from converter.mapping.companions import with_companions
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.hparams import TOKENS, HParams, Scope, flat_config, read_config, read_metadata
@@ -243,7 +244,8 @@ class HFView(ModelView):
             spelled = spellings(architecture, name)
             canonical = next((each for each in spelled if each in known), None)
             beyond = block_beyond(architecture, spelled, hparams["n_layer"])
-            if canonical is not None or not (beyond is not None or is_ignored(architecture, spelled)):
+            beside = module_of(name, self.checkpoint.assets) is not None
+            if canonical is not None or not (beside or beyond is not None or is_ignored(architecture, spelled)):
                 result[canonical or name] = tensor
         return result
 

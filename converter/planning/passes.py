@@ -38,7 +38,7 @@ from converter.quant.recipes import (
     recipe,
 )
 from converter.quant.sources import unpacked
-from converter.request import KEEP_CODES, Request, Types
+from converter.request import KEEP_CODES, Model, Request, Types
 from converter.storage.files import remembering
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
 from converter.tensors.encode import encoded
@@ -69,10 +69,11 @@ def check(draft: Draft) -> Draft:
         raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
     if isinstance(request.model.mmproj, Path) and draft.route.map != "gguf->hf":
         raise UsageError("--mmproj FILE makes a GGUF the folder of a whole model, and has no effect on others")
-    for option, asked in (("--no-nextn", request.model.no_nextn), ("--no-head", request.model.no_head)):
+    for option, asked in _parts_of(request.model).items():
         if asked and draft.route.map != "hf->gguf":
             raise UsageError(
-                f"{option} leaves parts of a Hugging Face model out of a GGUF, and has no effect on others"
+                f"--{option.replace('_', '-')} says which parts of a Hugging Face model a GGUF has, "
+                "and has no effect on others"
             )
     if request.output.external_data not in EXTERNAL_DATA:
         raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
@@ -84,6 +85,11 @@ def check(draft: Draft) -> Draft:
             "--config DIR takes config and tokenizer from a folder, --tensors-only keeps names as they are"
         )
     return draft
+
+
+def _parts_of(model: Model) -> dict[str, bool]:
+    """Which parts of a model are wanted that a runtime can do without."""
+    return {"no_nextn": model.no_nextn, "no_head": model.no_head, "dense_modules": model.dense_modules}
 
 
 def _check_imatrix(types: Types) -> None:
@@ -147,8 +153,7 @@ def map_names(draft: Draft) -> Draft:
 
 def _to_gguf(draft: Draft) -> Draft:
     model, own = draft.request.model, draft.checkpoint
-    options = {"no_nextn": model.no_nextn, "no_head": model.no_head}
-    mapped = projector_to_gguf(own) if model.mmproj else to_gguf(own, model.arch, **options)
+    mapped = projector_to_gguf(own) if model.mmproj else to_gguf(own, model.arch, **_parts_of(model))
     draft.report.extend(list(mapped.events))
     metadata = _hf_metadata(draft.checkpoint, mapped, draft.request, draft.report)
     return _mapped(draft, mapped, metadata, {})

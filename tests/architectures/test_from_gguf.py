@@ -11,7 +11,7 @@ from support import architectures
 from support.torch_logits import logits
 
 import converter
-from converter.formats.safetensors import open_safetensors
+from converter.formats.hf_folder import open_folder
 
 #: A projector comes back beside its text model only.
 WHOLE = [name for name in architectures.NAMES if not architectures.facts(name)["request"].get("mmproj")]
@@ -32,7 +32,7 @@ def made(name: str, parent: Path) -> tuple[str, Path, Path]:
 
 
 def stored(folder: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
-    with open_safetensors(folder / "model.safetensors") as checkpoint:
+    with open_folder(folder) as checkpoint:
         return {
             name: (t.info.shape, t.array().astype(np.float64).tobytes()) for name, t in checkpoint.tensors.items()
         }  # fmt: skip

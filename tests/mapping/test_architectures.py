@@ -18,7 +18,7 @@ import converter.architectures as package
 from converter.architectures import architectures, traits_of
 from converter.architectures.runtime import RUNTIME
 from converter.architectures.settings import NEUTRAL, ONLY_WHEN
-from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, amended, pair, without
+from converter.architectures.spec import DENSE, Architecture, HFClass, HParam, T, TensorRule, amended, pair, without
 from converter.architectures.traits import Traits
 from converter.errors import ArchitectureError
 from converter.mapping.detect import detect
@@ -330,6 +330,8 @@ def test_config_and_metadata_are_each_others_inverse(architecture: Architecture)
     scaling = {"rope_type": "longrope"} if hparams.get("rope_type") == "longrope" else None
     config = write_config(architecture, hparams, tied=False, scaling=scaling)
     hf = next(hf for hf in architecture.hf if hf.name == config["architectures"][0])
+    if DENSE in hparams:  # layers that are asked for
+        hf = replace(hf, facts={**hf.facts, DENSE: 1})
     again, given = read_config(architecture, hf, config)
     written = [row for row in architecture.hparams if row.config and row.when != "0"]  # the tokenizer says the others
     in_config = [row.name for row in written if row.name in hparams]
@@ -394,6 +396,7 @@ RENAMED_FIRST = {
     ".expert_bias": ".expert_bias.bias",
 }
 RENAMED_FIRST |= {".dt_bias": ".dt_proj.bias"}
+RENAMED_FIRST |= {f"{number}_Dense/linear": f"dense_{number}" for number in (2, 3)}
 
 
 @pytest.mark.parametrize("architecture", INDEXED, ids=rule_id)
@@ -435,6 +438,7 @@ def test_keys_are_those_of_gguf_py(architecture: Architecture) -> None:
     gguf = pytest.importorskip("gguf")
     groups = (gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, gguf.Keys.SSM, gguf.Keys.KDA, gguf.Keys.ShortConv)
     known = {value for group in groups for value in vars(group).values() if isinstance(value, str)}
+    known |= {value.replace("{dense}", dense) for value in known for dense in ("dense_2", "dense_3")}
     outside = {**vars(gguf.Keys.Tokenizer), **vars(gguf.Keys.Diffusion)}
     absolute = {f"/{value}" for value in outside.values() if isinstance(value, str)}
     for hparam in architecture.hparams:

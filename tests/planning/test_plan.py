@@ -238,6 +238,7 @@ OTHER: dict[str, Any] = {
     "embedding_type": "f16", "leave_output": True, "no_fallback": True, "allow_requantize": True, "imatrix": IMATRIX,
     "include_weights": ("ffn",), "exclude_weights": ("ffn_up",), "via": "f16", "dtype": "bf16", "arch": "llama",
     "pre": "default", "name": "Another", "tensors_only": True, "no_tokenizer": True, "no_nextn": True, "no_head": True,
+    "dense_modules": True,
     "mmproj": True,
     "format": "safetensors", "strict": True, "split_max_size": 100_000, "split_max_tensors": 20,
     "external_data": "always",

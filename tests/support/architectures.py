@@ -111,7 +111,10 @@ def build(name: str, parent: Path) -> Path:
 
 
 def write(folder: Path, files: Mapping[str, Any], tokenizer: str, tensors: Mapping[str, tuple[str, list[int]]]) -> Path:
-    """Tokenizer, JSON and text files, and model.safetensors with values seeded by the names."""
+    """Tokenizer, JSON and text files, and model.safetensors with values seeded by the names.
+
+    A tensor of a module beside the model, `2_Dense/linear.weight`, lies in its own folder.
+    """
     folder.mkdir(parents=True)
     models.TOKENIZERS[tokenizer](folder)
     for file, content in files.items():
@@ -121,7 +124,9 @@ def write(folder: Path, files: Mapping[str, Any], tokenizer: str, tensors: Mappi
     weights = {
         name: (dtype, values(folder.name, name, dtype, tuple(shape))) for name, (dtype, shape) in tensors.items()
     }
-    models.write_mixed_safetensors(folder / "model.safetensors", weights)
+    for module in dict.fromkeys(name.rpartition("/")[0] for name in weights):
+        own = {n.rpartition("/")[2]: weight for n, weight in weights.items() if n.rpartition("/")[0] == module}
+        models.write_mixed_safetensors(folder / module / "model.safetensors", own)
     return folder
 
 
