@@ -15,7 +15,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature
 from converter.events import Event, Note, StoredLoss
-from converter.quant.sources import awq, fp8, gptq
+from converter.quant.sources import awq, bitsandbytes, fp8, gptq
 from converter.quant.sources.declared import SIDECARS, Declared, declared, undeclared
 from converter.quant.sources.scheme import Form, Module, Scheme, modules
 from converter.quant.sources.stored import Kept, Stored
@@ -24,7 +24,7 @@ from converter.tensors.encode import Watch, encoded
 from converter.tensors.mxfp4 import joined
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
-SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, awq.SCHEME, fp8.SCHEME)
+SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, awq.SCHEME, bitsandbytes.SCHEME, fp8.SCHEME)
 _BY_METHOD: Mapping[str, Scheme] = {method: scheme for scheme in SCHEMES for method in scheme.methods}
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4"))
 #: How config.json names types.

@@ -49,7 +49,8 @@ def _plain(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _quarters(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Codes (n, 256) as 64 bytes: of each 128, bits 2k of byte m are code 32 * k + m."""
     a, b, c, d = (codes.reshape(-1, 2, 4, 32)[:, :, k] for k in range(4))
-    return (a | b << np.uint8(2) | c << np.uint8(4) | d << np.uint8(6)).reshape(-1, 64)
+    made: NDArray[np.uint8] = a | b << np.uint8(2) | c << np.uint8(4) | d << np.uint8(6)
+    return made.reshape(-1, 64)
 
 
 #: By name, the smallest first; codes are shifted so that the lowest is 0 before they are packed.
