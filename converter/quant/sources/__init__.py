@@ -15,7 +15,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature
 from converter.events import Event, Note, StoredLoss
-from converter.quant.sources import awq, bitsandbytes, fp8, gptq
+from converter.quant.sources import awq, bitnet, bitsandbytes, fp8, gptq, hqq, mlx, quanto, torchao
 from converter.quant.sources.declared import SIDECARS, Declared, declared, undeclared
 from converter.quant.sources.scheme import Form, Module, Scheme, modules
 from converter.quant.sources.stored import Kept, Stored
@@ -24,7 +24,9 @@ from converter.tensors.encode import Watch, encoded
 from converter.tensors.mxfp4 import joined
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
-SCHEMES: tuple[Scheme, ...] = (gptq.SCHEME, awq.SCHEME, bitsandbytes.SCHEME, fp8.SCHEME)
+SCHEMES: tuple[Scheme, ...] = tuple(
+    each.SCHEME for each in (awq, bitnet, bitsandbytes, fp8, gptq, hqq, mlx, quanto, torchao)
+)
 _BY_METHOD: Mapping[str, Scheme] = {method: scheme for scheme in SCHEMES for method in scheme.methods}
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4"))
 #: How config.json names types.
@@ -107,6 +109,7 @@ def unpacked(
     return checkpoint.replace(
         tensors=tensors,
         config=undeclared(checkpoint.config),
+        metadata={name: text for name, text in checkpoint.metadata.items() if not scheme.labels(name, text)},
         assets={name: path for name, path in checkpoint.assets.items() if name not in ("config.json", *SIDECARS)},
         events=(*checkpoint.events, Note(f"weights packed by {found.name}: {said}"), *events),
     )

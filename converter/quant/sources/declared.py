@@ -19,7 +19,8 @@ METHODS: Mapping[str, str] = {
     "compressed-tensors": "compressed-tensors", "mxfp4": "MXFP4", "modelopt": "ModelOpt", "hqq": "HQQ",
     "torchao": "torchao", "quanto": "Quanto", "bitnet": "BitNet", "aqlm": "AQLM", "eetq": "EETQ", "exl2": "EXL2",
     "exl3": "EXL3", "quip": "QuIP#", "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS", "auto-round": "AutoRound",
-    "intel/auto-round": "AutoRound", "quark": "Quark", "marlin": "Marlin", "mlx": "MLX", "ascend": "Ascend",
+    "intel/auto-round": "AutoRound", "quark": "Quark", "marlin": "Marlin", "mlx": "MLX", "metal": "Metal",
+    "ascend": "Ascend",
 }  # fmt: skip
 #: Small files beside the weights that say the same where config.json is silent, and the method that writes them.
 SIDECARS: Mapping[str, str] = {

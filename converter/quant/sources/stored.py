@@ -6,6 +6,7 @@ in the type of the scales, which is F16 or BF16 often, and round to that once mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -70,15 +71,7 @@ class Group(NamedTuple):
     least: Floats | None = None
 
 
-class Steps(NamedTuple):
-    """Least numbers of groups in steps of their scales, -least / scale: the lowest and the highest as whole numbers,
-    and how far from whole the farthest is."""
-
-    low: int
-    high: int
-    off: float
-
-
+_ROWS = 1 << 14  # whose scales are looked at together
 _ROUNDED_SCALES = "scales are F32 and become F16: each number moves by 1/2048 of itself at most"
 _ROUNDED_LEAST = "least numbers, -zero * scale, become F16: each moves by 1/2048 of itself at most"
 
@@ -90,7 +83,7 @@ def _in(dtype: DType | None, numbers: Floats) -> Floats:
     return numbers.astype(ml_dtypes.bfloat16 if dtype is BF16 else np.float16).astype(np.float32)
 
 
-def _check(
+def check(
     where: str,
     scale: Floats,
     numbers: Callable[[NDArray[np.bool_]], NDArray[Any]],
@@ -107,10 +100,11 @@ def _check(
         raise CorruptFile(f"{where}: a scale is zero, and its codes are not")
 
 
-def steps_of(scale: Floats, least: Floats | None) -> Floats:
-    """Least numbers in whole steps of their scales, with the sign of zero points."""
+def _steps(scale: Floats, least: Floats) -> Floats:
+    """Least numbers in steps of their scales, with the sign of zero points."""
     with np.errstate(all="ignore"):
-        return np.rint(np.where(scale == 0, 0, -np.asarray(least) / scale)).astype(np.float32)
+        found: Floats = np.where(least == 0, np.float32(0), -least / scale)
+    return found
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,7 @@ class Affine:
         real: zero points are real numbers, not integers.
         halves: whether scales may well be what F16 holds; those that are not after all are counted.
         after: what numbers are multiplied by once they are scaled.
-        steps: where groups have a least number: read when asked.
+        scales: scales and least numbers of rows [start, stop) without the codes, where groups have a least number.
         own: the type that the scheme gives numbers in: each step is rounded to it. Codes that are kept are not.
     """
 
@@ -144,7 +138,7 @@ class Affine:
     real: bool = False
     halves: Callable[[], bool] = lambda: True
     after: np.float32 | None = None
-    steps: Callable[[], Steps] | None = None
+    scales: Callable[[int, int], tuple[Floats, Floats]] | None = None
     own: DType | None = None
 
     @property
@@ -162,7 +156,7 @@ class Affine:
         numbers = group.codes.astype(np.float32)
         if group.zero is not None:
             numbers -= self._spread(group.zero)
-        _check(self.where, group.scale, lambda none: numbers[self._spread(none)], group.zero, group.least)
+        check(self.where, group.scale, lambda none: numbers[self._spread(none)], group.zero, group.least)
         with np.errstate(all="ignore"):  # what is too large is counted where it is encoded
             numbers *= self._spread(group.scale)
             if self.after is not None:
@@ -192,7 +186,7 @@ class Affine:
             codes = group.codes.astype(np.int16)
             if group.zero is not None:
                 codes -= self._spread(group.zero).astype(np.int16)
-            _check(self.where, group.scale, lambda none: codes[self._spread(none)], group.zero, group.least)
+            check(self.where, group.scale, lambda none: codes[self._spread(none)], group.zero, group.least)
             scale = group.scale if self.after is None else group.scale * self.after
             least = None if group.least is None else group.least[:, first]
             return blocks.packed(name, codes, scale[:, first], least)
@@ -205,10 +199,23 @@ class Affine:
             yield replace(self, real=False, least=True, read=self._read_least), _ROUNDED_LEAST
             return
         yield self, _ROUNDED_SCALES
-        if self.steps is not None:
-            low, high, off = self.steps()
+        if self.scales is not None:
+            low, high, off = self._extent(self.scales)
             zeroed = replace(self, least=False, read=self._read_zeros, zeros=lambda: (low, high))
             yield zeroed, f"least numbers become whole steps: each number moves by {off:.3f} of a step at most"
+
+    def _extent(self, scales: Callable[[int, int], tuple[Floats, Floats]]) -> tuple[int, int, float]:
+        """The lowest and the highest least number in whole steps, and how far from whole the farthest is."""
+        rows = math.prod(self.shape[:-1])
+        found = []
+        for start in range(0, rows, _ROWS):
+            steps = _steps(*scales(start, min(start + _ROWS, rows)))
+            whole = np.rint(steps)
+            found.append((whole.min(), whole.max(), np.abs(steps - whole).max()))
+        lows, highs, offs = np.array(found, np.float64).T
+        if not np.isfinite((lows, highs)).all():
+            raise CorruptFile(f"{self.where}: a scale or a least number is infinite or no number (NaN)")
+        return int(lows.min()), int(highs.max()), float(offs.max())
 
     def _read_least(self, start: int, stop: int) -> Group:
         """With least numbers in the place of zero points that are real numbers."""
@@ -218,7 +225,8 @@ class Affine:
     def _read_zeros(self, start: int, stop: int) -> Group:
         """With zero points in the place of least numbers."""
         codes, scale, _, least = self.read(start, stop)
-        return Group(codes, scale, steps_of(scale, least))
+        assert least is not None  # where there are none, this is not asked
+        return Group(codes, scale, np.rint(_steps(scale, least)))
 
     def holds(self) -> DType | None:
         return self.own
@@ -255,7 +263,7 @@ class Scaled:
         row = self.shape[-1]
         if np.isnan(numbers).any():
             raise CorruptFile(f"{self.where}: holds codes that are no numbers (NaN)")
-        _check(self.where, scale, lambda none: numbers[np.repeat(none, self.size, axis=1)[:, :row]])
+        check(self.where, scale, lambda none: numbers[np.repeat(none, self.size, axis=1)[:, :row]])
         with np.errstate(all="ignore"):
             if row % self.size == 0:
                 parts = numbers.reshape(len(numbers), -1, self.size)
