@@ -8,21 +8,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_DCP = (
-    "PyTorch distributed checkpoint (DCP, FSDP)",
-    "make one file of it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt",
-)
+from converter.formats.hub import has_weights
+
 _ZERO = ("DeepSpeed checkpoint", "make one file of it with the zero_to_fp32.py that lies beside it")
 # A file or folder that tells, what then lies there, and what to do; the first that is there counts.
 _FOLDERS: tuple[tuple[str, str, str], ...] = (
-    ("__*_*.distcp", *_DCP),
-    ("pytorch_model_fsdp_*/.metadata", *_DCP),
-    ("*/__*_*.distcp", *_DCP),
     ("global_step*/*_model_states.pt", *_ZERO),
     ("*zero_pp_rank_*_optim_states.pt", *_ZERO),
     ("mp_rank_*_model_states.pt", *_ZERO),
-    ("*model_world_size_*_rank_*.pt", "verl checkpoint of FSDP shards", "merge it: python -m verl.model_merger merge"),
-    ("*/model_world_size_*_rank_*.pt", "verl checkpoint of FSDP shards", "merge it: python -m verl.model_merger merge"),
     ("latest_checkpointed_iteration.txt", "Megatron checkpoint", "export it to a Hugging Face folder first"),
     ("mp_rank_*/model_optim_rng.pt", "Megatron checkpoint", "export it to a Hugging Face folder first"),
     (
@@ -32,21 +25,15 @@ _FOLDERS: tuple[tuple[str, str, str], ...] = (
     ),
     ("model_index.json", "diffusers pipeline of several models", "give the folder of one of them"),
 )
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.index.json", "*.gguf")
-_NOT_A_MODEL = ("adapter_",)  # weights of these names belong to what the table above is about
-_SHARD = re.compile(r"__\d+_\d+\.distcp$")
 
 
 def foreign_folder(path: Path) -> str | None:
     """What a folder (or a part of one) without a model's weights is, where that is known; with what to do about it."""
-    if _SHARD.search(path.name):
-        return f"is a shard of a {_DCP[0]}\n{_DCP[1]}"
     if not path.is_dir():
         return None
     if cached := _hub_cache(path):
         return cached
-    weights = (file.name for pattern in _WEIGHTS for file in path.glob(pattern))
-    if any(not name.startswith(_NOT_A_MODEL) for name in weights):
+    if has_weights(path):
         return None
     found = (f"is a {what}\n{advice}" for pattern, what, advice in _FOLDERS if any(path.glob(pattern)))
     return next(found, None)

@@ -39,6 +39,14 @@ ASSETS = frozenset(
 )
 TEMPLATES = "additional_chat_templates"
 MODULES = "modules.json"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.index.json", "*.gguf")
+_NOT_A_MODEL = ("adapter_",)  # weights of these names change a base model, and are none
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights, as they are published."""
+    weights = (file.name for pattern in _WEIGHTS for file in folder.glob(pattern))
+    return folder.is_dir() and any(not name.startswith(_NOT_A_MODEL) for name in weights)
 
 
 def folder_assets(folder: Path) -> dict[str, Path]:

@@ -12,14 +12,10 @@ from converter.errors import ConverterError, CorruptFile, OutputError, Unsupport
 from converter.formats.registry import open_checkpoint
 
 FOLDERS = {
-    "DCP": (["dcp/.metadata", "dcp/__0_0.distcp"], "dcp", "distributed checkpoint"),
-    "DCP below": (["c/model/.metadata", "c/model/__3_1.distcp"], "c", "distributed checkpoint"),
-    "FSDP of accelerate": (["c/pytorch_model_fsdp_0/.metadata", "c/optimizer.bin"], "c", "distributed checkpoint"),
     "DeepSpeed": (["d/latest", "d/global_step10/mp_rank_00_model_states.pt"], "d", "zero_to_fp32"),
     "DeepSpeed's step": (
         ["global_step10/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"], "global_step10", "zero_to_fp32"
     ),
-    "verl": (["actor/model_world_size_2_rank_0.pt", "actor/fsdp_config.json"], "actor", "verl.model_merger"),
     "Megatron": (["m/latest_checkpointed_iteration.txt", "m/iter_0000001/mp_rank_00/model_optim_rng.pt"], "m", "Megat"),
     "PEFT": (["a/adapter_config.json", "a/adapter_model.safetensors"], "a", "PEFT adapter"),
     "PEFT with a config": (["a/adapter_config.json", "a/config.json", "a/adapter_model.bin"], "a", "PEFT adapter"),
@@ -41,12 +37,6 @@ def test_folders_are_called_what_they_are(tmp_path: Path, case: str) -> None:
     made(tmp_path, names)
     with pytest.raises(UnsupportedFeature, match=says):
         open_checkpoint(tmp_path / given)
-
-
-def test_a_shard_of_a_distributed_checkpoint(tmp_path: Path) -> None:
-    made(tmp_path, ["__0_0.distcp"])
-    with pytest.raises(UnsupportedFeature, match="shard of a PyTorch distributed checkpoint"):
-        open_checkpoint(tmp_path / "__0_0.distcp")
 
 
 @pytest.mark.parametrize("beside", ["adapter_config.json", "global_step5/mp_rank_00_model_states.pt", "__0_0.distcp"])

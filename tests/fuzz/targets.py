@@ -98,6 +98,8 @@ _HF = (
     "model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
     "model-00002-of-00002.safetensors",
 )  # fmt: skip
+_DCP = (".metadata", "__0_0.distcp", "__1_0.distcp")
+_RANKS = ("model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt")
 _MISTRAL = ("params.json", "consolidated.safetensors", "tokenizer.model")
 
 TARGETS: dict[str, Target] = {
@@ -119,6 +121,8 @@ TARGETS: dict[str, Target] = {
     "ggml": Target("ggml", ("f.bin",), ("*.ggml|for-tests-ggml*.bin",)),
     "hf": Target("hf", _HF, _HF, to="gguf", folder=True),
     "mistral": Target("mistral", _MISTRAL, _MISTRAL, to="gguf", folder=True),
+    "dcp": Target("distributed", _DCP, _DCP, folder=True),
+    "ranks": Target("distributed", _RANKS, _RANKS, folder=True),
     "imatrix": Target("imatrix", ("f.dat",), ("*imatrix*.dat|*imatrix*.gguf|stories260K.dat",)),
 }
 

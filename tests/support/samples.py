@@ -18,7 +18,16 @@ from converter.formats.base import Format, WriteOptions
 from converter.storage import output
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
-from support import builders, ggml_files, importance, llama2c_files, mistral_files, tensorflow_files, tflite_files
+from support import (
+    builders,
+    ggml_files,
+    importance,
+    llama2c_files,
+    mistral_files,
+    shard_files,
+    tensorflow_files,
+    tflite_files,
+)
 from support.hdf5_files import FIXTURES as HDF5_FILES
 from support.hdf5_files import archive
 from support.paths import FIXTURES
@@ -113,8 +122,13 @@ def _mistral(folder: Path) -> Path:
     return own
 
 
+def _distributed(folder: Path) -> Path:
+    return shard_files.small_dcp(folder / "sample")
+
+
 # Formats without a writer, or whose writer needs more than named tensors.
 MADE: dict[str, Callable[[Path], Path]] = {
+    "distributed": _distributed,
     "ggml": _ggml,
     "gguf": _gguf,
     "hf": _hf,
@@ -211,7 +225,15 @@ def _large_mistral(tensor: LazyTensor, folder: Path) -> Path:
     return own
 
 
+def _large_distributed(tensor: LazyTensor, folder: Path) -> Path:
+    array = np.frombuffer(_bytes(tensor), "<f4").reshape(tensor.info.shape)
+    rows, row = array.shape
+    boxes = [((start, 0), (1, row)) for start in range(rows)]
+    return shard_files.Checkpoint({"w": array}, {"w": boxes}).write(folder / "large")
+
+
 LARGE: dict[str, Callable[[LazyTensor, Path], Path]] = {
+    "distributed": _large_distributed,
     "ggml": _large_ggml,
     "hf": _large_hf,
     "keras": _large_keras,
@@ -235,6 +257,7 @@ def every_kind(folder: Path) -> None:
     (folder / "ggml" / "whisper.ggml").write_bytes(ggml_files.whisper())
     (folder / "llama2c" / "v0.llama2c").write_bytes(llama2c_files.version0(llama2c_files.weights(shared=True)))
     (folder / "llama2c" / "v2.llama2c").write_bytes(llama2c_files.version2(llama2c_files.weights(shared=False), 4)[0])
+    shard_files.small_ranks(folder / "ranks")
     (folder / "tf").mkdir()
     tensorflow_files.good(folder / "tf")
     _tiny_folders(folder / "hf-whole", folder / "hf-shards", folder / "mistral-own")

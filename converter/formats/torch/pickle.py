@@ -302,8 +302,9 @@ def _add(target: dict[Any, Any], key: Any, value: Any) -> None:
     key = key.name if isinstance(key, Named) else key
     if type(key) is int and abs(key) >> 64:
         raise ValueError("a key of more than 64 bits")
-    # Hashing a deep tuple recurses in C, so keys are plain, or tuples of what is plain.
-    if type(key) not in _KEYS and not (type(key) is tuple and all(type(part) in _KEYS for part in key)):
+    # Hashing a deep tuple recurses in C, so keys are plain, tuples of what is plain, or objects, which differ all.
+    plain = type(key) in _KEYS or (type(key) is tuple and all(type(part) in _KEYS for part in key))
+    if not plain and type(key) is not Instance:
         raise TypeError(f"a {type(key).__name__} as key")
     if key in target:
         raise ValueError("a key stands twice")

@@ -124,13 +124,18 @@ def _is_strange(unknown: frozenset[str], value: Any) -> bool:
 def _children(value: Any) -> Iterable[tuple[str, Any]] | None:
     """The named parts of a container; None for what is none."""
     if type(value) is dict:
-        return ((key if type(key) is str else str(key), part) for key, part in value.items())
+        return ((_step(key), part) for key, part in value.items())
     if type(value) in (list, tuple):
         return ((str(index), part) for index, part in enumerate(value))
     if type(value) is Instance:
         state = _children(value.state)
         return (*(_children(value.mapping) or ()), *(_children(value.elements) or ()), *(state or ()))
     return None
+
+
+def _step(key: Any) -> str:
+    """A key as a step of a path; an object, whose text could be without end, by its class."""
+    return key if type(key) is str else key.name if type(key) is Instance else str(key)
 
 
 # ------------------------------------------------------------------------------------------- selection
@@ -171,7 +176,7 @@ def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
         raise UsageError(f"--key {chosen}: no tensor of {path.name} is called so (there are: {known})")
     if any(_within(tree.strange, name if chosen == ALL else f"{chosen}.{name}") for name in wanted):
         refuse_unknown(path, file.unknown)
-    tensors = {name: _lazy(file, name, value) for name, value in wanted.items()}
+    tensors = {name: lazy(file, name, value) for name, value in wanted.items()}
     _check_expansion(file, sum(tensor.info.nbytes for tensor in tensors.values()))
     events = [*file.events, *_left_out(file, tree, chosen)]
     return Selection(tensors, _tied(wanted), {**({} if file.script else tree.scalars), "format": "pt"}, events)
@@ -243,7 +248,13 @@ def listed(names: list[str]) -> str:
 # --------------------------------------------------------------------------------------------- tensors
 
 
-def _lazy(file: TorchFile, name: str, value: Tensor | Refused) -> LazyTensor:
+def lazy(file: TorchFile, name: str, value: Tensor | Refused) -> LazyTensor:
+    """A tensor of a file, unread.
+
+    Raises:
+        CorruptFile: it leaves its storage.
+        UnsupportedFeature: of a kind that is not read.
+    """
     path, what = file.mapped.path, f"tensor {short(name)}"
     if isinstance(value, Refused):
         raise UnsupportedFeature(f"{path}: {what}: {value.reason}\n--key chooses another part of the file")

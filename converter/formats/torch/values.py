@@ -7,7 +7,7 @@ the names that `torch.load(weights_only=True)` admits. A name outside the table 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,23 @@ class Refused:
     reason: str
 
 
+@dataclass(eq=False, frozen=True, slots=True)
+class Sharded(Refused):
+    """What one rank holds of a tensor that lies on several: type and shape of the whole, and the wrapper's state."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    state: Any = None
+
+
 Value = Tensor | Refused
+
+
+def attributes(value: Any) -> dict[Any, Any]:
+    """What an inert object carries, by name; of one with slots, too. Nothing for anything else."""
+    state = value.state if type(value) is Instance else value
+    parts = state if type(state) is tuple else (state,)
+    return {key: each for part in parts if type(part) is dict for key, each in part.items()}
 
 
 # --------------------------------------------------------------------------------------- persistent ids
@@ -211,16 +227,28 @@ def _resolved(value: Value, metadata: Any) -> Value:
 
 def parameter(data: Any, *_: Any) -> Value:
     """`_rebuild_parameter`, with or without state: its data."""
-    if type(data) not in (Tensor, Refused):
+    if not isinstance(data, Tensor | Refused):
         raise TypeError("a parameter without data")
-    return data  # type: ignore[no-any-return]
+    return data
 
 
 def from_type(function: Any, kind: Any, arguments: Any, state: Any = None) -> Value:
     """`_rebuild_from_type_v2`: a tensor with attributes of its own, which are left out."""
     if not isinstance(function, Named) or function.make not in REBUILD.values() or type(arguments) is not tuple:
         raise TypeError("a tensor that is rebuilt by something else")
-    return function.make(*arguments)  # type: ignore[no-any-return]
+    value: Value = function.make(*arguments)
+    return replace(value, state=state) if isinstance(value, Sharded) else value
+
+
+def wrapped(kind: Any, dtype: Any = None, shape: Any = None, *_: Any) -> Value:
+    """`_rebuild_wrapper_subclass`: of a DTensor or ShardedTensor what its wrapper says; its state comes later."""
+    if type(kind) is not Named or kind.name not in WRAPPERS:
+        return Refused("wrapped tensors are not supported")
+    if type(dtype) is not TypeName or type(shape) is not tuple or len(shape) > MAX_AXES or not all(map(is_size, shape)):
+        raise TypeError("a tensor of several ranks without type or shape")
+    if dtype.dtype is None:
+        return Refused(f"torch.{dtype.name} is a type that no format here can hold")
+    return Sharded("this file has one rank's part of it; give the folder with the files of all", dtype.dtype, shape)
 
 
 def _refusing(what: str) -> Any:
@@ -238,7 +266,7 @@ REBUILD: Mapping[str, Any] = {
     "_rebuild_sparse_tensor": _refusing("sparse"),
     "_rebuild_nested_tensor": _refusing("nested"),
     "_rebuild_meta_tensor_no_storage": _refusing("meta (they have no data)"),
-    "_rebuild_wrapper_subclass": _refusing("wrapped"),
+    "_rebuild_wrapper_subclass": wrapped,
     "_rebuild_device_tensor_from_numpy": _refusing("device"),
 }
 
@@ -282,7 +310,7 @@ def _table() -> dict[tuple[str, str], Any]:
     table["torch._tensor", "_rebuild_from_type_v2"] = Named("torch._tensor._rebuild_from_type_v2", from_type)
     for names, make in _CONTAINERS:
         table.update({_pair(name): Named(name, make) for name in names})
-    table.update({_pair(name): _nothing(name) for name in _SETTINGS})
+    table.update({_pair(name): _nothing(name) for name in (*_SETTINGS, *WRAPPERS, *_ENUMERATIONS, *_RECORDS)})
     return table
 
 
@@ -336,6 +364,8 @@ _SETTINGS = (
     "pathlib.WindowsPath",
     "pathlib.PurePosixPath",
     "pathlib.PureWindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
@@ -356,10 +386,50 @@ _SETTINGS = (
     "lightning_fabric.utilities.data.AttributeDict",
 )
 
+
+def _in(modules: Iterable[str], names: str) -> tuple[str, ...]:
+    return tuple(f"torch.distributed.{module}.{name}" for module in modules for name in names.split())
+
+
+# What distributed training saves around its tensors, under the names of several versions of PyTorch. Read as records.
+WRAPPERS = frozenset(
+    (
+        *_in(("tensor", "tensor._api", "_tensor", "_tensor.api"), "DTensor"),
+        *_in(("_shard.sharded_tensor.api",), "ShardedTensor"),
+    )
+)
+_ENUMERATIONS = (
+    *_in(("_shard.sharded_tensor.metadata",), "MEM_FORMAT_ENCODING"),
+    *_in(("checkpoint.metadata",), "_MEM_FORMAT_ENCODING"),
+)
+_RECORDS = (
+    *_in(
+        ("checkpoint.metadata",),
+        "Metadata MetadataIndex TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata TensorProperties "
+        "StorageMeta",
+    ),
+    *_in(("checkpoint.filesystem",), "_StorageInfo"),
+    *_in(
+        ("tensor.placement_types", "_tensor.placement_types"),
+        "Shard Replicate Partial _Partial _StridedShard DTensorSpec TensorMeta",
+    ),
+    *_in(("tensor._dtensor_spec", "_tensor._dtensor_spec"), "DTensorSpec TensorMeta ShardOrderEntry"),
+    *_in(("device_mesh", "_tensor.device_mesh"), "DeviceMesh"),
+    *_in(("_mesh_layout",), "_FlatLayout _MeshLayout"),
+    *_in(("_shard.metadata",), "ShardMetadata"),
+    *_in(("_shard.sharded_tensor.metadata",), "ShardedTensorMetadata TensorProperties"),
+    *_in(("_shard.sharded_tensor.shard",), "Shard"),
+    *_in(("_shard.sharding_spec.chunk_sharding_spec",), "ChunkShardingSpec"),
+    *_in(("_shard.sharding_spec.api",), "EnumerableShardingSpec"),
+    *_in(("remote_device",), "_remote_device"),
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
+)
+
 TABLE: Mapping[tuple[str, str], Any] = _table()
 
 
 _MAX_NAMES = 1 << 16
+GETATTR = "builtins.getattr"
 
 
 class Names:
@@ -371,12 +441,15 @@ class Names:
     def __init__(self, script: bool) -> None:
         self._script = script
         self._made: dict[str, Named] = {}
+        self._getattr = Named(GETATTR, self._member)
         self.unknown: list[str] = []
 
     def find(self, module: str, name: str) -> Any:
         found = TABLE.get((module, name))
         if found is not None:
             return found
+        if name == "getattr" and module in ("builtins", "__builtin__"):
+            return self._getattr
         full = f"{module}.{name}"
         if full not in self._made:
             if len(self._made) == _MAX_NAMES:
@@ -385,6 +458,15 @@ class Names:
             if not (self._script and module.partition(".")[0] == "__torch__"):
                 self.unknown.append(full)
         return self._made[full]
+
+    def _member(self, *arguments: Any) -> Named | Instance:
+        """`getattr` as protocol 2 writes members of enumerations and classes within classes; of others as unknown."""
+        kind, name = (*arguments, None, None)[:2]
+        if type(kind) is Named and kind.name in (*_ENUMERATIONS, *WRAPPERS) and type(name) is str:
+            return _nothing(f"{kind.name}.{name}")
+        if GETATTR not in self.unknown:
+            self.unknown.append(GETATTR)
+        return Instance(GETATTR, elements=list(arguments))
 
 
 def refuse_unknown(path: Path, unknown: Sequence[str]) -> None:
