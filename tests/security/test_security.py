@@ -158,6 +158,12 @@ def test_no_switch_turns_safety_off() -> None:
 # ------------------------------------------------------------------------------------- sizes that are not there
 
 
+def structured(path: Path) -> Path:
+    """The file of a sample that says where what is."""
+    files = [*sorted(path.rglob("*.safetensors")), path / ".metadata"] if path.is_dir() else [path]
+    return files[0]
+
+
 def lies(data: bytes) -> Iterator[bytes]:
     """The file with each field of its head and of its tail, in turn, as large as it can be, or negative."""
     places = [*range(0, min(len(data), 256), 4), *range(max(0, len(data) - 64), len(data) - 3, 4)]
@@ -170,7 +176,7 @@ def lies(data: bytes) -> Iterator[bytes]:
 def test_lying_sizes_are_compared_before_anything_is_allocated(tmp_path: Path, reader: Format) -> None:
     """Within little memory, in linear time, and always a clean error: the fuzzer's rules hold for each of the lies."""
     path = samples.sample(reader, tmp_path)
-    weights = next(file for file in sorted(path.rglob("*.safetensors") if path.is_dir() else [path]))
+    weights = structured(path)
     data = weights.read_bytes()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
@@ -190,7 +196,7 @@ def test_a_failure_leaves_the_old_output_and_nothing_else(tmp_path: Path, reader
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     path = samples.sample(reader, tmp_path / "in")
-    weights = next(file for file in sorted(path.rglob("*.safetensors") if path.is_dir() else [path]))
+    weights = structured(path)
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     before = {file: file.read_bytes() for file in (tmp_path / "in").rglob("*") if file.is_file()}
     old = tmp_path / "out" / "old.safetensors"
