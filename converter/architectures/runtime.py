@@ -48,7 +48,6 @@ RUNTIME: dict[str, Traits] = {
     "grok": Traits(SPM_OR_BPE),
     "hrm_text": Traits(BPE),
     "jais": Traits(BPE),
-    "jina-bert-v2": Traits(BERT),
     "jina-bert-v3": Traits(BERT),
     "muse-glimmer": Traits(window=SlidingWindow(4)),
     "neo-bert": Traits(BERT),

@@ -137,6 +137,13 @@ def _read_tokens(assets: Assets) -> dict[str, Any]:
     return found
 
 
+def _read_tokenizer(assets: Assets) -> dict[str, Any]:
+    """The class of the tokenizer, by which models of one class differ."""
+    settings = "tokenizer_config.json"
+    said = read_json(assets[settings], MAX_TOKENIZER, python=True) if settings in assets else {}
+    return {"class": name} if isinstance(name := said.get("tokenizer_class"), str) else {}
+
+
 def _write_nothing(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
@@ -150,4 +157,5 @@ COMPANIONS: Mapping[str, tuple[_Read, _Write]] = {
     "/generation_config": (_read_generation, _write_generation),
     "/processor": (_read_processor, _write_processor),
     "/tokens": (_read_tokens, _write_nothing),
+    "/tokenizer": (_read_tokenizer, _write_nothing),
 }

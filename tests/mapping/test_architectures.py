@@ -85,6 +85,7 @@ ONE_OF_EACH: dict[str, dict[str, Any]] = {
     "nemotron_h": HALF_ATTENTION,
     "nemotron_h_moe": {**HALF_ATTENTION, "kinds": ["moe", "full_attention"]},
     "bert": OF_BERT,
+    "jina-bert-v2": {"vocab": "bert", "tokenizer": "BertTokenizer"},
     "nomic-bert": {"types_first": 1, "with_head": 0, "moe_every": 0, "n_positions": 0},
     "nomic-bert-moe": {"types_first": 0, "with_head": 0, "moe_every": 2, "experts_biased": 0, "n_expert": 4},
 }
