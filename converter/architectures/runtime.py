@@ -54,6 +54,5 @@ RUNTIME: dict[str, Traits] = {
     "plamo": Traits(SPM),
     "plamo3": Traits(window=SlidingWindow(8)),
     "rwkv6qwen2": Traits(SPM_OR_BPE),
-    "step35": Traits(BPE),
     "wavtokenizer-dec": Traits(TokenizerStyle(("none",))),
 }

@@ -47,7 +47,8 @@ class HParam:
             where that one has a value.
         required: a config without it is an error.
         stated: config.json says it even where a reader would fill in the same, for a class that fails at that.
-        null: what null in config.json means, and a GGUF without the key; it is written as null, and as no key.
+        null: what null in config.json means, and a GGUF without the key; it is written as null, and as no key. Of a
+            list it is what null means among its items.
         values: config value -> GGUF value; of several that mean the same, the first is written on the way back.
             A value that is not listed is not written, or an error if `closed`.
         when: condition under which the GGUF key is written, and `default` computed.
@@ -79,6 +80,11 @@ class HParam:
     def types(self) -> Names:
         """The types that the GGUF key may have."""
         return tuple(self.type.split(" or "))
+
+    @property
+    def single(self) -> bool:
+        """Whether it may be one value, and not a list alone."""
+        return not all(kind.endswith("[]") for kind in self.types)
 
 
 @dataclass(frozen=True)

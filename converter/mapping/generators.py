@@ -91,6 +91,40 @@ def llama3_rope_config(
     return {}
 
 
+def llama3_rope_freqs_of_half(rope: Rope, hparams: Mapping[str, Any]) -> Arrays:
+    """The same where half of each head turns, float32 (head_dim / 2,), 1 for what does not.
+
+    What follows on the frequencies is computed in doubles here. Source: the reference converter's Step35Model.
+    """
+    factor, low, high, context = (float(_number(rope, key, value)) for key, value in LLAMA3_DEFAULTS.items())
+    n_rot = int(hparams["n_rot"])
+    exponents = np.arange(0, n_rot, 2, dtype=np.float32) / np.float32(n_rot)
+    frequencies = np.float32(1) / power(float(hparams["rope_theta"]), exponents)
+    wavelengths = 2 * math.pi / frequencies.astype(np.float64)
+    if low == high:
+        raise ArchitectureError("rope scaling: low_freq_factor and high_freq_factor must differ")
+    blend = (context / wavelengths - low) / (high - low)
+    between = 1.0 / ((1.0 - blend) / factor + blend)
+    freqs = np.where(wavelengths < context / high, 1.0, np.where(wavelengths > context / low, factor, between))
+    return (np.concatenate([freqs, np.ones(int(hparams["head_dim"]) // 2 - len(freqs))]).astype(np.float32),)
+
+
+def llama3_rope_config_of_half(arrays: Arrays, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The rope scaling that makes these divisors, of those with usual contexts and factors; else nothing."""
+    factor = float(arrays[0].max())
+    if not 1e-30 < factor < 1e30:
+        return {}
+    for high in (4.0, 32.0, 8.0, 16.0):
+        for context in (1 << n for n in (13, 17, *range(5, 21))):
+            scaling = {
+                **LLAMA3_DEFAULTS, "factor": factor, "high_freq_factor": high,
+                "original_max_position_embeddings": context,
+            }  # fmt: skip
+            if np.allclose(llama3_rope_freqs_of_half(scaling, hparams)[0], arrays[0], rtol=1e-5):
+                return {"rope_type": "llama3", **scaling}
+    return {}
+
+
 def longrope_factors(rope: Mapping[str, Any], hparams: Mapping[str, Any]) -> Arrays:
     """Divisors of the rotary frequencies, float32 (n_rot / 2,): beyond the context of the training, and within it."""
     return tuple(np.array(_numbers(rope, key), np.float32) for key in ("long_factor", "short_factor"))
@@ -136,6 +170,7 @@ GENERATORS: dict[str, Generator] = {
         ),
         ("rope.rope_type",),
     ),
+    "llama3_rope_freqs_of_half": Generator(llama3_rope_freqs_of_half, llama3_rope_config_of_half, ("rope.rope_type",)),
     "proportional_rope_freqs": Generator(
         proportional_rope_freqs, proportional_rope_config, ("rope.rope_type", "rope.partial_rotary_factor")
     ),

@@ -153,8 +153,10 @@ def read_config(
         value = hf.facts.get(hparam.name)
         if value is None:
             value = next((v for key in hparam.config if (v := lookup(flat, key)) is not None), None)
-        if value is None and any(_says_null(flat, key) for key in hparam.config):
+        if value is None and hparam.single and any(_says_null(flat, key) for key in hparam.config):
             value = hparam.null
+        if isinstance(value, list):
+            value = [hparam.null if item is None else item for item in value]
         if value is None:
             value = _class_default(hf, filled, hparam, flat)
         if value is not None:
@@ -253,7 +255,7 @@ class _Derived(Mapping[str, Any]):
     def _computed(self, row: HParam) -> Any:
         default = row.back if self._back and row.back is not None else row.default
         if default is None:
-            return row.null if self._back else None
+            return row.null if self._back and row.single else None
         if not _holds(row.when, self):
             return None
         if not isinstance(default, str):
@@ -465,7 +467,7 @@ def write_config(
     config: dict[str, Any] = {"architectures": [hf.name], "model_type": hf.model_type, "tie_word_embeddings": tied}
     for hparam in architecture.hparams:
         value = hparams.get(hparam.name)
-        if value is None or not hparam.config or not _holds(hparam.when, hparams):
+        if value is None or value == [] or not hparam.config or not _holds(hparam.when, hparams):
             continue
         key = hparam.config[0]
         if value == hparam.null:

@@ -18,8 +18,8 @@ Numbers are Python's, integers and doubles; comparisons and conditions are 1 or 
 and `in` only. **Where one value is needed, a list stands for its element at `block`**, so that a fact that differs per
 block is written like one that does not. An index, the right side of `in` and the functions for lists take it whole.
 
-Functions: `int` (towards zero), `sqrt`, `ln`, `min`, `max`, `round_up(number, multiple)`; for lists `len`, `sum`,
-`min`, `max`, `first` (of a single value: itself), `where(list, start)` (the indexes of what is true, counted from
+Functions: `int` (towards zero), `sqrt`, `ln`, `min`, `max`, `round_up(number, multiple)`; for lists `len` and `first`
+(of a number: 1, and itself), `sum`, `min`, `max`, `where(list, start)` (the indexes of what is true, counted from
 `start` or 0), `join(list, separator)` (one text), `numbers('0,4,8')` (a list again), `resized(list, length)` (cut, or
 with zeros at its end); `present('blk.{block}.attn_q.bias')` says whether the file that is read has a tensor of that
 name, `present(name, number)` the same of another block; `stored(name, 'MXFP4')` whether it has that type there,
@@ -238,7 +238,7 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "round_up": (2, 2, lambda sizes, value, unit: -(-_number(_one(value, sizes)) // _number(unit)) * unit),
     "min": (1, 8, _extreme(min)),
     "max": (1, 8, _extreme(max)),
-    "len": (1, 1, lambda sizes, values: len(_list(values))),
+    "len": (1, 1, lambda sizes, value: 1 if isinstance(value, int | float) else len(_list(value))),
     "sum": (1, 1, lambda sizes, values: sum(map(_number, _list(values)))),
     "first": (1, 1, _first),
     "where": (1, 2, _where),

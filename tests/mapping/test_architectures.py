@@ -86,6 +86,7 @@ ONE_OF_EACH: dict[str, dict[str, Any]] = {
     "nemotron_h_moe": {**HALF_ATTENTION, "kinds": ["moe", "full_attention"]},
     "bert": OF_BERT,
     "jina-bert-v2": {"vocab": "bert", "tokenizer": "BertTokenizer"},
+    "step35": {"slides": [True, False], "moe_said": "1", "is_moe": [False, True]},
     "nomic-bert": {"types_first": 1, "with_head": 0, "moe_every": 0, "n_positions": 0},
     "nomic-bert-moe": {"types_first": 0, "with_head": 0, "moe_every": 2, "experts_biased": 0, "n_expert": 4},
 }
@@ -395,6 +396,7 @@ RENAMED_FIRST = {
     "proj_bias": "proj.bias",
     "proj_blocks": "proj.weight",
     ".expert_bias": ".expert_bias.bias",
+    ".router_bias": ".router_bias.bias",
 }
 RENAMED_FIRST |= {".dt_bias": ".dt_proj.bias"}
 RENAMED_FIRST |= {f"{number}_Dense/linear": f"dense_{number}" for number in (2, 3)}

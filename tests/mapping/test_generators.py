@@ -229,3 +229,25 @@ def test_factors_of_longrope_are_lists(key: str, value: Any) -> None:
 def test_a_factor_of_longrope_is_a_positive_number() -> None:
     with pytest.raises(ArchitectureError, match="rope scaling: long_factor is 0, not a positive number"):
         GENERATORS["longrope_factors"].make({"long_factor": [1.0, 0], "short_factor": [1.0, 1.0]}, {})
+
+
+@pytest.mark.parametrize(
+    ("high", "context", "factor"), [(32.0, 131072, 2.0), (4.0, 8192, 8.0), (8.0, 1 << 20, 4.0), (4.0, 512, 8.0)]
+)
+def test_llama3_where_half_of_a_head_turns(high: float, context: int, factor: float) -> None:
+    """Value by value as the reference computes it: frequencies in F32, what follows in doubles."""
+    generator, hparams = GENERATORS["llama3_rope_freqs_of_half"], {"head_dim": 128, "n_rot": 64, "rope_theta": 5e6}
+    rope = {"factor": factor, "high_freq_factor": high, "original_max_position_embeddings": context}
+    (freqs,) = generator.make(rope, hparams)
+    expected = []
+    for n in range(32):
+        wavelength = 2 * math.pi / float(np.float32(1) / np.float32(5e6 ** float(np.float32(2 * n) / np.float32(64))))
+        blend = (context / wavelength - 1.0) / (high - 1.0)
+        expected.append(1.0 if blend > 1 else factor if blend < 0 else 1 / ((1 - blend) / factor + blend))
+    assert np.allclose(freqs[:32], expected, rtol=1e-6) and freqs[32:].tolist() == [1.0] * 32
+    said = generator.back((freqs,), hparams)
+    assert said == {"rope_type": "llama3", "low_freq_factor": 1.0, **rope}
+    assert generator.back((freqs * np.float32(1.01),), hparams) == {}
+    assert generator.back((freqs * np.float32(np.inf),), hparams) == {}
+    with pytest.raises(ArchitectureError, match="must differ"):
+        generator.make({**rope, "low_freq_factor": high}, hparams)

@@ -745,6 +745,7 @@ def test_a_type_that_no_file_has_is_refused() -> None:
 # ------------------------------------------------------- null, what follows, blocks after the last, class tokenizers
 
 RANK = HParam("rank", ("q_lora_rank",), ("attention.q_lora_rank",), null=0)
+BOUNDS = HParam("bounds", ("limits",), ("swiglu_clamp_exp",), "f32[]", null=0.0)
 LOG = (
     HParam("log", (), ("rope.scaling.yarn_log_multiplier",), "f32", default="0.1 * scale", follows="scale"),
     HParam("scale", ("mscale_all_dim",), (), "f32", back="log / 0.1", follows="log"),
@@ -764,6 +765,16 @@ def test_null_is_a_value(said: dict[str, Any], key: int | None, tmp_path: Path) 
     assert trip.keys.get("toy.attention.q_lora_rank") == (Value("u32", key) if key else None)
     assert trip.back == trip.given and "q_lora_rank" in trip.config
     assert trip.config["q_lora_rank"] == said["q_lora_rank"]
+
+
+@pytest.mark.parametrize(("said", "key"), [([None, 7.5], [0.0, 7.5]), ([], None), (None, None)])
+def test_null_among_the_items_of_a_list(
+    said: list[float | None] | None, key: list[float] | None, tmp_path: Path
+) -> None:
+    """It is the row's value for it; a list that is null or empty is not there."""
+    trip = Trip(tmp_path, (toy(BOUNDS),), {**CONFIG, "limits": said}, norms())
+    assert trip.keys.get("toy.swiglu_clamp_exp") == (Array("f32", key) if key else None)
+    assert trip.config.get("limits") == key
 
 
 def test_a_fact_follows_another_or_is_not_there(tmp_path: Path) -> None:

@@ -124,6 +124,15 @@ CONFIGS: dict[str, Config] = {
         },
         "tie_word_embeddings": False,
     },
+    "step-3.5-flash": {
+        "architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", "vocab_size": 128896, "hidden_size": 4096,
+        "intermediate_size": 11264, "num_hidden_layers": 45, "num_attention_heads": 64, "num_attention_groups": 8,
+        "attention_other_setting": {"num_attention_heads": 96, "num_attention_groups": 8}, "head_dim": 128,
+        "layer_types": [*["full_attention", *["sliding_attention"] * 3] * 11, "full_attention"],
+        "sliding_window": 512, "moe_layers_enum": ",".join(map(str, range(3, 45))), "moe_num_experts": 288,
+        "moe_top_k": 8, "moe_intermediate_size": 1280, "share_expert_dim": 1280, "max_position_embeddings": 262144,
+        "rope_theta": [*[5000000.0, *[10000.0] * 3] * 11, 5000000.0], "tie_word_embeddings": False,
+    },
     "qwen3.6-27b": {
         "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
         "text_config": {

@@ -124,6 +124,7 @@ BLOCKS: dict[str, Any] = {
         ("n_head_kv in listed", 0),
         ("block % 2 == 0", 1),
         ("len(kinds)", 4),
+        ("len(8)", 1),
         ("sum(n_head_kv)", 20),
         ("max(n_head_kv)", 8),
         ("min(n_head_kv)", 0),
