@@ -4,6 +4,8 @@ Source: the reference converter's Qwen2Model, Qwen3Model, Qwen3MoeModel; transfo
 classes for the defaults.
 """
 
+from dataclasses import replace
+
 from converter.architectures.common import (
     ATTENTION,
     ATTENTION_BIAS,
@@ -11,6 +13,7 @@ from converter.architectures.common import (
     DENSE_FFN,
     NORM_TENSORS,
     OTHER_INPUTS,
+    POOLING,
     QK_NORM,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
@@ -18,10 +21,10 @@ from converter.architectures.common import (
     G,
     H,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, read_only
+from converter.architectures.spec import HEAD, Architecture, HFClass, HParam, T, amended, read_only
 from converter.architectures.styles import BPE, SPM_OR_BPE
-from converter.architectures.traits import Traits
-from converter.tensors.ops import Split
+from converter.architectures.traits import Relation, Traits
+from converter.tensors.ops import Pick, Split
 
 EXPERT = H + "mlp.experts.{expert}."
 DEFAULTS = {
@@ -63,6 +66,69 @@ SHARED_EXPERT = (
     T(H + "mlp.shared_expert.down_proj.weight", G + "ffn_down_shexp.weight", shape=("n_embd", "n_ff_shexp")),
 )
 
+# A reranker answers yes or no; the runtime keeps the two rows of the head that say so, or the rows of a classifier.
+RANKS = f"{HEAD} and reranks"
+TEMPLATE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>user\n<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+    "<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+RERANKER = (
+    HParam("reranks", ("/reranker.is",), default=0),
+    HParam("yes", ("/reranker.yes",), when="reranks > 0"),
+    HParam("no", ("/reranker.no",), when="reranks > 0"),
+    HParam(
+        "tied", ("tie_word_embeddings",), (), "bool", default="not present('lm_head.weight')",
+        back="not present('output.weight')", stated=True,
+    ),
+    HParam(
+        HEAD, default="present('score.weight') or reranks > 0", back="present('cls.output.weight')",
+    ),
+    replace(
+        POOLING, config=("/pooling.mode", "/reranker.pooling"), values=(*POOLING.values, ("rank", 4)),
+        when=f"pooling != 'rank' or {HEAD} > 0",
+    ),
+    HParam(
+        "answers", (), ("classifier.output_labels",), "str[]", per_block="2",
+        default="'yes' if block == 0 else 'no'", when=RANKS, always=True,
+    ),
+    HParam(
+        "labels", ("id2label",), ("classifier.output_labels",), "str[]", numbered=True, always=True,
+        when=f"{HEAD} > 0 and reranks == 0",
+    ),
+    HParam(
+        "template", (), ("/tokenizer.chat_template.rerank",), "str", default=f"'{TEMPLATE}'", when=RANKS, always=True
+    ),
+    HParam(
+        "templates", (), ("/tokenizer.chat_templates",), "str[]", per_block="1", default="'rerank'", when=RANKS,
+        always=True,
+    ),
+)
+# One label alone is as likely as all together.
+SEVERAL_LABELS = Relation(
+    f"not {HEAD} or reranks or len(labels) > 1", "labels",
+    "the runtime's scores are shares of all labels: of one label the share is always 1",
+)
+CLASSIFIER = HFClass(
+    "Qwen3ForSequenceClassification", "qwen3", {**DEFAULTS, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}},
+    when=f"{HEAD} > 0", head=False, facts={"pooling": "rank"},
+)
+ROWS_OF_HEAD = ("yes", "no")
+RERANKER_TENSORS = (
+    T(
+        "model.embed_tokens.weight", ("token_embd.weight", "cls.output.weight"),
+        Pick(ROWS_OF_HEAD, "n_vocab", beside=True), shape=("n_vocab", "n_embd"), when=f"{RANKS} and tied",
+    ),
+    T(
+        "lm_head.weight", "cls.output.weight", Pick(ROWS_OF_HEAD, "n_vocab"), shape=("n_vocab", "n_embd"),
+        when=f"{RANKS} and not tied",
+    ),
+    T("score.weight", "cls.output.weight", shape=("len(labels)", "n_embd"), when=f"{HEAD} and not reranks"),
+    *TOP_TENSORS[:2],
+    replace(TOP_TENSORS[2], when=f"not ({RANKS})"),
+)
+
 ARCHITECTURES = (
     Architecture(
         gguf="qwen2",
@@ -75,7 +141,7 @@ ARCHITECTURES = (
             HFClass("AudioFlamingo3ForConditionalGeneration", "audioflamingo3", DEFAULTS, when="0"),
             HFClass("DotsOCRForCausalLM", "dots_ocr", DEFAULTS, when="0"),
         ),
-        hparams=DECODER_HPARAMS,
+        hparams=(*DECODER_HPARAMS, POOLING),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=(*TEXT_MODEL_ALIASES, *KORMO_ALIASES),
@@ -105,15 +171,19 @@ ARCHITECTURES = (
     Architecture(
         gguf="qwen3",
         hf=(
+            CLASSIFIER,
             HFClass("Qwen3ForCausalLM", "qwen3", DEFAULTS),
             HFClass("Qwen3Model", "qwen3", DEFAULTS, when="0", head=False),
             HFClass("StepVLForConditionalGeneration", "step_robotics", {**DEFAULTS, "head_dim": 128}, when="0"),
         ),
-        hparams=(*DECODER_HPARAMS, ATTENTION_BIAS),
-        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
-        ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "vit_large_projector.{rest}", "model.vit_large_projector.{rest}"),
+        hparams=(*DECODER_HPARAMS, *RERANKER, ATTENTION_BIAS),
+        tensors=(*RERANKER_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
+        ignore=(
+            *ROPE_BUFFERS, *OTHER_INPUTS, "score.{rest}", "vit_large_projector.{rest}",
+            "model.vit_large_projector.{rest}",
+        ),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(SPM_OR_BPE),
+        traits=Traits(SPM_OR_BPE, told=(SEVERAL_LABELS,)),
     ),
     Architecture(
         gguf="qwen3moe",

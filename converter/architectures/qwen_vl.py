@@ -5,6 +5,8 @@ Source: the reference converter's Qwen2VLModel, Qwen3VLTextModel, Qwen3VLMoeText
 classes for the defaults.
 """
 
+from dataclasses import replace
+
 from converter.architectures.common import (
     ATTENTION,
     ATTENTION_BIAS,
@@ -20,7 +22,7 @@ from converter.architectures.common import (
     G,
     H,
 )
-from converter.architectures.qwen import EXPERT_WIDTHS, EXPERTS, MOE_HPARAMS
+from converter.architectures.qwen import CLASSIFIER, EXPERT_WIDTHS, EXPERTS, MOE_HPARAMS, RERANKER, RERANKER_TENSORS
 from converter.architectures.spec import Architecture, HFClass, HParam, T, before
 from converter.architectures.styles import SPM_OR_BPE
 from converter.architectures.traits import Traits
@@ -67,11 +69,12 @@ ARCHITECTURES = (
     Architecture(
         gguf="qwen3vl",
         hf=(
+            replace(CLASSIFIER, name="Qwen3ForSequenceClassification", takes="0"),
             HFClass("Qwen3ForCausalLM", "qwen3", takes="0"),
             HFClass("Qwen3VLForConditionalGeneration", "qwen3_vl", VL_3_DEFAULTS, when="0"),
         ),
-        hparams=(*before("rope_theta", MROPE, DECODER_HPARAMS), *DEEPSTACK, ATTENTION_BIAS),
-        tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
+        hparams=(*before("rope_theta", MROPE, DECODER_HPARAMS), *RERANKER, *DEEPSTACK, ATTENTION_BIAS),
+        tensors=(*RERANKER_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=VL_ALIASES,
         traits=Traits(SPM_OR_BPE, built_in=INTERLEAVED),

@@ -15,12 +15,15 @@ from typing import Any
 from converter.architectures.spec import Architecture
 from converter.errors import CorruptFile
 from converter.formats.hub import MODULES, modules
+from converter.storage.files import regular_size
 from converter.storage.json import read_json
 
 Assets = Mapping[str, Path]
 
 PROCESSOR = (("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor"))
-MAX_TOKENIZER = 256 << 20
+MAX_TOKENIZER, MAX_README = 256 << 20, 4 << 20
+#: What models are called whose answer to a question, "yes" or "no", says how well a document fits it.
+RERANKERS = ("qwen3-reranker", "qwen3-vl-reranker")
 WIDTHS = ("hidden_size", "dim", "n_embd", "d_model")  # what configs call that of a token's vector
 GENERATION, POOLING = "generation_config.json", "1_Pooling"
 #: How the vectors of a text's tokens become one, and the flag that says so where no text does.
@@ -36,7 +39,7 @@ def with_companions(architecture: Architecture, config: Mapping[str, Any], asset
         CorruptFile, MissingPart: such a file cannot be read.
     """
     asked = {key.partition(".")[0] for row in architecture.hparams for key in row.config if key.startswith("/")}
-    return {**config, **{entry: read(assets) for entry, (read, _) in COMPANIONS.items() if entry in asked}}
+    return {**config, **{entry: read(assets, config) for entry, (read, _) in COMPANIONS.items() if entry in asked}}
 
 
 def companion_files(config: Mapping[str, Any]) -> dict[str, bytes]:
@@ -57,7 +60,7 @@ def without_companions(config: Mapping[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------- the files
 
 
-def _read_pooling(assets: Assets) -> dict[str, Any]:
+def _read_pooling(assets: Assets, config: Mapping[str, Any]) -> dict[str, Any]:
     folder = next((path for kind, path in modules(assets) if kind.endswith("Pooling")), None)
     if folder is None:
         return {}
@@ -71,12 +74,14 @@ def _read_pooling(assets: Assets) -> dict[str, Any]:
 
 def _write_pooling(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     flags = {flag: said["mode"] == mode for mode, flag in POOLING_FLAGS}
+    if not any(flags.values()):  # a classifier's, of which these files say nothing
+        return {}
     width = next(config[key] for key in WIDTHS if key in config)
     settings = {f"{POOLING}/config.json": {"word_embedding_dimension": width, **flags}}
     return {MODULES: _list_of_modules(config), **settings}
 
 
-def _read_dense(assets: Assets) -> dict[str, Any]:
+def _read_dense(assets: Assets, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of each dense layer after the pooling, by its folder."""
     named = ((path, f"{path}/config.json") for kind, path in modules(assets) if kind.endswith("Dense"))
     return {path: read_json(assets[name], python=True) for path, name in named if name in assets}
@@ -96,7 +101,7 @@ def _list_of_modules(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _read_generation(assets: Assets) -> dict[str, Any]:
+def _read_generation(assets: Assets, config: Mapping[str, Any]) -> dict[str, Any]:
     return read_json(assets[GENERATION], python=True) if GENERATION in assets else {}
 
 
@@ -104,7 +109,7 @@ def _write_generation(said: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     return {GENERATION: dict(said)}
 
 
-def _read_processor(assets: Assets) -> dict[str, Any]:
+def _read_processor(assets: Assets, config: Mapping[str, Any]) -> dict[str, Any]:
     """What is done to images: of two files the second counts, and in each the part that is the images' own."""
     merged: dict[str, Any] = {}
     for name, part in PROCESSOR:
@@ -119,7 +124,7 @@ def _write_processor(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict
     return {PROCESSOR[0][0]: dict(said)}
 
 
-def _read_tokens(assets: Assets) -> dict[str, Any]:
+def _read_tokens(assets: Assets, config: Mapping[str, Any]) -> dict[str, Any]:
     """The ids of the tokens that were added to the vocabulary, by their texts."""
     found: dict[str, Any] = {}
     if "tokenizer.json" in assets:
@@ -137,18 +142,43 @@ def _read_tokens(assets: Assets) -> dict[str, Any]:
     return found
 
 
-def _read_tokenizer(assets: Assets) -> dict[str, Any]:
+def _read_tokenizer(assets: Assets, config: Mapping[str, Any]) -> dict[str, Any]:
     """The class of the tokenizer, by which models of one class differ."""
     settings = "tokenizer_config.json"
     said = read_json(assets[settings], MAX_TOKENIZER, python=True) if settings in assets else {}
     return {"class": name} if isinstance(name := said.get("tokenizer_class"), str) else {}
 
 
+def _read_reranker(assets: Assets, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of the two words that a text model says of how a document answers, where it is one that judges so."""
+    if not _is_reranker(assets, config):
+        return {}
+    from converter.tokenizers.files import TokenizerFiles  # costs as much to import as all the rest
+    from converter.tokenizers.vocabulary import read_vocabulary
+
+    vocabulary = read_vocabulary(TokenizerFiles(assets), config)
+    ids = {word: vocabulary.id_of(word) for word in ("yes", "no")}
+    return {} if None in ids.values() else {"is": 1, "pooling": "rank", **ids}
+
+
+def _is_reranker(assets: Assets, config: Mapping[str, Any]) -> bool:
+    """By the names of its folder and its origin, or by the heading of its README."""
+    folders = [assets["config.json"].resolve().parent.name] if "config.json" in assets else []
+    hints = [*folders, *(str(config.get(key, "")) for key in ("_name_or_path", "model_type"))]
+    if any(name in hint.lower() for name in RERANKERS for hint in hints):
+        return True
+    readme = assets.get("README.md")
+    if readme is None or regular_size(readme) > MAX_README:
+        return False
+    text = readme.read_bytes().decode("utf-8", "replace").lower()
+    return any(f"# {name}" in text for name in RERANKERS)
+
+
 def _write_nothing(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-_Read = Callable[[Assets], dict[str, Any]]
+_Read = Callable[[Assets, Mapping[str, Any]], dict[str, Any]]
 _Write = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 #: Entry -> how it is read from the files, and which files say it again.
 COMPANIONS: Mapping[str, tuple[_Read, _Write]] = {
@@ -158,4 +188,5 @@ COMPANIONS: Mapping[str, tuple[_Read, _Write]] = {
     "/processor": (_read_processor, _write_processor),
     "/tokens": (_read_tokens, _write_nothing),
     "/tokenizer": (_read_tokenizer, _write_nothing),
+    "/reranker": (_read_reranker, _write_nothing),
 }

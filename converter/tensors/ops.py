@@ -1,10 +1,11 @@
-"""The closed set of tensor operations that architectures are written in; all but Row can be undone, Rows to zeros.
+"""The closed set of tensor operations that architectures are written in; all but Row can be undone, Rows and Pick to
+zeros.
 
 An op takes the list of tensors in flight to another list. What it may touch decides what it costs:
 
     reach     on packed bytes        streams        ops
-    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Rows, Reshape, Split,
-                                                    Concat, Transpose while they leave the last axis alone
+    rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Rows, Pick, Reshape,
+                                                    Split, Concat, Transpose while they leave the last axis alone
     values    after decoding         by rows        Add, Mul, NegExp, LogNeg, Softplus
     whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
 
@@ -334,6 +335,55 @@ class Row(Op):
 
     def inverse(self) -> Op:
         raise ShapeMismatch(f"{self} has no way back")
+
+
+@dataclass(frozen=True)
+class Pick(Op):
+    """Some rows of a matrix of `have`, in the order of `rows`: a classifier of the words that a head may say.
+
+    With `beside`, the matrix itself and these rows; without, all others come back as zeros.
+    """
+
+    rows: tuple[Size, ...]
+    have: Size
+    beside: bool = False
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        have = int(self.have)
+        fits = all(0 <= int(row) < have for row in self.rows) and len(set(self.rows)) == len(self.rows)
+        _check(len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][0] == have and fits, self, shapes)
+        return [*(shapes if self.beside else ()), (len(self.rows), shapes[0][1])]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        (array,) = arrays
+        return [*(arrays if self.beside else ()), array[[int(row) for row in self.rows]]]
+
+    def inverse(self) -> Unpick:
+        return Unpick(self.rows, self.have, self.beside)
+
+
+@dataclass(frozen=True)
+class Unpick(Op):
+    """What `Pick` undoes: rows among zeros, or the matrix without those beside it."""
+
+    rows: tuple[Size, ...]
+    have: Size
+    beside: bool = False
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        whole = (int(self.have), shapes[-1][-1])
+        _check(Pick(self.rows, self.have, self.beside).infer([whole]) == list(shapes), self, shapes)
+        return [whole]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        if self.beside:
+            return [arrays[0]]
+        whole = np.zeros((int(self.have), *arrays[0].shape[1:]), arrays[0].dtype)
+        whole[[int(row) for row in self.rows]] = arrays[0]
+        return [whole]
+
+    def inverse(self) -> Pick:
+        return Pick(self.rows, self.have, self.beside)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from support import architectures
 from support.llama_runner import ask
+from support.torch_logits import TOKENS, logits
 
 import converter
 from converter.tensors.kernels import decode
@@ -88,3 +90,20 @@ def test_dense_layers_after_the_pooling(tmp_path: Path) -> None:
             tensor = checkpoint.tensors[name]
             vector = decode(tensor.rows(0, tensor.info.n_rows), tensor.info.dtype) @ vector
     assert np.abs(np.array(ours) - vector).max() <= 5e-3 * np.abs(vector).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3-reranker-tiny", "qwen3-judge", "qwen3-classifier"])
+def test_shares_of_a_reranker(name: str, tmp_path: Path) -> None:
+    """Of the words yes and no after the text, or of the labels."""
+    pytest.importorskip("torch"), pytest.importorskip("llama_cpp")
+    folder = architectures.build(name, tmp_path)
+    converter.convert(folder, tmp_path / "m.gguf", converter.Request(quant="f32"), threads=1)
+    ours, theirs = np.array(ask(tmp_path / "m.gguf", scores=TOKENS[0])), logits(folder)[0]
+    if name != "qwen3-classifier":
+        vocabulary = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+        theirs = theirs[-1][[vocabulary["yes"], vocabulary["no"]]]
+    assert len(ours) == len(theirs) > 1
+    assert np.abs(ours - np.exp(theirs) / np.exp(theirs).sum()).max() < 1e-3
+    converter.convert(tmp_path / "m.gguf", tmp_path / "back", converter.Request(format="hf"), threads=1)
+    assert np.abs(logits(tmp_path / "back")[0] - theirs).max() < 1e-3

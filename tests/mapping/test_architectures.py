@@ -27,7 +27,7 @@ from converter.mapping.hparams import hparam_metadata, read_config, read_metadat
 from converter.metadata import TYPES, Metadata, Value
 from converter.quant.recipes import ModelFacts
 from converter.tensors.expressions import BLOCK, PRESENT, ExpressionError, compute, evaluate, names
-from converter.tensors.ops import Rows, Stack, apply, infer, inverse
+from converter.tensors.ops import Pick, Rows, Stack, apply, infer, inverse
 
 FOLDER = Path(package.__file__).parent
 TYPES_OF_ROWS = ("__init__.py", "defaults.py", "spec.py", "traits.py")
@@ -77,7 +77,10 @@ class Everything(Container[str]):
 OF_BERT = {"vocab": "bert", "distil": 0, "with_head": 0, "shifted": 0, "offset": 2, "n_ctx": 10, "types_first": 1}
 #: Where a block is either attention or experts, one of each; lists that are not of blocks.
 HALF_ATTENTION = {"n_ff": [12, 0], "n_head_kv": [0, 2]}
+NO_RERANKER = {"pooling": "rank", "with_head": 0, "reranks": 0, "yes": 3, "no": 1}
 ONE_OF_EACH: dict[str, dict[str, Any]] = {
+    "qwen3": NO_RERANKER,
+    "qwen3vl": NO_RERANKER,
     "falcon-h1": {"m_ssm": [0.5] * 5},
     "glm4": {"n_rot": 4},  # of eight
     "kimi-linear": {"cached": [1, 0]},
@@ -124,7 +127,11 @@ NEWER = (
     "nanbeige", "granite_swa", "cohere2moe", "deepseek32", "mellum", "minimax-m3", "hy_v4", "maple", "spark2_5",
     "laguna",
 )  # fmt: skip
-NEWER_TENSORS = {"mimo2": {"blk.{bid}.attn_qkv", "blk.{bid}.layer_output_norm"}}
+NEWER_TENSORS = {
+    "qwen3": {"cls.output"},
+    "qwen3vl": {"cls.output"},
+    "mimo2": {"blk.{bid}.attn_qkv", "blk.{bid}.layer_output_norm"},
+}
 INDEXED = [architecture for architecture in EVERY if architecture.gguf not in NEWER]
 #: Names that a class of the reference changes in code before its map is asked.
 CHANGED_FIRST = (
@@ -262,6 +269,9 @@ def test_rules_are_invertible_on_their_shapes(architecture: Architecture, rule: 
             for array in arrays:
                 gone = int(op.have) - int(op.want)
                 array[slice(gone) if op.front else slice(-gone, None)] = 0
+        elif isinstance(op, Pick) and not op.beside:
+            for array in arrays:
+                array[[row for row in range(len(array)) if row not in op.rows]] = 0
     for array, again in zip(arrays, back, strict=True):
         assert np.array_equal(array, again) if exact else np.allclose(array, again, rtol=1e-5, atol=1e-6)
 
@@ -381,6 +391,7 @@ def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
 
 #: What the reference's classes name by themselves, without the map; of the nextn blocks, glm4moe has all.
 BY_CODE = ("ssm_ba.weight", ".scale")
+ROWS_OF_THE_HEAD = ("lm_head.weight", "cls.output.weight")
 #: Architectures and keys of the reference's source tree that the gguf of PyPI does not have yet.
 NEWER = {"hy_v3"}
 NEWER_KEYS = {
@@ -426,7 +437,7 @@ def test_renames_are_those_of_gguf_py(architecture: Architecture, monkeypatch: p
             )  # as some of its classes change them first
             found = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in spelled)
             theirs = next((name for name in found if name is not None), None)
-            by_code = ours.endswith(BY_CODE) or hf in CHANGED_FIRST
+            by_code = ours.endswith(BY_CODE) or hf in CHANGED_FIRST or (hf, ours) == ROWS_OF_THE_HEAD
             if theirs != ours and (
                 by_code or (theirs is None and (rule.read_only or ".nextn." in ours or ours in newer))
             ):
@@ -443,7 +454,7 @@ def test_keys_are_those_of_gguf_py(architecture: Architecture) -> None:
     known = {value for group in groups for value in vars(group).values() if isinstance(value, str)}
     known |= {value.replace("{dense}", dense) for value in known for dense in ("dense_2", "dense_3")}
     outside = {**vars(gguf.Keys.Tokenizer), **vars(gguf.Keys.Diffusion)}
-    absolute = {f"/{value}" for value in outside.values() if isinstance(value, str)}
+    absolute = {f"/{value}".replace("{name}", "rerank") for value in outside.values() if isinstance(value, str)}
     for hparam in architecture.hparams:
         for key in hparam.gguf:
             assert "{arch}." + key in known or key in absolute | NEWER_KEYS

@@ -180,3 +180,51 @@ def test_a_module_outside_the_folder_is_refused(tmp_path: Path) -> None:
     (source / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(CorruptFile, match="leads out of the folder"):
         converter.plan(source, tmp_path / "m.gguf")
+
+
+# --------------------------------------------------------------------------------------------------- rerankers
+
+YES_NO = "cls.output.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "config", "is_one"),
+    [
+        ("Qwen3-Reranker-0.6B", {}, {}, True),
+        ("my-model", {"README.md": "# Qwen3-Reranker-4B\n"}, {}, True),
+        ("my-model", {"README.md": "# A model\nbuilt on Qwen3-Reranker-4B\n"}, {}, False),
+        ("my-model", {}, {"_name_or_path": "Qwen/Qwen3-Reranker-8B"}, True),
+        ("my-model", {}, {}, False),
+    ],
+)
+def test_what_is_a_reranker(
+    name: str, files: dict[str, str], config: dict[str, str], is_one: bool, tmp_path: Path
+) -> None:
+    source = architectures.build("qwen3-reranker-tiny", tmp_path).rename(tmp_path / name)
+    for file, text in files.items():
+        (source / file).write_text(text)
+    said = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**said, **config}))
+    made = converter.plan(source, tmp_path / "m.gguf").checkpoint
+    assert (YES_NO in made.tensors) is is_one
+    assert ("qwen3.classifier.output_labels" in made.config) is is_one
+    assert YES_NO not in converter.plan(source, tmp_path / "m.gguf", converter.Request(no_head=True)).checkpoint.tensors
+
+
+def test_a_reranker_whose_words_are_no_tokens_is_a_text_model(tmp_path: Path) -> None:
+    source = architectures.build("qwen3-reranker-tiny", tmp_path)
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["Yes"] = tokenizer["model"]["vocab"].pop("yes")
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    made = converter.plan(source, tmp_path / "m.gguf").checkpoint
+    assert YES_NO not in made.tensors and "qwen3.pooling_type" not in made.config
+
+
+def test_a_classifier_without_its_head_is_a_text_model(tmp_path: Path) -> None:
+    source = architectures.build("qwen3-classifier", tmp_path)
+    whole = converter.plan(source, tmp_path / "m.gguf").checkpoint
+    assert YES_NO in whole.tensors and whole.config["qwen3.pooling_type"] == Value("u32", 4)
+    assert list(whole.config["qwen3.classifier.output_labels"].values) == ["good", "bad", "neither"]
+    less = converter.plan(source, tmp_path / "m.gguf", converter.Request(no_head=True)).checkpoint
+    assert YES_NO not in less.tensors
+    assert not [key for key in less.config if "pooling" in key or "classifier" in key]

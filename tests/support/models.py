@@ -149,6 +149,7 @@ TOKENIZER_CONFIG: dict[str, dict[str, Any]] = {
     "spm-json": {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2},
     "llama3": {"vocab_size": BPE_VOCAB, "bos_token_id": 0, "eos_token_id": 1},
     "qwen2": {"vocab_size": 544, "bos_token_id": None, "eos_token_id": BPE_VOCAB - BPE_SPECIAL + 2},
+    "qwen2-answers": {"vocab_size": 544, "bos_token_id": None, "eos_token_id": BPE_VOCAB - BPE_SPECIAL + 4},
     "glm": {
         "vocab_size": 544,
         "bos_token_id": None,
@@ -358,6 +359,11 @@ def _write_qwen2(folder: Path) -> None:
     _write_added(folder, QWEN_SPECIAL_TOKENS, eos="<|im_end|>", pad="<|endoftext|>")
 
 
+def _write_qwen2_answers(folder: Path) -> None:
+    """The same with the two words that a reranker says, which no merges lead to."""
+    _write_added(folder, QWEN_SPECIAL_TOKENS, eos="<|im_end|>", pad="<|endoftext|>", words=("no", "yes"))
+
+
 def _write_glm(folder: Path) -> None:
     """As GLM-4 has it, whose config names only the token that ends a text."""
     _write_added(folder, GLM_SPECIAL_TOKENS, eos="<|endoftext|>", pad="<|endoftext|>")
@@ -367,11 +373,13 @@ def _write_solar(folder: Path) -> None:
     _write_added(folder, SOLAR_SPECIAL_TOKENS, eos="<|endoftext|>", pad="<unk>")
 
 
-def _write_added(folder: Path, special: tuple[str, ...], eos: str, pad: str) -> None:
+def _write_added(folder: Path, special: tuple[str, ...], eos: str, pad: str, words: tuple[str, ...] = ()) -> None:
     """Special tokens after a vocabulary in bytes, Qwen's regular expression."""
     tokenizer = _small_bpe()
     old = tokenizer["model"]["vocab"].items()
     vocab = {token: index - BPE_SPECIAL for token, index in old if index >= BPE_SPECIAL}
+    for word in words:
+        vocab.setdefault(word, len(vocab))
     tokenizer["model"]["vocab"] = vocab
     tokenizer["model"]["ignore_merges"] = False
     added = [_added_token(len(vocab) + index, token) for index, token in enumerate(special)]
@@ -549,6 +557,7 @@ TOKENIZERS: dict[str, Callable[[Path], None]] = {
     "spm-json": _write_sentencepiece_json,
     "llama3": _write_llama3,
     "qwen2": _write_qwen2,
+    "qwen2-answers": _write_qwen2_answers,
     "glm": _write_glm,
     "solar": _write_solar,
     "wordpiece": _write_wordpiece,

@@ -26,6 +26,7 @@ from converter.tensors.ops import (
     Op,
     PermuteColumns,
     PermuteRows,
+    Pick,
     Reshape,
     Rope,
     Row,
@@ -35,6 +36,7 @@ from converter.tensors.ops import (
     Split,
     Stack,
     Transpose,
+    Unpick,
     Unstack,
     inverse,
 )
@@ -119,6 +121,9 @@ CASES = (
     case(Concat(0, (1, 1)), (4,), (4,), reach="whole", gives=[(8,)], misfit=[(4,), (5,)]),
     case(Stack("n_expert"), *[(4, 256)] * 3, reach="rows", gives=[(3, 4, 256)], misfit=[(4, 256)] * 2),
     case(Stack("n_expert"), *[(256,)] * 3, reach="rows", gives=[(3, 256)], misfit=[(4,), (4,), (5,)]),
+    case(Pick((3, 1), "n_head"), (6, 256), reach="rows", gives=[(2, 256)], misfit=(5, 256)),
+    case(Unpick((3, 1), "n_head"), (2, 256), reach="rows", gives=[(6, 256)], misfit=(3, 256)),
+    case(Pick((0, 5), "n_head", beside=True), (6, 256), reach="rows", gives=[(6, 256), (2, 256)], misfit=(5, 256)),
     case(Rows("n_head", 4, front=True), (6, 256), reach="rows", gives=[(4, 256)], misfit=(5, 256)),
     case(Rows(4, "n_head", front=True), (4, 256), reach="rows", gives=[(6, 256)], misfit=(5, 256)),
     case(Rows("n_head", 4), (6, 256), reach="rows", gives=[(4, 256)], misfit=(5, 256)),
@@ -245,6 +250,9 @@ def test_the_inverse_undoes_it(each: Case) -> None:
             for array in arrays:
                 gone = int(op.have) - int(op.want)
                 array[slice(gone) if op.front else slice(-gone, None)] = 0
+        elif isinstance(op, Pick) and not op.beside:
+            for array in arrays:
+                array[[row for row in range(len(array)) if row not in op.rows]] = 0
     for array, again in zip(arrays, back, strict=True):
         if all(getattr(op, "op", op).exact for op in each.chain):
             assert np.array_equal(array, again)
