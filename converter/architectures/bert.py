@@ -33,6 +33,7 @@ DISTIL_HEAD = Relation(
     f"not (distil and {HEAD})", HEAD,
     "DistilBERT's classifier has a ReLU where the runtime has a hyperbolic tangent: its scores differ",
 )
+MISSED_POOLER = "not in the file, and transformers computes the scores of what it makes; it fills in any numbers"
 # Positions count from the one after that of padding.
 FROM_PAD = {"shifted": 1, "types_first": 0}
 
@@ -160,7 +161,8 @@ ARCHITECTURES = (
             ),
             # What makes one vector of the first token's, and what makes scores of it: of a classifier only.
             *only_when(
-                f"{HEAD} and not shifted and not distil", pair("pooler.dense", "cls", shape=SQUARE, optional=True)
+                f"{HEAD} and not shifted and not distil",
+                pair("pooler.dense", "cls", shape=SQUARE, optional=True, missed=MISSED_POOLER),
             ),
             *only_when(f"{HEAD} and distil", pair("pre_classifier", "cls", shape=SQUARE, bias=True)),
             *only_when(f"{HEAD} and shifted", pair("classifier.dense", "cls", shape=SQUARE, bias=True)),

@@ -108,6 +108,7 @@ class TensorRule:
         type: the type in an unquantized GGUF where it is not the usual one: a name, "F16 or F32" for F16 in a file of
             F16 and F32 in others, or "as asked" for what the file has, whatever the tensor is called.
         by_shape: the rule is for tensors of its shape only; those of other shapes go on to the next rule of the name.
+        missed: what happens to a folder that lacks it, where a GGUF may and the class does not.
     """
 
     hf: Names
@@ -123,6 +124,7 @@ class TensorRule:
     read_only: bool = False
     type: str | None = None
     by_shape: bool = False
+    missed: str = ""
 
     @property
     def stacked(self) -> bool:

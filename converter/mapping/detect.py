@@ -55,6 +55,15 @@ def classes_of(config: Mapping[str, Any]) -> list[str]:
     return [item for item in listed if isinstance(item, str)] if isinstance(listed, list) else []
 
 
+def is_classifier(name: str) -> bool:
+    """Whether a class of this name is a model with a classifier in the place of its head."""
+    return name.endswith("ForSequenceClassification")
+
+
+def _kinds(config: Mapping[str, Any]) -> list[Any]:
+    return [kind for part in (config, text_config(config)) if (kind := part.get("model_type")) is not None]
+
+
 def named(classes: Iterable[str]) -> str:
     """The first few of them, for a message."""
     return ", ".join(map(short, islice(classes, 3)))
@@ -70,6 +79,8 @@ def _answer(
         return found
     if name and name in known:
         return _class_in(known[name], config)
+    if classes and is_classifier(classes[0]) and (found := _first(every, config, "model_type", _kinds(config))):
+        return found[0], replace(found[1], name=classes[0], head=False)
     # Of a model of several inputs whose class only a projector names, the text model's type tells.
     beside = classes and detect_projector(config)
     kind = text_config(config).get("model_type") if beside else config.get("model_type")

@@ -26,7 +26,15 @@ from converter.errors import (
 from converter.events import Dropped, Event, Ignored, MetadataLost, Note
 from converter.formats.hub import module_of
 from converter.mapping.companions import with_companions
-from converter.mapping.detect import classes_of, detect, detect_gguf, detect_projector, named, projector_in
+from converter.mapping.detect import (
+    classes_of,
+    detect,
+    detect_gguf,
+    detect_projector,
+    is_classifier,
+    named,
+    projector_in,
+)
 from converter.mapping.generators import GENERATORS
 from converter.mapping.hparams import (
     MAX_BLOCKS,
@@ -62,6 +70,8 @@ from converter.tensors.ops import Chain, Row, Stack, inverse
 from converter.tensors.streams import compose
 from converter.tensors.tensor import LazyTensor, from_array
 
+#: Where the tensors of a classifier stand beside the model's.
+CLASSIFIER_PARTS = ("score", "classifier", "classification_head")
 UNSAID = "preprocessor_config.json: a projector's file sets no limits to images, those of the class hold"
 
 
@@ -162,7 +172,7 @@ def to_gguf(
     architecture, config, hparams, scope = model.architecture, model.config, model.hparams, model.scope
     events: list[Event] = list(_contradicted(config, architecture, name))
     events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
-    outputs, types, stored = _mapped_forward(architecture, checkpoint, scope, events, no_nextn)
+    outputs, types, stored = _mapped_forward(model, checkpoint, events, no_nextn)
     if any(isinstance(event, Ignored) for event in events) and detect_projector(config):
         events.append(Note("what sees or hears is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
     for rule in architecture.tensors:
@@ -192,7 +202,7 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
         )
     model = _read(checkpoint, *found)
     ignored: list[Event] = []
-    outputs, types, stored = _mapped_forward(model.architecture, checkpoint, model.scope, ignored)
+    outputs, types, stored = _mapped_forward(model, checkpoint, ignored)
     _check_complete(model, outputs)
     keys = hparam_metadata(model.architecture, model.hparams, model.given)
     told = f"{len(ignored)} tensors are the text model's; without --mmproj they are converted"
@@ -248,14 +258,14 @@ def _anywhere(rule: TensorRule, block: int | None) -> bool:
 
 
 def _mapped_forward(
-    architecture: Architecture, checkpoint: Checkpoint, scope: Scope, events: list[Event], no_nextn: bool = False
+    model: _Model, checkpoint: Checkpoint, events: list[Event], no_nextn: bool = False
 ) -> tuple[dict[str, LazyTensor], dict[str, str], dict[str, DType]]:
     """The tensors under their GGUF names, the types that rules give them, and of what was computed those it had."""
     outputs: dict[str, LazyTensor] = {}
     types: dict[str, str] = {}
     stored: dict[str, DType] = {}
-    for rule, block, group in _group(_match_hf(architecture, checkpoint, scope, events, no_nextn)):
-        made = _forward(rule, block, group, scope)
+    for rule, block, group in _group(_match_hf(model, checkpoint, events, no_nextn)):
+        made = _forward(rule, block, group, model.scope)
         for tensor in made:
             if tensor.name in outputs:
                 name = next(iter(group.values())).name
@@ -264,7 +274,7 @@ def _mapped_forward(
         types.update((tensor.name, rule.type) for tensor in made if rule.type is not None)
         own = next(iter(group.values())).info.dtype
         stored.update((tensor.name, own) for tensor in made if tensor.info.dtype is not own)
-    for rule in architecture.tensors:
+    for rule in model.architecture.tensors:
         head, embedding = rule.gguf[0], rule.tied_to or ""
         if rule.unless_equal and {head, embedding} <= outputs.keys() and _equal(outputs[head], outputs[embedding]):
             del outputs[head]
@@ -285,8 +295,9 @@ def _equal(a: LazyTensor, b: LazyTensor) -> bool:
 
 
 def _match_hf(
-    architecture: Architecture, checkpoint: Checkpoint, scope: Scope, events: list[Event], no_nextn: bool
+    model: _Model, checkpoint: Checkpoint, events: list[Event], no_nextn: bool
 ) -> list[tuple[Match, LazyTensor]]:
+    architecture, scope = model.architecture, model.scope
     rules = RuleNames(architecture.tensors, "hf")
     n_layer = scope.size("n_layer")
     matches: list[tuple[Match, LazyTensor]] = []
@@ -305,6 +316,8 @@ def _match_hf(
             beyond[block] += 1
         elif module_of(name, checkpoint.assets):
             events.append(Dropped(name, _after_the_model(architecture, scope)))
+        elif is_classifier(model.hf.name) and name.partition(".")[0] in CLASSIFIER_PARTS:
+            events.append(Dropped(name, f"of a classifier, which a GGUF of {architecture.gguf} has no place for"))
         elif any((found := rules.find(each, _anywhere)) and (found.block or 0) >= n_layer for each in [name, *spelled]):
             raise ShapeMismatch(f"{name}: config.json says {n_layer} layers")
         else:
@@ -418,6 +431,7 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None, projector: Checkpoint
     hparams = read_metadata(architecture, checkpoint.config, n_rows, checkpoint.tensors)
     mapped = _mapped_backward(architecture, checkpoint, hparams)
     events, rope = list(mapped.events), mapped.rope
+    events += _missed(mapped.rules, checkpoint, Scope(hparams, checkpoint.tensors))
     tied = not any(rule.tied_to and rule.gguf[0] in checkpoint.tensors for rule in mapped.rules)
     hf = class_for(mapped.architecture, hparams)
     config = write_config(mapped.architecture, hparams, tied, rope, hf=hf, part=projector is not None)
@@ -426,6 +440,13 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None, projector: Checkpoint
     tensors = {(name := hf.whole(tensor.name)): tensor.renamed(name) for tensor in mapped.tensors.values()}
     text = Translation(mapped.architecture, hparams, parted(tensors), config, tuple(events))
     return text if projector is None else _with_projector(text, checkpoint, projector)
+
+
+def _missed(rules: Iterable[TensorRule], checkpoint: Checkpoint, scope: Scope) -> Iterator[Event]:
+    """What the folder's class needs, and the file may lack."""
+    for rule in rules:
+        if rule.missed and rule.gguf[0] not in checkpoint.tensors and scope.holds(rule.when):
+            yield Dropped(rule.hf[0], rule.missed)
 
 
 def _with_projector(text: Translation, checkpoint: Checkpoint, projector: Checkpoint) -> Translation:

@@ -124,3 +124,22 @@ def test_a_gguf_of_no_known_architecture(value: Value | Array | None, name: str 
     with pytest.raises(UnknownArchitecture) as caught:
         detect_gguf(metadata, name)
     assert str(caught.value) == UNKNOWN.format(said)
+
+
+@pytest.mark.parametrize(
+    ("config", "gguf"),
+    [
+        ({"model_type": "toy"}, "toy"),
+        ({"model_type": "other", "num_experts": 2}, "othermoe"),
+        ({"model_type": "both", "text_config": {"model_type": "toy_v2"}}, "toy"),
+    ],
+)
+def test_a_classifier_is_its_model_without_a_head(config: dict[str, Any], gguf: str) -> None:
+    architecture, hf = detect({"architectures": ["NewForSequenceClassification"], **config})
+    assert (architecture.gguf, hf.name, hf.head) == (gguf, "NewForSequenceClassification", False)
+
+
+@pytest.mark.parametrize(("cls", "kind"), [("NewForSequenceClassification", "nobody"), ("NewForTokens", "toy")])
+def test_other_classes_are_not_guessed(cls: str, kind: str) -> None:
+    with pytest.raises(UnknownArchitecture):
+        detect({"architectures": [cls], "model_type": kind})

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import models
+from support import architectures, builders, models
 from support.families import FAMILIES, NO_TOKENIZER, SIZES, Tensors, family_config, planned, random_tensors, write
 
 import converter
@@ -22,6 +22,7 @@ from converter.errors import (
     UnknownArchitecture,
     UnmatchedTensor,
 )
+from converter.events import Dropped
 from converter.formats.safetensors import open_safetensors
 from converter.mapping.generators import LLAMA3_DEFAULTS, llama3_rope_config, llama3_rope_freqs
 from converter.mapping.hparams import flat_config
@@ -424,3 +425,30 @@ def test_way_back_refuses_what_it_does_not_know(tmp_path: Path) -> None:
             to_hf(base.replace(config={**metadata, "general.architecture": Value("str", "grok")}))
         with pytest.raises(ArchitectureError, match=r"llama\.block_count"):
             to_hf(base.replace(config={key: value for key, value in metadata.items() if key != "llama.block_count"}))
+
+
+def test_a_classifier_that_the_target_has_no_place_for_is_named(tmp_path: Path) -> None:
+    folder = builders.llama_folder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with converter.open_checkpoint(folder) as checkpoint:
+        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "lm_head.weight"}
+        score = from_array("score.weight", np.zeros((2, config["hidden_size"]), np.float32), F32, "made")
+        made = to_gguf(checkpoint.replace(tensors={**tensors, "score.weight": score}))
+        assert "output.weight" not in made.tensors and made.architecture.gguf == "llama"
+        dropped = [str(event) for event in made.events if event.loss]
+        assert dropped == ["score.weight: dropped (of a classifier, which a GGUF of llama has no place for)"]
+        with pytest.raises(UnmatchedTensor):  # of a text model it is a tensor that nobody knows
+            said = {**config, "architectures": ["LlamaForCausalLM"]}
+            to_gguf(checkpoint.replace(tensors={**checkpoint.tensors, "score.weight": score}, config=said))
+
+
+def test_a_pooler_that_a_class_needs_and_the_file_lacks_is_named(tmp_path: Path) -> None:
+    folder = architectures.build("bert-classifier", tmp_path)
+    converter.convert(folder, tmp_path / "m.gguf", threads=1)
+    with converter.open_checkpoint(tmp_path / "m.gguf") as checkpoint:
+        assert not [event for event in to_hf(checkpoint).events if event.loss]
+        less = {name: t for name, t in checkpoint.tensors.items() if name not in ("cls.weight", "cls.bias")}
+        lost = [event.name for event in to_hf(checkpoint.replace(tensors=less)).events if isinstance(event, Dropped)]
+        assert lost == ["pooler.dense.weight", "pooler.dense.bias"]
