@@ -23,11 +23,13 @@ from converter.formats.registry import formats, open_checkpoint
 from converter.mapping.view import view
 from converter.metadata import Array, Value
 from converter.planning.build import build
+from converter.quant.sources import unpacked
 from converter.request import PathLike, Request, Source
 from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback
 from converter.tensors import kernels
 from converter.tensors.dtypes import DType
+from converter.tensors.nvfp4 import joined
 from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor
 
@@ -123,6 +125,8 @@ def diff(
             (one, left_lost), (other, right_lost) = _as_gguf(one), _as_gguf(other)
             changes += [Change("metadata", "removed", f"config.json: {lost.key}", lost.told) for lost in left_lost]
             changes += [Change("metadata", "added", f"config.json: {lost.key}", "", lost.told) for lost in right_lost]
+        if not raw:
+            one, other = _as_numbers(one, other)
         changes += _metadata(one, other)
         compared = {"metadata": len({*_entries(one), *_entries(other)})}
         if not mapped:
@@ -134,6 +138,21 @@ def diff(
             one.check()
             other.check()
     return Differences(str(before), str(after), tuple(changes), compared, mapped, time.monotonic() - started)
+
+
+def _as_numbers(one: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Weights in codes as numbers, where the other side has numbers or other codes."""
+    if one.dialect == other.dialect == "hf" and not one.tensors.keys() == other.tensors.keys():
+        return unpacked(one, typed=False), unpacked(other, typed=False)
+    if one.dialect == other.dialect == "gguf":
+        alike = {
+            name
+            for name in one.tensors.keys() & other.tensors.keys()
+            if one.tensors[name].info.dtype is other.tensors[name].info.dtype
+        }
+        joint = [each.replace(tensors=joined(each.tensors, alike)) for each in (one, other)]
+        return joint[0], joint[1]
+    return one, other
 
 
 def _as_gguf(model: Checkpoint) -> tuple[Checkpoint, list[SettingLost]]:

@@ -284,7 +284,7 @@ def _mapped_forward(
 
 def _equal(a: LazyTensor, b: LazyTensor) -> bool:
     """Whether two tensors hold the same bytes; what differs early is not read to its end."""
-    if (a.info.dtype, a.info.shape) != (b.info.dtype, b.info.shape):
+    if (a.info.dtype, a.info.shape, a.beside) != (b.info.dtype, b.info.shape, b.beside):
         return False
     step = max(1, kernels.SLAB_NBYTES // a.info.row_nbytes)
     return all(

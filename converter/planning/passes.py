@@ -32,6 +32,7 @@ from converter.quant.recipes import (
     Choice,
     ModelFacts,
     Options,
+    Recipe,
     TensorSpec,
     assign,
     converter_type,
@@ -42,10 +43,13 @@ from converter.request import KEEP_CODES, Model, Request, Types
 from converter.storage.files import remembering
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
 from converter.tensors.encode import encoded
+from converter.tensors.nvfp4 import parted
 from converter.tensors.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
 PLAIN = ("F32", "F16", "BF16")
+#: `general.file_type` of what only arrives packed, or has a recipe under another name.
+_FILE_TYPES = {"MXFP4": 38, "NVFP4": 39}
 EXTERNAL_DATA = ("auto", "always", "never")
 
 
@@ -120,7 +124,8 @@ def detach(draft: Draft) -> Draft:
 def unpack(draft: Draft) -> Draft:
     """Weights that arrive in codes as numbers, or as the blocks of ggml that hold these codes.
 
-    Codes are kept where no type is asked for. A folder, or tensors alone, may take them over as they are.
+    Codes are kept where no type is asked for, those of a type of ggml also where a plain one is, as the reference does.
+    A folder, or tensors alone, may take them over as they are.
 
     Raises:
         UnsupportedFeature, CorruptFile: as `quant.sources.unpacked`.
@@ -130,14 +135,21 @@ def unpack(draft: Draft) -> Draft:
     if types.keep_codes not in (None, *KEEP_CODES):
         raise UsageError(f"--keep-codes {types.keep_codes}: say {', '.join(KEEP_CODES)}")
     as_asked = types.quant is None and types.dtype is None
-    if as_asked and (draft.request.model.tensors_only or draft.target.name == "hf"):
+    as_it_is = draft.request.model.tensors_only or draft.target.name == "hf"
+    if own.dialect == draft.target.dialect == "gguf" or (as_asked and as_it_is and own.dialect != "gguf"):
         return draft
-    keep = types.keep_codes or ("exact" if types.quant is None else "never")
+    keep = types.keep_codes or _keeps(draft.recipe)
     plain = unpacked(
         own, typed=draft.to_gguf, keep=keep if draft.to_gguf else "never", rounded=as_asked, watch=draft.watch
     )
     draft.report.extend(list(plain.events[len(own.events) :]))
     return replace(draft, opened=plain, checkpoint=plain)
+
+
+def _keeps(recipe: Recipe | None) -> str:
+    if recipe is None:
+        return "exact"
+    return "same" if recipe.base in PLAIN else "never"
 
 
 def map_names(draft: Draft) -> Draft:
@@ -155,8 +167,16 @@ def _to_gguf(draft: Draft) -> Draft:
     model, own = draft.request.model, draft.checkpoint
     mapped = projector_to_gguf(own) if model.mmproj else to_gguf(own, model.arch, **_parts_of(model))
     draft.report.extend(list(mapped.events))
+    mapped = replace(mapped, tensors=parted(mapped.tensors), config=mapped.config | _wide_inputs(mapped.tensors))
     metadata = _hf_metadata(draft.checkpoint, mapped, draft.request, draft.report)
     return _mapped(draft, mapped, metadata, {})
+
+
+def _wide_inputs(tensors: Mapping[str, LazyTensor]) -> Metadata:
+    """Which weights of four bits must not meet activations of four bits."""
+    names = sorted(name for name, tensor in tensors.items() if tensor.beside and not tensor.beside.prec_a4)
+    told = {"name": Array("str", names), "prec_a4": Array("bool", [False] * len(names))}
+    return {f"general.tensor_extra.{key}": values for key, values in told.items()} if names else {}
 
 
 def _to_hf(draft: Draft) -> Draft:
@@ -449,7 +469,7 @@ def _packed_file_type(draft: Draft) -> int:
     for step in draft.steps:
         nbytes[step.type] += step.bytes if dtype(step.type).quantized else 0
     name = max(nbytes, key=nbytes.__getitem__)
-    return RECIPES[{"MXFP4": "MXFP4_MOE"}.get(name, name)].file_type or 0
+    return _FILE_TYPES[name] if name in _FILE_TYPES else RECIPES[name].file_type or 0
 
 
 def _dense_file_type(draft: Draft) -> int:

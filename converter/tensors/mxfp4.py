@@ -61,7 +61,7 @@ def _joined(blocks: LazyTensor, scales: LazyTensor) -> LazyTensor:
         codes = blocks.rows(start * count, stop * count).reshape(stop - start, count, _BYTES)
         made = np.empty((stop - start, count, 1 + _BYTES), np.uint8)
         made[..., 0] = scales.rows(start, stop)
-        made[..., 1:] = _regrouped(codes, (_BYTES, 2), (2, _BYTES))
+        made[..., 1:] = regrouped(codes, (_BYTES, 2), (2, _BYTES))
         return made.reshape(stop - start, info.row_nbytes)
 
     return blocks.derived(info, read, parts=(blocks.name, scales.name), work_nbytes=4 * info.row_nbytes)
@@ -77,7 +77,7 @@ def _parted(tensor: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
 
     def codes(start: int, stop: int) -> Rows:
         first, last = start // count, -(-stop // count)
-        made = _regrouped(read(first, last)[..., 1:], (2, _BYTES), (_BYTES, 2)).reshape(-1, _BYTES)
+        made = regrouped(read(first, last)[..., 1:], (2, _BYTES), (_BYTES, 2)).reshape(-1, _BYTES)
         return made[start - first * count : stop - first * count]
 
     blocks = tensor.derived(TensorInfo(stem + BLOCKS, (*outer, count, _BYTES), U8), codes, work_nbytes=4 * row)
@@ -86,13 +86,13 @@ def _parted(tensor: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
     return blocks, replace(scales, parts=tensor.parts or (tensor.name,))
 
 
-def _regrouped(codes: NDArray[np.uint8], old: tuple[int, int], new: tuple[int, int]) -> NDArray[np.uint8]:
+def regrouped(codes: NDArray[np.uint8], old: tuple[int, int], new: tuple[int, int]) -> NDArray[np.uint8]:
     """Bytes of two values each, (..., 16), whose values stand in `old` order, with them in `new` order.
 
-    (16, 2): a byte holds neighbours. (2, 16): a byte holds values 16 apart.
+    (16, 2): a byte holds neighbours. (2, 16): a byte holds values 16 apart. The same of another size.
     """
     halves = np.stack((codes & 0x0F, codes >> 4))  # (2, ..., 16), the low half first
-    values = np.moveaxis(halves, 0, -1 if old == (_BYTES, 2) else -2).reshape(*codes.shape[:-1], _SIZE)
-    again = np.moveaxis(values.reshape(*codes.shape[:-1], *new), -1 if new == (_BYTES, 2) else -2, 0)
+    values = np.moveaxis(halves, 0, -1 if old[1] == 2 else -2).reshape(*codes.shape[:-1], 2 * codes.shape[-1])
+    again = np.moveaxis(values.reshape(*codes.shape[:-1], *new), -1 if new[1] == 2 else -2, 0)
     result: NDArray[np.uint8] = again[0] | again[1] << 4
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -14,7 +15,7 @@ from converter.errors import QuantizationError
 from converter.tensors import kernels
 from converter.tensors.dtypes import F16, F32
 from converter.tensors.ops import At, Chain, Op, Shape, apply, infer, reach
-from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
+from converter.tensors.tensor import Beside, LazyTensor, Rows, TensorInfo
 
 
 def decoded(tensor: LazyTensor) -> LazyTensor:
@@ -39,7 +40,11 @@ def values(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float32]:
     """Rows [start, stop) as float32 of shape (stop - start, row)."""
     dtype, data = tensor.info.dtype, tensor.rows(start, stop)
     if dtype.floating:
-        return kernels.decode(data, dtype)
+        numbers = kernels.decode(data, dtype)
+        if tensor.beside is not None:
+            scale = np.array(tensor.beside.scale, np.float32)
+            numbers *= scale[np.arange(start, stop) * len(scale) // tensor.info.n_rows, None]
+        return numbers
     assert dtype.numpy is not None  # `decoded` admits floats and integers only
     return np.ascontiguousarray(data).view(dtype.numpy).astype(np.float32)
 
@@ -89,9 +94,10 @@ def _row_map(chain: Chain, shapes: tuple[Shape, ...]) -> tuple[NDArray[np.int64]
 
 def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
     """Ops that only move rows, as gathers of stored rows."""
-    if len({source.info.dtype for source in sources}) > 1:
-        sources = [decoded(source) for source in sources]
     shapes = tuple(source.info.shape for source in sources)
+    beside = _moved_beside(chain, sources)
+    if len({source.info.dtype for source in sources}) > 1 or beside is None:
+        sources, beside = [decoded(source) for source in sources], None
     ends = np.cumsum([source.info.n_rows for source in sources])
     first = sources[0].info
     work = max(source.row_work for source in sources) + first.row_nbytes
@@ -113,9 +119,34 @@ def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
 
         info = TensorInfo(first.name, shape, first.dtype)
         whole = any(source.indivisible for source in sources)
-        return sources[0].derived(info, read, parts=_parts(sources), work_nbytes=work, indivisible=whole)
+        made = sources[0].derived(info, read, parts=_parts(sources), work_nbytes=work, indivisible=whole)
+        return replace(made, beside=beside[which] if beside else None)
 
     return [gathered(which, shape) for which, shape in enumerate(infer(chain, shapes))]
+
+
+def _moved_beside(chain: Chain, sources: Sequence[LazyTensor]) -> list[Beside | None] | None:
+    """What stands beside the blocks of each result; None where a matrix has rows of tensors with other numbers."""
+    if all(source.beside is None for source in sources):
+        return [None] * len(infer(chain, [source.info.shape for source in sources]))
+    if any(source.beside is None for source in sources):
+        return None
+    own = [source.beside for source in sources if source.beside is not None]
+    numbers = np.array([pair for each in own for pair in zip(each.scale, each.input_scale, strict=True)])
+    runs = [
+        source.info.n_rows // len(each.scale) for source, each in zip(sources, own, strict=True) for _ in each.scale
+    ]
+    shapes, free = tuple(source.info.shape for source in sources), all(each.prec_a4 for each in own)
+    made: list[Beside | None] = []
+    for rows, shape in zip(_row_map(chain, shapes), infer(chain, shapes), strict=True):
+        found = numbers[np.searchsorted(np.cumsum(runs), rows, side="right")]
+        matrices = found.reshape(math.prod(shape[:-2]), -1, 2)
+        if (rows < 0).any() or (matrices != matrices[:, :1]).any():
+            return None
+        first = matrices[:, 0]
+        first = first[:1] if (first == first[0]).all() and len(numbers) == 1 else first
+        made.append(Beside(tuple(first[:, 0].tolist()), tuple(first[:, 1].tolist()), free))
+    return made
 
 
 def _changed(chain: Chain, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:

@@ -49,6 +49,21 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Numbers that blocks are used with, each for one of as many runs of equally many rows (the matrices of experts).
+
+    Attributes:
+        scale: what decoded numbers are multiplied by.
+        input_scale: the same of activations that are rounded to four bits.
+        prec_a4: whether activations may be.
+    """
+
+    scale: tuple[float, ...]
+    input_scale: tuple[float, ...]
+    prec_a4: bool = True
+
+
+@dataclass(frozen=True)
 class LazyTensor:
     """Stored rows on demand.
 
@@ -59,6 +74,7 @@ class LazyTensor:
     way, so that the engine can size its slabs: a row that is decoded costs more than what comes out.
     An `indivisible` tensor is computed whole, whatever part of it is asked for. `slab_nbytes` is the memory that rows
     asked for together should take, where whoever computes them wants another amount than the kernels.
+    `beside` is what blocks do not say themselves; numbers that are decoded have it in them.
     """
 
     info: TensorInfo
@@ -68,6 +84,7 @@ class LazyTensor:
     work_nbytes: int | None = None
     indivisible: bool = False
     slab_nbytes: int | None = None
+    beside: Beside | None = None
 
     @property
     def name(self) -> str:
@@ -110,8 +127,9 @@ class LazyTensor:
     ) -> LazyTensor:
         """A tensor that is read through this one: what is not given stays as it is, a row's memory included.
 
-        The one way to wrap a tensor, so that no field is lost on the way.
+        The one way to wrap a tensor, so that no field is lost on the way; what stands beside blocks goes with them.
         """
+        blocks = info is None or info.dtype is self.info.dtype
         return replace(
             self,
             info=self.info if info is None else info,
@@ -119,6 +137,7 @@ class LazyTensor:
             parts=self.parts if parts is None else parts,
             work_nbytes=self.row_work if work_nbytes is None else work_nbytes,
             indivisible=self.indivisible if indivisible is None else indivisible,
+            beside=self.beside if blocks else None,
         )
 
     def renamed(self, name: str) -> LazyTensor:

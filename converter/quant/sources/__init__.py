@@ -9,24 +9,42 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature
 from converter.events import Event, Note, StoredLoss
-from converter.quant.sources import awq, bitnet, bitsandbytes, fp8, gptq, hqq, mlx, quanto, torchao
+from converter.quant.sources import (
+    awq,
+    bitnet,
+    bitsandbytes,
+    compressed_tensors,
+    fp8,
+    gptq,
+    hqq,
+    mlx,
+    modelopt,
+    mxfp4,
+    quanto,
+    torchao,
+)
 from converter.quant.sources.declared import SIDECARS, Declared, declared, undeclared
 from converter.quant.sources.scheme import Form, Module, Scheme, modules
 from converter.quant.sources.stored import Kept, Stored
+from converter.tensors import nvfp4
 from converter.tensors.dtypes import BF16, DTYPES, F32, DType
 from converter.tensors.encode import Watch, encoded
 from converter.tensors.mxfp4 import joined
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 SCHEMES: tuple[Scheme, ...] = tuple(
-    each.SCHEME for each in (awq, bitnet, bitsandbytes, fp8, gptq, hqq, mlx, quanto, torchao)
-)
+    each.SCHEME
+    for each in (
+        awq, bitnet, bitsandbytes, compressed_tensors, fp8, gptq, hqq, mlx, modelopt, mxfp4, quanto, torchao,
+    )
+)  # fmt: skip
 _BY_METHOD: Mapping[str, Scheme] = {method: scheme for scheme in SCHEMES for method in scheme.methods}
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4"))
 #: How config.json names types.
@@ -42,9 +60,17 @@ def scheme_of(checkpoint: Checkpoint, *, typed: bool = True) -> Declared | None:
     if checkpoint.dialect != "hf":
         return None
     infos = (tensor.info for tensor in (joined(checkpoint.tensors) if typed else checkpoint.tensors).values())
-    if not any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos):
-        return None
-    return declared(checkpoint)
+    if any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos):
+        return declared(checkpoint)
+    found = declared(checkpoint)
+    scheme = _BY_METHOD.get(found.method) if found else None
+    return found if scheme is not None and _has_plain(scheme, checkpoint) else None
+
+
+def _has_plain(scheme: Scheme, checkpoint: Checkpoint) -> bool:
+    """Whether there are plain weights with something of the scheme beside them."""
+    marks = tuple(part for form in scheme.forms if _PLAIN & set(form.dtypes) for part in form.parts)
+    return any(name.endswith(marks) for name in checkpoint.tensors)
 
 
 def unpacked(
@@ -57,10 +83,12 @@ def unpacked(
 ) -> Checkpoint:
     """The checkpoint with plain weights, and a config that names no scheme; itself where they are plain already.
 
+    In a GGUF, what stands beside NVFP4 blocks becomes one with them.
+
     Args:
         checkpoint: as its reader opened it.
         typed: as `scheme_of`.
-        keep: of `request.KEEP_CODES`; what is not kept is decoded.
+        keep: of `request.KEEP_CODES`, or "same": what a source has in a type of ggml; what is not kept is decoded.
         rounded: decoded weights in the type that the model calculates in, or a wider one that holds them exactly;
             otherwise in F32.
         watch: counts scales that were rounded, while tensors are read.
@@ -69,6 +97,8 @@ def unpacked(
         UnsupportedFeature: a scheme or a layout that is not read here.
         CorruptFile: tensors that contradict each other or the config, or that are not all there.
     """
+    if checkpoint.dialect == "gguf":
+        return checkpoint.replace(tensors=nvfp4.joined(checkpoint.tensors))
     found = scheme_of(checkpoint, typed=typed)
     if found is None:
         return checkpoint
@@ -90,7 +120,8 @@ def unpacked(
         tensor, how, loss = _tensor(form, module, stored, keep, own, watch or Watch())
         main = module[form.main].name
         weights[main] = tensor
-        companions.update(part.name for part in module.tensors.values() if part.name != main)
+        used = [part.name for part in module.tensors.values() if tensor.beside or not part.name.endswith(scheme.unused)]
+        companions.update(name for name in used if name != main)
         told[how] += 1
         if loss:
             events.append(StoredLoss(tensor.name, how, loss))
@@ -122,9 +153,10 @@ def _tensor(
     main, name = module[form.main], module.name + form.plain
     parts = tuple(part.name for part in module.tensors.values())
     kept = stored.kept(near=keep == "near") if keep != "never" else None
-    if kept is not None:
+    if kept is not None and (keep != "same" or kept.same):
         info = TensorInfo(name, stored.shape, kept.dtype)
         tensor = main.derived(info, _counted(kept, name, watch), parts=parts, work_nbytes=stored.work)
+        tensor = replace(tensor, beside=kept.beside)
         return tensor, f"kept as {kept.dtype}", kept.loss
 
     def read(start: int, stop: int) -> Rows:

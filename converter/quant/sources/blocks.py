@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.tensors.dtypes import DTYPES
+from converter.tensors.mxfp4 import regrouped
 from converter.tensors.tensor import Rows
 
 Integers = NDArray[np.signedinteger[Any]]
@@ -100,3 +101,23 @@ def packed(name: str, codes: Integers, scale: Floats, least: Floats | None) -> t
     parts = [*(half.view(np.uint8) for half in halves), holds.pack(shifted)]
     made = np.concatenate(parts[::-1] if holds.after else parts, axis=1)
     return made.reshape(n, row // holds.size * DTYPES[name].type_size), rounded
+
+
+def fours(name: str, codes: Rows, scales: Rows) -> Rows:
+    """Rows of MXFP4 or NVFP4 blocks; bits are moved, none is changed.
+
+    Args:
+        name: of the two.
+        codes: (n, row / 2) bytes of two codes, the low half first.
+        scales: (n, groups) bytes.
+    """
+    dtype = DTYPES[name]
+    n, groups = scales.shape
+    size = 2 * codes.shape[1] // groups
+    moved = regrouped(np.ascontiguousarray(codes).reshape(n, groups, size // 2), (size // 2, 2), (2, size // 2))
+    per_block = dtype.block_size // size
+    count = groups // per_block
+    made = np.empty((n, count, dtype.type_size), np.uint8)
+    made[..., :per_block] = scales.reshape(n, count, per_block)
+    made[..., per_block:] = moved.reshape(n, count, -1)
+    return made.reshape(n, -1)

@@ -140,7 +140,9 @@ def modules(scheme: Scheme, checkpoint: Checkpoint, settings: Mapping[str, Any])
             taken.update(tensor.name for tensor in found[1].tensors.values())
             yield found
     for name in checkpoint.tensors:
-        if name not in taken and (what := _alone(scheme, name, checkpoint.tensors)):
+        if name in taken or name.endswith(scheme.unused):
+            continue
+        if what := _alone(scheme, name, checkpoint.tensors):
             raise CorruptFile(f"{checkpoint.path}: {name}: packed by {scheme.name}, but {what} is not there")
 
 

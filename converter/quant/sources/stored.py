@@ -17,23 +17,30 @@ from numpy.typing import NDArray
 
 from converter.errors import CorruptFile
 from converter.quant.sources import blocks
+from converter.quant.sources.bits import stream
+from converter.quant.sources.floats import E4M3, E8M0, MICRO, fours
 from converter.tensors.dtypes import BF16, DTYPES, DType
-from converter.tensors.tensor import Rows
+from converter.tensors.mxfp4 import MXFP4
+from converter.tensors.tensor import Beside, Rows
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.integer[Any]]
+_POSITIVE = 0x7E  # the largest E4M3; above are NaN and what is negative
 
 
 class Kept(NamedTuple):
     """A type of ggml that holds a weight as it is stored.
 
     `read(start, stop)` gives rows of it and how many of their scales were rounded. `loss` says what is lost in words,
-    "" where nothing is but a scale that F16 does not hold.
+    "" where nothing is but a scale that F16 does not hold. `beside` is what the blocks do not say. `same` says that
+    blocks of that type are what the source has.
     """
 
     dtype: DType
     read: Callable[[int, int], tuple[Rows, int]]
     loss: str = ""
+    beside: Beside | None = None
+    same: bool = False
 
 
 class Stored(Protocol):
@@ -279,13 +286,107 @@ class Scaled:
         return self.own or (BF16 if self.powers() else None)
 
 
+class Factor(NamedTuple):
+    """What all scales of a tensor are multiplied by (or divided, as it is stored), one number or one to each matrix."""
+
+    numbers: Floats
+    divides: bool = False
+
+    def times(self, where: str) -> Floats:
+        """As factors.
+
+        Raises:
+            CorruptFile: one is zero, infinite or no number.
+        """
+        numbers = self.numbers.reshape(-1)
+        if not (np.isfinite(numbers) & (numbers > 0)).all():
+            raise CorruptFile(f"{where}: the scale of the whole tensor is {numbers.min()}, no number to multiply by")
+        return np.float32(1) / numbers if self.divides else numbers
+
+
+@dataclass(frozen=True)
+class Fours:
+    """Numbers of four bits (E2M1) in groups of columns: 32 of them share an exponent (MXFP4), or 16 an E4M3 (NVFP4).
+
+    Attributes:
+        where: file and module, for messages.
+        shape: of the weight.
+        codes: rows [start, stop) as bytes (n, row / 2) of two codes, the low half first.
+        scales: their scales as bytes (n, groups).
+        size: columns of a group, 32 or 16.
+        factor: of the whole tensor, where there is one.
+        inputs: the same of activations.
+        signed_zero: whether code 8 is -0.
+        prec_a4: whether activations may be rounded to four bits.
+    """
+
+    where: str
+    shape: tuple[int, ...]
+    codes: Callable[[int, int], Rows]
+    scales: Callable[[int, int], Rows]
+    size: int
+    factor: Factor | None = None
+    inputs: Factor | None = None
+    signed_zero: bool = True
+    prec_a4: bool = True
+
+    @property
+    def work(self) -> int:
+        return 12 * self.shape[-1]
+
+    def _checked(self, start: int, stop: int) -> tuple[Rows, Rows, Floats]:
+        """Codes, scales, and the scales as numbers."""
+        codes, scales = self.codes(start, stop), self.scales(start, stop)
+        numbers = (E8M0 if self.size == MICRO else E4M3)[scales]
+        if self.size != MICRO and (scales > _POSITIVE).any():
+            raise CorruptFile(f"{self.where}: a scale is negative or no number (NaN)")
+        row = self.shape[-1]
+        check(self.where, numbers, lambda none: stream(codes, 4, row)[np.repeat(none, self.size, axis=1)[:, :row]] & 7)
+        return codes, scales, numbers
+
+    def values(self, start: int, stop: int) -> Floats:
+        codes, _, scale = self._checked(start, stop)
+        if self.factor is not None:
+            self.factor.times(self.where)
+            given = self.factor.numbers.reshape(-1)
+            own = given[np.arange(start, stop) * len(given) // math.prod(self.shape[:-1]), None]
+            scale = scale / own if self.factor.divides else scale * own
+        numbers = fours(codes)
+        if not self.signed_zero:
+            numbers += np.float32(0)
+        row = self.shape[-1]
+        with np.errstate(all="ignore"):  # what is too large is counted where it is encoded
+            numbers *= np.repeat(scale, self.size, axis=1)[:, :row]
+        return numbers
+
+    def kept(self, near: bool) -> Kept | None:
+        dtype = DTYPES["MXFP4" if self.size == MICRO else "NVFP4"]
+        if not dtype.fits(self.shape[-1]) or (dtype is MXFP4 and self.factor is not None):
+            return None
+
+        def read(start: int, stop: int) -> tuple[Rows, int]:
+            codes, scales, _ = self._checked(start, stop)
+            return blocks.fours(dtype.name, codes, scales), 0
+
+        if self.factor is None:
+            return Kept(dtype, read, same=True)
+        scale = self.factor.times(self.where)
+        given = np.ones(1, np.float32) if self.inputs is None else self.inputs.times(self.where)
+        beside = Beside(tuple(scale.tolist()), tuple(np.broadcast_to(given, scale.shape).tolist()), self.prec_a4)
+        return Kept(dtype, read, beside=beside, same=True)
+
+    def holds(self) -> DType | None:
+        return BF16 if self.size == MICRO and self.factor is None else None
+
+
 @dataclass(frozen=True)
 class Values:
-    """What is neither of these: rows by a function."""
+    """What is neither of these: rows by a function; `type` of 16 bits holds them, where one does."""
 
     shape: tuple[int, ...]
     read: Callable[[int, int], Floats]
     work: int
+    type: DType | None = None
 
     def values(self, start: int, stop: int) -> Floats:
         return self.read(start, stop)
@@ -294,4 +395,4 @@ class Values:
         return None
 
     def holds(self) -> DType | None:
-        return None
+        return self.type
