@@ -189,6 +189,7 @@ class Architecture:
         aliases: (template of names in some checkpoints, template of the canonical name), applied in this order,
             one after the other.
         traits: what other rooms ask: tokenizer, window, state, quantization, relations.
+        text: of a projector, templates of the tensors that its text model's file has.
         whole: of a projector, (template of a canonical name of either model, template in the folder that has both).
 
     Raises:
@@ -202,6 +203,7 @@ class Architecture:
     ignore: Names = ()
     aliases: tuple[tuple[str, str], ...] = ()
     traits: Traits = field(default_factory=Traits)
+    text: Names = ()
     whole: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -241,7 +243,7 @@ def _problems(architecture: Architecture) -> Iterator[tuple[str, str]]:
             yield from ((f"class {hf.name}", problem) for problem in _unknown(condition, known))
         if strange := hf.facts.keys() - set(known):
             yield f"class {hf.name}", f"there is no hparam {', '.join(sorted(strange))}"
-    for template in architecture.ignore:
+    for template in (*architecture.ignore, *architecture.text):
         yield from ((f"ignore {template}", problem) for problem in _template_problems(template))
     for pattern, template in (*architecture.aliases, *architecture.whole):
         row = f"alias {pattern}"

@@ -37,7 +37,12 @@ def detect(config: Mapping[str, Any], name: str | None = None) -> tuple[Architec
     # Others are looked for only where none of ours answers.
     found = _answer(ours, config, name, classes, inner) or _answer(plugged(), config, name, classes, inner)
     if found is None:
-        raise _unknown(named(classes) or f"model_type {short(config.get('model_type'))}")
+        said = named(classes) or f"model_type {short(config.get('model_type'))}"
+        if detect_projector(config):
+            raise UnknownArchitecture(
+                f"{said}: no text model of it is known here; --mmproj converts what sees or hears"
+            )
+        raise _unknown(said)
     return found
 
 
@@ -155,8 +160,10 @@ def projector_in(metadata: Mapping[str, Value | Array], text: Architecture) -> A
     for each in found:
         if classes := tuple(hf for hf in each.hf if text.gguf in hf.text):
             return replace(each, hf=classes)
+    back = any(hf.text for each in found for hf in each.hf)
     raise UnknownArchitecture(
-        f"--mmproj: the projector of {named(hf.name for each in found for hf in each.hf)} is not for {text.gguf}\n"
+        f"--mmproj: the projector of {named(hf.name for each in found for hf in each.hf)} "
+        f"{f'is not for {text.gguf}' if back else 'goes to GGUF only'}\n"
         "without it the folder is of the text model alone"
     )
 

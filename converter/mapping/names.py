@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 from converter.architectures.spec import NUMBERED, Architecture, TensorRule
 from converter.tensors.expressions import BLOCK, Sizes, evaluate, names
@@ -164,7 +165,17 @@ def _respelled(alias: tuple[str, str], name: str) -> str | None:
 
 def is_ignored(architecture: Architecture, names: Iterable[str]) -> bool:
     """Whether a tensor of one of these names is dropped on purpose, wherever it is."""
-    templates = [template for template in architecture.ignore if _BEYOND not in template]
+    dropped = (*architecture.ignore, *architecture.text)
+    return _any_is(names, [template for template in dropped if _BEYOND not in template])
+
+
+def is_beside(projector: Architecture, name: str) -> bool:
+    """Whether a tensor is one of a projector's, used or dropped."""
+    templates = [*projector.ignore, *(template for rule in projector.tensors for template in rule.hf)]
+    return _any_is([name, *spellings(projector, name)], templates)
+
+
+def _any_is(names: Iterable[str], templates: Iterable[str]) -> bool:
     return any(_pattern(template).fullmatch(name) for name in names for template in templates)
 
 
@@ -176,15 +187,24 @@ def block_beyond(architecture: Architecture, names: Iterable[str], n_layer: int)
     return next((block for block in blocks if block >= n_layer), None)
 
 
-class Spelled(Container[str]):
-    """The names of a checkpoint's tensors and what the aliases make of them; made when it is asked."""
+class Spelled(Mapping[str, Any]):
+    """A checkpoint's tensors by their names and by what the aliases make of them; made when it is asked."""
 
-    def __init__(self, architecture: Architecture, names: Iterable[str]) -> None:
-        self._architecture, self._names = architecture, names
+    def __init__(self, architecture: Architecture, tensors: Mapping[str, Any]) -> None:
+        self._architecture, self._tensors = architecture, tensors
 
     @cached_property
-    def _all(self) -> frozenset[str]:
-        return frozenset(each for name in self._names for each in spellings(self._architecture, name))
+    def _all(self) -> dict[str, Any]:
+        found = dict(self._tensors)
+        for name, tensor in self._tensors.items():
+            found.update(dict.fromkeys(spellings(self._architecture, name), tensor))
+        return found
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._all
+    def __getitem__(self, name: str) -> Any:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)

@@ -56,6 +56,7 @@ from converter.mapping.names import (
     block_beyond,
     fill,
     in_whole,
+    is_beside,
     is_ignored,
     resolved,
     spellings,
@@ -168,12 +169,13 @@ def to_gguf(
     found, hf = _detected(checkpoint, name)
     facts = {**({HEAD: 0} if no_head else {}), **({DENSE: 1} if dense_modules else {})}
     hf = replace(hf, facts={**hf.facts, **facts})
-    model = _read(checkpoint, found, hf, (NEXTN_SAID,) if no_nextn else ())
+    beside = detect_projector(checkpoint.config)
+    model = replace(_read(checkpoint, found, hf, (NEXTN_SAID,) if no_nextn else ()), beside=beside and beside[0])
     architecture, config, hparams, scope = model.architecture, model.config, model.hparams, model.scope
     events: list[Event] = list(_contradicted(config, architecture, name))
     events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
     outputs, types, stored = _mapped_forward(model, checkpoint, events, no_nextn)
-    if any(isinstance(event, Ignored) for event in events) and detect_projector(config):
+    if any(isinstance(event, Ignored) for event in events) and model.beside:
         events.append(Note("what sees or hears is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
     for rule in architecture.tensors:
         if rule.generator and scope.holds(rule.when):
@@ -213,7 +215,10 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
 
 @dataclass(frozen=True)
 class _Model:
-    """A Hugging Face model as the rows of its architecture find it; `given` are the hparams that its config says."""
+    """A Hugging Face model as the rows of its architecture find it.
+
+    `given` are the hparams that its config says, `beside` the projector that its folder may have, too.
+    """
 
     architecture: Architecture
     hf: HFClass
@@ -221,6 +226,7 @@ class _Model:
     hparams: HParams
     given: set[str]
     scope: Scope
+    beside: Architecture | None = None
 
 
 def _read(checkpoint: Checkpoint, architecture: Architecture, hf: HFClass, unsaid: Container[str] = ()) -> _Model:
@@ -310,7 +316,7 @@ def _match_hf(
         match = match or next((found for each in spelled if (found := rules.find(each, applies))), None)
         if match is not None:
             matches.append((match, tensor))
-        elif is_ignored(architecture, spelled):
+        elif is_ignored(architecture, spelled) or (model.beside and is_beside(model.beside, name)):
             events.append(Ignored(name))
         elif (block := block_beyond(architecture, [name, *spelled], n_layer)) is not None:
             beyond[block] += 1

@@ -17,7 +17,7 @@ from converter.architectures import projectors
 from converter.architectures.spec import TensorRule
 from converter.errors import UnknownArchitecture
 from converter.tensors.expressions import evaluate
-from converter.tensors.ops import Reshape, Row, Softplus, apply, infer, inverse
+from converter.tensors.ops import Reshape, Row, Rows, Softplus, apply, infer, inverse
 from converter.verify.verifier import verify
 
 MMPROJ = converter.Request(mmproj=True)
@@ -43,6 +43,19 @@ def test_it_is_verified_like_any_other(name: str, tmp_path: Path) -> None:
 def test_a_model_without_one_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UnknownArchitecture, match="no tower of 'Qwen2MoeForCausalLM' is known"):
         converter.plan(architectures.build("qwen2moe-tiny", tmp_path), tmp_path / "m.gguf", MMPROJ)
+
+
+def test_a_folder_without_a_text_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UnknownArchitecture, match="'UltravoxModel': no text model of it is known here"):
+        converter.plan(architectures.build("ultravox-mmproj", tmp_path), tmp_path / "m.gguf")
+
+
+def test_one_that_goes_one_way_only(tmp_path: Path) -> None:
+    folder = architectures.build("ultravox-mmproj", tmp_path)
+    converter.convert(folder, tmp_path / "p.gguf", MMPROJ, threads=1)
+    converter.convert(architectures.build("qwen2moe-tiny", tmp_path), tmp_path / "m.gguf", threads=1)
+    with pytest.raises(UnknownArchitecture, match=r"of .UltravoxModel. goes to GGUF only\n.*text model alone"):
+        converter.plan(tmp_path / "m.gguf", f"{tmp_path / 'back'}/", converter.Request(mmproj=tmp_path / "p.gguf"))
 
 
 @pytest.mark.parametrize("listed", [5, "LlamaForCausalLM", [7], None])
@@ -106,5 +119,5 @@ def test_every_op_leads_back() -> None:
         assert [each.shape for each in made] == infer(chain, [shape]) and len(made) == len(rule.gguf)
         if any(isinstance(op, Softplus) for op in chain):
             assert np.allclose(apply(inverse(chain), made)[0], arrays[0], rtol=1e-6)
-        elif not any(isinstance(op, Row) for op in chain):
+        elif not any(isinstance(op, Row | Rows) for op in chain):
             assert all(np.array_equal(a, b) for a, b in zip(apply(inverse(chain), made), arrays, strict=True))

@@ -36,7 +36,7 @@ class Whole:
         otherwise: what it says after the way back, where that means the same.
         dropped: beginnings of names of tensors that no output of the class needs.
         unread: the same as the class calls them.
-        near: ending of names of tensors that are computed, and come back to a millionth.
+        near: endings of names of tensors that are computed, or stored in F16, and come back to a millionth.
         logits: largest difference, relative to the largest logit; 0 where every rule is exact.
     """
 
@@ -47,7 +47,7 @@ class Whole:
     otherwise: dict[str, Any] = field(default_factory=dict)
     dropped: str = "none"
     unread: str = "none"
-    near: str = "none"
+    near: tuple[str, ...] = ()
     logits: float = 0.0
 
 
@@ -83,9 +83,27 @@ WHOLE = {
     "gemma4-mmproj": Whole(GEMMA4, logits=1e-6, n_parts=1),
     "gemma4-clipped-mmproj": Whole(GEMMA4, logits=1e-6, n_parts=1),
     "gemma4-audio-mmproj": Whole(
-        GEMMA4, logits=1e-6, n_parts=1, sound={"audio_token_id": 3}, near=".per_dim_scale",
+        GEMMA4, logits=1e-6, n_parts=1, sound={"audio_token_id": 3}, near=(".per_dim_scale",),
     ),
     "gemma4-unified-mmproj": Whole(GEMMA4, n_parts=9, sound={"audio_token_id": 3}),
+    "lightonocr-mmproj": Whole(
+        {"image_token_id": "<|image_pad|>"}, otherwise={"text_config.tie_word_embeddings": True},
+    ),
+    # One number, where both sides are the same.
+    "internvl-hf-mmproj": Whole(
+        {"image_token_id": "<IMG_CONTEXT>"},
+        otherwise={
+            "text_config.tie_word_embeddings": True, "vision_config.image_size": 56, "vision_config.patch_size": 14,
+        },
+    ),
+    # Its convolutions are F16 in every file.
+    "voxtral-mmproj": Whole(
+        {"audio_token_id": "[AUDIO]"}, n_parts=6, near=("conv1.weight", "conv2.weight"), logits=1e-6,
+    ),
+    "minicpmv46-mmproj": Whole(
+        {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}, n_parts=1,
+    ),
+    "qwen2audio-mmproj": Whole({"audio_token_index": "<|AUDIO|>"}, n_parts=12),
     "idefics3-mmproj": Whole({"image_token_id": "<image>"}),
     "lfm2vl-mmproj": Whole(
         {"image_token_id": "<image>"},
@@ -130,7 +148,9 @@ def change(path: Path, said: dict[str, Any]) -> None:
 def back(name: str, parent: Path) -> tuple[Path, Path, converter.Plan]:
     """The folder, the one that came back through two files, and the plan of the way back."""
     source = folder(name, parent)
-    converter.convert(source, parent / "m.gguf", threads=1)
+    text = converter.convert(source, parent / "m.gguf", threads=1)
+    left = "what sees or hears is left out: convert FOLDER mmproj.gguf --mmproj writes it"
+    assert left in map(str, text.report.events)
     converter.convert(source, parent / "p.gguf", converter.Request(mmproj=True), threads=1)
     request = converter.Request(mmproj=parent / "p.gguf")
     plan = converter.convert(parent / "m.gguf", f"{parent / 'back'}/", request, threads=1)

@@ -100,6 +100,6 @@ def test_names_that_are_dropped() -> None:
 
 
 def test_the_names_of_a_file_and_what_they_are_called() -> None:
-    names = Spelled(SPELLED, ["bert.w", "a.b"])
+    names = Spelled(SPELLED, {"bert.w": 1, "a.b": 2})
     assert all(name in names for name in ("bert.w", "model.w", "a.b", "c.d"))
     assert "x.w" not in names and 7 not in names

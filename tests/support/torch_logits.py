@@ -40,14 +40,16 @@ def image_logits(folder: Path, marks: Mapping[int, int], unread: str) -> Any:
     import transformers
 
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    cls = getattr(transformers, config["architectures"][0])
+    others = transformers.AutoModelForImageTextToText  # which goes by the config's model_type
+    cls = getattr(transformers, config["architectures"][0], others)
     model, report = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert sorted(report["missing_keys"]) == []
     assert [key for key in report["unexpected_keys"] if not key.startswith(unread)] == []
     parts = [mark for mark, count in marks.items() for _ in range(count)]
     text = torch.tensor([[*TOKENS[0][:3], *parts, *TOKENS[0][3:]]])
     kinds = {"mm_token_type_ids": (text == parts[0]).int()} if config["model_type"].startswith("qwen") else {}
-    inputs = {**(_image(config) if config.get("vision_config") else {}), **(_sound(config) if len(marks) > 1 else {})}
+    sees = bool(config.get("vision_config"))
+    inputs = {**(_image(config) if sees else {}), **(_sound(config) if len(marks) > 1 or not sees else {})}
     with torch.no_grad():
         return model.eval()(input_ids=text, **kinds, **inputs).logits.numpy()
 
@@ -63,6 +65,10 @@ def _sound(config: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     audio = config["audio_config"]
+    if "max_source_positions" in audio:
+        n_frames = 2 * audio["max_source_positions"]
+        mask = {"feature_attention_mask": torch.ones(1, n_frames)} if config["model_type"] == "qwen2_audio" else {}
+        return {"input_features": _noise(1, audio["num_mel_bins"], n_frames), **mask}
     if config["model_type"] == "gemma4_unified":
         return {
             "input_features": _noise(1, 3, audio["audio_embed_dim"]),
@@ -92,7 +98,9 @@ def _image(config: dict[str, Any]) -> dict[str, Any]:
         places = torch.cartesian_prod(torch.arange(3), torch.arange(3))[None]
         side = patch * (vision["pooling_kernel_size"] if kind == "gemma4_unified" else 1)
         return {"pixel_values": noise(1, 9, 3 * side * side), "image_position_ids": places}
-    size = vision["image_size"]
+    if kind == "minicpmv4_6":
+        return {"pixel_values": noise(1, 3, patch, 16 * patch), "target_sizes": torch.tensor([[4, 4]]).int()}
+    size = vision["image_size"] if isinstance(vision["image_size"], int) else vision["image_size"][0]
     if kind == "idefics3":
         return {"pixel_values": noise(1, 1, 3, size, size)}
     if vision["model_type"] == "pixtral":

@@ -217,7 +217,7 @@ PROJECTORS = (
             *only_when("a_embd > 0", SUBSAMPLED),
             *only_when(OF_SOUNDS, SOUNDS),
         ),
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         aliases=WRAPPED,
         whole=GEMMA4_WHOLE,
     ),
@@ -299,7 +299,7 @@ PROJECTORS = (
                 shape=("n_text", "a_embd"),
             ),
         ),
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         whole=GEMMA4_WHOLE,
     ),
 )

@@ -48,7 +48,7 @@ PROJECTORS = (
             T("visual.merger.up_proj.weight", "mm.up.weight", shape=("n_ff", "n_out")),
             T("visual.merger.down_proj.weight", "mm.down.weight", shape=("n_out", "n_ff")),
         ),
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         aliases=PREFIXES,
     ),
 )

@@ -74,7 +74,7 @@ PROJECTORS = (
             T("vision_model.vision_adapter.mlp.fc2.weight", "mm.model.mlp.2.weight", shape=("n_mid", "n_mid")),
             T("multi_modal_projector.linear_1.weight", "mm.model.fc.weight", shape=("n_text", "n_out")),
         ),
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         aliases=(("model.vision_model.{rest}", "vision_model.{rest}"), *PREFIXES),
         whole=LANGUAGE_MODEL,
     ),

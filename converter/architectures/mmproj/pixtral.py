@@ -1,4 +1,4 @@
-"""The tower of Pixtral and of Mistral Small 3.1."""
+"""The tower of Pixtral, of Mistral Small 3.1 and of LightOnOCR."""
 
 from converter.architectures.mmproj.common import (
     ACT,
@@ -12,7 +12,7 @@ from converter.architectures.mmproj.common import (
     VISION,
     B,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, pair
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, pair, without
 from converter.architectures.traits import F16_OR_F32
 from converter.tensors.ops import ROW, Reshape, Rope, Row
 
@@ -85,12 +85,48 @@ PROJECTORS = (
             HParam("n_vocab", ("vocab_size",), (), required=True),
         ),
         tensors=PIXTRAL,
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         aliases=(
             ("model.language_model.{rest}", "language_model.model.{rest}"),
             ("model.vision_tower.{rest}", "vision_tower.{rest}"),
             ("model.multi_modal_projector.{rest}", "multi_modal_projector.{rest}"),
         ),
         whole=LANGUAGE_MODEL,
+    ),
+    Architecture(
+        gguf="clip",
+        hf=(
+            HFClass(
+                "LightOnOCRForConditionalGeneration", "lighton_ocr", text=("qwen3",),
+                constants={
+                    "vision_config": {"model_type": "pixtral"}, "text_config": {"model_type": "qwen3"},
+                    "/processor": {"image_processor_type": "PixtralImageProcessor"},
+                },
+            ),
+            HFClass("LightOnOcrForConditionalGeneration", "lighton_ocr"),
+        ),
+        hparams=(
+            *VISION,
+            *amended((TYPE,), projector={"default": "'lightonocr'"}),
+            *amended((EPS,), eps={"default": 1e-5}),
+            *amended((USE_SILU,), use_silu={"when": "act == 'silu'"}),
+            *amended((USE_GELU,), use_gelu={"when": "act == 'gelu'"}),
+            HParam("merge", ("spatial_merge_size",), ("/clip.vision.spatial_merge_size",)),
+            ACT,
+            SILU,
+            HParam("image_token", ("image_token_id",), token="<|image_pad|>"),
+            HParam("patch", ("/processor.patch_size",), (), default="patch_size"),
+        ),
+        tensors=without(PIXTRAL, "v.token_embd.img_break"),
+        text=TEXT_MODEL,
+        aliases=(
+            ("model.vision_encoder.{rest}", "vision_tower.{rest}"),
+            ("model.vision_projection.{rest}", "multi_modal_projector.{rest}"),
+        ),
+        whole=(
+            ("vision_tower.{rest}", "model.vision_encoder.{rest}"),
+            ("multi_modal_projector.{rest}", "model.vision_projection.{rest}"),
+            ("model.{rest}", "model.language_model.{rest}"),
+        ),
     ),
 )

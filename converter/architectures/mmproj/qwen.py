@@ -130,7 +130,7 @@ PROJECTORS = (
             *pair(VISUAL + "mlp.fc1", B + "ffn_up", shape=("n_embd * ratio", "n_embd"), bias=True),
             *pair(VISUAL + "mlp.fc2", B + "ffn_down", shape=("n_embd", "n_embd * ratio"), bias=True),
         ),
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         aliases=PREFIXES,
     ),
     Architecture(
@@ -168,7 +168,7 @@ PROJECTORS = (
             *pair(VISUAL + "mlp.up_proj", B + "ffn_up", shape=("n_ff", "n_embd"), bias=True),
             *pair(VISUAL + "mlp.down_proj", B + "ffn_down", shape=("n_embd", "n_ff"), bias=True),
         ),
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         aliases=PREFIXES,
     ),
     Architecture(
@@ -220,7 +220,7 @@ PROJECTORS = (
             *QWEN_MARKS,
         ),
         tensors=(*QWEN3_VL, *DEEPSTACKS[0], *DEEPSTACKS[1], *DEEPSTACKS[2], *DEEPSTACKS[3]),
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         aliases=PREFIXES,
         whole=QWEN_WHOLE,
     ),

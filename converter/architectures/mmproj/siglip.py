@@ -1,4 +1,4 @@
-"""Towers of the SigLIP kind: Gemma 3, Idefics 3, LFM2-VL."""
+"""Towers of the SigLIP kind: Gemma 3, Idefics 3, LFM2-VL, Phi-4, MiniCPM-V 4.6."""
 
 from converter.architectures.mmproj.common import (
     EPS,
@@ -11,7 +11,7 @@ from converter.architectures.mmproj.common import (
     VISION,
     B,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, pair, retyped
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, pair, retyped, without
 from converter.architectures.traits import F16_OR_F32
 from converter.tensors.ops import Add, Reshape, Transpose
 
@@ -38,6 +38,21 @@ SIGLIP = (
     *pair(SIGLIP_BLOCK + "mlp.fc2", B + "ffn_down", shape=("n_embd", "n_ff"), bias=True),
     *pair("vision_tower.vision_model.post_layernorm", "v.post_ln", shape=("n_embd",), bias=True),
 )
+
+# Patches as rows of numbers, and as many places as there may be.
+LINEAR_PATCHES = (
+    T(
+        "vision_tower.vision_model.embeddings.patch_embedding.weight", "v.patch_embd.weight",
+        Reshape(("n_embd", "3 * patch_size ** 2"), ("n_embd", "patch_size", "patch_size", 3)),
+        Transpose((0, 3, 1, 2)), shape=("n_embd", "3 * patch_size ** 2"), type=F16_OR_F32,
+    ),
+    T(
+        "vision_tower.vision_model.embeddings.position_embedding.weight", "v.position_embd.weight",
+        shape=("n_position", "n_embd"),
+    ),
+)
+# What MiniCPM-V has between two blocks.
+JOINING = "vision_tower.vision_model.vit_merger."
 
 PROJECTORS = (
     Architecture(
@@ -82,7 +97,8 @@ PROJECTORS = (
                 shape=("n_embd",),
             ),
         ),
-        ignore=(*TEXT_MODEL, "vision_tower.vision_model.head.{rest}"),
+        text=TEXT_MODEL,
+        ignore=("vision_tower.vision_model.head.{rest}",),
         aliases=(*PREFIXES, ("vision_tower.{rest}", "vision_tower.vision_model.{rest}")),
         whole=LANGUAGE_MODEL,
     ),
@@ -119,7 +135,7 @@ PROJECTORS = (
                 shape=("n_text", "n_embd * scale ** 2"),
             ),
         ),
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         aliases=(("model.vision_model.{rest}", "vision_tower.vision_model.{rest}"),),
         whole=(
             ("vision_tower.vision_model.{rest}", "model.vision_model.{rest}"),
@@ -162,25 +178,143 @@ PROJECTORS = (
             HParam("image_token", ("image_token_id",), token="<image>"),
         ),
         tensors=(
-            T(
-                "vision_tower.vision_model.embeddings.patch_embedding.weight", "v.patch_embd.weight",
-                Reshape(("n_embd", "3 * patch_size ** 2"), ("n_embd", "patch_size", "patch_size", 3)),
-                Transpose((0, 3, 1, 2)), shape=("n_embd", "3 * patch_size ** 2"), type=F16_OR_F32,
-            ),
-            T(
-                "vision_tower.vision_model.embeddings.position_embedding.weight", "v.position_embd.weight",
-                shape=("n_position", "n_embd"),
-            ),
+            *LINEAR_PATCHES,
             *SIGLIP,
             *pair("multi_modal_projector.layer_norm", "mm.input_norm", shape=("n_embd * scale ** 2",), optional=True),
             *pair("multi_modal_projector.linear_1", "mm.1", shape=("n_inner", "n_embd * scale ** 2")),
             *pair("multi_modal_projector.linear_2", "mm.2", shape=("n_text", "n_inner")),
         ),
-        ignore=TEXT_MODEL,
+        text=TEXT_MODEL,
         aliases=(*PREFIXES, ("vision_tower.{rest}", "vision_tower.vision_model.{rest}")),
         whole=(
             ("vision_tower.{rest}", "model.vision_tower.{rest}"),
             ("multi_modal_projector.{rest}", "model.multi_modal_projector.{rest}"),
+            ("model.{rest}", "model.language_model.{rest}"),
+        ),
+    ),
+    Architecture(
+        gguf="clip",
+        hf=(HFClass("Phi4ForCausalLMV", "phi4-siglip"),),
+        hparams=(
+            *amended(
+                VISION,
+                image_size={
+                    "config": (), "required": False, "default": "int(sqrt(n_position)) * patch_size", "always": True,
+                },
+                patch_size={"config": ("/processor.patch_size",)},
+                # What the model takes is what goes into the last block.
+                n_layer={"config": (), "required": False, "default": "n_stored - 1", "always": True},
+            ),
+            *amended((TYPE,), projector={"default": "'phi4'"}),
+            HParam(
+                "min_pixels", (), ("/clip.vision.image_min_pixels",), default="n_min * patch_size ** 2", always=True,
+            ),
+            HParam(
+                "max_pixels", (), ("/clip.vision.image_max_pixels",), default="n_max * patch_size ** 2", always=True,
+            ),
+            USE_GELU,
+            EPS,
+            HParam("n_stored", ("vision_config.num_hidden_layers",), (), required=True),
+            HParam("n_min", ("/processor.min_num_patches", "min_num_patches"), (), required=True),
+            HParam("n_max", ("/processor.max_num_patches", "max_num_patches"), (), required=True),
+            HParam(
+                "n_position", (), (),
+                default="shape('vision_tower.vision_model.embeddings.position_embedding.weight', 0)",
+            ),
+        ),
+        tensors=(
+            *LINEAR_PATCHES,
+            *without(SIGLIP, "v.post_ln.weight", "v.post_ln.bias"),
+            *pair("model.mm_projector.0", "mm.0", shape=("n_text", "n_embd"), bias=True),
+            *pair("model.mm_projector.2", "mm.2", shape=("n_text", "n_text"), bias=True),
+        ),
+        text=TEXT_MODEL,
+        ignore=(
+            "vision_tower.vision_model.head.{rest}", "vision_tower.vision_model.post_layernorm.{rest}",
+            "vision_tower.vision_model.encoder.layers.{rest}",
+        ),
+        aliases=(
+            ("model.vision_tower.vision_tower.{rest}", "vision_tower.{rest}"),
+            ("mm_projector.{rest}", "model.mm_projector.{rest}"),
+        ),
+    ),
+    Architecture(
+        gguf="clip",
+        hf=(
+            HFClass(
+                "MiniCPMV4_6ForConditionalGeneration", "minicpmv4_6", text=("qwen35",),
+                constants={
+                    "text_config": {"model_type": "qwen3_5_text"},
+                    "vision_config": {"model_type": "minicpmv4_6_vision"},
+                    "/processor": {"image_processor_type": "MiniCPMV4_6ImageProcessor"},
+                },
+            ),
+        ),
+        hparams=(
+            *amended(
+                VISION,
+                image_size={
+                    "config": ("/processor.scale_resolution",), "required": False, "default": "grid", "always": True,
+                },
+            ),
+            *amended((TYPE,), projector={"default": "'minicpmv4_6'"}),
+            *amended((SCALE,), scale={"default": "2 if mode == '4x' else 4"}),
+            HParam(
+                "inserted", (), ("/clip.vision.wa_layer_indexes",), "i32[]", per_block="1", default="insert",
+                always=True,
+            ),
+            USE_GELU,
+            EPS,
+            HParam(
+                "mode", ("/processor.downsample_mode", "downsample_mode"), (), "str", default="'16x'",
+                back="'4x' if scale == 2 else '16x'",
+            ),
+            # The block behind which places are joined, four to one.
+            HParam(
+                "insert", ("insert_layer_id", "vision_config.insert_layer_id"), (), default=6, back="first(inserted)"
+            ),
+            HParam("insert_again", ("vision_config.insert_layer_id",), (), default="insert"),
+            HParam(
+                "grid", ("vision_config.image_size",), (), default=224,
+                back="int(sqrt(shape('v.position_embd.weight', 0))) * patch_size",
+            ),
+            HParam("image_token", ("image_token_id",), token="<|image_pad|>"),
+            HParam("video_token", ("video_token_id",), token="<|video_pad|>"),
+        ),
+        tensors=(
+            PATCHES[0],
+            T(
+                "vision_tower.vision_model.embeddings.position_embedding.weight", "v.position_embd.weight",
+                shape=("(grid // patch_size) ** 2", "n_embd"), type="F32",
+            ),
+            *SIGLIP,
+            *only_when(
+                "mode != '4x'",
+                (
+                    *pair(JOINING + "layer_norm1", "v.vit_merger.ln1", shape=("n_embd",), bias=True),
+                    *pair(JOINING + "self_attn.q_proj", "v.vit_merger.attn_q", shape=("n_embd", "n_embd"), bias=True),
+                    *pair(JOINING + "self_attn.k_proj", "v.vit_merger.attn_k", shape=("n_embd", "n_embd"), bias=True),
+                    *pair(JOINING + "self_attn.v_proj", "v.vit_merger.attn_v", shape=("n_embd", "n_embd"), bias=True),
+                    *pair(
+                        JOINING + "self_attn.out_proj", "v.vit_merger.attn_out", shape=("n_embd", "n_embd"), bias=True
+                    ),
+                    *pair(JOINING + "pre_norm", "v.vit_merger.ds_ln", shape=("4 * n_embd",), bias=True),
+                    *pair(
+                        JOINING + "linear_1", "v.vit_merger.ds_ffn_up", shape=("4 * n_ff", "4 * n_embd"), bias=True
+                    ),
+                    *pair(JOINING + "linear_2", "v.vit_merger.ds_ffn_down", shape=("n_embd", "4 * n_ff"), bias=True),
+                ),
+            ),
+            *pair("model.merger.mlp.0.pre_norm", "mm.input_norm", shape=("4 * n_embd",), bias=True),
+            *pair("model.merger.mlp.0.linear_1", "mm.up", shape=("4 * n_embd", "4 * n_embd"), bias=True),
+            *pair("model.merger.mlp.0.linear_2", "mm.down", shape=("n_text", "4 * n_embd"), bias=True),
+        ),
+        text=TEXT_MODEL,
+        ignore=(JOINING + "{rest}",),
+        aliases=(("model.vision_tower.{rest}", "vision_tower.vision_model.{rest}"),),
+        whole=(
+            ("vision_tower.vision_model.{rest}", "model.vision_tower.{rest}"),
+            ("model.merger.{rest}", "model.merger.{rest}"),
             ("model.{rest}", "model.language_model.{rest}"),
         ),
     ),
