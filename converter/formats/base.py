@@ -89,7 +89,7 @@ def check_elements(path: Path, name: str, shape: Sequence[int]) -> None:
     Raises:
         CorruptFile: as said.
     """
-    if math.prod(size for size in shape if size) >= _MAX_ELEMENTS:
+    if math.prod(filter(None, shape)) >= _MAX_ELEMENTS:
         raise CorruptFile(f"{path}: tensor {short(name)} is {list(shape[:8])}, more than 2**63 elements")
 
 

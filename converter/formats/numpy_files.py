@@ -172,7 +172,7 @@ def _columns(source: Bytes, info: TensorInfo, header: _Header, deflated: bool) -
         )
 
     work = 3 * info.row_nbytes + 8 * len(info.shape) + (info.row_nbytes if deflated else 0)
-    return LazyTensor(info, read, f"{source.path}@{info.name}", work_nbytes=work, indivisible=deflated)
+    return LazyTensor(info, read, f"{source.path}@{info.name}", work_nbytes=work, grain=info.n_rows if deflated else 1)
 
 
 # ------------------------------------------------------------------------------------------------- headers

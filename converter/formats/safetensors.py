@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +94,18 @@ def _read(mapped: Bytes) -> tuple[dict[str, LazyTensor], dict[str, str]]:
         raise CorruptFile(f"{path}: the header does not start with '{{'")
     header = parse_json(header_bytes, path)
     metadata = _texts(path, {} if (said := header.pop("__metadata__", None)) is None else said)
-    entries = [(name, *_entry(path, name, value)) for name, value in header.items()]
+    entries = [_entry(path, name, header.pop(name)) for name in tuple(header)]  # one form at a time is in memory
     start, end = 8 + length, 0
-    for name, _, low, high in sorted(entries, key=lambda entry: entry[2:]):
+    for info, low, high in sorted(entries, key=itemgetter(1, 2)):
         if low != end:
-            raise CorruptFile(f"{path}: tensor {short(name)} starts at {low}, the one before it ends at {end}")
+            raise CorruptFile(f"{path}: tensor {short(info.name)} starts at {low}, the one before it ends at {end}")
         end = high
     if start + end != mapped.size:
         raise CorruptFile(
             f"{path}: the tensors end at byte {start + end}, the file at {mapped.size}\n"
             "the file is truncated or has something appended; download it again"
         )
-    return {name: _tensor(mapped, info, start + low) for name, info, low, _ in entries}, metadata
+    return {info.name: _tensor(mapped, info, start + low) for info, low, _ in entries}, metadata
 
 
 def _texts(path: Path, value: Any) -> dict[str, str]:
@@ -118,11 +119,12 @@ def _entry(path: Path, name: str, value: Any) -> tuple[TensorInfo, int, int]:
     check_name(path, name)
     try:
         code, shape, (low, high) = value["dtype"], value["shape"], value["data_offsets"]
-        if set(value) != {"dtype", "shape", "data_offsets"}:
+        if len(value) != 3:
             raise ValueError("unknown fields")
         if not isinstance(shape, list) or len(shape) > MAX_AXES:
             raise ValueError(f"a shape is a list of at most {MAX_AXES} sizes")
-        if any(type(number) is not int or number < 0 for number in (*shape, low, high)):
+        numbers = (*shape, low, high)
+        if set(map(type, numbers)) != {int} or min(numbers) < 0:
             raise ValueError("shape and offsets must be whole numbers")
     except (TypeError, KeyError, ValueError) as error:
         raise CorruptFile(f"{path}: bad header entry {short(name)} ({str(error)[:80]})") from None

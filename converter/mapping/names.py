@@ -12,6 +12,8 @@ from converter.architectures.spec import NUMBERED, Architecture, TensorRule
 from converter.tensors.expressions import BLOCK, Sizes, evaluate, names
 
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
+#: The components of a name that are numbers.
+_INDEXES = re.compile(rf"(?<![^.])({_INDEX.pattern})(?![^.])")
 _BEYOND = "{beyond}"
 _NUMBER = re.compile(r"\{(\w+)([+-]\d+)?\}")
 
@@ -59,22 +61,16 @@ class RuleNames:
         for rule in rules:
             for slot, template in enumerate(getattr(rule, side)):
                 parts = template.split(".")
-                key = tuple("#" if part.startswith("{") or _is_index(part) else part for part in parts)
-                numbers = tuple(_Number.of(part) for part, kind in zip(parts, key, strict=True) if kind == "#")
-                self._table.setdefault(key, []).append((rule, slot, numbers))
+                texts = _INDEXES.split(".".join("0" if part.startswith("{") else part for part in parts))[::2]
+                numbers = tuple(_Number.of(part) for part in parts if part.startswith("{") or _INDEX.fullmatch(part))
+                self._table.setdefault(tuple(texts), []).append((rule, slot, numbers))
 
     def find(self, name: str, applies: Callable[[TensorRule, int | None], bool]) -> Match | None:
         """The first rule of this name that applies to its block."""
-        key, found = [], []
-        for part in name.split("."):
-            if _is_index(part):
-                found.append(int(part))
-                key.append("#")
-            else:
-                key.append(part)
-        for rule, slot, numbers in self._table.get(tuple(key), ()):
+        parts = _INDEXES.split(name)
+        for rule, slot, numbers in self._table.get(tuple(parts[::2]), ()):
             block = expert = None
-            for number, value in zip(numbers, found, strict=True):
+            for number, value in zip(numbers, map(int, parts[1::2]), strict=True):
                 if number.word == BLOCK:
                     block = value - number.plus
                 elif number.word == "expert":
@@ -85,10 +81,6 @@ class RuleNames:
                 if (block is None or block >= 0) and applies(rule, block):
                     return Match(rule, slot, block, expert)
         return None
-
-
-def _is_index(part: str) -> bool:
-    return part.isdecimal() and _INDEX.fullmatch(part) is not None
 
 
 @dataclass(frozen=True)
@@ -133,14 +125,16 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 @cache
-def _head(template: str) -> str:
-    """What every name that fits starts with."""
-    return template.partition("{")[0]
+def _heads(aliases: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """What every name starts with that one of the aliases fits."""
+    return tuple(template.partition("{")[0] for template, _ in aliases)
 
 
 def spellings(architecture: Architecture, name: str) -> list[str]:
     """A name and what it is called under the aliases, each of which also rewrites what those before it made."""
     found = [name]
+    if not name.startswith(_heads(architecture.aliases)):  # most of a hundred thousand names end here
+        return found
     for alias in architecture.aliases:
         for each in tuple(found):
             new = _respelled(alias, each)
@@ -155,8 +149,6 @@ def in_whole(architecture: Architecture, name: str) -> str:
 
 def _respelled(alias: tuple[str, str], name: str) -> str | None:
     pattern, new = alias
-    if not name.startswith(_head(pattern)):  # most of a hundred thousand names end here
-        return None
     match = _pattern(pattern).fullmatch(name)
     for word, text in match.groupdict().items() if match else ():
         new = new.replace("{" + word + "}", text)

@@ -6,6 +6,7 @@ can name it, and a worker elsewhere can be told to do it.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,13 +89,13 @@ def gathering(
 def slab_rows(tensors: Sequence[LazyTensor], row_work: int) -> int:
     """Rows of a slab: what fits into the memory that the tensors state, or else into what suits the kernels.
 
-    All rows at once where a tensor is computed whole anyway.
+    Rows that are computed together anyway stay together.
     """
     n_rows = max(1, tensors[0].info.n_rows)
-    if any(tensor.indivisible for tensor in tensors):
-        return n_rows
     stated = [tensor.slab_nbytes for tensor in tensors if tensor.slab_nbytes is not None]
-    return min(n_rows, max(1, max(stated, default=kernels.SLAB_NBYTES) // max(1, row_work)))
+    rows = max(stated, default=kernels.SLAB_NBYTES) // max(1, row_work)
+    together = math.lcm(*(max(1, tensor.grain) for tensor in tensors))
+    return min(n_rows, max(1, rows // together) * together)
 
 
 def row_ranges(tensors: Sequence[LazyTensor], row_work: int) -> Iterator[tuple[int, int]]:

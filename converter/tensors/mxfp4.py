@@ -80,7 +80,8 @@ def _parted(tensor: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
         made = regrouped(read(first, last)[..., 1:], (2, _BYTES), (_BYTES, 2)).reshape(-1, _BYTES)
         return made[start - first * count : stop - first * count]
 
-    blocks = tensor.derived(TensorInfo(stem + BLOCKS, (*outer, count, _BYTES), U8), codes, work_nbytes=4 * row)
+    info = TensorInfo(stem + BLOCKS, (*outer, count, _BYTES), U8)
+    blocks = tensor.derived(info, codes, work_nbytes=4 * row, grain=tensor.grain * count)
     info = TensorInfo(stem + SCALES, (*outer, count), U8)
     scales = tensor.derived(info, lambda start, stop: np.ascontiguousarray(read(start, stop)[..., 0]))
     return blocks, replace(scales, parts=tensor.parts or (tensor.name,))

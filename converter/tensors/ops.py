@@ -7,7 +7,9 @@ An op takes the list of tensors in flight to another list. What it may touch dec
     rows      yes, bit-exact         by rows        Rope, PermuteRows, Stack, Unstack, Row, Rows, Pick, Reshape,
                                                     Split, Concat, Transpose while they leave the last axis alone
     values    after decoding         by rows        Add, Mul, NegExp, LogNeg, Softplus
-    whole     after decoding         one tensor     PermuteColumns, and any of the first on the last axis
+    outer     after decoding         by indexes     PermuteColumns, and Split, Concat, Transpose on the last axis, while
+                                     of axis 0      they leave the first alone
+    whole     after decoding         one tensor     any of the first on the last axis, where that is also the first
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
 bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says
@@ -37,7 +39,7 @@ Shape = tuple[int, ...]
 Array = NDArray[Any]
 
 ROW = "row"
-REACHES = ("rows", "values", "whole")
+REACHES = ("rows", "values", "outer", "whole")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Op(ABC):
     exact: ClassVar[bool] = True
 
     def reach(self, ndim: int) -> str:
-        """What the op touches on a tensor of `ndim` axes: "rows", "values" or "whole"."""
+        """What the op touches on a tensor of `ndim` axes: "rows", "values", "outer" or "whole".
+
+        An "outer" op does the same to each index of the first axis, and to any number of them.
+        """
         return "rows"
 
     def bind(self, sizes: Sizes) -> Self:
@@ -83,6 +88,11 @@ def _each(arrays: Sequence[Any], change: Any) -> list[Any]:
 
 def _resolved(shape: tuple[Size, ...], row: int) -> Shape:
     return tuple(row if size == ROW else int(size) for size in shape)
+
+
+def _last_axis(ndim: int) -> str:
+    """The reach of an op on the last axis alone."""
+    return "outer" if ndim > 1 else "whole"
 
 
 def _check(ok: bool, op: Op, shapes: Sequence[Shape]) -> None:
@@ -170,7 +180,7 @@ class PermuteColumns(Op):
     order: tuple[int, ...]
 
     def reach(self, ndim: int) -> str:
-        return "whole"
+        return _last_axis(ndim)
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         columns = math.prod(map(int, self.shape))
@@ -200,7 +210,9 @@ class Transpose(Op):
     axes: tuple[int, ...] = (1, 0)
 
     def reach(self, ndim: int) -> str:
-        return "rows" if self.axes[-1] == len(self.axes) - 1 else "whole"
+        if self.axes[-1] == len(self.axes) - 1:
+            return "rows"
+        return "outer" if self.axes[0] == 0 else "whole"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         _check(all(len(shape) == len(self.axes) for shape in shapes), self, shapes)
@@ -248,7 +260,7 @@ class Split(Op):
     sizes: tuple[Size, ...]
 
     def reach(self, ndim: int) -> str:
-        return "whole" if self.axis in (-1, ndim - 1) else "rows"
+        return _last_axis(ndim) if self.axis in (-1, ndim - 1) else "rows"
 
     def _cuts(self, length: int) -> list[int]:
         sizes = [int(size) for size in self.sizes]
@@ -281,7 +293,7 @@ class Concat(Op):
     sizes: tuple[Size, ...]
 
     def reach(self, ndim: int) -> str:
-        return "whole" if self.axis in (-1, ndim - 1) else "rows"
+        return _last_axis(ndim) if self.axis in (-1, ndim - 1) else "rows"
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         first = shapes[0]
@@ -554,6 +566,11 @@ class At(Op):
         return At(self.index, self.op.inverse(), self.makes, self.takes)
 
 
+def taking(op: Op, count: int) -> tuple[Op, int, int]:
+    """The op itself, and which of `count` tensors in flight it takes: those from the second number up to the third."""
+    return (op.op, op.index, op.stop) if isinstance(op, At) else (op, 0, count)
+
+
 Chain = tuple[Op, ...]
 
 
@@ -584,10 +601,21 @@ def apply(chain: Chain, arrays: Sequence[Array], half: bool = False) -> list[Arr
     return result
 
 
+def reaches(chain: Chain, shapes: Sequence[Shape]) -> list[str]:
+    """The reach of each of the chain's ops on tensors of `shapes`.
+
+    Raises:
+        ShapeMismatch: an op does not fit.
+    """
+    result = []
+    for op in chain:
+        made = op.infer(shapes)
+        _, start, stop = taking(op, len(shapes))
+        result.append(op.reach(min(map(len, shapes[start:stop]))))
+        shapes = made
+    return result
+
+
 def reach(chain: Chain, shapes: Sequence[Shape]) -> str:
     """The widest reach of the chain's ops on tensors of `shapes`."""
-    widest = "rows"
-    for op in chain:
-        widest = max(widest, op.reach(min(map(len, shapes))), key=REACHES.index)
-        shapes = op.infer(shapes)
-    return widest
+    return max(reaches(chain, shapes), key=REACHES.index, default="rows")

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import QuantizationError
+from converter.errors import QuantizationError, ShapeMismatch
 from converter.tensors import kernels
 from converter.tensors.dtypes import F16, F32
-from converter.tensors.ops import At, Chain, Op, Shape, apply, infer, reach
+from converter.tensors.ops import Chain, Op, Shape, apply, infer, reaches, taking
 from converter.tensors.tensor import Beside, LazyTensor, Rows, TensorInfo
 
 
@@ -52,44 +52,76 @@ def values(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float32]:
 def compose(chain: Chain, sources: Sequence[LazyTensor], names: Sequence[str]) -> list[LazyTensor]:
     """Apply bound ops to lazy tensors.
 
-    Row moves act on packed bytes and stream; value ops decode to F32 and stream; a chain that touches the last
-    axis holds one tensor in memory. What is stored in F16 is calculated in F16, as torch does it: the F32 is rounded
-    after each op.
+    Row moves act on packed bytes and stream; value ops decode to F32 and stream; ops within the indexes of the first
+    axis stream index by index; a chain that touches a last axis which is also the first holds one tensor in memory.
+    What is stored in F16 is calculated in F16, as torch does it: the F32 is rounded after each op.
 
     Raises:
         ShapeMismatch: an op does not fit the shapes.
     """
     shapes = tuple(source.info.shape for source in sources)
-    infer(chain, shapes)
+    kinds = reaches(chain, shapes)
     tensors = list(sources)
-    if reach(chain, shapes) == "whole":
+    if "whole" in kinds:
         tensors = _whole(chain, tensors)
     else:
-        for changes, ops in groupby(chain, _changes_values):
-            tensors = (_changed if changes else _moved)(tuple(ops), tensors)
+        ops = iter(chain)
+        for kind, group in groupby(kinds):
+            tensors = _STREAMS[kind](tuple(islice(ops, len(list(group)))), tensors)
     return [tensor.renamed(name) for tensor, name in zip(tensors, names, strict=True)]
-
-
-def _changes_values(op: Op) -> bool:
-    return op.reach(2) == "values"
 
 
 def _parts(sources: Sequence[LazyTensor]) -> tuple[str, ...]:
     return tuple(name for source in sources for name in (source.parts or (source.name,)))
 
 
-@lru_cache(maxsize=32)
-def _row_map(chain: Chain, shapes: tuple[Shape, ...]) -> tuple[NDArray[np.int64], ...]:
-    """For each result, the source row of each of its rows, -1 for zeros; rows are counted through all sources.
+def _as_rows(shape: Shape) -> Shape:
+    """The last two axes as one: what lies under an index of the axes before them is a row."""
+    return (*shape[:-2], math.prod(shape[-2:]))
 
-    Blocks of a model share chain and shapes, so the cache holds a handful of these.
+
+def _moved_together(chain: Chain, shapes: tuple[Shape, ...]) -> tuple[int, tuple[Shape, ...]]:
+    """How many rows in sequence the chain always moves together, and the shapes with those as one row.
+
+    To stack matrices is to move matrices: a map of their rows, two million in a layer of experts, need not be there.
     """
+    together, results = 1, infer(chain, shapes)
+    while all(len(shape) > 1 for shape in (*shapes, *results)) and len({shape[-2] for shape in shapes}) == 1:
+        wider, moved = tuple(map(_as_rows, shapes)), list(map(_as_rows, results))
+        try:
+            alike = set(reaches(chain, wider)) == {"rows"} and infer(chain, wider) == moved
+        except ShapeMismatch:
+            alike = False
+        if not alike:
+            break
+        together *= shapes[0][-2]
+        shapes, results = wider, moved
+    return together, shapes
+
+
+@lru_cache(maxsize=32)
+def _row_map(chain: Chain, shapes: tuple[Shape, ...]) -> tuple[int, tuple[NDArray[np.int64], ...]]:
+    """How many rows move together, and for each result the source of each of its groups of so many; -1 for zeros.
+
+    Groups are counted through all sources. Blocks of a model share chain and shapes, so the cache holds few of these.
+    """
+    together, shapes = _moved_together(chain, shapes)
     start, rows = 1, []
     for shape in shapes:
         n_rows = math.prod(shape[:-1])
         rows.append(np.arange(start, start + n_rows).reshape(*shape[:-1], 1))
         start += n_rows
-    return tuple(np.ascontiguousarray(array).reshape(-1) - 1 for array in apply(chain, rows))
+    return together, tuple(np.ascontiguousarray(array).reshape(-1) - 1 for array in apply(chain, rows))
+
+
+def _source_rows(chain: Chain, shapes: tuple[Shape, ...], which: int, start: int, stop: int) -> NDArray[np.int64]:
+    """The source row of each of the rows [start, stop) of a result, -1 for zeros, counted through all sources."""
+    together, maps = _row_map(chain, shapes)
+    if together == 1:
+        return maps[which][start:stop]
+    group, row = np.divmod(np.arange(start, stop), together)
+    source = maps[which][group]
+    return np.where(source < 0, -1, source * together + row)
 
 
 def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
@@ -107,9 +139,20 @@ def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
             return np.zeros((len(rows), first.row_nbytes), np.uint8)
         return sources[owner].take(rows - (ends[owner] - sources[owner].info.n_rows))
 
+    def grain(which: int, shape: Shape) -> int:
+        """The most rows in sequence that come from one grain of a source."""
+        if all(source.grain == 1 for source in sources):
+            return 1
+        rows = _source_rows(chain, shapes, which, 0, math.prod(shape[:-1]))
+        owner = np.searchsorted(ends, rows, side="right")
+        grains = np.array([source.grain for source in sources])
+        starts = ends - [source.info.n_rows for source in sources]
+        changes = np.diff(owner) | np.diff((rows - starts[owner]) // grains[owner])
+        return int(np.diff(np.flatnonzero(changes), prepend=-1, append=len(rows) - 1).max())
+
     def gathered(which: int, shape: Shape) -> LazyTensor:
         def read(start: int, stop: int) -> Rows:
-            rows = _row_map(chain, shapes)[which][start:stop]
+            rows = _source_rows(chain, shapes, which, start, stop)
             if not len(rows):
                 return np.empty((0, first.row_nbytes), np.uint8)
             owner = np.where(rows < 0, -1, np.searchsorted(ends, rows, side="right"))
@@ -118,8 +161,7 @@ def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
         info = TensorInfo(first.name, shape, first.dtype)
-        whole = any(source.indivisible for source in sources)
-        made = sources[0].derived(info, read, parts=_parts(sources), work_nbytes=work, indivisible=whole)
+        made = sources[0].derived(info, read, parts=_parts(sources), work_nbytes=work, grain=grain(which, shape))
         return replace(made, beside=beside[which] if beside else None)
 
     return [gathered(which, shape) for which, shape in enumerate(infer(chain, shapes))]
@@ -138,7 +180,8 @@ def _moved_beside(chain: Chain, sources: Sequence[LazyTensor]) -> list[Beside | 
     ]
     shapes, free = tuple(source.info.shape for source in sources), all(each.prec_a4 for each in own)
     made: list[Beside | None] = []
-    for rows, shape in zip(_row_map(chain, shapes), infer(chain, shapes), strict=True):
+    for which, shape in enumerate(infer(chain, shapes)):
+        rows = _source_rows(chain, shapes, which, 0, math.prod(shape[:-1]))
         found = numbers[np.searchsorted(np.cumsum(runs), rows, side="right")]
         matrices = found.reshape(math.prod(shape[:-2]), -1, 2)
         if (rows < 0).any() or (matrices != matrices[:, :1]).any():
@@ -153,8 +196,8 @@ def _changed(chain: Chain, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
     """Ops that change numbers one by one, each on all tensors in flight or, by `At`, on one."""
     result = []
     for index, tensor in enumerate(tensors):
-        here = (op for op in chain if not isinstance(op, At) or op.index <= index < op.stop)
-        ops = tuple(op.op if isinstance(op, At) else op for op in here)
+        taken = (taking(op, len(tensors)) for op in chain)
+        ops = tuple(op for op, start, stop in taken if start <= index < stop)
         result.append(_calculated(ops, decoded(tensor), tensor.info.dtype is F16) if ops else tensor)
     return result
 
@@ -170,11 +213,56 @@ def _calculated(ops: Chain, tensor: LazyTensor, half: bool) -> LazyTensor:
     return tensor.derived(read=read, parts=_parts([tensor]), work_nbytes=work)
 
 
+def _apart(chain: Chain, tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+    """Ops that do the same to each index of the first axis, each on all tensors in flight or, by `At`, on some."""
+    result = list(tensors)
+    for each in chain:
+        op, start, stop = taking(each, len(result))
+        result[start:stop] = _by_index(op, result[start:stop])
+    return result
+
+
+def _by_index(op: Op, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
+    plain = _dense(sources)
+    first, count = plain[0].info, max(1, plain[0].info.shape[0])
+    kind = first.dtype.numpy
+    assert kind is not None  # what is packed is decoded
+
+    def part(source: LazyTensor, low: int, high: int) -> NDArray[np.generic]:
+        """Indexes [low, high) of the first axis."""
+        inner = source.info.n_rows // count
+        data = np.ascontiguousarray(source.rows(low * inner, high * inner)).view(kind)
+        return data.reshape(high - low, *source.info.shape[1:])
+
+    def computed(which: int, shape: Shape) -> LazyTensor:
+        info = TensorInfo(first.name, shape, first.dtype)
+        inner = max(1, math.prod(shape[1:-1]))
+
+        def read(start: int, stop: int) -> Rows:
+            low, high = start // inner, -(-stop // inner)
+            array = op.apply([part(source, low, high) for source in plain])[which]
+            rows = array.reshape((high - low) * inner, info.row)[start - low * inner : stop - low * inner]
+            return np.ascontiguousarray(rows).view(np.uint8)
+
+        given = sum(source.row_work * source.info.n_rows for source in plain)
+        work = info.row_nbytes + given // max(1, info.n_rows)
+        grain = max(inner, *(source.grain * info.n_rows // max(1, source.info.n_rows) for source in plain))
+        return sources[0].derived(info, read, parts=_parts(sources), work_nbytes=work, grain=grain)
+
+    return [computed(which, shape) for which, shape in enumerate(op.infer([source.info.shape for source in plain]))]
+
+
+def _dense(sources: Sequence[LazyTensor]) -> list[LazyTensor]:
+    """The tensors in one type whose elements can be moved: their own, or F32 where they are packed or differ."""
+    alike = len({source.info.dtype for source in sources}) == 1
+    return [source if alike and not source.info.dtype.quantized else decoded(source) for source in sources]
+
+
 def _whole(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
     """Any chain, on tensors held in memory."""
-    as_numbers = len({source.info.dtype for source in sources}) > 1 or any(map(_changes_values, chain))
+    as_numbers = any(op.reach(2) == "values" for op in chain)
     half = as_numbers and all(source.info.dtype is F16 for source in sources)
-    plain = [decoded(source) if as_numbers or source.info.dtype.quantized else source for source in sources]
+    plain = [decoded(source) for source in sources] if as_numbers else _dense(sources)
     first = plain[0].info
 
     def computed(which: int, shape: Shape) -> LazyTensor:
@@ -186,6 +274,10 @@ def _whole(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
             return data.reshape(info.n_rows, info.row_nbytes)[start:stop]
 
         work = info.row_nbytes + sum(source.info.nbytes for source in plain) // max(1, info.n_rows)
-        return sources[0].derived(info, read, parts=_parts(sources), work_nbytes=work, indivisible=True)
+        return sources[0].derived(info, read, parts=_parts(sources), work_nbytes=work, grain=info.n_rows)
 
     return [computed(which, shape) for which, shape in enumerate(infer(chain, [source.info.shape for source in plain]))]
+
+
+#: How the ops of each reach stream.
+_STREAMS = {"rows": _moved, "values": _changed, "outer": _apart}

@@ -14,7 +14,7 @@ from converter.tensors.dtypes import DType
 Rows = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """What is known of a tensor without reading it.
 
@@ -63,7 +63,7 @@ class Beside:
     prec_a4: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LazyTensor:
     """Stored rows on demand.
 
@@ -72,8 +72,9 @@ class LazyTensor:
     `source` says where the bytes come from (file@offset, or what computed them), for messages.
     `parts` are the names of the tensors it was made of. `work_nbytes` is the memory one row needs on its
     way, so that the engine can size its slabs: a row that is decoded costs more than what comes out.
-    An `indivisible` tensor is computed whole, whatever part of it is asked for. `slab_nbytes` is the memory that rows
-    asked for together should take, where whoever computes them wants another amount than the kernels.
+    `grain` rows, counted from the first, are computed together whatever part of them is asked for: all of them where
+    the tensor can only be had whole. `slab_nbytes` is the memory that rows asked for together should take, where
+    whoever computes them wants another amount than the kernels.
     `beside` is what blocks do not say themselves; numbers that are decoded have it in them.
     """
 
@@ -82,7 +83,7 @@ class LazyTensor:
     source: str
     parts: tuple[str, ...] = ()
     work_nbytes: int | None = None
-    indivisible: bool = False
+    grain: int = 1
     slab_nbytes: int | None = None
     beside: Beside | None = None
 
@@ -123,7 +124,7 @@ class LazyTensor:
         *,
         parts: tuple[str, ...] | None = None,
         work_nbytes: int | None = None,
-        indivisible: bool | None = None,
+        grain: int | None = None,
     ) -> LazyTensor:
         """A tensor that is read through this one: what is not given stays as it is, a row's memory included.
 
@@ -136,7 +137,7 @@ class LazyTensor:
             read=self.read if read is None else read,
             parts=self.parts if parts is None else parts,
             work_nbytes=self.row_work if work_nbytes is None else work_nbytes,
-            indivisible=self.indivisible if indivisible is None else indivisible,
+            grain=self.grain if grain is None else grain,
             beside=self.beside if blocks else None,
         )
 

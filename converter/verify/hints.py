@@ -55,9 +55,7 @@ def hint(pair: Pair, others: Sequence[Pair], left_over: Mapping[str, LazyTensor]
 def _read(pair: Pair) -> _Sides:
     decoded(pair.reference)
     info = pair.candidate.info
-    count = min(info.n_rows, max(1, MOST_ELEMENTS // max(1, info.row)))
-    if pair.reference.indivisible:
-        count = info.n_rows
+    count = min(info.n_rows, max(1, MOST_ELEMENTS // max(1, info.row), pair.reference.grain))
     reference = values(pair.reference, 0, count)
     candidate = values(pair.candidate, 0, count)
     return _Sides(reference, candidate, info.shape, count == info.n_rows)

@@ -55,7 +55,7 @@ def model() -> list[LazyTensor]:
         numbers("hollow", 5, 0),
         numbers("row", 1, 5000),
         numbers("stack", 3, 7, 11, 2),
-        LazyTensor(whole.info, whole.read, "test", indivisible=True),
+        LazyTensor(whole.info, whole.read, "test", grain=33),
     ]
 
 
@@ -88,7 +88,7 @@ def test_reads_that_are_not_contiguous(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes()[32:] == values.tobytes()
 
 
-def test_an_indivisible_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_are_computed_together_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "SLAB_NBYTES", 64)
     calls = []
     data = np.zeros((50, 40), np.uint8)
@@ -98,8 +98,11 @@ def test_an_indivisible_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.
         return data[start:stop]
 
     info = TensorInfo("w", (50, 10), F32)
-    write(layout_of(LazyTensor(info, read, "test", indivisible=True), path=tmp_path / "out"), threads=3)
+    write(layout_of(LazyTensor(info, read, "test", grain=50), path=tmp_path / "out"), threads=3)
     assert calls == [(0, 50)]
+    calls.clear()
+    write(layout_of(LazyTensor(info, read, "test", grain=20), path=tmp_path / "out"), threads=1)
+    assert calls == [(0, 20), (20, 40), (40, 50)]
     calls.clear()
     write(layout_of(LazyTensor(info, read, "test"), path=tmp_path / "out"), threads=1)
     assert calls == [(start, start + 1) for start in range(50)]
@@ -439,7 +442,7 @@ def test_memory_in_flight_is_what_the_plan_says(tmp_path: Path, monkeypatch: pyt
     big, small = numbers("big", 1000, 256), numbers("small", 3, 4)
     layout = layout_of(big, small, path=tmp_path / "out")
     assert output.working_nbytes(layout, 3) == 3 * (1 << 16)
-    whole = LazyTensor(big.info, big.read, "test", indivisible=True)
+    whole = LazyTensor(big.info, big.read, "test", grain=1000)
     assert output.working_nbytes(layout_of(whole, path=tmp_path / "out"), 2) == 2 * big.info.nbytes
     assert output.working_nbytes(layout_of(path=tmp_path / "out"), 2) == 0
 

@@ -53,9 +53,19 @@ def test_who_computes_the_rows_may_want_another_slab() -> None:
 
 
 def test_what_is_computed_whole_is_one_slab() -> None:
-    whole = tensor("w", 10_000, 1024, indivisible=True)
+    whole = tensor("w", 10_000, 1024, grain=10_000)
     assert slab_rows((whole,), 4096) == 10_000
     assert list(row_ranges((tensor("v", 10_000, 1024), whole), 8192)) == [(0, 10_000)]
+
+
+def test_a_slab_is_a_multiple_of_the_rows_that_are_computed_together() -> None:
+    """As many as fit, one at least; of several tensors, of all of them."""
+    assert slab_rows((tensor("w", 10_000, 1024, grain=100),), 4096) == 500  # 512 fit
+    assert slab_rows((tensor("w", 10_000, 1024, grain=600),), 4096) == 600
+    assert slab_rows((tensor("v", 10_000, 1024, grain=40), tensor("w", 10_000, 1024, grain=100)), 4096) == 400
+    assert slab_rows((tensor("w", 550, 1024, grain=600),), 4096) == 550
+    ends = [stop for _, stop in row_ranges((tensor("w", 1100, 1024, grain=300),), 4096)]
+    assert ends == [300, 600, 900, 1100]
 
 
 def test_rows_without_memory_and_tensors_without_rows() -> None:

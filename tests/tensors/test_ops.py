@@ -40,7 +40,7 @@ from converter.tensors.ops import (
     Unstack,
     inverse,
 )
-from converter.tensors.streams import compose
+from converter.tensors.streams import _row_map, compose
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
 
 PACKED = ("Q8_0", "Q4_0", "Q5_1", "Q4_K")
@@ -95,11 +95,12 @@ CASES = (
     case(Rope(2, n_rot=4), (10,), reach="whole", misfit=(6,)),
     case(PermuteRows(("n_head_kv", 3, 2), (1, 2, 0)), (12, 256), reach="rows", misfit=(13, 256)),
     case(PermuteRows((2, 3), (1, 0)), (6,), reach="whole", misfit=(7,)),
-    case(PermuteColumns((4, 64), (1, 0)), (3, 256), reach="whole", misfit=(3, 255)),
+    case(PermuteColumns((4, 64), (1, 0)), (3, 256), reach="outer", misfit=(3, 255)),
     case(PermuteColumns((2, 3, 2), (2, 0, 1)), (12,), reach="whole", misfit=(3, 11)),
     case(Transpose(), (5, 256), reach="whole", gives=[(256, 5)], misfit=(5,)),
     case(Transpose((1, 0, 2)), (5, 3, 256), reach="rows", gives=[(3, 5, 256)], misfit=(5, 256)),
     case(Transpose((2, 0, 1)), (5, 3, 4), reach="whole", gives=[(4, 5, 3)], misfit=(5, 3)),
+    case(Transpose((0, 3, 1, 2)), (5, 3, 4, 2), reach="outer", gives=[(5, 2, 3, 4)], misfit=(5, 3, 4)),
     case(
         Reshape(("n_head * head_dim", "row"), ("n_head", "head_dim", "row")),
         (24, 256),
@@ -111,13 +112,14 @@ CASES = (
     case(Split(0, (2, 1, 1)), (8, 256), reach="rows", gives=[(4, 256), (2, 256), (2, 256)], misfit=(9, 256)),
     case(Split(1, (1, 1)), (3, 4, 256), reach="rows", gives=[(3, 2, 256)] * 2, misfit=(3, 5, 256)),
     case(Split(-2, (1, 3)), (3, 4, 256), reach="rows", gives=[(3, 1, 256), (3, 3, 256)], misfit=(7,)),
-    case(Split(-1, (1, 1)), (3, 8), reach="whole", gives=[(3, 4)] * 2, misfit=(3, 7)),
+    case(Split(-1, (1, 1)), (3, 8), reach="outer", gives=[(3, 4)] * 2, misfit=(3, 7)),
     case(Split(0, ("n_head", 2)), (8,), reach="whole", gives=[(6,), (2,)], misfit=(9,)),
     case(Split(0, (1, 1)), (4, 256), reach="rows", gives=[(2, 256)] * 2, misfit=[(4, 256), (4, 256)]),
     case(Concat(0, (4, 2)), (4, 256), (2, 256), reach="rows", gives=[(6, 256)], misfit=[(2, 256), (4, 256)]),
     case(Concat(0, (1, 1)), (4, 256), (4, 256), reach="rows", gives=[(8, 256)], misfit=[(4, 256), (4, 224)]),
     case(Concat(0, (1, 1)), (4, 256), (4, 256), reach="rows", gives=[(8, 256)], misfit=[(4, 256)]),
-    case(Concat(1, (1, 1)), (3, 4), (3, 4), reach="whole", gives=[(3, 8)], misfit=[(3, 4), (2, 4)]),
+    case(Concat(1, (1, 1)), (3, 4), (3, 4), reach="outer", gives=[(3, 8)], misfit=[(3, 4), (2, 4)]),
+    case(Concat(2, (1, 2)), (3, 5, 4), (3, 5, 8), reach="outer", gives=[(3, 5, 12)], misfit=[(3, 5, 4), (3, 5, 4)]),
     case(Concat(0, (1, 1)), (4,), (4,), reach="whole", gives=[(8,)], misfit=[(4,), (5,)]),
     case(Stack("n_expert"), *[(4, 256)] * 3, reach="rows", gives=[(3, 4, 256)], misfit=[(4, 256)] * 2),
     case(Stack("n_expert"), *[(256,)] * 3, reach="rows", gives=[(3, 256)], misfit=[(4,), (4,), (5,)]),
@@ -186,7 +188,7 @@ CHAINS = {
             Split(1, ("head_dim", 2)),
             At(0, Transpose((0, 2, 1))),
         ),
-        (36, 64), reach="whole", gives=[(6, 64, 4), (6, 2, 64)], misfit=(35, 64),
+        (36, 64), reach="outer", gives=[(6, 64, 4), (6, 2, 64)], misfit=(35, 64),
     ),
     "split, then rope one": case(
         (Split(0, (2, 1, 1)), At(0, Rope(4)), At(1, Rope(2))),
@@ -376,7 +378,9 @@ def test_values_before_and_after_moves_and_on_one_tensor() -> None:
     assert np.array_equal(result.array(), ops.apply(chain, [wide])[0])
 
 
-@pytest.mark.parametrize("last", [(), (PermuteColumns((2, 8), (1, 0)),)], ids=["by rows", "whole"])
+@pytest.mark.parametrize(
+    "last", [(), (PermuteColumns((2, 8), (1, 0)),), (Transpose(),)], ids=["by rows", "outer", "whole"]
+)
 def test_values_of_f16_are_those_of_torch(last: Chain) -> None:
     """Each op rounds to F16: not what F32 rounded once gives."""
     (array,) = numbers([(8, 16)])
@@ -425,10 +429,136 @@ def test_row_moves_read_only_what_they_need() -> None:
 def test_whole_ops_say_that_they_cannot_be_cut() -> None:
     (base,) = lazy(numbers([(16, 8)]))
     (turned,) = compose((Transpose(),), [base], ["t"])
-    assert turned.indivisible
+    assert turned.grain == turned.info.n_rows == 8
     (moved,) = compose((Rope(2),), [turned], ["m"])
-    assert moved.indivisible
-    assert not compose((Rope(2),), [base], ["r"])[0].indivisible
+    assert moved.grain == 8
+    assert compose((Rope(2),), [base], ["r"])[0].grain == 1
+
+
+#: Chains in which something is done within each index of the first axis; how many rows of each result belong together.
+OUTER = {
+    "columns of a matrix": ((PermuteColumns((2, 4), (1, 0)),), [(16, 8)], [1]),
+    "columns of stacked matrices": ((PermuteColumns((2, 4), (1, 0)),), [(5, 3, 8)], [3]),
+    "one of two": (CHAINS["deepseek"].bound, [(36, 64)], [64, 1]),
+    "joined again": (inverse(CHAINS["deepseek"].bound), [(6, 64, 4), (6, 2, 64)], [4]),
+    "turned, then halves": ((Transpose((0, 2, 1)), Split(1, (1, 1))), [(5, 4, 6)], [3, 3]),
+    "turned, then every second row": (
+        (
+            Transpose((0, 2, 1)), Reshape((5, 6, "row"), (5, 3, 2, "row")), Split(2, (1, 1)),
+            Reshape((5, 3, 1, "row"), (5, 3, "row")),
+        ),
+        [(5, 4, 6)], [3, 3],
+    ),
+    "turned, then apart": ((Transpose((0, 2, 1)), Unstack(3)), [(3, 4, 6)], [6, 6, 6]),
+    "turned twice": ((Transpose((0, 2, 1)), PermuteColumns((2, 2), (1, 0))), [(5, 4, 6)], [6]),
+    "of what is whole": ((Transpose((0, 2, 1)), Transpose((1, 0, 2)), Transpose((2, 1, 0))), [(5, 4, 6)], [20]),
+    "halves of columns": ((Split(-1, (1, 1)),), [(5, 4, 6)], [4, 4]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTER)
+def test_rows_that_belong_together(name: str) -> None:
+    chain, shapes, grains = OUTER[name]
+    results = compose(chain, lazy(numbers(shapes)), [f"r{i}" for i in range(len(grains))])
+    assert [result.grain for result in results] == grains
+    for result, array in zip(results, ops.apply(chain, numbers(shapes)), strict=True):
+        assert np.array_equal(result.array(), array)
+
+
+@pytest.mark.parametrize("each", [each for each in CASES if each.reach == "outer"], ids=str)
+def test_an_outer_op_does_the_same_to_every_index(each: Case) -> None:
+    """To any number of them, too, and nothing of one index comes into another."""
+    arrays = numbers(each.shapes)
+    expected = ops.apply(each.bound, arrays)
+    for cuts in ((1,), (2,), (1, 2)):
+        slices = zip(*(np.split(array, cuts) for array in arrays), strict=True)
+        parts = [ops.apply(each.bound, part) for part in slices]
+        for index, array in enumerate(expected):
+            assert np.array_equal(np.concatenate([part[index] for part in parts]), array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_op_that_claims_to_be_outer_is(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    inner = data.draw(st.integers(1, 3))
+    op = data.draw(
+        st.one_of(
+            st.permutations(range(len(shape))).map(lambda axes: Transpose(tuple(axes))),
+            st.permutations(range(2)).map(lambda order: PermuteColumns((shape[-1], inner), tuple(order))),
+            st.just(Split(axis, (inner, shape[axis]))),
+            st.just(PermuteRows((shape[0],), (0,))),
+            st.just(Rope(1)),
+        )
+    )
+    sizes = list(shape)
+    if isinstance(op, PermuteColumns):
+        sizes[-1] *= inner
+    if isinstance(op, Split):
+        sizes[axis] += inner
+    if op.reach(len(sizes)) != "outer":
+        return
+    (array,) = numbers([tuple(sizes)])
+    cut = data.draw(st.integers(0, sizes[0]))
+    low, high = op.apply([array[:cut]]), op.apply([array[cut:]])
+    for part, rest, all_of_it in zip(low, high, op.apply([array]), strict=True):
+        assert np.array_equal(np.concatenate((part, rest)), all_of_it)
+
+
+def test_what_an_outer_op_leaves_alone_stays_packed() -> None:
+    """The values beside the keys that are turned: their rows are those of the file, bit for bit."""
+    (array,) = numbers([(36, 64)])
+    keys, values = compose(CHAINS["deepseek"].bound, [packed(array, dtype("Q8_0"))], ["k", "v"])
+    assert (keys.info.dtype.name, values.info.dtype.name) == ("F32", "Q8_0")
+    rows = array.reshape(6, 6, 64)[:, 4:].reshape(12, 64)
+    assert stored(values) == stored(packed(np.ascontiguousarray(rows), dtype("Q8_0")))
+
+
+def test_outer_ops_read_only_the_indexes_that_they_need() -> None:
+    asked: list[tuple[int, int]] = []
+    (base,) = lazy(numbers([(36, 64)]))
+
+    def read(start: int, stop: int) -> Any:
+        asked.append((start, stop))
+        return base.rows(start, stop)
+
+    keys, values = compose(CHAINS["deepseek"].bound, [LazyTensor(base.info, read, "test")], ["k", "v"])
+    keys.rows(64, 192)
+    assert asked == [(6, 16)]  # two heads of six rows, without the last two, which are values
+    values.rows(2, 4)
+    assert asked[1:] == [(10, 12)]
+
+
+@pytest.mark.parametrize(
+    ("chain", "shapes", "together"),
+    [
+        ((Stack(3),), [(8, 4)] * 3, 8),
+        ((Unstack(3),), [(3, 8, 4)], 8),
+        ((Unstack(3), Stack(3)), [(3, 2, 8, 4)], 16),
+        ((Split(0, (1, 1)),), [(4, 5, 8)], 5),
+        ((Split(-2, (1, 1)),), [(4, 4, 8)], 1),  # of (4, 32) it would split another axis
+        ((Concat(-2, (1, 1)),), [(4, 1, 8)] * 2, 1),
+        ((Split(1, (1, 1)),), [(4, 4, 8)], 1),
+        ((Transpose((1, 0, 2)),), [(4, 4, 8)], 1),
+        ((Rope(2),), [(8, 4)], 1),
+        ((Rope(2),), [(8, 3, 4)], 3),
+        ((Rows(3, 5),), [(3, 2, 4)], 2),
+        ((Stack(2),), [(4,)] * 2, 1),
+    ],
+    ids=str,
+)
+def test_rows_that_always_move_together_are_counted_once(chain: Chain, shapes: list[Shape], together: int) -> None:
+    """Their map is as much shorter, and says the same."""
+    count, maps = _row_map(chain, tuple(shapes))
+    assert count == together
+    for result, rows in zip(ops.infer(chain, shapes), maps, strict=True):
+        assert len(rows) * together == int(np.prod(result[:-1]))
+    arrays = numbers(shapes)
+    expected = ops.apply(chain, arrays)
+    results = compose(chain, lazy(arrays), [f"r{i}" for i in range(len(expected))])
+    for result, array in zip(results, expected, strict=True):
+        assert stored(result) == np.ascontiguousarray(array).tobytes()
 
 
 def test_no_rows_is_no_bytes() -> None:
@@ -505,7 +635,7 @@ def test_only_the_last_axis_is_cut_within_rows(op: type[Split] | type[Concat]) -
     def reach(axis: int, ndim: int) -> str:
         return op(axis, (1, 1)).reach(ndim)
 
-    assert [reach(axis, 3) for axis in (-3, -2, -1, 0, 1, 2)] == ["rows", "rows", "whole", "rows", "rows", "whole"]
+    assert [reach(axis, 3) for axis in (-3, -2, -1, 0, 1, 2)] == ["rows", "rows", "outer", "rows", "rows", "outer"]
     assert reach(0, 1) == "whole"
 
 

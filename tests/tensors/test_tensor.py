@@ -16,7 +16,7 @@ DATA = np.arange(4 * 64, dtype=np.uint8).reshape(4, 64)
 
 
 def tensor() -> LazyTensor:
-    return LazyTensor(INFO, lambda start, stop: DATA[start:stop], "file@8", ("a", "b"), 999, True)
+    return LazyTensor(INFO, lambda start, stop: DATA[start:stop], "file@8", ("a", "b"), 999, 4)
 
 
 def test_what_is_not_given_stays() -> None:
@@ -29,8 +29,8 @@ def test_what_is_not_given_stays() -> None:
 
 def test_what_is_given_is_taken() -> None:
     info = replace(INFO, name="v")
-    made = tensor().derived(info, lambda start, stop: DATA[:0], parts=(), work_nbytes=0, indivisible=False)
-    assert (made.info, made.source, made.parts, made.work_nbytes, made.indivisible) == (info, "file@8", (), 0, False)
+    made = tensor().derived(info, lambda start, stop: DATA[:0], parts=(), work_nbytes=0, grain=1)
+    assert (made.info, made.source, made.parts, made.work_nbytes, made.grain) == (info, "file@8", (), 0, 1)
     assert made.rows(0, 4).shape == (0, 64)
 
 
@@ -49,5 +49,5 @@ def test_wrappers_keep_source_parts_and_what_is_computed_whole() -> None:
         *compose((), [tensor()], ["w"]),
         tensor().renamed("v"),
     ):
-        assert (made.source, made.parts, made.indivisible) == ("file@8", ("a", "b"), True)
+        assert (made.source, made.parts, made.grain) == ("file@8", ("a", "b"), 4)
         assert made.row_work >= 999

@@ -54,8 +54,8 @@ def assembled(path: Path, info: TensorInfo, pieces: Iterable[Piece]) -> LazyTens
 
     scattered = 24 * len(info.shape) if any(not each.in_a_row for each in placed) else 0
     work = info.row_nbytes + max((piece.tensor.row_work for piece in pieces), default=0) + scattered
-    whole = any(piece.tensor.indivisible for piece in pieces)
-    return LazyTensor(info, read, _sources([piece.tensor for piece in pieces]), (), work, whole)
+    grain = info.n_rows if any(piece.tensor.grain > 1 for piece in pieces) else 1
+    return LazyTensor(info, read, _sources([piece.tensor for piece in pieces]), work_nbytes=work, grain=grain)
 
 
 def _sources(tensors: Sequence[LazyTensor]) -> str:
@@ -172,5 +172,6 @@ def strung(info: TensorInfo, runs: Iterable[Run]) -> LazyTensor:
         values = found[0] if len(found) == 1 else np.concatenate(found)
         return values.reshape(stop - start, info.row_nbytes)
 
-    whole = any(run.vector.indivisible for run in runs)
-    return LazyTensor(info, read, _sources([run.vector for run in runs]), (), 2 * info.row_nbytes, whole)
+    source = _sources([run.vector for run in runs])
+    grain = info.n_rows if any(run.vector.grain > 1 for run in runs) else 1
+    return LazyTensor(info, read, source, work_nbytes=2 * info.row_nbytes, grain=grain)

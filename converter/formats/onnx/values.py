@@ -98,7 +98,7 @@ def lazy(name: str, stored: Stored) -> LazyTensor:
         return data.reshape(stop - start, info.row_nbytes)
 
     offset = stored.pieces[0][0] if stored.pieces else 0
-    return LazyTensor(info, read, f"{stored.file.path}@{offset}", indivisible=whole_only(stored))
+    return LazyTensor(info, read, f"{stored.file.path}@{offset}", grain=info.n_rows if whole_only(stored) else 1)
 
 
 def as_stored(name: str, stored: Stored) -> LazyTensor:
@@ -108,7 +108,7 @@ def as_stored(name: str, stored: Stored) -> LazyTensor:
     def read(start: int, stop: int) -> Rows:
         return _numbers(stored, f"tensor {short(name)}", start, stop).reshape(-1, 1)
 
-    return LazyTensor(info, read, str(stored.file.path), indivisible=whole_only(stored))
+    return LazyTensor(info, read, str(stored.file.path), grain=info.n_rows if whole_only(stored) else 1)
 
 
 def whole_only(stored: Stored) -> bool:

@@ -244,7 +244,8 @@ def _repeated(values: Callable[[], NDArray[np.uint8]], several: bool, info: Tens
         index = np.minimum(np.arange(first * info.row, last * info.row), len(given) - 1)
         return np.ascontiguousarray(given[index]).reshape(last - first, info.row_nbytes)
 
-    return LazyTensor(info, read, source, work_nbytes=16 * info.row + info.row_nbytes, indivisible=several)
+    grain = info.n_rows if several else 1
+    return LazyTensor(info, read, source, work_nbytes=16 * info.row + info.row_nbytes, grain=grain)
 
 
 def stored(mapped: Bytes, offset: int, info: TensorInfo) -> LazyTensor:
@@ -312,7 +313,7 @@ def assemble(path: Path, info: TensorInfo, parts: list[tuple[Box, LazyTensor]]) 
             out[where] = tensor.rows(0, tensor.info.n_rows).reshape(*part.shape, info.dtype.type_size)
         return out.reshape(info.n_rows, info.row_nbytes)[first:last]
 
-    return LazyTensor(info, read, parts[0][1].source, indivisible=True)
+    return LazyTensor(info, read, parts[0][1].source, grain=info.n_rows)
 
 
 def _overlap(one: Box, two: Box) -> bool:

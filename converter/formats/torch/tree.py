@@ -270,11 +270,12 @@ def lazy(file: TorchFile, name: str, value: Tensor | Refused) -> LazyTensor:
     source = f"{path}:{storage.key}@{start}"
     if _contiguous(value):
         return LazyTensor(info, _reader(record, info, start), source)
-    # What is deflated is inflated once, and that is when all rows are taken in one go.
-    whole, work = isinstance(record, Inflated), 2 * info.row_nbytes + 8 * len(info.shape)
-    if whole:
+    work, grain = 2 * info.row_nbytes + 8 * len(info.shape), 1
+    if isinstance(record, Inflated):  # it is inflated once, and that is when all rows are taken in one go
         _check_expansion(file, extent)
-    return LazyTensor(info, _gatherer(record, value, info, start, extent), source, (), work, whole)
+        grain = info.n_rows
+    read = _gatherer(record, value, info, start, extent)
+    return LazyTensor(info, read, source, work_nbytes=work, grain=grain)
 
 
 def _contiguous(value: Tensor) -> bool:
