@@ -34,6 +34,7 @@ from converter.tokenizers.build import (
 from converter.tokenizers.files import Source, TokenizerFiles
 from converter.tokenizers.own import PLAMO_FILE, RWKV_FILE
 from converter.tokenizers.pretokenizer import check_name, find_name
+from converter.tokenizers.pretokenizer import facts as known_names
 from converter.tokenizers.ranks import RANK_FILES
 from converter.tokenizers.sentencepiece import read_sentencepiece
 from converter.tokenizers.special import (
@@ -107,6 +108,7 @@ def read_tokenizer(
         UnknownPreTokenizer: the pre-tokenizer has no known name and `pre` is None.
         UsageError: `pre` or a reader of `style` is not known.
     """
+    known_names()  # read now, so that what stays does not lie among the tokens, whose memory is given back
     if pre is not None:
         check_name(pre)
     for reader in style.readers:

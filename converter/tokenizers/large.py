@@ -20,7 +20,7 @@ from converter.storage import json as strict_json
 Opened = Callable[[], AbstractContextManager[BinaryIO]]
 Path = tuple[str, ...]
 
-WINDOW = 1 << 18
+WINDOW = 1 << 20  # what each piece leaves behind keeps memory among the tokens from being given back: few pieces
 LONGEST = 1 << 22  # of one entry
 _KEY = 1 << 10  # of a key with the white space up to the bracket
 _BOM = b"\xef\xbb\xbf"

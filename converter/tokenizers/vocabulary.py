@@ -171,7 +171,10 @@ def _base(model: dict[str, object], kind: str, source: str) -> tuple[dict[str, i
                 raise TokenizerError(f"{where}: token {ascii(token)[:60]} has no id from 0 to {MAX_TOKENS - 1}")
     if not base:
         raise TokenizerError(f"{source}: the vocabulary is empty")
-    if np.unique(np.fromiter(base.values(), np.int32, len(base))).size != len(base):
+    # Not np.unique: the modules that it imports would lie among the tokens, whose memory could then not be given back.
+    taken = np.zeros(MAX_TOKENS, bool)
+    taken[np.fromiter(base.values(), np.int32, len(base))] = True
+    if np.count_nonzero(taken) != len(base):
         raise TokenizerError(f"{source}: two tokens of the vocabulary share one id")
     return base, []
 
