@@ -9,7 +9,7 @@ An op takes the list of tensors in flight to another list. What it may touch dec
     values    after decoding         by rows        Add, Mul, NegExp, LogNeg, Softplus
     outer     after decoding         by indexes     PermuteColumns, and Split, Concat, Transpose on the last axis, while
                                      of axis 0      they leave the first alone
-    whole     after decoding         one tensor     any of the first on the last axis, where that is also the first
+    whole     after decoding         one tensor     Sum; any of the first on the last axis, where that is also the first
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
 bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says
@@ -44,9 +44,13 @@ REACHES = ("rows", "values", "outer", "whole")
 
 @dataclass(frozen=True)
 class Op(ABC):
-    """One operation. Frozen and hashable, so equal work is done once."""
+    """One operation. Frozen and hashable, so equal work is done once.
+
+    `exact`: its inverse gives back every bit; `computes`: it needs numbers, not only their places.
+    """
 
     exact: ClassVar[bool] = True
+    computes: ClassVar[bool] = False
 
     def reach(self, ndim: int) -> str:
         """What the op touches on a tensor of `ndim` axes: "rows", "values", "outer" or "whole".
@@ -399,6 +403,27 @@ class Unpick(Op):
 
 
 @dataclass(frozen=True)
+class Sum(Op):
+    """What lies along an axis, added up in F32: two frames of an image that does not move. There is no way back."""
+
+    axis: int
+    computes: ClassVar[bool] = True
+
+    def reach(self, ndim: int) -> str:
+        return "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(all(0 <= self.axis < len(shape) - 1 for shape in shapes), self, shapes)
+        return [(*shape[: self.axis], *shape[self.axis + 1 :]) for shape in shapes]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, lambda a: a.sum(axis=self.axis, dtype=a.dtype))
+
+    def inverse(self) -> Op:
+        raise ShapeMismatch(f"{self} has no way back")
+
+
+@dataclass(frozen=True)
 class Rows(Op):
     """The first axis from `have` to `want`: zeros behind it, or cut off; what is cut off comes back as zeros.
 
@@ -452,6 +477,8 @@ class Unstack(Op):
 @dataclass(frozen=True)
 class _Values(Op):
     """Base of the ops that change numbers, one by one, in F32; `apply` of a chain can round after each."""
+
+    computes: ClassVar[bool] = True
 
     def reach(self, ndim: int) -> str:
         return "values"

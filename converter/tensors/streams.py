@@ -260,7 +260,7 @@ def _dense(sources: Sequence[LazyTensor]) -> list[LazyTensor]:
 
 def _whole(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
     """Any chain, on tensors held in memory."""
-    as_numbers = any(op.reach(2) == "values" for op in chain)
+    as_numbers = any(op.computes for op in chain)
     half = as_numbers and all(source.info.dtype is F16 for source in sources)
     plain = [decoded(source) for source in sources] if as_numbers else _dense(sources)
     first = plain[0].info

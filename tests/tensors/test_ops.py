@@ -35,6 +35,7 @@ from converter.tensors.ops import (
     Softplus,
     Split,
     Stack,
+    Sum,
     Transpose,
     Unpick,
     Unstack,
@@ -231,8 +232,8 @@ def test_every_op_has_a_case() -> None:
         each for _, each in inspect.getmembers(ops, inspect.isclass)
         if issubclass(each, Op) and each is not Op and not each.__name__.startswith("_")
     }  # fmt: skip
-    # A row has no way back, and a test of its own.
-    assert {type(op) for each in CASES for op in each.chain} == concrete - {Row}
+    # A row and a sum have no way back, and tests of their own.
+    assert {type(op) for each in CASES for op in each.chain} == concrete - {Row, Sum}
 
 
 @pytest.mark.parametrize("each", ALL, ids=ids(ALL))
@@ -709,3 +710,17 @@ def test_a_row_of_a_matrix() -> None:
             Row(index).infer([shape])
     with pytest.raises(ShapeMismatch, match="no way back"):
         Row(1).inverse()
+
+
+def test_a_sum_of_packed_numbers_is_one_of_numbers() -> None:
+    (array,) = numbers([(4, 2, 256)])
+    source = packed(array.reshape(8, 256), dtype("Q8_0")).derived(TensorInfo("t", (4, 2, 256), dtype("Q8_0")))
+    for each in (from_array("t", array, F32, "made"), source):
+        (made,) = compose((Sum(1),), [each], ["s"])
+        assert made.info == TensorInfo("s", (4, 256), F32)
+        wanted = kernels.decode(source.array(), dtype("Q8_0")).reshape(array.shape) if each is source else array
+        assert np.array_equal(made.array(), wanted[:, 0] + wanted[:, 1])
+    with pytest.raises(ShapeMismatch):
+        Sum(1).infer([(3, 4)])
+    with pytest.raises(ShapeMismatch, match="no way back"):
+        Sum(0).inverse()
