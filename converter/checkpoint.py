@@ -33,7 +33,8 @@ class Checkpoint:
         format: name of the format it came from.
         path: the file or folder that was opened.
         dialect: "hf" (Hugging Face names, `config` is config.json), "gguf" (ggml names, `config` is
-            the typed key/values) or None (plain named arrays, `config` is empty).
+            the typed key/values), "peft" (an adapter, `config` is adapter_config.json) or None (plain named arrays,
+            `config` is empty).
         tensors: name -> tensor, in file order.
         config: what the dialect says.
         metadata: free text that the container carries (safetensors `__metadata__`).
@@ -45,6 +46,8 @@ class Checkpoint:
             (a checksum over bytes of which some were never asked for) fails the run with nothing written.
         opened: all files that were opened for it, as they were then; `check` compares them.
         structure: what the file has around its tensors, for a writer of the same format.
+        adapters: what is to be merged into it, one after the other, and how strongly.
+        base: the model that an adapter is for.
     """
 
     format: str
@@ -61,6 +64,8 @@ class Checkpoint:
     checks: tuple[Callable[[], None], ...] = ()
     opened: Opened = field(default_factory=Opened)
     structure: Structure | None = None
+    adapters: tuple[tuple[Checkpoint, float], ...] = ()
+    base: Checkpoint | None = None
 
     def replace(self, **changes: Any) -> Checkpoint:
         """A copy with some fields changed; the maps stay shared."""

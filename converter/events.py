@@ -89,6 +89,22 @@ class Requantized(Event):
 
 
 @dataclass(frozen=True)
+class Merged(Event):
+    """An adapter became part of a model; `ranks` are the lowest and the highest of its matrices, where it has such."""
+
+    adapter: str
+    tensors: int
+    ranks: tuple[int, int] | None
+    strength: float
+
+    def __str__(self) -> str:
+        low, high = self.ranks or (0, 0)
+        rank = f", rank {low}" + (f" to {high}" if high != low else "") if self.ranks else ""
+        strength = f", strength {self.strength:g}" if self.strength != 1 else ""
+        return f"{self.adapter}: merged into {self.tensors} tensors{rank}{strength}"
+
+
+@dataclass(frozen=True)
 class Decoded(Event):
     """A quantized tensor goes to a format of plain numbers; its values are the same, its packed bytes are gone."""
 

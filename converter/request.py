@@ -25,17 +25,35 @@ class Source:
         format: its name, where content and extension do not tell.
         config: a Hugging Face folder to take config.json and tokenizer from.
         key: the part of a file that holds several (`optimizer.state`), "." for all; by default the model.
+        adapters: folders of adapters (LoRA and its like) that are merged into it, in this order, and how strongly.
+        base: the folder of the model that `path`, an adapter, is for.
     """
 
     path: Path
     format: str | None = None
     config: Path | None = None
     key: str | None = None
+    adapters: tuple[tuple[Path, float], ...] = ()
+    base: Path | None = None
 
     def __init__(
-        self, path: PathLike, format: str | None = None, config: PathLike | None = None, key: str | None = None
+        self,
+        path: PathLike,
+        format: str | None = None,
+        config: PathLike | None = None,
+        key: str | None = None,
+        adapters: Iterable[tuple[PathLike, float]] = (),
+        base: PathLike | None = None,
     ) -> None:
-        _settle(self, path=Path(path), format=format, config=None if config is None else Path(config), key=key)
+        _settle(
+            self,
+            path=Path(path),
+            format=format,
+            config=None if config is None else Path(config),
+            key=key,
+            adapters=tuple((Path(folder), float(strength)) for folder, strength in adapters),
+            base=None if base is None else Path(base),
+        )
 
     @classmethod
     def of(cls, source: PathLike | Source) -> Source:

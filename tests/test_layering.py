@@ -28,7 +28,7 @@ TIERS = (
     ("formats", "tokenizers"),
     ("runtimes",),
     ("quant",),
-    ("mapping", "inspection"),
+    ("mapping", "adapters", "inspection"),
     ("planning", "pipeline"),
     ("verify", "check", "diff", "compare"),
     ("reports",),

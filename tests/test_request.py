@@ -103,10 +103,13 @@ def test_json_and_pickle_give_the_same_request(request_: Request) -> None:
 
 
 def test_json_and_pickle_give_the_same_source() -> None:
-    for source in (Source("model"), Source("m.pt", "torch", Path("folder"), "optimizer.state")):
+    lora = Source("m", adapters=[("a", 1), (Path("b"), 0.5)])
+    for source in (Source("model"), Source("m.pt", "torch", Path("f"), "optimizer.state"), lora, Source("a", base="m")):
         assert Source.from_dict(json.loads(json.dumps(source.as_dict()))) == source
         assert pickle.loads(pickle.dumps(source)) == source
-    assert Source("m", key="k").as_dict() == {"path": "m", "format": None, "config": None, "key": "k"}
+    assert lora.as_dict()["adapters"] == [["a", 1.0], ["b", 0.5]]
+    said = {"path": "m", "format": None, "config": None, "key": "k", "adapters": [], "base": None}
+    assert Source("m", key="k").as_dict() == said
 
 
 def test_json_says_a_part_in_an_object() -> None:

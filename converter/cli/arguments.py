@@ -64,6 +64,17 @@ def pattern(text: str) -> tuple[str, str]:
     return pattern, wanted
 
 
+def adapter(text: str) -> tuple[Path, float]:
+    """`DIR` or `DIR:STRENGTH` in its two parts."""
+    folder, colon, strength = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return file_path(text), 1.0
+    try:
+        return file_path(folder), float(strength)
+    except ValueError:  # of Windows, C:\\folder
+        return file_path(text), 1.0
+
+
 def positive(text: str) -> int:
     """A number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -128,6 +139,16 @@ def model_arguments(group: argparse._ArgumentGroup) -> None:
     """What decides how the input is read."""
     add = group.add_argument
     add("--config", type=file_path, metavar="DIR", help="folder to take config.json and tokenizer from")
+    add(
+        "--lora", type=adapter, action="append", default=[], metavar="DIR[:STRENGTH]",
+        help="merge an adapter (PEFT's LoRA, DoRA, IA3, LoHa, LoKr; MLX's LoRA) while converting; may be repeated",
+    )  # fmt: skip
+    add(
+        "--base",
+        type=file_path,
+        metavar="DIR",
+        help="the model that IN, an adapter, is for: makes a GGUF adapter of it",
+    )
     which = group.add_mutually_exclusive_group()
     which.add_argument("--arch", metavar="NAME", help="architecture, where config.json does not tell")
     which.add_argument(
@@ -217,7 +238,7 @@ def source_of(args: argparse.Namespace) -> Source:
     """The source that the arguments of a command name."""
     from converter.request import Source
 
-    return Source(args.source, args.source_type, args.config, args.key)
+    return Source(args.source, args.source_type, args.config, args.key, args.lora, args.base)
 
 
 def request_of(args: argparse.Namespace) -> Request:

@@ -21,7 +21,8 @@ _FOLDERS: tuple[tuple[str, str, str], ...] = (
     (
         "adapter_config.json",
         "PEFT adapter, which changes a base model and is none itself",
-        "merge it into its base (PEFT's merge_and_unload) and give the result",
+        "merge it while its base is converted: convert BASE OUT --lora FOLDER\n"
+        "or make a GGUF adapter of it: convert FOLDER adapter.gguf --base BASE",
     ),
     ("model_index.json", "diffusers pipeline of several models", "give the folder of one of them"),
 )

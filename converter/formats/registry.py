@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from converter.errors import MissingPart, OutputError, UnknownFormat, Unsupporte
 from converter.formats.base import Format, head
 from converter.formats.foreign import foreign_folder, hub_name
 from converter.formats.hub import folder_assets
+from converter.formats.peft import open_adapter
 from converter.plugins import BrokenPlugin, plugins
 from converter.request import PathLike, Source
-from converter.storage.files import remembering
+from converter.storage.files import Opened, remembering
 from converter.storage.json import read_json
 from converter.storage.stand_ins import refuse_stand_in, unfinished
 
@@ -124,10 +126,25 @@ def open_checkpoint(source: PathLike | Source) -> Checkpoint:
 
     Raises:
         FormatError, OutputError: unknown, damaged or missing.
+        UsageError: an adapter that adapters are to be merged into.
     """
-    source = Source.of(source)
+    source, opened = Source.of(source), Opened()
+    if source.base is not None:
+        return _adapter_of(source, source.base, opened)
+    checkpoint = _model(source, opened)
+    try:
+        for folder, strength in source.adapters:
+            adapter = _adapter(folder, opened)
+            checkpoint = _beside(checkpoint, adapter).replace(adapters=(*checkpoint.adapters, (adapter, strength)))
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint
+
+
+def _model(source: Source, opened: Opened) -> Checkpoint:
     path, key = source.path, source.key
-    with about(path), remembering() as opened:
+    with about(path), remembering(opened):
         reader = source_format(path, source.format)
         assert reader.open is not None  # `source_format` returns readers
         if key is not None and reader.open_key is None:
@@ -150,6 +167,37 @@ def open_checkpoint(source: PathLike | Source) -> Checkpoint:
     except BaseException:
         checkpoint.close()
         raise
+
+
+def _adapter(folder: Path, opened: Opened) -> Checkpoint:
+    with about(folder), remembering(opened):
+        adapter = open_adapter(folder).replace(opened=opened)
+    for file in (*adapter.files, *adapter.assets.values()):
+        opened.add(file)
+    return adapter
+
+
+def _adapter_of(source: Source, base: Path, opened: Opened) -> Checkpoint:
+    """An adapter with the model that it is for."""
+    if source.adapters or source.key is not None:
+        raise UsageError(f"--base {base}: {source.path} is an adapter, --lora and --key are for models")
+    adapter = _adapter(source.path, opened)
+    try:
+        model = _model(replace(source, path=base, base=None), opened)
+    except BaseException:
+        adapter.close()
+        raise
+    return _beside(adapter, model).replace(base=model)
+
+
+def _beside(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """A checkpoint that is also read from the files of another."""
+    return checkpoint.replace(
+        events=(*checkpoint.events, *other.events),
+        files=(*checkpoint.files, *other.files),
+        closers=(*checkpoint.closers, other.close),
+        checks=(*checkpoint.checks, *other.checks),
+    )
 
 
 def readers() -> list[Format]:

@@ -282,13 +282,13 @@ def _mapped_forward(
         stored.update((tensor.name, own) for tensor in made if tensor.info.dtype is not own)
     for rule in model.architecture.tensors:
         head, embedding = rule.gguf[0], rule.tied_to or ""
-        if rule.unless_equal and {head, embedding} <= outputs.keys() and _equal(outputs[head], outputs[embedding]):
+        if rule.unless_equal and {head, embedding} <= outputs.keys() and equal(outputs[head], outputs[embedding]):
             del outputs[head]
             events.append(Note(f"{head}: left out, it repeats {embedding}"))
     return outputs, types, stored
 
 
-def _equal(a: LazyTensor, b: LazyTensor) -> bool:
+def equal(a: LazyTensor, b: LazyTensor) -> bool:
     """Whether two tensors hold the same bytes; what differs early is not read to its end."""
     if (a.info.dtype, a.info.shape, a.beside) != (b.info.dtype, b.info.shape, b.beside):
         return False

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from converter.adapters.merge import merged
 from converter.architectures import traits_of
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, QuantizationError, UsageError
@@ -135,7 +136,7 @@ def unpack(draft: Draft) -> Draft:
     if types.keep_codes not in (None, *KEEP_CODES):
         raise UsageError(f"--keep-codes {types.keep_codes}: say {', '.join(KEEP_CODES)}")
     as_asked = types.quant is None and types.dtype is None
-    as_it_is = draft.request.model.tensors_only or draft.target.name == "hf"
+    as_it_is = not own.adapters and (draft.request.model.tensors_only or draft.target.name == "hf")
     if own.dialect == draft.target.dialect == "gguf" or (as_asked and as_it_is and own.dialect != "gguf"):
         return draft
     keep = types.keep_codes or _keeps(draft.recipe)
@@ -150,6 +151,26 @@ def _keeps(recipe: Recipe | None) -> str:
     if recipe is None:
         return "exact"
     return "same" if recipe.base in PLAIN else "never"
+
+
+def merge(draft: Draft) -> Draft:
+    """The model with its adapters in it; in its own types, or in F32 where F32 is asked for.
+
+    Raises:
+        UsageError: no Hugging Face model, or an adapter that changes nothing.
+        ConverterError: as `adapters.merge.merged`.
+    """
+    types, own = draft.request.types, draft.checkpoint
+    if own.adapters and own.dialect == "gguf":
+        raise UsageError(
+            f"--lora {own.adapters[0][0].path}: adapters are merged into Hugging Face models, {own.path} is none"
+        )
+    wide = "F32" in (name.upper() for name in (types.dtype, types.quant, types.via) if name)
+    for adapter, strength in own.adapters:
+        tensors, events = merged(own, adapter, strength, draft.watch.again(), wide=wide)
+        draft.report.extend(events)
+        own = own.replace(tensors=tensors)
+    return replace(draft, checkpoint=own)
 
 
 def map_names(draft: Draft) -> Draft:
@@ -517,7 +538,7 @@ def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
 
 
 ASKED = (check, detach)
-MODEL = (unpack, map_names, narrow)
+MODEL = (unpack, merge, map_names, narrow)
 TYPES = (open_matrix, choose, weigh)
 FILES = (encode, describe, name_file, lay_out)
 PASSES = (*ASKED, *MODEL, *TYPES, *FILES)

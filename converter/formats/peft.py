@@ -1,0 +1,47 @@
+"""The folder of an adapter, as PEFT or MLX writes it: adapter_config.json and the weights beside it.
+
+An adapter changes a model and is none: no row of `convert formats`. It is opened for its base (`Source.adapters`), or
+with it (`Source.base`); what its config and the names of its tensors mean is known in `converter/adapters`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint
+from converter.errors import MissingPart
+from converter.formats.base import child
+from converter.formats.safetensors import open_safetensors
+from converter.formats.torch.checkpoint import open_torch
+from converter.storage.json import read_json
+
+CONFIG = "adapter_config.json"
+#: The files that hold an adapter's weights, the first that is there, and what opens them.
+WEIGHTS = {
+    "adapter_model.safetensors": open_safetensors,
+    "adapter_model.bin": open_torch,
+    "adapters.safetensors": open_safetensors,
+}
+
+
+def open_adapter(path: Path) -> Checkpoint:
+    """An adapter by its folder, or by the file of its weights in it; no tensor is read, and no pickle is run.
+
+    Returns:
+        A Checkpoint of dialect "peft": tensors under their names in the file, adapter_config.json as `config`.
+
+    Raises:
+        MissingPart: no adapter_config.json, or no weights beside it.
+        CorruptFile, UnsupportedFeature, OutputError: as the readers of the weights.
+    """
+    folder = path.parent if path.name in WEIGHTS else path
+    if not (folder / CONFIG).is_file():
+        raise MissingPart(f"{folder}: no {CONFIG}; give the folder of an adapter that PEFT or MLX saved")
+    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if name is None:
+        raise MissingPart(f"{folder}: no {' or '.join(WEIGHTS)} beside {CONFIG}; download it, too")
+    config = read_json(child(folder, CONFIG, folder), python=True)
+    opened = WEIGHTS[name](child(folder, name, folder))
+    return opened.replace(
+        format="peft", path=folder, dialect="peft", config=config, files=(*opened.files, folder / CONFIG)
+    )
