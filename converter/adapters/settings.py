@@ -93,6 +93,12 @@ class Settings:
         return said if isinstance(said, dict) else self.config
 
     @property
+    def alpha(self) -> float | None:
+        """Of LoRA, the alpha of all modules that no pattern names; None where there is none to write."""
+        said = self.config.get("lora_alpha") if self.kind == "LORA" else None
+        return (self._number(said, "lora_alpha") or None) if said is not None else None
+
+    @property
     def fan_in_fan_out(self) -> bool:
         """Whether the weights are said to lie (inputs, outputs), as GPT-2's."""
         return bool(self.config.get("fan_in_fan_out"))

@@ -344,9 +344,37 @@ def _after_the_model(architecture: Architecture, scope: Scope) -> str:
     return f"a GGUF of {architecture.gguf} has no place for this layer after the pooling"
 
 
+@dataclass(frozen=True)
+class Rewriting:
+    """What a rule makes of tensors of a model: the chain, bound, takes them to tensors of these names."""
+
+    sources: tuple[LazyTensor, ...]
+    chain: Chain
+    names: tuple[str, ...]
+
+
+def rewritings(checkpoint: Checkpoint, name: str | None = None) -> tuple[Architecture, list[Rewriting]]:
+    """What becomes of each tensor of a Hugging Face model on the way to GGUF, for others that follow it.
+
+    Raises:
+        ArchitectureError and its kinds: as `to_gguf`, but what the model lacks is not looked for.
+    """
+    checkpoint = checkpoint.replace(tensors=joined(checkpoint.tensors))
+    model = _read(checkpoint, *_detected(checkpoint, name))
+    groups = _group(_match_hf(model, checkpoint, [], no_nextn=True))
+    return model.architecture, [_rewriting(rule, block, group, model.scope) for rule, block, group in groups]
+
+
 def _forward(
     rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor], scope: Scope
 ) -> list[LazyTensor]:
+    made = _rewriting(rule, block, group, scope)
+    return compose(made.chain, made.sources, made.names)
+
+
+def _rewriting(
+    rule: TensorRule, block: int | None, group: Mapping[tuple[int, int | None], LazyTensor], scope: Scope
+) -> Rewriting:
     experts: Sequence[int | None] = range(scope.size(rule.count, block)) if rule.stacked else (None,)
     sources = []
     for slot, template in enumerate(rule.hf):
@@ -364,7 +392,7 @@ def _forward(
                 f"{source.name} is {list(source.info.shape)}, config.json makes it {list(expected)}\n"
                 "config.json does not belong to these weights"
             )
-    return compose(bound(rule, scope, block), sources, [fill(name, block) for name in rule.gguf])
+    return Rewriting(tuple(sources), bound(rule, scope, block), tuple(fill(name, block) for name in rule.gguf))
 
 
 def sizes(rule: TensorRule, scope: Scope, block: int | None) -> tuple[int, ...]:

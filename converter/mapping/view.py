@@ -344,7 +344,7 @@ class GGUFView(ModelView):
         return keys if TOKENS in keys else None
 
 
-VIEWS: dict[str | None, type[ModelView]] = {None: ModelView, "hf": HFView, "gguf": GGUFView}
+VIEWS: dict[str | None, type[ModelView]] = {None: ModelView, "peft": ModelView, "hf": HFView, "gguf": GGUFView}
 #: Output tensors that may be the embedding, by their names in every dialect.
 HEADS = {each.head: each.embedding for each in VIEWS.values() if each.named}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.adapters.merge import merged
+from converter.adapters.to_gguf import adapter_to_gguf
 from converter.architectures import traits_of
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, QuantizationError, UsageError
@@ -70,6 +71,8 @@ def check(draft: Draft) -> Draft:
             f"--quant {request.types.quant}: {target.name} holds plain types; --dtype f16|bf16|f32 is for it"
         )
     _check_imatrix(request.types)
+    if draft.opened.base is not None:
+        _check_adapter(draft)
     if request.types.dtype and draft.to_gguf:
         raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
     if isinstance(request.model.mmproj, Path) and draft.route.map != "gguf->hf":
@@ -95,6 +98,18 @@ def check(draft: Draft) -> Draft:
 def _parts_of(model: Model) -> dict[str, bool]:
     """Which parts of a model are wanted that a runtime can do without."""
     return {"no_nextn": model.no_nextn, "no_head": model.no_head, "dense_modules": model.dense_modules}
+
+
+def _check_adapter(draft: Draft) -> None:
+    base, quant = draft.opened.base, draft.request.types.quant
+    assert base is not None
+    if draft.route.map != "peft->gguf":
+        raise UsageError(
+            f"--base {base.path}: makes a GGUF adapter, with its own names, and nothing else\n"
+            f"to merge {draft.opened.path} into the model: convert {base.path} OUT --lora {draft.opened.path}"
+        )
+    if quant is not None and recipe(quant).base not in PLAIN:
+        raise UsageError(f"--quant {quant}: the matrices of an adapter are small; f32, f16 and bf16 are for them")
 
 
 def _check_imatrix(types: Types) -> None:
@@ -179,7 +194,9 @@ def map_names(draft: Draft) -> Draft:
     Raises:
         ArchitectureError, TokenizerError: what makes the mapping impossible.
     """
-    mapping = {"hf->gguf": _to_gguf, "gguf->hf": _to_hf, None: _as_it_is}[draft.route.map]
+    mapping = {"hf->gguf": _to_gguf, "gguf->hf": _to_hf, "peft->gguf": _adapter_to_gguf, None: _as_it_is}[
+        draft.route.map
+    ]
     draft = mapping(draft)
     return replace(draft, read=draft.checkpoint.tensors, intermediate=draft.checkpoint.tensors)
 
@@ -198,6 +215,26 @@ def _wide_inputs(tensors: Mapping[str, LazyTensor]) -> Metadata:
     names = sorted(name for name, tensor in tensors.items() if tensor.beside and not tensor.beside.prec_a4)
     told = {"name": Array("str", names), "prec_a4": Array("bool", [False] * len(names))}
     return {f"general.tensor_extra.{key}": values for key, values in told.items()} if names else {}
+
+
+def _adapter_to_gguf(draft: Draft) -> Draft:
+    own, model = draft.checkpoint, draft.request.model
+    assert own.base is not None  # `open_checkpoint` opens no adapter without
+    made = adapter_to_gguf(own, unpacked(own.base), model.arch)
+    draft.report.extend(list(made.events))
+    name = model.name or own.path.resolve().name
+    general, events = general_metadata(name, own.assets, {}, name=model.name, kind="adapter")
+    draft.report.extend(events)
+    metadata: Metadata = {
+        "general.architecture": Value("str", made.architecture.gguf),
+        **general,
+        "adapter.type": Value("str", "lora"),
+        "adapter.lora.alpha": Value("f32", made.alpha),
+    }
+    wanted = dtype(recipe(draft.request.types.quant or "F32").base or "F32")
+    tensors = {name: encoded(tensor, wanted, draft.watch.again()) for name, tensor in made.tensors.items()}
+    own = own.replace(tensors=tensors, config=metadata, metadata={}, dialect=draft.target.dialect)
+    return replace(draft, checkpoint=own)
 
 
 def _to_hf(draft: Draft) -> Draft:

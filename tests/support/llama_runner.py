@@ -4,6 +4,7 @@
 {"model": PATH, "tokenize": [texts]}                ->  token ids of each text
 {"model": PATH, "logits": [tokens]}                 ->  logits after each token, with an F32 cache; where there is an
                                                         encoder, it has read the same tokens before
+{..., "logits": [tokens], "lora": PATH}             ->  the same of the model with a GGUF adapter
 {"model": PATH, "embeddings": [tokens]}             ->  the vector of each token, for models without a head
 {"model": PATH, "scores": [tokens]}                 ->  what a classifier says of a text, one number for each label
 {"model": PATH, "pooled": [texts]}                  ->  the vector of each text, pooled as the file says
@@ -63,7 +64,7 @@ def answer(question: dict[str, Any]) -> Any:
         return [model.embed(text, truncate=False) for text in question["pooled"]]
     if "logits" in question:
         options = {"n_ctx": 256, "logits_all": True, "n_threads": 1, "type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32}
-        model = Llama(path, verbose=False, **options)
+        model = Llama(path, verbose=False, lora_path=question.get("lora"), **options)
         if llama_cpp.llama_model_has_encoder(model._model.model):
             model._batch.set_batch(batch=question["logits"], n_past=0, logits_all=True)
             model._ctx.encode(model._batch)
