@@ -100,7 +100,9 @@ _Owner = tuple[int, int]  # which weight, and which of those that it stacks
 def _rows_moved(chain: Chain, shapes: Sequence[Shape], changes: Changes) -> Changes:
     """Ops that only move rows."""
     sources = _Sources(tuple(shapes), changes)
-    return [sources.gathered(shape, rows) for shape, rows in zip(infer(chain, shapes), sources.moved(chain), strict=True)]
+    return [
+        sources.gathered(shape, rows) for shape, rows in zip(infer(chain, shapes), sources.moved(chain), strict=True)
+    ]
 
 
 @dataclass(frozen=True)
