@@ -34,7 +34,17 @@ def safetensors(header: Any, data: bytes = b"", *, length: int | None = None) ->
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-ST_TYPES = {"f4": "F32", "f2": "F16", "f8": "F64", "i1": "I8", "i2": "I16", "i4": "I32", "i8": "I64", "u1": "U8"}
+ST_TYPES = {
+    "f4": "F32",
+    "f2": "F16",
+    "f8": "F64",
+    "i1": "I8",
+    "i2": "I16",
+    "i4": "I32",
+    "i8": "I64",
+    "u1": "U8",
+    "u4": "U32",
+}
 
 
 def safetensors_of(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
