@@ -31,7 +31,7 @@ from converter.quant.sources import (
     torchao,
 )
 from converter.quant.sources.declared import SIDECARS, Declared, declared, undeclared
-from converter.quant.sources.scheme import Form, Module, Scheme, modules
+from converter.quant.sources.scheme import Form, Module, Scheme, modules, packs
 from converter.quant.sources.stored import Kept, Stored
 from converter.tensors import nvfp4
 from converter.tensors.dtypes import BF16, DTYPES, F32, DType
@@ -59,18 +59,14 @@ def scheme_of(checkpoint: Checkpoint, *, typed: bool = True) -> Declared | None:
     """
     if checkpoint.dialect != "hf":
         return None
-    infos = (tensor.info for tensor in (joined(checkpoint.tensors) if typed else checkpoint.tensors).values())
-    if any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos):
-        return declared(checkpoint)
     found = declared(checkpoint)
-    scheme = _BY_METHOD.get(found.method) if found else None
-    return found if scheme is not None and _has_plain(scheme, checkpoint) else None
-
-
-def _has_plain(scheme: Scheme, checkpoint: Checkpoint) -> bool:
-    """Whether there are plain weights with something of the scheme beside them."""
-    marks = tuple(part for form in scheme.forms if _PLAIN & set(form.dtypes) for part in form.parts)
-    return any(name.endswith(marks) for name in checkpoint.tensors)
+    if found is None:
+        return None
+    seen = checkpoint.replace(tensors=joined(checkpoint.tensors)) if typed else checkpoint
+    infos = (tensor.info for tensor in seen.tensors.values())
+    coded = any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos)
+    scheme = _BY_METHOD.get(found.method)  # codes may lie in a type of numbers: their bytes, that is
+    return found if coded or (scheme is not None and packs(scheme, seen)) else None
 
 
 def unpacked(

@@ -128,6 +128,11 @@ class Scheme:
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda settings: None
 
 
+def packs(scheme: Scheme, checkpoint: Checkpoint) -> bool:
+    """Whether any weight is packed that way."""
+    return any(_module(scheme, name, checkpoint, {}) for name in checkpoint.tensors)
+
+
 def modules(scheme: Scheme, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Iterator[tuple[Form, Module]]:
     """The weights that are packed, in the order of the file.
 
