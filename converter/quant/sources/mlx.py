@@ -2,7 +2,9 @@
 
 weight uint32 (..., out, in * bits / 32), scales and biases (..., out, in / group) in the model's type; number = scale *
 code + bias. transformers' `metal` method has the same layout and names the least numbers qbiases. Embeddings and the
-head are quantized, too, and experts are one tensor of three axes. Sources: mlx 0.32's mx.quantize, mlx-lm's config.
+head are quantized, too, and experts are one tensor of three axes. Modes mxfp4, nvfp4 and mxfp8 have no least numbers:
+small floats with a byte of scale to 32 columns (2^(b - 127)) or 16 (E4M3). Sources: mlx 0.32's mx.quantize; the config
+that mlx-lm writes.
 """
 
 from __future__ import annotations
@@ -13,12 +15,17 @@ from typing import Any
 import numpy as np
 
 from converter.quant.sources.bits import stream
+from converter.quant.sources.common import NVFP4, matrix
+from converter.quant.sources.floats import E8M0, MICRO
 from converter.quant.sources.scheme import Form, Module, Scheme
-from converter.quant.sources.stored import Affine, Floats, Group, Stored
+from converter.quant.sources.stored import Affine, Floats, Fours, Group, Scaled, Stored
+from converter.tensors import kernels
+from converter.tensors.dtypes import DTYPES
 
 _WEIGHT, _SCALES, _BIASES, _QBIASES = ".weight", ".scales", ".biases", ".qbiases"
 _BITS = (2, 3, 4, 5, 6, 8)
-_MODES = ("mxfp4", "nvfp4", "mxfp8")
+#: Modes without least numbers: bits, and columns that share a scale.
+_MODES = {"mxfp4": (4, MICRO), "nvfp4": (4, NVFP4), "mxfp8": (8, MICRO)}
 
 
 def _settings_of(module: Module) -> Mapping[str, Any]:
@@ -60,11 +67,25 @@ def _affine(module: Module, biases: str) -> Affine:
 
 
 def _floating(module: Module) -> Stored:
-    """A mode without least numbers, by its name."""
-    mode = _settings_of(module).get("mode")
-    if module[_SCALES].info.dtype.name != "U8" or mode not in _MODES:
-        raise module.corrupt("scales are beside it, biases are not, and config.json names no mode that has none")
-    raise module.unsupported(f"mode {mode} is not decoded here yet")
+    """A mode without least numbers, which config.json names: its scales are bytes."""
+    *outer, words = matrix(module, _WEIGHT)
+    mode, stored, scales = _settings_of(module).get("mode"), module[_WEIGHT], module[_SCALES]
+    if scales.info.dtype.name != "U8" or mode not in _MODES:
+        raise module.corrupt("scales are beside it, least numbers are not, and config.json names no mode without them")
+    bits, size = _MODES[mode]
+    shape = (*outer, 32 * words // bits)
+    module.expect(_SCALES, (*outer, -(-shape[-1] // size)))
+    if bits == 4:
+        return Fours(module.where, shape, stored.rows, scales.rows, size)
+
+    def read(start: int, stop: int) -> Floats:
+        return kernels.decode(stored.rows(start, stop), DTYPES["F8_E4M3"])
+
+    def exponents(start: int, stop: int) -> Floats:
+        found: Floats = E8M0[scales.rows(start, stop)]
+        return found
+
+    return Scaled(module.where, shape, read, exponents, size, lambda: True)
 
 
 SCHEME = Scheme(

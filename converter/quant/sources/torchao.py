@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converter.errors import short
 from converter.quant.sources.bits import nibbles
+from converter.quant.sources.grid import Grid
 from converter.quant.sources.scheme import Form, Module, Scheme
 from converter.quant.sources.stored import Affine, Floats, Group, Scaled, Stored
 from converter.tensors import kernels
@@ -29,23 +29,9 @@ _OTHERS = ("._weight_act_quant_scale", "._weight_act_quant_zero_point")
 _TYPES: Mapping[str, DType] = {"float32": F32, "bfloat16": BF16, "float16": DTYPES["F16"]}
 
 
-class _Blocks(NamedTuple):
-    """Which scale each number has: blocks of `tall` rows and `wide` columns, `down` x `across` to a matrix of rows."""
-
-    rows: int
-    tall: int
-    wide: int
-    down: int
-    across: int
-
-    def of(self, stored: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
-        """What is stored one to a block, of rows [start, stop): (stop - start, across)."""
-        at = np.arange(start, stop)
-        found: NDArray[Any] = stored.reshape(-1, self.across)[at // self.rows * self.down + at % self.rows // self.tall]
-        return found
-
-
 def _read(module: Module) -> Stored:
+    if _SCALE not in module:
+        raise module.unsupported("torchao with other parts than a scale beside the codes, which is not decoded here")
     text = module.checkpoint.metadata.get(module.name + ".weight")
     try:
         described = json.loads(text or "")
@@ -74,54 +60,51 @@ def _own(module: Module, said: Mapping[str, Any]) -> DType | None:
     return None if _TYPES[name] is F32 else _TYPES[name]
 
 
-def _blocks(module: Module, said: Mapping[str, Any], shape: tuple[int, ...], *suffixes: str) -> _Blocks:
+def _grid(module: Module, said: Mapping[str, Any], shape: tuple[int, ...], suffix: str) -> Grid:
+    """Which numbers share what is in `suffix`: blocks, as the header says."""
     size = said.get("block_size")
     if not isinstance(size, list) or len(size) != len(shape) or not all(type(n) is int and n > 0 for n in size):
         raise module.corrupt(f"block_size is {short(size)} for {list(shape)}")
-    outer_is_plain = len(shape) >= 2 and all(n == 1 for n in size[:-2])
-    if not outer_is_plain or any(n % each for n, each in zip(shape, size, strict=True)) or 0 in shape:
+    whole = len(shape) >= 2 and 0 not in shape and not any(n % each for n, each in zip(shape, size, strict=True))
+    if not whole or any(n != 1 for n in size[:-2]):
         raise module.corrupt(f"{list(shape)} is not made of blocks of {size}")
-    rows, row = shape[-2:]
-    blocks = _Blocks(rows, size[-2], size[-1], rows // size[-2], row // size[-1])
-    count = math.prod(shape[:-2]) * blocks.down * blocks.across
-    for suffix in suffixes:
-        if suffix not in module or module[suffix].info.n_elements != count:
-            given = list(module.shape(suffix)) if suffix in module else "not there"
-            raise module.corrupt(f"{suffix.removeprefix('._weight_')} is {given}, blocks of {size} make it {count}")
-    return blocks
+    found = Grid(module, suffix, shape[-2], size[-2], size[-1], shape[-1] // size[-1])
+    count = math.prod(shape) // math.prod(size)
+    if module[suffix].info.n_elements != count:
+        raise module.corrupt(f"{suffix.lstrip('._')} is {list(module.shape(suffix))}, blocks of {size} make it {count}")
+    return found
 
 
 def _integers(module: Module, said: Mapping[str, Any]) -> Affine:
     """Int8Tensor and IntxUnpackedToInt8Tensor: a byte to a code, of fewer bits perhaps."""
     shape = module.shape(_CODES)
-    zero = (_ZERO,) if _ZERO in module else ()
-    blocks = _blocks(module, said, shape, _SCALE, *zero)
+    scales = _grid(module, said, shape, _SCALE)
+    zeros = _grid(module, said, shape, _ZERO) if _ZERO in module else None
     target = str(_name(said.get("target_dtype", "int8")))
     bits = int(target[3:]) if target in {f"int{n}" for n in range(1, 9)} else 0
     if not bits or module[_CODES].info.dtype.name != "I8":
         raise module.corrupt(f"codes of the type {short(target)} are {module[_CODES].info.dtype}")
     low, high = -(1 << bits - 1), (1 << bits - 1) - 1
-    if zero and module[_ZERO].info.dtype.floating:
+    if zeros is not None and module[_ZERO].info.dtype.floating:
         raise module.unsupported("torchao with zero points that are real numbers, which is not decoded here")
 
     def read(start: int, stop: int) -> Group:
         codes = module.rows(_CODES, start, stop)
         if codes.min() < low or codes.max() > high:
             raise module.corrupt(f"holds codes that are not of the type {target}")
-        scale = blocks.of(module.array(_SCALE), start, stop).astype(np.float32)
-        return Group(codes, scale, blocks.of(module.array(_ZERO), start, stop) if zero else None)
+        return Group(codes, scales.numbers(start, stop), None if zeros is None else zeros.stored(start, stop))
 
-    def zeros() -> tuple[int, int]:
+    def extent() -> tuple[int, int]:
         found = module.array(_ZERO)
         return int(found.min()), int(found.max())
 
     return Affine(
         module.where,
         shape,
-        blocks.wide,
+        scales.wide,
         (low, high),
         read,
-        zeros if zero else None,
+        None if zeros is None else extent,
         halves=lambda: _halves(module),
         own=_own(module, said),
     )
@@ -131,15 +114,12 @@ def _floats(module: Module, said: Mapping[str, Any]) -> Scaled:
     shape, stored = module.shape(_CODES), module[_CODES]
     if stored.info.dtype.name not in ("F8_E4M3", "F8_E5M2"):
         raise module.corrupt(f"a Float8Tensor of {stored.info.dtype}")
-    blocks = _blocks(module, said, shape, _SCALE)
+    scales = _grid(module, said, shape, _SCALE)
 
     def read(start: int, stop: int) -> Floats:
         return kernels.decode(stored.rows(start, stop), stored.info.dtype)
 
-    def scales(start: int, stop: int) -> Floats:
-        return blocks.of(module.array(_SCALE), start, stop).astype(np.float32)
-
-    return Scaled(module.where, shape, read, scales, blocks.wide, own=_own(module, said))
+    return Scaled(module.where, shape, read, scales.numbers, scales.wide, own=_own(module, said))
 
 
 def _nibbles(module: Module, said: Mapping[str, Any]) -> Affine:
@@ -148,18 +128,18 @@ def _nibbles(module: Module, said: Mapping[str, Any]) -> Affine:
     shape = (*outer, 2 * half)
     if len(shape) != 2 or module[_CODES].info.dtype.name not in ("I8", "U8"):
         raise module.unsupported(f"torchao's Int4Tensor of {list(module.shape(_CODES))}, which is not decoded here")
-    blocks = _blocks(module, said, shape, _SCALE, _ZERO)
-    if blocks.tall != 1:
+    groups = _grid(module, said, shape, _SCALE)
+    if groups.tall != 1:
         raise module.corrupt("blocks of more than one row")
     for suffix in (_SCALE, _ZERO):
-        module.expect(suffix, (blocks.across, shape[0]))
+        module.expect(suffix, (groups.across, shape[0]))
 
     def read(start: int, stop: int) -> Group:
         codes = (nibbles(module.rows(_CODES, start, stop).view(np.uint8)) ^ np.uint8(8)).astype(np.int8) - np.int8(8)
         scale, least = (module.columns(suffix, start, stop).astype(np.float32) for suffix in (_SCALE, _ZERO))
         return Group(codes, scale, None, least)
 
-    return Affine(module.where, shape, blocks.wide, (-8, 7), read, least=True, halves=lambda: _halves(module))
+    return Affine(module.where, shape, groups.wide, (-8, 7), read, least=True, halves=lambda: _halves(module))
 
 
 def _halves(module: Module) -> bool:

@@ -56,6 +56,7 @@ SAMPLES = {
     "mlx-4bit-g64": {"Q4_1": 8},
     "mlx-8bit-g32-bf16": {"BF16": 8},
     "mlx-mixed-3-6bit": {"F16": 2, "Q4_1": 6},
+    "mlx-mxfp4": {"MXFP4": 8},
     "quanto-qint8": {"Q8_0": 7},
     "torchao-int8wo": {"BF16": 7},
     "mxfp4-gpt-oss": {"BF16": 2},

@@ -223,3 +223,21 @@ def test_mlx(tmp_path: Path, bits: int, size: int, dtype: str) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), {f"{NAME}.{key}": value for key, value in packed.items()})
     kept = check(folder, torch.tensor(np.array(wanted)))
     assert kept == ({5: "Q5_1", 6: "Q8_0", 8: kept}.get(bits, "Q4_1"))
+
+
+@pytest.mark.parametrize(("mode", "bits", "kept"), [("mxfp4", 4, "MXFP4"), ("nvfp4", 4, "NVFP4"), ("mxfp8", 8, "none")])
+def test_mlx_modes(tmp_path: Path, mode: str, bits: int, kept: str) -> None:
+    mx = pytest.importorskip("mlx.core")
+    weight = mx.array(np.random.default_rng(bits).standard_normal((24, 256)).astype(np.float32)).astype(mx.bfloat16)
+    packed = dict(zip(("weight", "scales"), mx.quantize(weight, mode=mode), strict=True))
+    wanted = mx.dequantize(*packed.values(), mode=mode).astype(mx.float32)
+    folder = tmp_path / "m"
+    folder.mkdir()
+    said = {
+        "group_size": 64,
+        "bits": 4,
+        NAME: {"group_size": 16 if mode == "nvfp4" else 32, "bits": bits, "mode": mode},
+    }
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "quantization": said}))
+    mx.save_safetensors(str(folder / "model.safetensors"), {f"{NAME}.{key}": value for key, value in packed.items()})
+    assert check(folder, torch.tensor(np.array(wanted))) == kept
