@@ -197,6 +197,11 @@ ARCHITECTURES = (
                 constants={"num_nextn_predict_layers": 0},
             ),
             HFClass("DeepseekV2ForCausalLM", "deepseek_v2", V2_DEFAULTS, facts={"n_nextn_said": 0}),
+            # Beside a tower, which another file has.
+            HFClass(
+                "KimiK25ForConditionalGeneration", "kimi_k2", V3_DEFAULTS, when="0", facts={"n_nextn_said": 0},
+            ),
+            HFClass("KimiVLForConditionalGeneration", "kimi_vl", V3_DEFAULTS, when="0", facts={"n_nextn_said": 0}),
         ),
         hparams=(
             *CACHE_HPARAMS,
