@@ -49,7 +49,6 @@ RUNTIME: dict[str, Traits] = {
     "hrm_text": Traits(BPE),
     "jais": Traits(BPE),
     "jina-bert-v3": Traits(BERT),
-    "muse-glimmer": Traits(window=SlidingWindow(4)),
     "neo-bert": Traits(BERT),
     "plamo": Traits(SPM),
     "plamo3": Traits(window=SlidingWindow(8)),

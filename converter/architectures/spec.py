@@ -151,6 +151,8 @@ class HFClass:
         tokenizer: how its tokenizer is written, where not as that of the architecture's other classes.
         text: of a projector's class, the GGUF names of the text models that it is for.
         keys: what the rows call an entry of config.json -> what this class calls it.
+        nested, outer: the model_type of the text model whose entries stand below `text_config` on the way back, and the
+            entries that stay beside it.
         prefix, beside: the module that holds the model's tensors on the way back, and the first components of the
             names of those that stand beside it.
     """
@@ -166,6 +168,8 @@ class HFClass:
     tokenizer: TokenizerStyle | None = None
     text: Names = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    nested: str = ""
+    outer: Names = ()
     prefix: str = ""
     beside: Names = ()
 

@@ -25,11 +25,13 @@ class Generator:
         make: from the rope parameters and the hyperparameters; one array for each `gguf` name of the rule.
         back: from the arrays and the hyperparameters, the rope scaling that makes them; nothing where none is known.
         says: dotted keys of config.json that the tensors hold.
+        of_rope: where they are of no rope scaling, `back` makes hyperparameters.
     """
 
     make: Callable[[Rope, Mapping[str, Any]], Arrays]
     back: Callable[[Arrays, Mapping[str, Any]], dict[str, Any]]
     says: tuple[str, ...]
+    of_rope: bool = True
 
 
 # What transformers assumes where a llama3 rope scaling leaves a value out.
@@ -162,6 +164,18 @@ def proportional_rope_config(arrays: Arrays, hparams: Mapping[str, Any]) -> dict
     return said if part > 0 and np.array_equal(proportional_rope_freqs(said, hparams)[0], freqs) else {}
 
 
+def factor_of_queries(rope: Rope, hparams: Mapping[str, Any]) -> Arrays:
+    """Weights of the norms of queries and keys that have none, float32 (head_dim,): a factor, and 1."""
+    ones = np.ones(int(hparams["head_dim"]), np.float32)
+    return ones * _number(hparams, "q_scale", 1.0), ones
+
+
+def said_by_queries(arrays: Arrays, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The factor; nothing where the weights differ among each other."""
+    queries, keys = arrays
+    return {"q_scale": float(str(queries[0]))} if (queries == queries[0]).all() and (keys == 1).all() else {}
+
+
 GENERATORS: dict[str, Generator] = {
     "llama3_rope_freqs": Generator(
         lambda rope, hparams: (llama3_rope_freqs(rope, hparams),),
@@ -171,6 +185,7 @@ GENERATORS: dict[str, Generator] = {
         ("rope.rope_type",),
     ),
     "llama3_rope_freqs_of_half": Generator(llama3_rope_freqs_of_half, llama3_rope_config_of_half, ("rope.rope_type",)),
+    "factor_of_queries": Generator(factor_of_queries, said_by_queries, ("qk_scale_factor",), of_rope=False),
     "proportional_rope_freqs": Generator(
         proportional_rope_freqs, proportional_rope_config, ("rope.rope_type", "rope.partial_rotary_factor")
     ),

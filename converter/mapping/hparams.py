@@ -100,6 +100,14 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def rope_facts(hf: HFClass, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of rotation, over what its class fills in where it says nothing of the scaling."""
+    flat = flat_config(config)
+    if any(flat.get(key) for key in ("rope_parameters", "rope_scaling")):
+        return dict(flat["rope"])
+    return {**flat_config(class_defaults(hf, config))["rope"], **flat["rope"]}
+
+
 def _by_number(value: Any) -> Any:
     """The values of an object whose keys count from 0, in their order."""
     named = {str(key): item for key, item in _object(value).items()}
@@ -144,8 +152,7 @@ def read_config(
     filled = class_defaults(hf, config)
     flat = flat_config(config)
     flat |= {key: flat[own] for key, own in hf.keys.items() if flat.get(own) is not None}
-    if not any(flat.get(key) for key in ("rope_parameters", "rope_scaling")):
-        flat["rope"] = {**flat_config(filled)["rope"], **flat["rope"]}
+    flat["rope"] = rope_facts(hf, config)
     said: HParams = {}
     for hparam in architecture.hparams:
         if hparam.name in unsaid:
@@ -482,7 +489,7 @@ def write_config(
         rope = {"rope_type": "default", **rope, **(scaling or {})}
         sliding = {"rope_type": "default", **config["rope_parameters"].get("sliding_attention", {})}
         config["rope_parameters"] = {"full_attention": rope, "sliding_attention": sliding}
-        return merged(config, hf.constants)
+        return _nested(hf, merged(config, hf.constants))
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
             config[key] = rope.pop(key)
@@ -492,7 +499,16 @@ def write_config(
         config["rope_scaling"] = rope
     elif part and rope.get("mrope_section"):
         config["rope_scaling"] = {"rope_type": "default", "mrope_section": rope["mrope_section"]}
-    return merged(config, hf.constants)
+    return _nested(hf, merged(config, hf.constants))
+
+
+def _nested(hf: HFClass, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the text model's entries where the class has them."""
+    if not hf.nested:
+        return config
+    whole = {key: config[key] for key in ("architectures", "model_type", "tie_word_embeddings", *hf.outer)}
+    inner = {key: value for key, value in config.items() if key == "tie_word_embeddings" or key not in whole}
+    return {**whole, "text_config": {"model_type": hf.nested, **inner}}
 
 
 def merged(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

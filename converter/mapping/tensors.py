@@ -42,10 +42,10 @@ from converter.mapping.hparams import (
     HParams,
     Scope,
     class_for,
-    flat_config,
     hparam_metadata,
     read_config,
     read_metadata,
+    rope_facts,
     text_config,
     write_config,
 )
@@ -178,8 +178,8 @@ def to_gguf(
     if any(isinstance(event, Ignored) for event in events) and model.beside:
         events.append(Note("what sees or hears is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
     for rule in architecture.tensors:
-        if rule.generator and scope.holds(rule.when):
-            outputs.update((tensor.name, tensor) for tensor in _generated(rule, config, scope, hparams))
+        if rule.generator:
+            outputs.update((tensor.name, tensor) for tensor in _generated(rule, rope_facts(hf, config), scope, hparams))
     events += _check_complete(model, outputs)
     keys = hparam_metadata(architecture, hparams, model.given)
     back = read_metadata(architecture, keys, hparams.get("n_vocab"), outputs)
@@ -406,11 +406,17 @@ def bound(rule: TensorRule, scope: Scope, block: int | None) -> Chain:
     return tuple(op.bind(scope.at(block)) for op in chain)
 
 
-def _generated(rule: TensorRule, config: Mapping[str, Any], scope: Scope, hparams: HParams) -> list[LazyTensor]:
+def _generated(rule: TensorRule, rope: Mapping[str, Any], scope: Scope, hparams: HParams) -> list[LazyTensor]:
     assert rule.generator is not None
-    arrays = GENERATORS[rule.generator].make(flat_config(config)["rope"], hparams)
+    every = range(scope.size("n_layer")) if rule.per_block else (None,)
+    blocks = [block for block in every if scope.holds(rule.when, block)]
+    arrays = GENERATORS[rule.generator].make(rope, hparams) if blocks else ()
     why = f"computed by {rule.generator}"
-    made = [from_array(name, values, F32, why) for name, values in zip(rule.gguf, arrays, strict=True)]
+    made = [
+        from_array(fill(name, block), values, F32, why)
+        for block in blocks
+        for name, values in zip(rule.gguf, arrays, strict=True)
+    ]
     _check_generated(rule, made, scope)
     return made
 
@@ -464,6 +470,7 @@ def to_hf(checkpoint: Checkpoint, name: str | None = None, projector: Checkpoint
     n_rows = embedding.info.shape[0] if embedding and embedding.info.shape else None
     hparams = read_metadata(architecture, checkpoint.config, n_rows, checkpoint.tensors)
     mapped = _mapped_backward(architecture, checkpoint, hparams)
+    hparams |= mapped.hparams
     events, rope = list(mapped.events), mapped.rope
     events += _missed(mapped.rules, checkpoint, Scope(hparams, checkpoint.tensors))
     tied = not any(rule.tied_to and rule.gguf[0] in checkpoint.tensors for rule in mapped.rules)
@@ -510,12 +517,13 @@ def _with_projector(text: Translation, checkpoint: Checkpoint, projector: Checkp
 
 @dataclass(frozen=True)
 class _Backward:
-    """The tensors of a file under their Hugging Face names, and what generated ones say of the rope scaling."""
+    """The tensors of a file under their Hugging Face names, and what generated ones say: a rope scaling, hparams."""
 
     architecture: Architecture
     rules: list[TensorRule]
     tensors: dict[str, LazyTensor]
     rope: dict[str, Any]
+    hparams: HParams
     events: list[Event]
 
 
@@ -527,13 +535,18 @@ def _mapped_backward(architecture: Architecture, checkpoint: Checkpoint, hparams
     found = [(names.find(name, _Applies(scope)), tensor) for name, tensor in checkpoint.tensors.items()]
     if unknown := [tensor.name for match, tensor in found if match is None]:
         raise _unmatched(architecture, unknown)
-    made = _Backward(architecture, rules, {}, {}, [])
+    made = _Backward(architecture, rules, {}, {}, {}, [])
     for rule, block, group in _group((match, tensor) for match, tensor in found if match):
         if rule.generator:
-            said = _said_by(rule, group, scope, hparams)
-            made.rope.update(said)
+            said = _said_by(rule, block, group, scope, hparams)
+            of_rope = GENERATORS[rule.generator].of_rope
+            into, what = (made.rope, "rope scaling") if of_rope else (made.hparams, "factor")
+            if any(into.get(key, value) != value for key, value in said.items()):  # another block says otherwise
+                said = {}
+            into.update(said)
             made.events.extend(
-                Ignored(name) if said else Note(f"{name}: of no known rope scaling, dropped") for name in rule.gguf
+                Ignored(name) if said else Note(f"{name}: of no known {what}, dropped")
+                for name in (fill(template, block) for template in rule.gguf)
             )
         elif any(isinstance(op, Row) for op in rule.ops):  # which the text model's file has among all others
             made.events.extend(Note(f"{name}: a row of {rule.hf[0]}") for name in rule.gguf)
@@ -564,10 +577,14 @@ def _sources(
 
 
 def _said_by(
-    rule: TensorRule, group: Mapping[tuple[int, int | None], LazyTensor], scope: Scope, hparams: HParams
+    rule: TensorRule,
+    block: int | None,
+    group: Mapping[tuple[int, int | None], LazyTensor],
+    scope: Scope,
+    hparams: HParams,
 ) -> dict[str, Any]:
-    """What tensors that are generated say of the rope scaling; nothing where they are of none that is known."""
+    """What tensors that are generated say; nothing where they are of no kind that is known."""
     assert rule.generator is not None
-    sources = _sources(rule, None, group)
+    sources = _sources(rule, block, group)
     _check_generated(rule, sources, scope)
     return GENERATORS[rule.generator].back(tuple(source.array().astype(np.float32) for source in sources), hparams)

@@ -125,7 +125,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 #: What the reference has and the gguf-py of the package index does not yet; the samples' facts hold these.
 NEWER = (
     "nanbeige", "granite_swa", "cohere2moe", "deepseek32", "mellum", "minimax-m3", "hy_v4", "maple", "spark2_5",
-    "laguna",
+    "laguna", "muse-glimmer",
 )  # fmt: skip
 NEWER_TENSORS = {
     "qwen3": {"cls.output"},
@@ -356,6 +356,7 @@ def test_config_and_metadata_are_each_others_inverse(architecture: Architecture)
 @pytest.mark.parametrize("architecture", EVERY, ids=rule_id)
 def test_a_config_without_a_required_key_says_which(architecture: Architecture) -> None:
     config = write_config(architecture, small_hparams(architecture, 4), tied=False)
+    config |= config.pop("text_config", {})  # as flat as any
     required = [hparam for hparam in architecture.hparams if hparam.required and hparam.config]
     for hparam in required:
         broken = {key: value for key, value in config.items() if key not in hparam.config}
@@ -434,6 +435,7 @@ def test_renames_are_those_of_gguf_py(architecture: Architecture, monkeypatch: p
                 read,
                 read.removeprefix("transformer."),
                 read.removeprefix("model."),
+                read.replace("model.language_model.", "model."),
             )  # as some of its classes change them first
             found = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in spelled)
             theirs = next((name for name in found if name is not None), None)

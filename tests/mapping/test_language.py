@@ -415,6 +415,38 @@ def test_generated_tensors_say_what_they_were_made_of(tmp_path: Path) -> None:
     same(trip, rope_scaling=SCALING)
 
 
+QUERIES = toy(
+    HParam("head_dim", ("head_dim",), ("attention.key_length",), required=True),
+    HParam("q_scale", ("qk_scale_factor",), (), "f32"),
+    tensors=(
+        NORM,
+        T(
+            (), (G + "attn_q_norm.weight", G + "attn_k_norm.weight"), generator="factor_of_queries",
+            shape=("head_dim",), when="block > 0",
+        ),
+    ),
+)  # fmt: skip
+
+
+def test_tensors_of_blocks_are_generated_and_say_an_hparam(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, (QUERIES,), {**CONFIG, "head_dim": 6, "qk_scale_factor": 3.87}, norms())
+    made = {name for name in trip.tensors if name.endswith(("q_norm.weight", "k_norm.weight"))}
+    blocks = range(1, CONFIG["num_hidden_layers"])
+    assert made == {f"blk.{block}.attn_{part}_norm.weight" for block in blocks for part in "qk"}
+    same(trip, qk_scale_factor=3.87)
+
+
+def test_a_class_whose_text_model_is_nested(tmp_path: Path) -> None:
+    hf = (HFClass("ToyForEverything", "toy_vl", nested="toy_text", outer=("width",)),)
+    toy_vl = toy(HParam("width", ("width",), ("width",), required=True), hf=hf)
+    inner = {key: value for key, value in CONFIG.items() if key not in ("architectures", "model_type")}
+    config = {"architectures": ["ToyForEverything"], "model_type": "toy_vl", "width": 7, "text_config": inner}
+    trip = Trip(tmp_path, (toy_vl,), config, norms())
+    assert trip.config["width"] == 7 and trip.config["model_type"] == "toy_vl"
+    assert trip.config["text_config"]["model_type"] == "toy_text"
+    assert inner.items() <= trip.config["text_config"].items() and "width" not in trip.config["text_config"]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [

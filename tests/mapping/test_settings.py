@@ -371,7 +371,7 @@ UNREAD = {
 }  # fmt: skip
 #: The other inputs of a model for several kinds of input; their tensors go elsewhere.
 OTHER_INPUTS = {
-    "merged_hidden_size", "projector_bias", "projector_hidden_size",
+    "merged_hidden_size", "out_hidden_size", "projector_bias", "projector_hidden_size",
     "im_end_id", "im_newline_id", "im_start_id", "image_seq_length", "mm_tokens_per_image",
     "multimodal_projector_bias", "projector_hidden_act", "spatial_merge_size", "vision_feature_layer",
     "vision_feature_select_strategy", "audio_soft_tokens_per_image",
