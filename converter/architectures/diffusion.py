@@ -22,9 +22,8 @@ from converter.architectures.common import (
 )
 from converter.architectures.qwen import EXPERT_WIDTHS, EXPERTS, MOE_HPARAMS
 from converter.architectures.spec import Architecture, HFClass, HParam, T
-from converter.architectures.styles import BPE, SPM_OR_BPE
-from converter.architectures.traits import TokenizerStyle, Traits
-from converter.metadata import boolean
+from converter.architectures.styles import BPE, DREAM, LLADA
+from converter.architectures.traits import Traits
 from converter.tensors.ops import Rope
 
 B = "model.transformer.blocks.{block}."
@@ -51,7 +50,7 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
-        traits=Traits(SPM_OR_BPE),
+        traits=Traits(DREAM),
     ),
     Architecture(
         gguf="llada",
@@ -89,7 +88,7 @@ ARCHITECTURES = (
             T(B + "up_proj.weight", G + "ffn_up.weight", shape=("n_ff", "n_embd")),
             T(B + "ff_out.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
         ),
-        traits=Traits(TokenizerStyle(("bpe",), last=(("add_bos_token", boolean(True)),))),
+        traits=Traits(LLADA),
     ),
     Architecture(
         gguf="llada-moe",

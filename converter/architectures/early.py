@@ -21,7 +21,7 @@ from converter.architectures.common import (
     Q,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, before, only_when, pair
-from converter.architectures.styles import BPE, SPM
+from converter.architectures.styles import ARCTIC, BPE, INTERNLM2, SPM
 from converter.architectures.traits import Traits
 from converter.tensors.ops import ROW, At, Reshape, Rope, Split
 
@@ -79,7 +79,7 @@ ARCHITECTURES = (
             T(H + "feed_forward.w3.weight", G + "ffn_up.weight", shape=("n_ff", "n_embd")),
         ),
         ignore=(H + "attention.rotary_emb.inv_freq",),
-        traits=Traits(SPM),
+        traits=Traits(INTERNLM2),
     ),
     Architecture(
         gguf="qwen",
@@ -143,6 +143,6 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(SPM),
+        traits=Traits(ARCTIC),
     ),
 )  # fmt: skip

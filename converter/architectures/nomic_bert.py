@@ -23,7 +23,7 @@ from converter.architectures.spec import (
     only_when,
     pair,
 )
-from converter.architectures.styles import BERT, XLM_ROBERTA
+from converter.architectures.styles import BERT, NOMIC_MOE
 from converter.architectures.traits import Relation, Traits
 from converter.tensors.ops import ROW, Reshape, Transpose
 
@@ -167,7 +167,7 @@ ARCHITECTURES = (
         ignore=(*IGNORED, B + "mlp.experts.bias"),
         aliases=ALIASES,
         traits=Traits(
-            XLM_ROBERTA, told=(UNBIASED,),
+            NOMIC_MOE, told=(UNBIASED,),
             built_in={**BUILT_IN, "hidden_act": ("silu",), "activation_function": ("gelu",)},
         ),
     ),

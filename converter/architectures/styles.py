@@ -45,3 +45,13 @@ SOLAR = TokenizerStyle(
 HUNYUAN = TokenizerStyle(("bpe",), config_ids=(("eos", "eod_token_id"),))
 NEMOTRON_H = TokenizerStyle(("bpe",), round_to=8)
 UNIGRAM = TokenizerStyle(("unigram", "spm"))
+# Their converters go by the flags of added tokens alone.
+DREAM = TokenizerStyle(("spm", "bpe"), keep_added_bpe=True)
+LLADA = TokenizerStyle(("bpe",), last=(("add_bos_token", boolean(True)),), keep_added_bpe=True)
+NOMIC_MOE = TokenizerStyle(("unigram",), token_types=True, mask=True)
+ARCTIC = TokenizerStyle(("spm", "hf-spm", "bpe"), redefines=True)
+# One piece is a zero, where texts would end; a chat ends where a turn does.
+INTERNLM2 = TokenizerStyle(
+    ("spm", "hf-spm", "bpe"), keep_added=True, respelled=(("\0", "\N{DRAGON}"),), unused="[UNUSED", own_prefix=True,
+    ends=(("eos", "<|im_end|>"),),
+)

@@ -29,6 +29,13 @@ class TokenizerStyle:
         config_ids: special ids that an entry of config.json names, whatever else does.
         settings_ids: special ids of the tokens that tokenizer_config.json names, whatever config.json says.
         keep_added: SentencePiece added tokens keep their text, and their special flag alone decides their type.
+        keep_added_bpe: the same of byte-level BPE.
+        redefines: a SentencePiece piece that tokenizer_config.json redefines has no score, the unknown one stays so.
+        respelled: SentencePiece pieces that are written otherwise.
+        unused: what SentencePiece pieces begin with that no text has.
+        own_prefix: write whether the SentencePiece model puts a space in front.
+        mask: behind the pieces of XLM-RoBERTa's SentencePiece model is `<mask>`.
+        ends: special ids of the tokens with these texts, whatever else is said, where there are such.
         by_rows: keys for vocabularies of one exact size.
         token_types: write token_type_count from the config.
         round_to: config's vocab_size is rounded up to a multiple of it.
@@ -42,6 +49,13 @@ class TokenizerStyle:
     config_ids: tuple[tuple[str, str], ...] = ()
     settings_ids: tuple[str, ...] = ()
     keep_added: bool = False
+    keep_added_bpe: bool = False
+    redefines: bool = False
+    respelled: tuple[tuple[str, str], ...] = ()
+    unused: str = ""
+    own_prefix: bool = False
+    mask: bool = False
+    ends: tuple[tuple[str, str], ...] = ()
     by_rows: Mapping[int, Keys] | None = None
     token_types: bool = False
     last_reader: str = ""

@@ -184,7 +184,7 @@ class _Job:
         if reader == "gemma4" and is_spm_json(vocabulary):
             return build_gemma4(vocabulary, self.rows)
         if reader == "bpe" and vocabulary.kind in ("BPE", "WordLevel"):
-            return build_bpe(vocabulary, self._pre_name(vocabulary), self.rows)
+            return build_bpe(vocabulary, self._pre_name(vocabulary), self.rows, self.style.keep_added_bpe)
         if reader == "wordpiece" and vocabulary.kind == "WordPiece":
             return build_wordpiece(vocabulary, self._wordpiece_pre(vocabulary), self.rows)
         if reader == "unigram" and vocabulary.kind == "Unigram":
@@ -201,7 +201,7 @@ class _Job:
             return build_spm(self.files, name, self.style, self.rows)
         model = read_sentencepiece(self.files.data(name), name)
         if name == "sentencepiece.bpe.model":
-            return build_xlmr(model, self._token_types(), self.rows)
+            return build_xlmr(model, self._token_types(), self.rows, self.style.mask)
         return build_unigram(model, self.files, self.style, self.rows) if model_kind(model) == "unigram" else None
 
     def _read_vocabulary(self) -> Vocabulary:
@@ -253,6 +253,8 @@ class _Job:
             special.set_id(name, said.get(key), limit, again=True)
         for name in self.style.settings_ids:
             special.set_id(name, self._named_id(name, metadata), limit, again=True)
+        for name, content in self.style.ends:
+            special.set_id(name, self._id_in(content, metadata), limit, again=True)
         self._implied(built, special)
         special.write(metadata)
         self.events += special.events
@@ -269,11 +271,21 @@ class _Job:
             special.chat_template = template_of(chat_template_file(self.files))
         if special.chat_template is None:
             special.chat_template = built.template
+        if special.chat_template is None and built.elsewhere:
+            self.events.append(
+                Note(
+                    f"no chat template in the folder: llama.cpp's converter adds its own, {built.elsewhere}; "
+                    "put it there as chat_template.jinja"
+                )
+            )
 
     def _named_id(self, name: str, metadata: Metadata) -> int | None:
         """The id of the token that tokenizer_config.json names, wherever its text stands in the vocabulary."""
         entry = self.files.json("tokenizer_config.json").get(f"{name}_token")
-        content = entry.get("content") if isinstance(entry, dict) else entry
+        return self._id_in(entry.get("content") if isinstance(entry, dict) else entry, metadata)
+
+    def _id_in(self, content: object, metadata: Metadata) -> int | None:
+        """The id of the token of this text."""
         tokens = array_of(metadata, "tokenizer.ggml.tokens")
         return next((i for i, token in enumerate(tokens.values if tokens else ()) if token == content), None)
 

@@ -111,6 +111,7 @@ class Built:
         given: special ids besides those of config and settings.
         tail: keys after the special ids.
         template: the chat template of a folder that has none.
+        elsewhere: what llama.cpp's converter takes of its own tree for such a folder.
     """
 
     reader: str
@@ -122,6 +123,7 @@ class Built:
     given: tuple[Given, ...] = ()
     tail: Metadata = field(default_factory=dict)
     template: str | None = None
+    elsewhere: str = ""
 
 
 def looks_special(token: str) -> bool:
@@ -182,6 +184,8 @@ def build_spm(files: TokenizerFiles, name: str, style: TokenizerStyle, rows: int
     table, events = _spm_rows(files, model, style, rows)
     head: Metadata = {"tokenizer.ggml.model": text("llama"), "tokenizer.ggml.pre": text("default")}
     head.update(table.arrays(scores=True))
+    if style.own_prefix:
+        head[SPACE_PREFIX] = boolean(model.add_dummy_prefix)
     return Built("spm", table, head, events=events)
 
 
@@ -190,14 +194,30 @@ def _spm_rows(
 ) -> tuple[Rows, list[Event]]:
     table = Rows(len(model) if rows is None else rows)
     check_size(len(model), table.size)
+    respelled = dict(style.respelled)
     for i, piece in enumerate(model.pieces):
-        kind = model.types[i]
-        table.set(i, piece.decode(), NORMAL if kind == USER_DEFINED else kind, model.scores[i])
+        kind, token = model.types[i], piece.decode()
+        kind = UNUSED if style.unused and token.startswith(style.unused) else NORMAL if kind == USER_DEFINED else kind
+        table.set(i, respelled.get(token, token), kind, model.scores[i])
     events: list[Event] = []
+    if style.redefines:
+        _redefine(files.json("tokenizer_config.json"), table)
+        return table, events
     for content, place in files.json("added_tokens.json").items():
         _set_added(table, as_id(place, "added_tokens.json"), content, USER_DEFINED, "added_tokens.json", events)
     _overlay(files, table, style, events)
     return table, events
+
+
+def _redefine(settings: dict[str, object], table: Rows) -> None:
+    """Pieces that tokenizer_config.json names otherwise."""
+    where = "tokenizer_config.json added_tokens_decoder"
+    for key, value in as_dict(settings.get("added_tokens_decoder"), where).items():
+        fields = as_dict(value, where)
+        i, content, special = as_id(key, where), as_text(fields.get("content"), where), bool(fields.get("special"))
+        kind = USER_DEFINED if not special else UNKNOWN if content == settings.get("unk_token") else CONTROL
+        if i < table.size:
+            table.set(i, content, kind, 0.0 if special else PAD_SCORE)
 
 
 def _set_added(table: Rows, i: int, content: str, kind: int, source: str, events: list[Event]) -> None:
@@ -292,9 +312,9 @@ def build_gemma4(vocabulary: Vocabulary, rows: int | None) -> Built:
 # --- byte-level BPE and WordPiece
 
 
-def build_bpe(vocabulary: Vocabulary, pre: str, rows: int | None) -> Built:
-    """BPE as the "gpt2" tokenizer model."""
-    table = _plain_rows(vocabulary, rows)
+def build_bpe(vocabulary: Vocabulary, pre: str, rows: int | None, keep_added: bool = False) -> Built:
+    """BPE as the "gpt2" tokenizer model; `keep_added` as the style's `keep_added_bpe`."""
+    table = _plain_rows(vocabulary, rows, keep_added)
     head: Metadata = {"tokenizer.ggml.model": text("gpt2"), "tokenizer.ggml.pre": text(pre)}
     head.update(table.arrays(scores=False))
     return Built("bpe", table, head, merges=vocabulary.merges, limit=False)
@@ -312,10 +332,13 @@ def build_wordpiece(vocabulary: Vocabulary, pre: str, rows: int | None) -> Built
     return Built("wordpiece", table, head)
 
 
-def _plain_rows(vocabulary: Vocabulary, rows: int | None) -> Rows:
+def _plain_rows(vocabulary: Vocabulary, rows: int | None, keep_added: bool = False) -> Rows:
     table = _table(vocabulary, rows)
     decoder = Decoder(vocabulary.tokenizer.get("decoder"))
     for added in vocabulary.added.values():
+        if keep_added:
+            table.set(added.id, added.content, CONTROL if added.special else USER_DEFINED)
+            continue
         content = added.content if added.normalized else decoder.token(added.content)
         if added.special or looks_special(content):
             table.set(added.id, content, CONTROL)
@@ -338,8 +361,11 @@ def build_unigram(model: SentencePieceModel, files: TokenizerFiles, style: Token
     return Built("unigram", table, head, events=events)
 
 
-def build_xlmr(model: SentencePieceModel, token_types: int | None, rows: int | None) -> Built:
-    """XLM-RoBERTa's sentencepiece.bpe.model: its ids are shifted by fairseq's four special tokens."""
+def build_xlmr(model: SentencePieceModel, token_types: int | None, rows: int | None, mask: bool = False) -> Built:
+    """XLM-RoBERTa's sentencepiece.bpe.model: its ids are shifted by fairseq's four special tokens.
+
+    With `mask`, the token behind them all, of which the file says nothing.
+    """
     if model.model_type != UNIGRAM:
         raise TokenizerError("sentencepiece.bpe.model: a unigram model was expected")
     special = (("<s>", CONTROL), ("<pad>", CONTROL), ("</s>", CONTROL), ("<unk>", UNKNOWN))
@@ -350,6 +376,8 @@ def build_xlmr(model: SentencePieceModel, token_types: int | None, rows: int | N
     for i in range(3, len(model)):
         if i + 1 < table.size:
             table.set(i + 1, model.pieces[i].decode(), model.types[i], model.scores[i])
+    if mask and len(model) + 1 < table.size:
+        table.set(len(model) + 1, "<mask>", CONTROL, 0.0)
     head = _unigram_head(
         table, model.add_dummy_prefix, model.remove_extra_whitespaces, model.precompiled_charsmap, token_types
     )
@@ -439,6 +467,10 @@ _MISTRAL_TEMPLATES = {
     ("v1", "spm"): "mistral-v1", ("v3", "spm"): "mistral-v3", ("v3", "tekken"): "mistral-v3-tekken",
     ("v7", "spm"): "mistral-v7", ("v7", "tekken"): "mistral-v7-tekken",
 }  # fmt: skip
+# The files of those that it has whole.
+_MISTRAL_ELSEWHERE = {
+    "v11": "Mistral-Small-3.2-24B-Instruct-2506.jinja", "v13": "unsloth-mistral-Devstral-Small-2507.jinja",
+}  # fmt: skip
 
 
 def build_tekken(files: TokenizerFiles, rows: int | None) -> Built:
@@ -460,7 +492,8 @@ def build_tekken(files: TokenizerFiles, rows: int | None) -> Built:
     head.update(table.arrays(scores=True))
     head["tokenizer.ggml.scores"] = Array("i32", table.scores.astype(np.int32))  # zeros, which the reference has whole
     head.update({ADD_BOS: boolean(True), ADD_EOS: boolean(False)})
-    return Built("tekken", table, head, template=_MISTRAL_TEMPLATES.get((tekken.version, "tekken")))
+    template = _MISTRAL_TEMPLATES.get((tekken.version, "tekken"))
+    return Built("tekken", table, head, template=template, elsewhere=_MISTRAL_ELSEWHERE.get(tekken.version, ""))
 
 
 # --- of one family each

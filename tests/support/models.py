@@ -149,6 +149,7 @@ TOKENIZER_CONFIG: dict[str, dict[str, Any]] = {
     "spm-json": {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2},
     "llama3": {"vocab_size": BPE_VOCAB, "bos_token_id": 0, "eos_token_id": 1},
     "qwen2": {"vocab_size": 544, "bos_token_id": None, "eos_token_id": BPE_VOCAB - BPE_SPECIAL + 2},
+    "qwen2-marks": {"vocab_size": 544, "bos_token_id": None, "eos_token_id": BPE_VOCAB - BPE_SPECIAL + 2},
     "qwen2-answers": {"vocab_size": 544, "bos_token_id": None, "eos_token_id": BPE_VOCAB - BPE_SPECIAL + 4},
     "glm": {
         "vocab_size": 544,
@@ -364,6 +365,11 @@ def _write_qwen2_answers(folder: Path) -> None:
     _write_added(folder, QWEN_SPECIAL_TOKENS, eos="<|im_end|>", pad="<|endoftext|>", words=("no", "yes"))
 
 
+def _write_qwen2_marks(folder: Path) -> None:
+    """With tokens that look special and are not, one of them with SentencePiece's mark for a space."""
+    _write_added(folder, QWEN_SPECIAL_TOKENS, eos="<|im_end|>", pad="<|endoftext|>", plain=("<|tool|>", "a\u2581b"))
+
+
 def _write_glm(folder: Path) -> None:
     """As GLM-4 has it, whose config names only the token that ends a text."""
     _write_added(folder, GLM_SPECIAL_TOKENS, eos="<|endoftext|>", pad="<|endoftext|>")
@@ -373,8 +379,15 @@ def _write_solar(folder: Path) -> None:
     _write_added(folder, SOLAR_SPECIAL_TOKENS, eos="<|endoftext|>", pad="<unk>")
 
 
-def _write_added(folder: Path, special: tuple[str, ...], eos: str, pad: str, words: tuple[str, ...] = ()) -> None:
-    """Special tokens after a vocabulary in bytes, Qwen's regular expression."""
+def _write_added(
+    folder: Path,
+    special: tuple[str, ...],
+    eos: str,
+    pad: str,
+    words: tuple[str, ...] = (),
+    plain: tuple[str, ...] = (),
+) -> None:
+    """Special tokens after a vocabulary in bytes, and others that are added, too; Qwen's regular expression."""
     tokenizer = _small_bpe()
     old = tokenizer["model"]["vocab"].items()
     vocab = {token: index - BPE_SPECIAL for token, index in old if index >= BPE_SPECIAL}
@@ -382,7 +395,9 @@ def _write_added(folder: Path, special: tuple[str, ...], eos: str, pad: str, wor
         vocab.setdefault(word, len(vocab))
     tokenizer["model"]["vocab"] = vocab
     tokenizer["model"]["ignore_merges"] = False
-    added = [_added_token(len(vocab) + index, token) for index, token in enumerate(special)]
+    added = [_added_token(len(vocab) + index, token) for index, token in enumerate((*special, *plain))]
+    for token in added[len(special) :]:
+        token["special"] = False
     tokenizer["added_tokens"] = added
     tokenizer["normalizer"] = {"type": "NFC"}
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": QWEN2_REGEX}
@@ -558,6 +573,7 @@ TOKENIZERS: dict[str, Callable[[Path], None]] = {
     "llama3": _write_llama3,
     "qwen2": _write_qwen2,
     "qwen2-answers": _write_qwen2_answers,
+    "qwen2-marks": _write_qwen2_marks,
     "glm": _write_glm,
     "solar": _write_solar,
     "wordpiece": _write_wordpiece,

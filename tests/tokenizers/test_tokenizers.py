@@ -30,6 +30,7 @@ from converter.tokenizers import READERS, Tokenizer, pretokenizer, read_tokenize
 from converter.tokenizers.encoder import Encoder
 from converter.tokenizers.files import TokenizerFiles
 from converter.tokenizers.sentencepiece import read_sentencepiece
+from converter.tokenizers.special import SPACE_PREFIX
 from converter.tokenizers.splitting import Unsupported, byte_alphabet, compile_pattern, make_normalizer, make_splitter
 from converter.tokenizers.vocabulary import read_vocabulary
 
@@ -972,3 +973,54 @@ def test_large_vocabulary_is_read_in_time() -> None:
     tokenizer = read_tokenizer(files, {}, n_rows=150_000, style=style_of("gpt2"))
     assert time.process_time() - start < 3.0
     assert tokenizer.n_tokens == 150_000
+
+
+# ------------------------------------------------------------------------------------ habits of single families
+
+
+def test_pieces_of_internlm2(tmp_path: Path) -> None:
+    """A zero has another letter, pieces that no text has are unused, and a chat ends where a turn does."""
+    pieces = ["<unk>", "<s>", "</s>", "\0", "[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]", "a"]
+    metadata: Metadata = {
+        "tokenizer.ggml.model": text("llama"), "tokenizer.ggml.tokens": Array("str", pieces),
+        "tokenizer.ggml.scores": Array("f32", [0.0, 0.0, 0.0, -1.0, -2.0, -3.0, -4.0]),
+        "tokenizer.ggml.token_type": Array("i32", [2, 3, 3, 1, 1, 1, 1]), SPACE_PREFIX: boolean(False),
+    }  # fmt: skip
+    settings = {"eos_token": "</s>", "added_tokens_decoder": {"5": {"content": "<|im_end|>", "special": True}}}
+    files = {
+        "tokenizer.model": bytes_of(write_tokenizer(metadata)["tokenizer.model"]),
+        **memory(tokenizer_config_json=settings),
+    }
+    read = read_tokenizer(files, {"eos_token_id": 2}, n_rows=None, style=style_of("internlm2"))
+    assert array(read, "tokens") == ["<unk>", "<s>", "</s>", "\N{DRAGON}", "[UNUSED_TOKEN_1]", "<|im_end|>", "a"]
+    assert array(read, "token_type") == [2, 3, 3, 1, 5, 3, 1]
+    assert read.metadata["tokenizer.ggml.eos_token_id"] == u32(5)
+    assert read.metadata[SPACE_PREFIX] == boolean(False)
+    plain = read_tokenizer(files, {"eos_token_id": 2}, n_rows=None, style=style_of("llama"))
+    assert array(plain, "token_type")[4] == 1 and plain.metadata["tokenizer.ggml.eos_token_id"] == u32(2)
+
+
+@pytest.mark.parametrize(("arch", "masked"), [("nomic-bert-moe", True), ("bert", False)])
+def test_the_mask_behind_the_pieces_of_xlm_roberta(arch: str, masked: bool, tmp_path: Path) -> None:
+    models.TOKENIZERS["t5"](tmp_path)
+    model = (tmp_path / "spiece.model").read_bytes()
+    n_pieces = len(read_sentencepiece(model, "spiece.model"))
+    files = {"sentencepiece.bpe.model": bytes_of(model)}
+    read = read_tokenizer(files, {}, n_rows=n_pieces + 4, style=style_of(arch))
+    expected = "<mask>" if masked else f"[PAD{n_pieces + 1}]"
+    assert array(read, "tokens")[n_pieces + 1] == expected
+    assert array(read, "token_type")[n_pieces + 1] == (3 if masked else 5)
+
+
+@pytest.mark.parametrize(("version", "file"), [("v11", "Mistral-Small-3.2"), ("v13", "Devstral"), ("v3", None)])
+def test_a_template_that_llama_cpp_has_of_its_own_is_named(version: str, file: str | None) -> None:
+    tekken = json.loads(CASES["tekken-old"].made["tekken.json"])
+    tekken["config"]["version"] = version
+    read = read_tokenizer(memory(tekken_json=tekken), {}, n_rows=None, style=style_of("llama"))
+    said = [str(event) for event in read.events if "no chat template" in str(event)]
+    assert [file in line for line in said if file] == [True] * (file is not None)
+    assert ("tokenizer.chat_template" in read.metadata) is (file is None)
+    own = {**memory(tekken_json=tekken), "chat_template.jinja": bytes_of(b"{{ messages }}")}
+    read = read_tokenizer(own, {}, n_rows=None, style=style_of("llama"))
+    assert read.metadata["tokenizer.chat_template"] == text("{{ messages }}")
+    assert not [event for event in read.events if "no chat template" in str(event)]
