@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,8 +79,8 @@ def _changed(own: LazyTensor, changes: Sequence[Change]) -> LazyTensor:
 def _check_effect(adapter: Checkpoint, found: Resolved, strength: float) -> None:
     if strength != 1 and not found.scaled:
         raise UsageError(f"{adapter.path}: nothing in it is multiplied by a strength; give it without :{strength:g}")
-    if strength == 0:
-        raise UsageError(f"{adapter.path}: a strength of 0 changes nothing; leave it out")
+    if strength == 0 or not math.isfinite(strength):
+        raise UsageError(f"{adapter.path}: a strength of {strength:g} is none; leave the adapter out, or give a number")
     if found.saved or not all(map(_idle, found.names.modules.values())):
         return
     why = "every product of its matrices is zero" if found.changes else "it holds nothing"

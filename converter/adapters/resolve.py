@@ -268,8 +268,8 @@ class _Resolver:
         """It multiplies the outputs, or of feed-forward modules the inputs: (outputs, 1) or (1, inputs)."""
         if (own := self._weight(module)) is None:
             return
-        n, shape, inputs = scale.info.n_elements, own.info.shape, scale.info.shape[0] == 1
-        if n not in shape or len(shape) != 2:
+        n, shape, inputs = scale.info.n_elements, own.info.shape, self._matrix(scale).shape[0] == 1
+        if n not in shape or len(shape) != 2 or 1 not in scale.info.shape:
             self._mismatch(scale, own)
         by_rows = inputs is self._lies_turned if shape[0] == shape[1] else shape[0] == n
         self.found.add(own.name, Scaled(matrix(scale), by_rows))
@@ -281,7 +281,11 @@ class _Resolver:
         if (own := self._weight(module)) is None:
             return
         index = self.settings.tokens(module.name)
-        if rows.info.shape != (len(index), own.info.row) or max(index, default=0) >= own.info.shape[0]:
+        if (
+            len(own.info.shape) != 2
+            or rows.info.shape != (len(index), own.info.row)
+            or max(index, default=0) >= own.info.shape[0]
+        ):
             self._mismatch(rows, own)
         self.found.add(own.name, Tokens(index, matrix(rows)))
 

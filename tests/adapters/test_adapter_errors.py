@@ -77,6 +77,12 @@ TENSORS: dict[str, tuple[dict[str, Any], type[ConverterError], str]] = {
         {f"{STEM}{EMBEDDING}.weight": np.ones((VOCABULARY[0] + 8, VOCABULARY[1]), np.float32)},
         ShapeMismatch, "vocabulary that was changed must be changed in the base",
     ),
+    "a scale of no axes": ({f"{STEM}{Q}.ia3_l": np.float32(2)}, UnsupportedFeature, "only matrices are merged"),
+    "a scale of another size": ({f"{STEM}{Q}.ia3_l": np.ones((5, 1), np.float32)}, ShapeMismatch, "ia3_l"),
+    "tokens that nobody named": (
+        {f"{STEM}{EMBEDDING}.token_adapter.trainable_tokens_delta": np.ones((2, 32), np.float32)},
+        CorruptFile, "does not say which tokens",
+    ),
     "a classifier that the base has not": (
         {f"{STEM}score.weight": np.ones((2, 32), np.float32)}, UnmatchedTensor, "score.weight",
     ),
@@ -133,10 +139,18 @@ def test_a_stored_copy_of_a_tied_head_is_left_out(tmp_path: Path) -> None:
         assert "lm_head.weight" not in made.tensors
 
 
+def test_tokens_beyond_the_vocabulary(tmp_path: Path) -> None:
+    rows = {f"{STEM}{EMBEDDING}.token_adapter.trainable_tokens_delta": np.ones((2, 32), np.float32)}
+    adapter = written(tmp_path / "adapter", rows, trainable_token_indices={"embed_tokens": [3, 512]})
+    with pytest.raises(ShapeMismatch, match="trainable_tokens_delta"):
+        plan(builders.llama_folder(tmp_path / "base"), adapter)
+
+
 def test_strengths(tmp_path: Path) -> None:
     base = builders.llama_folder(tmp_path / "base")
-    with pytest.raises(UsageError, match="a strength of 0 changes nothing"):
-        plan(base, written(tmp_path / "a", lora(Q, *Q_SHAPE)), 0.0)
+    for strength in (0.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=r"a strength of (0|nan|inf) is none"):
+            plan(base, written(tmp_path / "a", lora(Q, *Q_SHAPE)), strength)
     saved = written(tmp_path / "b", {f"{STEM}model.norm.weight": np.ones(32, np.float32)})
     with pytest.raises(UsageError, match="nothing in it is multiplied by a strength"):
         plan(base, saved, 0.5)

@@ -15,6 +15,7 @@ import pytest
 from support import adapters
 
 import converter
+from converter.adapters.factors import product
 from converter.request import Request, Source
 
 Floats = npt.NDArray[np.float32]
@@ -162,3 +163,23 @@ def test_a_strength_scales_the_product(tmp_path: Path) -> None:
     (weaker / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 2}), "utf-8")
     ours = merged(base, (plain, 0.25), to=tmp_path / "out")
     _assert_same(ours, merged(base, weaker, to=tmp_path / "alike"), 0)
+
+
+@pytest.mark.parametrize("name", ["bnb-nf4-double", "gptq-4bit-g32-sym-v1", "fp8-block128", "mlx-4bit-g64"])
+@pytest.mark.parametrize("wide", [False, True], ids=["base's type", "F32"])
+def test_what_arrives_in_codes_is_decoded_and_then_merged(name: str, wide: bool, data: Path, tmp_path: Path) -> None:
+    """As QLoRA saw it: the product is added to what the codes mean, and is no code itself."""
+    base, module = data / "quantized" / name, "model.layers.0.self_attn.v_proj"
+    if not base.is_dir():
+        pytest.skip(f"no {base}")
+    asked = {"dtype": "f32" if wide else "bf16"}
+    converter.convert(base, f"{tmp_path}/plain/", Request(dtype="f32"), threads=1)
+    plain = numbers(tmp_path / "plain")
+    before = plain[f"{module}.weight"]
+    factors = adapters.lora(module, *before.shape)
+    a, b = factors.values()
+    ours = merged(base, adapters.written(tmp_path / "lora", factors, lora_alpha=4), to=tmp_path / "out", **asked)
+    wanted = before + product(b, a) * np.float32(2)
+    made = ours[f"{module}.weight"]
+    assert np.abs(made - wanted).max() <= (0 if wide else 2**-8) * np.abs(wanted).max()
+    assert not wide or all(np.array_equal(ours[key], plain[key]) for key in plain if key != f"{module}.weight")

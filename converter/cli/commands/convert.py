@@ -40,7 +40,8 @@ VERB = Verb(
         ("convert model.gguf folder/", "a Hugging Face folder: weights, config, tokenizer"),
         ("convert pytorch-folder/ folder/ --shard-size 5GB", "the same from PyTorch weights, in shards"),
         ("convert folder/ model.gguf -q q4_k_m --verify", "and prove the result"),
-        ("convert folder/ tuned.gguf -q q4_k_m --lora adapter/", "with a LoRA adapter merged into it"),
+        ("convert folder/ tuned.gguf -q q4_k_m --lora lora/", "with a LoRA adapter merged into it"),
+        ("convert lora/ lora.gguf --base folder/", "a GGUF adapter, to run beside its base"),
     ),
 )
 
