@@ -142,8 +142,9 @@ def _with_plain(draft: Draft, target: Checkpoint) -> Pairing:
     source = draft.opened
     if scheme_of(source, typed=False) is not None and scheme_of(target, typed=False) is None:
         draft = replace(draft, request=draft.request.replace(dtype=F32.name))  # the numbers, not the codes
-    tensors = run(_routed(draft, None), MODEL).read
-    expected: Mapping[str, object] = source.config if source.dialect == target.dialect else {}
+    own = run(_routed(draft, None), MODEL)
+    tensors = own.read
+    expected: Mapping[str, object] = own.opened.config if source.dialect == target.dialect else {}
     if view(source).keyed and not view(target).keyed:
         mapped = _mapped_back(draft)
         if mapped is not None and _shared(mapped.read, target) >= _shared(tensors, target):

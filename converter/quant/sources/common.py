@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from converter.quant.sources.floats import MICRO
 from converter.quant.sources.grid import EXPONENTS, grid
 from converter.quant.sources.scheme import Module
-from converter.quant.sources.stored import Affine, Floats, Fours, Group, Scaled
+from converter.quant.sources.stored import Affine, Factor, Floats, Fours, Group, Scaled
 from converter.tensors import kernels
 from converter.tensors.dtypes import DType
 
@@ -67,6 +68,16 @@ def fours(module: Module, main: str, scale: str, size: int = MICRO, **more: Any)
     shape, stored, scales = (*outer, 2 * half), module[main], module[scale]
     module.expect(scale, (*outer, -(-shape[-1] // size)))
     return Fours(module.where, shape, stored.rows, scales.rows, size, **more)
+
+
+def factor(module: Module, main: str, suffix: str, *, divides: bool = False) -> Factor | None:
+    """The number in `suffix` for the whole of a weight, or one for each of its matrices; None where it is not there."""
+    if suffix not in module:
+        return None
+    numbers = module.array(suffix).astype(np.float32)
+    if numbers.size not in (1, math.prod(matrix(module, main)[:-2])):
+        raise module.corrupt(f"{suffix.lstrip('._')} is {list(module.shape(suffix))}, not one number")
+    return Factor(numbers, divides)
 
 
 def holds_fours(module: Module, main: str, scale: str, size: int = MICRO) -> bool:

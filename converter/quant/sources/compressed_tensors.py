@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.quant.sources.bits import fields, stream
-from converter.quant.sources.common import FP8, NVFP4, UNUSED, eights, fours, integers, matrix
+from converter.quant.sources.common import FP8, NVFP4, UNUSED, eights, factor, fours, integers, matrix
 from converter.quant.sources.floats import E2M3, E8M0, MICRO
 from converter.quant.sources.grid import grid
 from converter.quant.sources.scheme import Form, Module, Scheme
-from converter.quant.sources.stored import Affine, Factor, Floats, Group, Scaled, Stored, Values
+from converter.quant.sources.stored import Affine, Floats, Group, Scaled, Stored, Values
 from converter.tensors.dtypes import BF16, DTYPES
 
 _WEIGHT, _PACKED, _SCALE, _SHAPE, _ZERO, _ORDER, _GLOBAL, _INPUT = (
@@ -186,18 +186,14 @@ def _small(module: Module) -> Stored:
     if module[_SCALE].info.dtype.name == "F8_E4M3":
         if _GLOBAL not in module:
             raise module.corrupt("weight_global_scale is not there, by which all of NVFP4 is divided")
-        factor, inputs = (_factor(module, suffix) for suffix in (_GLOBAL, _INPUT))
-        return fours(module, _PACKED, _SCALE, NVFP4, factor=factor, inputs=inputs)
+        whole, inputs = (factor(module, _PACKED, suffix, divides=True) for suffix in (_GLOBAL, _INPUT))
+        return fours(module, _PACKED, _SCALE, NVFP4, factor=whole, inputs=inputs)
     *_, columns = matrix(module, _PACKED)
     if any(weights.get("num_bits") == 6 for weights in _groups(module)) and columns % 3 == 0:
         rows, groups = module.shape(_PACKED)[0], -(-columns // 3 * 4 // MICRO)
         if module.shape(_SCALE) == (rows, groups):
             return _sixes(module, rows, columns // 3 * 4)
     return fours(module, _PACKED, _SCALE)
-
-
-def _factor(module: Module, suffix: str) -> Factor | None:
-    return Factor(module.array(suffix).astype(np.float32), divides=True) if suffix in module else None
 
 
 def _sixes(module: Module, rows: int, row: int) -> Scaled:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from converter.quant.sources.common import BYTES, FP8, NVFP4, UNUSED, eights, fours, holds_fours, integers
+from converter.quant.sources.common import BYTES, FP8, NVFP4, UNUSED, eights, factor, fours, holds_fours, integers
 from converter.quant.sources.scheme import Form, Module, Scheme
-from converter.quant.sources.stored import Factor, Floats, Stored, Values
+from converter.quant.sources.stored import Floats, Stored, Values
 from converter.tensors.dtypes import DTYPES
 
 _WEIGHT, _SCALE, _SCALE_2, _INPUT, _BEFORE = (
@@ -31,13 +31,13 @@ def _read(module: Module) -> Stored:
         return stored
     row = stored.shape[-1]
     module.expect(_BEFORE, (row,), (1, row))
-    factor = module.array(_BEFORE).reshape(-1).astype(np.float32)
-    if not np.isfinite(factor).all():
+    before = module.array(_BEFORE).reshape(-1).astype(np.float32)
+    if not np.isfinite(before).all():
         raise module.corrupt("pre_quant_scale is infinite or no number (NaN)")
 
     def read(start: int, stop: int) -> Floats:
         numbers = stored.values(start, stop)
-        numbers *= factor
+        numbers *= before
         return numbers
 
     return Values(stored.shape, read, stored.work)
@@ -60,10 +60,9 @@ def _nvfp4(module: Module) -> Stored:
     given = module[_WEIGHT].info.dtype.name
     if given not in BYTES:
         raise module.corrupt(f"NVFP4 in a tensor of {given}")
-    inputs = Factor(module.array(_INPUT).astype(np.float32)) if _INPUT in module else None
     return fours(
         module, _WEIGHT, _SCALE, NVFP4,
-        factor=Factor(module.array(_SCALE_2).astype(np.float32)), inputs=inputs, signed_zero=False,
+        factor=factor(module, _WEIGHT, _SCALE_2), inputs=factor(module, _WEIGHT, _INPUT), signed_zero=False,
         prec_a4=_algorithm(module) != _WIDE_ACTIVATIONS,
     )  # fmt: skip
 

@@ -292,16 +292,20 @@ class Factor(NamedTuple):
     numbers: Floats
     divides: bool = False
 
-    def times(self, where: str) -> Floats:
-        """As factors.
+    @property
+    def factors(self) -> Floats:
+        numbers = self.numbers.reshape(-1)
+        with np.errstate(divide="ignore"):
+            return np.float32(1) / numbers if self.divides else numbers
+
+    def check(self, where: str) -> None:
+        """Refuse what leaves nothing of a weight.
 
         Raises:
-            CorruptFile: one is zero, infinite or no number.
+            CorruptFile: a number is zero, negative, infinite or none.
         """
-        numbers = self.numbers.reshape(-1)
-        if not (np.isfinite(numbers) & (numbers > 0)).all():
-            raise CorruptFile(f"{where}: the scale of the whole tensor is {numbers.min()}, no number to multiply by")
-        return np.float32(1) / numbers if self.divides else numbers
+        if not (np.isfinite(self.numbers) & (self.numbers > 0)).all():
+            raise CorruptFile(f"{where}: the scale of the whole tensor is {self.numbers.min()}, nothing to multiply by")
 
 
 @dataclass(frozen=True)
@@ -347,7 +351,7 @@ class Fours:
     def values(self, start: int, stop: int) -> Floats:
         codes, _, scale = self._checked(start, stop)
         if self.factor is not None:
-            self.factor.times(self.where)
+            self.factor.check(self.where)
             given = self.factor.numbers.reshape(-1)
             own = given[np.arange(start, stop) * len(given) // math.prod(self.shape[:-1]), None]
             scale = scale / own if self.factor.divides else scale * own
@@ -370,8 +374,9 @@ class Fours:
 
         if self.factor is None:
             return Kept(dtype, read, same=True)
-        scale = self.factor.times(self.where)
-        given = np.ones(1, np.float32) if self.inputs is None else self.inputs.times(self.where)
+        self.factor.check(self.where)
+        scale = self.factor.factors
+        given = np.ones(1, np.float32) if self.inputs is None else self.inputs.factors
         beside = Beside(tuple(scale.tolist()), tuple(np.broadcast_to(given, scale.shape).tolist()), self.prec_a4)
         return Kept(dtype, read, beside=beside, same=True)
 
