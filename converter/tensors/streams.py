@@ -167,27 +167,35 @@ def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
     return [gathered(which, shape) for which, shape in enumerate(infer(chain, shapes))]
 
 
+@lru_cache(maxsize=32)
+def _runs(chain: Chain, shapes: tuple[Shape, ...], runs: tuple[int, ...]) -> tuple[NDArray[np.int64], ...]:
+    """For each result, of which run of source rows the rows of each matrix are: (matrices, 1) where each is of one."""
+    found = []
+    for which, shape in enumerate(infer(chain, shapes)):
+        rows = _source_rows(chain, shapes, which, 0, math.prod(shape[:-1]))
+        owner = np.where(rows < 0, -1, np.searchsorted(np.cumsum(runs), rows, side="right"))
+        owner = owner.reshape(math.prod(shape[:-2]), -1)
+        found.append(owner[:, :1].copy() if (owner == owner[:, :1]).all() else owner)
+    return tuple(found)
+
+
 def _moved_beside(chain: Chain, sources: Sequence[LazyTensor]) -> list[Beside | None] | None:
     """What stands beside the blocks of each result; None where a matrix has rows of tensors with other numbers."""
+    shapes = tuple(source.info.shape for source in sources)
     if all(source.beside is None for source in sources):
-        return [None] * len(infer(chain, [source.info.shape for source in sources]))
+        return [None] * len(infer(chain, shapes))
     if any(source.beside is None for source in sources):
         return None
     own = [source.beside for source in sources if source.beside is not None]
     numbers = np.array([pair for each in own for pair in zip(each.scale, each.input_scale, strict=True)])
-    runs = [
-        source.info.n_rows // len(each.scale) for source, each in zip(sources, own, strict=True) for _ in each.scale
-    ]
-    shapes, free = tuple(source.info.shape for source in sources), all(each.prec_a4 for each in own)
-    made: list[Beside | None] = []
-    for which, shape in enumerate(infer(chain, shapes)):
-        rows = _source_rows(chain, shapes, which, 0, math.prod(shape[:-1]))
-        found = numbers[np.searchsorted(np.cumsum(runs), rows, side="right")]
-        matrices = found.reshape(math.prod(shape[:-2]), -1, 2)
-        if (rows < 0).any() or (matrices != matrices[:, :1]).any():
+    each_run = zip(sources, own, strict=True)
+    runs = tuple(source.info.n_rows // len(each.scale) for source, each in each_run for _ in each.scale)
+    free, made = all(each.prec_a4 for each in own), list[Beside | None]()
+    for owner in _runs(chain, shapes, runs):
+        found = numbers[owner]
+        if (owner < 0).any() or (found != found[:, :1]).any():
             return None
-        first = matrices[:, 0]
-        first = first[:1] if (first == first[0]).all() and len(numbers) == 1 else first
+        first = found[:1, 0] if len(numbers) == 1 else found[:, 0]
         made.append(Beside(tuple(first[:, 0].tolist()), tuple(first[:, 1].tolist()), free))
     return made
 
