@@ -153,7 +153,8 @@ def test_as_many_experts_as_the_limit_are_read(tmp_path: Path, stack: ExitStack)
 
 
 def test_every_dialect_of_a_format_has_a_view() -> None:
-    assert {each.dialect for each in formats().values()} == VIEWS.keys()
+    adapters = "peft"  # opened beside a model, by no format
+    assert {each.dialect for each in formats().values()} | {adapters} == VIEWS.keys()
 
 
 TOY = Architecture(
@@ -224,7 +225,7 @@ def test_where_a_hyperparameter_is_said() -> None:
     both, neither = HParam("n", ("n_layer", "layers"), ("block_count", "blocks")), HParam("x")
     said = {dialect: [made_up(dialect, {}).said_by(TOY, row) for row in (both, neither)] for dialect in VIEWS}
     gguf = ["toy.block_count", "x"]
-    assert said == {None: gguf, "hf": ["config.json: n_layer", "x"], "gguf": gguf}
+    assert said == {None: gguf, "peft": gguf, "hf": ["config.json: n_layer", "x"], "gguf": gguf}
 
 
 def test_the_subject_of_a_gguf_is_its_architecture() -> None:
