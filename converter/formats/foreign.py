@@ -10,14 +10,8 @@ from pathlib import Path
 
 from converter.formats.hub import has_weights
 
-_ZERO = ("DeepSpeed checkpoint", "make one file of it with the zero_to_fp32.py that lies beside it")
 # A file or folder that tells, what then lies there, and what to do; the first that is there counts.
 _FOLDERS: tuple[tuple[str, str, str], ...] = (
-    ("global_step*/*_model_states.pt", *_ZERO),
-    ("*zero_pp_rank_*_optim_states.pt", *_ZERO),
-    ("mp_rank_*_model_states.pt", *_ZERO),
-    ("latest_checkpointed_iteration.txt", "Megatron checkpoint", "export it to a Hugging Face folder first"),
-    ("mp_rank_*/model_optim_rng.pt", "Megatron checkpoint", "export it to a Hugging Face folder first"),
     (
         "adapter_config.json",
         "PEFT adapter, which changes a base model and is none itself",

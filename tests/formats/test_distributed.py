@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from support import builders, shard_files
 from support.builders import examples
 from support.paths import ROOT
-from support.shard_files import ARRAYS, ROWS, Array, Box, DTensor, cut, rank_file, record, saved
+from support.shard_files import ARRAYS, ROWS, Array, Box, DTensor, Zero, cut, rank_file, record, saved
 
 from converter.cli.main import main
-from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature, UsageError
+from converter.errors import ConverterError, CorruptFile, MissingPart, UnknownFormat, UnsupportedFeature, UsageError
 from converter.events import Dropped, MetadataLost, Note
 from converter.formats.distributed.names import chosen, unwrapped
 from converter.formats.distributed.pieces import Piece, assembled
@@ -397,6 +397,179 @@ def test_to_safetensors_and_with_a_config_from_elsewhere(tmp_path: Path) -> None
     assert main([str(own), str(target), "--config", str(hf)]) == 0
     assert main([str(hf), str(hf.parent / "model.gguf")]) == 0
     assert target.read_bytes() == (hf.parent / "model.gguf").read_bytes()
+
+
+# ----------------------------------------------------------------------------------------------- DeepSpeed
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_partitions_of_a_zero_optimizer(tmp_path: Path, stage: int, world: int, padding: int) -> None:
+    made = Zero(stage, world, padding=padding)
+    folder = made.write(tmp_path / "c")
+    for path in (folder, folder / "global_step5"):
+        same(read(path), made.expected())
+    with open_checkpoint(folder) as checkpoint:
+        assert {type(event) for event in checkpoint.events} == {Note, Dropped}
+
+
+def test_frozen_weights_that_only_the_module_has(tmp_path: Path) -> None:
+    """As ZeRO 1 saves them, where zero_to_fp32.py leaves them out."""
+    made = Zero(2, model={"frozen_param_shapes": None, "frozen_param_fragments": None})
+    same(read(made.write(tmp_path / "c")), made.expected())
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_the_weights_that_the_module_trained_with(tmp_path: Path, stage: int) -> None:
+    made = Zero(stage)
+    folder = made.write(tmp_path / "c")
+    same(read(folder, "module"), made.module())
+    for file in folder.rglob("*_optim_states.pt"):
+        file.unlink()
+    same(read(folder), made.module())
+
+
+def test_zero_3_has_no_weights_of_the_module(tmp_path: Path) -> None:
+    folder = Zero(3).write(tmp_path / "c")
+    with pytest.raises(MissingPart, match="is empty here, as ZeRO 3 leaves it"):
+        read(folder, "module")
+    for file in folder.rglob("*_optim_states.pt"):
+        file.unlink()
+    refused(folder, MissingPart, "is empty here, as ZeRO 3 leaves it")
+
+
+def remove(pattern: str) -> Callable[[Path], None]:
+    return lambda step: next(step.glob(pattern)).unlink()
+
+
+def copy(name: str, other: str) -> Callable[[Path], None]:
+    return lambda step: shutil.copyfile(step / name, step / other) and None
+
+
+F2 = np.zeros(3, "<f2")
+HUGE = {"param_shapes": [{"embed.weight": shard_files.size((1 << 40, 6))}]}
+BAD_ZERO: dict[str, tuple[Zero, Callable[[Path], Any] | None, type[ConverterError], str]] = {
+    "a rank missing": (Zero(2), remove("*rank_1_*optim*"), MissingPart, "1 files of the optimizer, it was cut into 2"),
+    "a rank missing between": (Zero(2, 3), remove("*rank_1_*optim*"), MissingPart, "the file of rank 1 is not there"),
+    "no model states": (Zero(2), remove("*model_states*"), MissingPart, r"no \*_model_states.pt"),
+    "a model state missing": (Zero(3), remove("*rank_1*model_states*"), MissingPart, "1 files of model states for 2"),
+    "parts of tensor parallelism": (
+        Zero(2), copy("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"), UnsupportedFeature, "tensor parallel"
+    ),
+    "a pipeline": (
+        Zero(2), copy("mp_rank_00_model_states.pt", "layer_00-model_00-model_states.pt"), UnsupportedFeature, "pipeline"
+    ),
+    "a shape without end": (Zero(2, model=HUGE), None, CorruptFile, "needs elements 0 to .* of a partition of 72"),
+    "a shape of ZeRO 3 without end": (Zero(3, model=HUGE), None, CorruptFile, "needs elements"),
+    "less than there is": (
+        Zero(2, model={"param_shapes": [{"embed.weight": shard_files.size((2, 6))}]}), None, CorruptFile, "have 12"
+    ),
+    "less than there is in ZeRO 3": (
+        Zero(3, model={"param_shapes": [{"embed.weight": shard_files.size((2, 6))}]}), None, CorruptFile, "of one are 6"
+    ),
+    "no shape": (Zero(2, model={"param_shapes": [{"w": 3}]}), None, CorruptFile, "the shape of tensor 'w'"),
+    "a shape below zero": (
+        Zero(2, model={"param_shapes": [{"w": shard_files.size((-1,))}]}), None, CorruptFile, "the shape of tensor 'w'"
+    ),
+    "more groups than partitions": (
+        Zero(2, model={"param_shapes": [{}, {}, {"w": shard_files.size((1,))}]}), None, CorruptFile, "group "
+    ),
+    "partitions that are none": (
+        Zero(2, optimizer={"single_partition_of_fp32_groups": [3]}), None, CorruptFile, "partition 0' is not a vector"
+    ),
+    "paddings that are none": (
+        Zero(2, optimizer={"param_alignment_paddings": [["x", "y"], [0]]}), None, CorruptFile, "what stands between"
+    ),
+    "no partitions": (
+        Zero(2, optimizer={"single_partition_of_fp32_groups": None}), None, CorruptFile, "is not a vector"
+    ),
+    "a frozen tensor that is another": (
+        Zero(2, model={"frozen_param_fragments": {"frozen.weight": F2}}), None, CorruptFile, "frozen tensor 'froz"
+    ),
+    "a frozen tensor cut short": (
+        Zero(3, model={"frozen_param_fragments": {"frozen.weight": F2}}), None, CorruptFile, "is not whole"
+    ),
+    "a shared weight that makes no sense": (Zero(2, model={"shared_params": {"a": 1}}), None, CorruptFile, "shared"),
+    "no module": (Zero(2, model={"module": 1}), None, CorruptFile, "holds no 'module'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_ZERO)
+def test_partitions_that_do_not_fit(tmp_path: Path, case: str) -> None:
+    made, harm, kind, says = BAD_ZERO[case]
+    folder = made.write(tmp_path / "c")
+    if harm is not None:
+        harm(folder / "global_step5")
+    refused(folder / "global_step5", kind, says)
+
+
+def test_only_the_module_can_be_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--key optimizer: of a DeepSpeed checkpoint only 'module'"):
+        read(Zero(2).write(tmp_path / "c"), "optimizer")
+
+
+def test_latest_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    folder = Zero(2).write(tmp_path / "c")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "latest").write_text("../c/global_step5")
+    with pytest.raises(UnknownFormat):
+        open_checkpoint(tmp_path / "empty")
+    (folder / "latest").write_text("../elsewhere")
+    assert "embed.weight" in read(folder)  # the one folder that is there
+
+
+# ------------------------------------------------------------------------------------------------- Megatron
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_parts_of_tensor_parallelism(tmp_path: Path, ranks: int, gated: bool) -> None:
+    arrays = shard_files.megatron_arrays()
+    arrays["decoder.layers.0.self_attention.linear_proj.weight"] = np.arange(48, dtype="<f4").reshape(6, 8)
+    folder = shard_files.megatron(tmp_path / "c", arrays, ranks, gated)
+    for path in (folder, folder / "iter_0000005"):
+        same(read(path), arrays)
+
+
+def test_stages_of_a_pipeline_count_their_blocks_on(tmp_path: Path) -> None:
+    arrays = shard_files.megatron_arrays()
+    folder = shard_files.megatron(tmp_path / "c", arrays, 1)
+    step = folder / "iter_0000005"
+    shutil.copytree(step / "mp_rank_00", step / "mp_rank_00_001")
+    (step / "mp_rank_00").rename(step / "mp_rank_00_000")
+    block = "decoder.layers.0."
+    again = {name.replace(block, "decoder.layers.1."): each for name, each in arrays.items() if block in name}
+    same(read(folder), arrays | again)
+
+
+BAD_MEGATRON: dict[str, tuple[dict[str, Any], type[ConverterError], str]] = {
+    "a name that does not tell": (
+        {"model": {"decoder.strange.weight": W}}, UnsupportedFeature, "how tensor 'decoder.strange.weight' is cut"
+    ),
+    "an old order": ({"checkpoint_version": 1.0, "model": {"query_key_value.weight": W}}, UnsupportedFeature, "order"),
+    "no arguments": ({"args": None}, UnsupportedFeature, "one matrix or two only `args` tell"),
+    "virtual stages": ({"model0": {}}, UnsupportedFeature, "virtual stages"),
+    "no model": ({"model": 3}, CorruptFile, "holds no 'model'"),
+    "halves of three": ({"model": {"linear_fc1.weight": W[:3]}}, CorruptFile, "3 rows, which are not two halves"),
+    "a number as a matrix": ({"model": {"linear_fc1.weight": np.array(1.0)}}, CorruptFile, "different shapes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_MEGATRON)
+def test_parts_that_do_not_tell(tmp_path: Path, case: str) -> None:
+    changes, kind, says = BAD_MEGATRON[case]
+    refused(shard_files.megatron(tmp_path / "c", shard_files.megatron_arrays(), **changes), kind, says)
+
+
+def test_what_all_ranks_should_have_is_compared(tmp_path: Path) -> None:
+    folder = shard_files.megatron(tmp_path / "c", shard_files.megatron_arrays())
+    shard_files.megatron(tmp_path / "d", shard_files.megatron_arrays())
+    second = "iter_0000005/mp_rank_01"
+    shutil.rmtree(folder / second)
+    refused(folder, MissingPart, "the files of 1 ranks are there, of 2")
+    shutil.copytree(tmp_path / "d" / second, folder / second)
+    refused(folder, CorruptFile, "differs from that in")
 
 
 # ------------------------------------------------------------------------------------------- PyTorch itself

@@ -12,11 +12,6 @@ from converter.errors import ConverterError, CorruptFile, OutputError, Unsupport
 from converter.formats.registry import open_checkpoint
 
 FOLDERS = {
-    "DeepSpeed": (["d/latest", "d/global_step10/mp_rank_00_model_states.pt"], "d", "zero_to_fp32"),
-    "DeepSpeed's step": (
-        ["global_step10/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"], "global_step10", "zero_to_fp32"
-    ),
-    "Megatron": (["m/latest_checkpointed_iteration.txt", "m/iter_0000001/mp_rank_00/model_optim_rng.pt"], "m", "Megat"),
     "PEFT": (["a/adapter_config.json", "a/adapter_model.safetensors"], "a", "PEFT adapter"),
     "PEFT with a config": (["a/adapter_config.json", "a/config.json", "a/adapter_model.bin"], "a", "PEFT adapter"),
     "diffusers": (["p/model_index.json", "p/unet/diffusion_pytorch_model.safetensors"], "p", "diffusers"),

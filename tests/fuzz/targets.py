@@ -100,6 +100,11 @@ _HF = (
 )  # fmt: skip
 _DCP = (".metadata", "__0_0.distcp", "__1_0.distcp")
 _RANKS = ("model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt")
+_ZERO = (
+    "mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+)  # fmt: skip
+_ZERO_3 = ("zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt", *_ZERO[1:])
 _MISTRAL = ("params.json", "consolidated.safetensors", "tokenizer.model")
 
 TARGETS: dict[str, Target] = {
@@ -123,6 +128,8 @@ TARGETS: dict[str, Target] = {
     "mistral": Target("mistral", _MISTRAL, _MISTRAL, to="gguf", folder=True),
     "dcp": Target("distributed", _DCP, _DCP, folder=True),
     "ranks": Target("distributed", _RANKS, _RANKS, folder=True),
+    "zero": Target("distributed", _ZERO, _ZERO, folder=True),
+    "zero-3": Target("distributed", _ZERO_3, _ZERO_3, folder=True),
     "imatrix": Target("imatrix", ("f.dat",), ("*imatrix*.dat|*imatrix*.gguf|stories260K.dat",)),
 }
 

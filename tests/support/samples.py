@@ -258,6 +258,9 @@ def every_kind(folder: Path) -> None:
     (folder / "llama2c" / "v0.llama2c").write_bytes(llama2c_files.version0(llama2c_files.weights(shared=True)))
     (folder / "llama2c" / "v2.llama2c").write_bytes(llama2c_files.version2(llama2c_files.weights(shared=False), 4)[0])
     shard_files.small_ranks(folder / "ranks")
+    for stage in (2, 3):
+        shard_files.Zero(stage).write(folder / f"zero-{stage}")
+    shard_files.megatron(folder / "megatron", shard_files.megatron_arrays())
     (folder / "tf").mkdir()
     tensorflow_files.good(folder / "tf")
     _tiny_folders(folder / "hf-whole", folder / "hf-shards", folder / "mistral-own")

@@ -238,3 +238,130 @@ def small_ranks(folder: Path) -> Path:
             values[each] = DTensor(local, array.shape, (rank,), [("Shard", {"dim": axis})])
         (folder / rank_file(rank, 2)).write_bytes(saved(values))
     return folder
+
+
+# ---------------------------------------------------------------------------------------------- DeepSpeed
+
+GROUPS = (("embed.weight", "block.weight"), ("block.bias",))
+FROZEN, BUFFER, TIED = "frozen.weight", "seen", "head.weight"
+
+
+@dataclass
+class Zero:
+    """A DeepSpeed checkpoint of `stage` for `world` ranks; `changes` are to what the first files of both kinds say."""
+
+    stage: int
+    world: int = 2
+    model: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    padding: int = 0
+    arrays: Mapping[str, Array] = field(
+        default_factory=lambda: {name: ARRAYS[name] for group in GROUPS for name in group}
+    )
+    frozen: Array = field(default_factory=lambda: RNG.standard_normal((3, 5)).astype("<f2"))
+
+    def expected(self) -> dict[str, Array]:
+        masters = {name: array.astype("<f4") for name, array in self.arrays.items()}
+        more = {FROZEN: self.frozen, BUFFER: ARRAYS["step"], TIED: masters["embed.weight"]}
+        return masters | more
+
+    def module(self) -> dict[str, Array]:
+        """The 16-bit weights."""
+        arrays = {name: array.astype("<f2") for name, array in self.arrays.items()}
+        return arrays | {FROZEN: self.frozen, BUFFER: ARRAYS["step"], TIED: arrays["embed.weight"]}
+
+    def write(self, folder: Path) -> Path:
+        step = folder / "global_step5"
+        step.mkdir(parents=True)
+        (folder / "latest").write_text("global_step5")
+        for rank in range(self.world if self.stage == 3 else 1):
+            name = f"zero_pp_rank_{rank}_mp_rank_00" if self.stage == 3 else "mp_rank_00"
+            (step / f"{name}_model_states.pt").write_bytes(saved(self._model(rank) | self.model))
+        for rank in range(self.world if self.stage else 0):
+            state = {"optimizer_state_dict": self._optimizer(rank) | self.optimizer, "ds_config": {}}
+            (step / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(saved(state))
+        return folder
+
+    def _model(self, rank: int) -> dict[str, Any]:
+        module = self.module()
+        frozen = self.frozen
+        if self.stage == 3:
+            module = {name: array if name == BUFFER else array.reshape(-1)[:0] for name, array in module.items()}
+            frozen = self._shares(frozen)[rank]
+        return {
+            "module": module,
+            "buffer_names": [BUFFER],
+            "param_shapes": [{name: size(self.arrays[name].shape) for name in group} for group in GROUPS],
+            "frozen_param_shapes": {FROZEN: size(self.frozen.shape)},
+            "frozen_param_fragments": {FROZEN: frozen},
+            "shared_params": {TIED: "embed.weight"},
+            "ds_version": "0.19.8",
+        }
+
+    def _shares(self, array: Array) -> Array:
+        """Of ZeRO 3: the part of each rank, zeros behind."""
+        share = -(-array.size // self.world)
+        flat = np.zeros(share * self.world, array.dtype)
+        flat[: array.size] = array.reshape(-1)
+        return flat.reshape(self.world, share)
+
+    def _optimizer(self, rank: int) -> dict[str, Any]:
+        groups = [[self.arrays[name].astype("<f4") for name in group] for group in GROUPS]
+        if self.stage == 3:
+            flat = np.concatenate([self._shares(array)[rank] for group in groups for array in group])
+            cuts = [flat[:7].copy(), flat[7:].copy()]  # sub-groups that do not follow the weights
+            return {"zero_stage": 3, "partition_count": self.world, "fp32_flat_groups": cuts}
+        partitions = []
+        for group in groups:
+            gap = np.zeros(self.padding, "<f4")
+            flat = np.concatenate([part for array in group for part in (array.reshape(-1), gap)])
+            share = -(-flat.size // self.world)
+            partitions.append(flat[rank * share : (rank + 1) * share].copy())
+        paddings = {"param_alignment_paddings": [[self.padding] * len(group) for group in GROUPS]}
+        count = {"zero_stage": 2, "partition_count": [self.world] * 2}
+        return {"single_partition_of_fp32_groups": partitions, **count, **(paddings if self.padding else {})}
+
+
+# ----------------------------------------------------------------------------------------------- Megatron
+
+MEGATRON: dict[str, tuple[tuple[int, ...], int | None]] = {
+    "embedding.word_embeddings.weight": ((8, 6), 0),
+    "decoder.layers.0.self_attention.linear_qkv.weight": ((12, 6), 0),
+    "decoder.layers.0.self_attention.linear_qkv.bias": ((12,), 0),
+    "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight": ((6,), None),
+    "decoder.layers.0.self_attention.linear_proj.weight": ((6, 4), 1),
+    "decoder.layers.0.mlp.linear_fc1.weight": ((16, 6), 0),
+    "decoder.layers.0.mlp.linear_fc1.bias": ((16,), 0),
+    "decoder.layers.0.mlp.linear_fc2.weight": ((6, 8), 1),
+    "decoder.final_layernorm.weight": ((6,), None),
+    "output_layer.weight": ((8, 6), 0),
+}
+
+
+def megatron_arrays() -> dict[str, Array]:
+    return {name: RNG.standard_normal(shape).astype("<f4") for name, (shape, _) in MEGATRON.items()}
+
+
+def megatron(folder: Path, arrays: Mapping[str, Array], ranks: int = 2, gated: bool = True, **changes: Any) -> Path:
+    """A checkpoint of Megatron-LM whose tensors `ranks` ranks share; `changes` are to what each file says."""
+    step = folder / "iter_0000005"
+    step.mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text("5")
+    arguments = {"tensor_model_parallel_size": integer(ranks)} if ranks > 1 else {}
+    for rank in range(ranks):
+        model = {}
+        for name, array in arrays.items():
+            axis = MEGATRON.get(name, ((), None))[1]
+            halves = np.split(array, 2) if gated and "fc1" in name else [array]
+            parts = halves if axis is None else [np.split(each, ranks, axis)[rank] for each in halves]
+            model[name] = np.ascontiguousarray(np.concatenate(parts))
+        state = {
+            "args": record("argparse.Namespace", dictionary({**arguments, "swiglu": b"\x88" if gated else b"\x89"})),
+            "checkpoint_version": 3.0,
+            "iteration": 5,
+            "model": model,
+            **changes,
+        }
+        (step / f"mp_rank_{rank:02d}").mkdir()
+        (step / f"mp_rank_{rank:02d}" / "model_optim_rng.pt").write_bytes(saved(state))
+    return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 from converter.checkpoint import Checkpoint
 from converter.errors import UnknownFormat, UnsupportedFeature, short
 from converter.formats.base import Format, child
-from converter.formats.distributed import dcp, ranks
+from converter.formats.distributed import dcp, megatron, ranks, zero
 from converter.formats.hub import has_weights
 from converter.formats.torch.values import TYPES
 from converter.tensors.dtypes import DTYPES
@@ -16,6 +16,8 @@ Opener = Callable[[Path, Path, str | None], Checkpoint]
 LAYOUTS: tuple[tuple[Callable[[Path], Path | None], Opener], ...] = (
     (dcp.found, dcp.open_dcp),
     (ranks.found, ranks.open_ranks),
+    (zero.found, zero.open_zero),
+    (megatron.found, megatron.open_megatron),
 )
 
 
@@ -71,7 +73,7 @@ FORMATS = (
         name="distributed",
         extensions=(".distcp",),
         dialect="hf",
-        description="shards of a training run: torch.distributed.checkpoint (FSDP), verl",
+        description="shards of a training run: torch.distributed.checkpoint (FSDP), verl, DeepSpeed, Megatron",
         dtypes=frozenset(DTYPES[ours].name for ours in TYPES.values()),
         sniff=sniff,
         open=open_shards,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from converter.tensors.tensor import LazyTensor
 # Beside verl's shards; what else is known of a model lies with the shards, or in the folder that was given.
 HUGGINGFACE = "huggingface"
 _MAX_STEPS = 16
+_COMPARED = 1 << 20  # bytes that are compared at once
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Files:
 
     def __init__(self, folder: Path, of: Path) -> None:
         self.folder, self._of = folder, of
-        self.maps: dict[str, Bytes] = {}
+        self.maps: dict[Path, Bytes] = {}
         self.checks: list[Callable[[], None]] = []
 
     def open(self, name: object) -> Bytes:
@@ -92,11 +93,11 @@ class Files:
             MissingPart: it is not there.
         """
         path = child(self.folder, name, self._of)
-        if path.name not in self.maps:
+        if path not in self.maps:
             if not path.is_file():
                 raise MissingPart(f"{path}: this one of the shards is not there; copy it, too")
-            self.maps[path.name] = open_bytes(path)
-        return self.maps[path.name]
+            self.maps[path] = open_bytes(path)
+        return self.maps[path]
 
     def torch(self, name: str) -> TorchFile:
         """The file of `torch.save` of this name; its checksums are compared at the end.
@@ -116,6 +117,29 @@ class Files:
     def close(self) -> None:
         for mapped in self.maps.values():
             mapped.close()
+
+
+def replicated(files: Files, copies: Sequence[LazyTensor]) -> LazyTensor:
+    """What every rank has whole; that all have the same is checked at the end.
+
+    Raises:
+        CorruptFile: shapes or types differ.
+    """
+    first = copies[0]
+    for copy in copies[1:]:
+        if copy.info != first.info:
+            raise CorruptFile(f"{copy.source}: tensor {short(first.name)} is another one than in {first.source}")
+
+    def check() -> None:
+        step = max(1, _COMPARED // max(1, first.info.row_nbytes))
+        for copy in copies[1:]:
+            for start in range(0, first.info.n_rows, step):
+                stop = min(start + step, first.info.n_rows)
+                if (copy.rows(start, stop) != first.rows(start, stop)).any():
+                    raise CorruptFile(f"{copy.source}: tensor {short(first.name)} differs from that in {first.source}")
+
+    files.checks.append(check)
+    return first
 
 
 def checkpoint(path: Path, files: Files, tensors: Mapping[str, LazyTensor], events: Iterable[Event]) -> Checkpoint:

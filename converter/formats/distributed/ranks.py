@@ -17,7 +17,7 @@ from typing import Any
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.formats.base import check_elements
-from converter.formats.distributed.folder import Files, Saved, checkpoint
+from converter.formats.distributed.folder import Files, Saved, checkpoint, replicated
 from converter.formats.distributed.names import chosen
 from converter.formats.distributed.pieces import Piece, assembled
 from converter.formats.torch.pickle import Instance
@@ -27,7 +27,6 @@ from converter.tensors.tensor import LazyTensor, TensorInfo
 
 _FILE = re.compile(r"model_world_size_(\d{1,6})_rank_\d{1,6}\.pt")
 _PATTERN = "model_world_size_*_rank_*.pt"
-_COMPARED = 1 << 20
 
 
 def found(path: Path) -> Path | None:
@@ -68,7 +67,7 @@ def _tensor(files: Files, ranks: Sequence[Saved], name: str) -> LazyTensor:
     parts = [rank.tensors[name] for rank in ranks]
     kinds = {type(part) for part in parts}
     if kinds == {Tensor}:
-        return _replicated(files, [lazy(rank.file, name, rank.tensors[name]) for rank in ranks])
+        return replicated(files, [lazy(rank.file, name, rank.tensors[name]) for rank in ranks])
     refused = next((part for part in parts if type(part) is Refused), None)
     if refused is not None:
         raise UnsupportedFeature(f"{ranks[0].path}: tensor {short(name)}: {refused.reason}")
@@ -76,25 +75,6 @@ def _tensor(files: Files, ranks: Sequence[Saved], name: str) -> LazyTensor:
     if len(shards) != len(parts):
         raise CorruptFile(f"{ranks[0].path}: tensor {short(name)} is whole in some ranks' files, and a part in others")
     return _Whole(name, ranks, shards).assembled()
-
-
-def _replicated(files: Files, copies: Sequence[LazyTensor]) -> LazyTensor:
-    """What every rank has whole; that all have the same is checked at the end."""
-    first = copies[0]
-    for copy in copies[1:]:
-        if copy.info != first.info:
-            raise CorruptFile(f"{copy.source}: tensor {short(first.name)} is another one than in {first.source}")
-
-    def check() -> None:
-        step = max(1, _COMPARED // max(1, first.info.row_nbytes))
-        for copy in copies[1:]:
-            for start in range(0, first.info.n_rows, step):
-                stop = min(start + step, first.info.n_rows)
-                if (copy.rows(start, stop) != first.rows(start, stop)).any():
-                    raise CorruptFile(f"{copy.source}: tensor {short(first.name)} differs from that in {first.source}")
-
-    files.checks.append(check)
-    return first
 
 
 @dataclass(frozen=True)
