@@ -82,7 +82,7 @@ class Files:
 
     def __init__(self, folder: Path, of: Path) -> None:
         self.folder, self._of = folder, of
-        self.maps: dict[Path, Bytes] = {}
+        self.maps: dict[str, Bytes] = {}
         self.checks: list[Callable[[], None]] = []
 
     def open(self, name: object) -> Bytes:
@@ -92,12 +92,12 @@ class Files:
             CorruptFile: the name leads out of the folder.
             MissingPart: it is not there.
         """
-        path = child(self.folder, name, self._of)
-        if path not in self.maps:
+        if type(name) is not str or name not in self.maps:
+            path = child(self.folder, name, self._of)
             if not path.is_file():
                 raise MissingPart(f"{path}: this one of the shards is not there; copy it, too")
-            self.maps[path] = open_bytes(path)
-        return self.maps[path]
+            self.maps[str(name)] = open_bytes(path)
+        return self.maps[str(name)]
 
     def torch(self, name: str) -> TorchFile:
         """The file of `torch.save` of this name; its checksums are compared at the end.
