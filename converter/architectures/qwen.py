@@ -110,8 +110,9 @@ SEVERAL_LABELS = Relation(
     f"not {HEAD} or reranks or len(labels) > 1", "labels",
     "the runtime's scores are shares of all labels: of one label the share is always 1",
 )
+DEFAULTS_3 = {**DEFAULTS, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
 CLASSIFIER = HFClass(
-    "Qwen3ForSequenceClassification", "qwen3", {**DEFAULTS, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}},
+    "Qwen3ForSequenceClassification", "qwen3", DEFAULTS_3,
     when=f"{HEAD} > 0", head=False, facts={"pooling": "rank"},
 )
 ROWS_OF_HEAD = ("yes", "no")
@@ -172,9 +173,9 @@ ARCHITECTURES = (
         gguf="qwen3",
         hf=(
             CLASSIFIER,
-            HFClass("Qwen3ForCausalLM", "qwen3", DEFAULTS),
-            HFClass("Qwen3Model", "qwen3", DEFAULTS, when="0", head=False),
-            HFClass("StepVLForConditionalGeneration", "step_robotics", {**DEFAULTS, "head_dim": 128}, when="0"),
+            HFClass("Qwen3ForCausalLM", "qwen3", DEFAULTS_3),
+            HFClass("Qwen3Model", "qwen3", DEFAULTS_3, when="0", head=False),
+            HFClass("StepVLForConditionalGeneration", "step_robotics", {**DEFAULTS_3, "head_dim": 128}, when="0"),
         ),
         hparams=(*DECODER_HPARAMS, *RERANKER, ATTENTION_BIAS),
         tensors=(*RERANKER_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),

@@ -22,7 +22,15 @@ from converter.architectures.common import (
     G,
     H,
 )
-from converter.architectures.qwen import CLASSIFIER, EXPERT_WIDTHS, EXPERTS, MOE_HPARAMS, RERANKER, RERANKER_TENSORS
+from converter.architectures.qwen import (
+    CLASSIFIER,
+    DEFAULTS_3,
+    EXPERT_WIDTHS,
+    EXPERTS,
+    MOE_HPARAMS,
+    RERANKER,
+    RERANKER_TENSORS,
+)
 from converter.architectures.spec import Architecture, HFClass, HParam, T, before
 from converter.architectures.styles import SPM_OR_BPE
 from converter.architectures.traits import Traits
@@ -71,7 +79,7 @@ ARCHITECTURES = (
         hf=(
             replace(CLASSIFIER, name="Qwen3ForSequenceClassification", takes="0"),
             HFClass("Qwen3ForCausalLM", "qwen3", takes="0"),
-            HFClass("Qwen3VLForConditionalGeneration", "qwen3_vl", VL_3_DEFAULTS, when="0"),
+            HFClass("Qwen3VLForConditionalGeneration", "qwen3_vl", {**DEFAULTS_3, **VL_3_DEFAULTS}, when="0"),
         ),
         hparams=(*before("rope_theta", MROPE, DECODER_HPARAMS), *RERANKER, *DEEPSTACK, ATTENTION_BIAS),
         tensors=(*RERANKER_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
