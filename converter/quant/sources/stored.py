@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import CorruptFile
+from converter.errors import CorruptFile, UnsupportedFeature
 from converter.quant.sources import blocks
 from converter.quant.sources.bits import stream
 from converter.quant.sources.floats import E4M3, E8M0, MICRO, fours
@@ -79,7 +79,10 @@ class Group(NamedTuple):
 
 
 _ROWS = 1 << 14  # whose scales are looked at together
-_ROUNDED_SCALES = "scales are F32 and become F16: each number moves by 1/2048 of itself at most"
+_BEYOND = 65520  # what F16 takes for infinite
+_ROUNDED_SCALES = (
+    "scales are F32 and become F16: numbers move by 1/2048 of themselves, more if a scale is below 0.00006"
+)
 _ROUNDED_LEAST = "least numbers, -zero * scale, become F16: each moves by 1/2048 of itself at most"
 
 
@@ -196,6 +199,8 @@ class Affine:
             check(self.where, group.scale, lambda none: codes[self._spread(none)], group.zero, group.least)
             scale = group.scale if self.after is None else group.scale * self.after
             least = None if group.least is None else group.least[:, first]
+            if max(float(np.abs(each).max(initial=0)) for each in (scale, least) if each is not None) >= _BEYOND:
+                raise UnsupportedFeature(f"{self.where}: a scale is beyond F16\n--keep-codes never decodes the codes")
             return blocks.packed(name, codes, scale[:, first], least)
 
         return Kept(DTYPES[name], read)

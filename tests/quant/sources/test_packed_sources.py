@@ -15,6 +15,7 @@ import converter
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
 from converter.errors import CorruptFile, UnsupportedFeature
+from converter.events import StoredLoss
 from converter.formats.registry import open_checkpoint
 from converter.quant.sources import scheme_of, unpacked
 from converter.quant.sources.declared import SIDECARS
@@ -64,6 +65,15 @@ SAMPLES = {
     "nvfp4-modelopt-mixed-fp8": {"BF16": 4, "NVFP4": 3},
 }
 
+#: What `--keep-codes near` makes of some: type, how many weights, how far off in parts of the largest, what is said.
+NEAR = {
+    "bnb-int8": ("Q8_0", 7, 2**-11, "scales are F32 and become F16"),
+    "hqq-4bit-g64-axis1": ("Q4_1", 7, 2**-11, "least numbers, -zero * scale, become F16"),
+    "hqq-8bit-g32-axis0": ("Q8_0", 0, 0, ""),
+    "mlx-8bit-g32-bf16": ("Q8_0", 0, 0, ""),  # least numbers of up to 198 steps: more than eight bits
+    "mlx-mixed-3-6bit": ("Q8_0", 2, 0.02 / 32, "least numbers become whole steps: each number moves by 0.0"),
+    "torchao-int8wo": ("Q8_0", 7, 2**-8, "scales are F32 and become F16"),  # the library's own rounding is to BF16
+}
 #: Types in which a library gives the numbers of a sample, rounded, whatever is asked for.
 ROUNDED = {"quanto-qint8": np.float16}
 
@@ -123,6 +133,19 @@ def test_codes_that_are_kept_are_the_same_numbers(sample: Path) -> None:
                 np.testing.assert_array_max_ulp(wanted, found, 1)
             elif kept.tensors[name].info.dtype.quantized:
                 assert np.array_equal(wanted, found), name
+
+
+@pytest.mark.parametrize("sample", NEAR, indirect=True)
+def test_codes_that_are_nearly_kept_say_by_how_much(sample: Path) -> None:
+    kind, count, bound, says = NEAR[sample.name]
+    with open_checkpoint(sample) as opened:
+        plain, kept = unpacked(opened), unpacked(opened, keep="near")
+        told = {event.tensor: str(event) for event in kept.events if isinstance(event, StoredLoss)}
+        names = [name for name, each in kept.tensors.items() if each.info.dtype.name == kind]
+        assert len(names) == count and set(told) == set(names) and all(says in each for each in told.values())
+        for name in told:
+            wanted, found = numbers(plain.tensors[name]), numbers(kept.tensors[name], 7)
+            assert 0 < np.abs(found - wanted).max() <= bound * np.abs(wanted).max()
 
 
 @each_packed
