@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +166,29 @@ def shapes(config: Config, stored: Container[str] = Every()) -> Shapes:
     return found
 
 
-def sparse(path: Path, tensors: Shapes) -> None:
-    """A BF16 safetensors file that is as long as its tensors and occupies its header's bytes."""
+def in_fp8(tensors: Shapes) -> tuple[Shapes, dict[str, str]]:
+    """What DeepSeek's own release stores, and the types: projections in FP8, a scale for each block of 128 x 128."""
+    made, types = Shapes(), {}
+    for name, shape in tensors.items():
+        made[name] = shape
+        if len(shape) == 2 and "_proj" in name:
+            scale = f"{name}_scale_inv"
+            made[scale] = (-(-shape[0] // 128), -(-shape[1] // 128))
+            types |= {name: "F8_E4M3", scale: "F32"}
+    return made, types
+
+
+SIZES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
+
+
+def sparse(path: Path, tensors: Shapes, types: Mapping[str, str] = {}) -> None:
+    """A safetensors file that is as long as its tensors and occupies its header's bytes; BF16 where no type is said."""
     header: dict[str, Any] = {}
     offset = 0
     for name, shape in tensors.items():
-        nbytes = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        type_ = types.get(name, "BF16")
+        nbytes = SIZES[type_] * math.prod(shape)
+        header[name] = {"dtype": type_, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
         offset += nbytes
     text = json.dumps(header).encode()
     with path.open("wb") as file:
@@ -180,11 +196,37 @@ def sparse(path: Path, tensors: Shapes) -> None:
         file.truncate(8 + len(text) + offset)
 
 
-def folder(config: Config, path: Path, stored: Container[str] = Every(), tokenizer: Path | None = None) -> Path:
-    """A Hugging Face folder of these sizes, with the tokenizer files of another folder."""
+def shards(folder: Path, tensors: Shapes, types: Mapping[str, str], size: int) -> None:
+    """Several such files of about `size` bytes, with an index."""
+    sets: list[Shapes] = [{}]
+    room = size
+    for name, shape in tensors.items():
+        if room <= 0:
+            sets.append({})
+            room = size
+        sets[-1][name] = shape
+        room -= SIZES[types.get(name, "BF16")] * math.prod(shape)
+    names = [f"model-{number + 1:05}-of-{len(sets):05}.safetensors" for number in range(len(sets))]
+    for name, part in zip(names, sets, strict=True):
+        sparse(folder / name, part, types)
+    index = {tensor: name for name, part in zip(names, sets, strict=True) for tensor in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}), "utf-8")
+
+
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+def folder(
+    config: Config, path: Path, stored: Container[str] = Every(), tokenizer: Path | None = None, *, fp8: bool = False
+) -> Path:
+    """A Hugging Face folder of these sizes, with the tokenizer files of another folder; in FP8 with several shards."""
     path.mkdir(parents=True, exist_ok=True)
+    if fp8:
+        shards(path, *in_fp8(shapes(config, stored)), size=4 << 30)
+        config = config | {"quantization_config": FP8}
+    else:
+        sparse(path / "model.safetensors", shapes(config, stored))
     (path / "config.json").write_text(json.dumps(config), "utf-8")
-    sparse(path / "model.safetensors", shapes(config, stored))
     for file in tokenizer.glob("tokenizer*") if tokenizer else ():
         shutil.copy(file, path)
     return path
@@ -195,9 +237,10 @@ if __name__ == "__main__":
     parser.add_argument("name", choices=LLAMAS | CONFIGS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, help="only the first N")
+    parser.add_argument("--fp8", action="store_true", help="as DeepSeek's own release stores it")
     parser.add_argument("--tokenizer", type=Path, help="folder to copy tokenizer files from")
     args = parser.parse_args()
     chosen = {**LLAMAS, **CONFIGS}[args.name]
     if args.layers:
         (chosen.get("text_config") or chosen)["num_hidden_layers"] = args.layers
-    print(folder(chosen, args.folder, tokenizer=args.tokenizer))
+    print(folder(chosen, args.folder, tokenizer=args.tokenizer, fp8=args.fp8))
