@@ -93,6 +93,7 @@ class Types:
     via: str = "source"
     dtype: str | None = None
     keep_codes: str | None = None
+    scheme: str | None = None
 
     def __post_init__(self) -> None:
         _settle(
@@ -153,6 +154,7 @@ class Fields(TypedDict, total=False):
     via: str
     dtype: str | None
     keep_codes: str | None
+    scheme: str | None
     arch: str | None
     pre: str | None
     name: str | None

@@ -128,6 +128,11 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
         )
     add("--dtype", metavar="TYPE", help="f16, bf16 or f32 for plain outputs; decodes quantized tensors")
     add(
+        "--scheme",
+        metavar="NAME",
+        help="codes for a folder's weights: fp8, w4a16, nvfp4, mlx-4 ... (docs/quantized-sources.md)",
+    )
+    add(
         "--keep-codes",
         choices=("never", "exact", "near"),
         help="codes of a source that arrives quantized, as a type of ggml: those that are exact (default without "

@@ -38,7 +38,7 @@ TEMPLATES = "additional_chat_templates/"
 
 
 def with_small_files(
-    result: Checkpoint, source: Checkpoint, mapped: Translation | None, *, tokenizer: bool
+    result: Checkpoint, source: Checkpoint, mapped: Translation | None, *, tokenizer: bool, more: Mapping[str, Any] = {}
 ) -> tuple[Checkpoint, list[Event]]:
     """`result`, which holds the tensors of the folder to be, with its small files; and what is lost.
 
@@ -47,6 +47,7 @@ def with_small_files(
         source: what it was made of; its dialect decides where the files come from.
         mapped: the mapping of a GGUF; None for a source with Hugging Face names.
         tokenizer: whether to write the tokenizer's files.
+        more: what config.json says beside that.
 
     Raises:
         TokenizerError: the GGUF's tokenizer cannot be written as files.
@@ -57,12 +58,13 @@ def with_small_files(
         config = config if mapped.whole is None else _whole(mapped.whole, config)
         for name, content in companion_files(config).items():
             made[name] = _merged(content, made[name]) if name in made else content
-        made["config.json"] = _dump(without_companions(config))
+        made["config.json"] = _dump({**without_companions(config), **more})
         return result.replace(made=made, assets={}), events
     if not view(source).filed:
         return result, []
     assets = dict(result.assets) if tokenizer else _without_tokenizer(result.assets)
     config = _retyped(source.config, _type_of(result)) if _changed(source, result) else dict(source.config)
+    config |= more
     made = {} if "config.json" in assets and config == source.config else {"config.json": _dump(config)}
     return result.replace(assets=assets, made=made), []
 

@@ -13,6 +13,7 @@ from converter.mapping.tensors import Translation
 from converter.planning.plan import Route, Step, route
 from converter.quant.imatrix import ImportanceMatrix, Weights
 from converter.quant.recipes import Choice, Recipe, recipe
+from converter.quant.targets import Packed
 from converter.request import Request
 from converter.storage.layout import Layout
 from converter.tensors.encode import Watch
@@ -29,6 +30,7 @@ class Draft:
         target: the format to be; `path` the file or folder, or the folder of a file that gets its name by a pass.
         request, report, watch, route: as in a `Plan`.
         mapped: what the architecture said, where names were mapped.
+        packed: the scheme's tensors and settings, where a folder's weights are packed by one.
         matrix: the importance matrix, once it is open.
         weighted: whether types are chosen for encoders that follow one, be it at hand or not.
         read: the tensors as they were read, under their new names.
@@ -48,6 +50,7 @@ class Draft:
     route: Route
     unnamed: bool = False
     mapped: Translation | None = None
+    packed: Packed | None = None
     matrix: ImportanceMatrix | None = None
     weighted: bool = False
     read: Mapping[str, LazyTensor] = field(default_factory=dict)

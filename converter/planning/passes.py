@@ -41,6 +41,7 @@ from converter.quant.recipes import (
     recipe,
 )
 from converter.quant.sources import unpacked
+from converter.quant.targets import packed, target
 from converter.request import KEEP_CODES, Model, Request, Types
 from converter.storage.files import remembering
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
@@ -150,7 +151,7 @@ def unpack(draft: Draft) -> Draft:
     types, own = draft.request.types, draft.checkpoint
     if types.keep_codes not in (None, *KEEP_CODES):
         raise UsageError(f"--keep-codes {types.keep_codes}: say {', '.join(KEEP_CODES)}")
-    as_asked = types.quant is None and types.dtype is None
+    as_asked = types.quant is None and types.dtype is None and types.scheme is None
     as_it_is = not own.adapters and (draft.request.model.tensors_only or draft.target.name == "hf")
     if own.dialect == draft.target.dialect == "gguf" or (as_asked and as_it_is and own.dialect != "gguf"):
         return draft
@@ -328,6 +329,23 @@ def narrow(draft: Draft) -> Draft:
     return replace(draft, checkpoint=draft.checkpoint.replace(tensors=tensors), intermediate=tensors)
 
 
+def pack(draft: Draft) -> Draft:
+    """A folder's weights as codes of the scheme that the request names.
+
+    Raises:
+        UsageError: a scheme that does not exist, or another target than a folder.
+    """
+    name = draft.request.types.scheme
+    if name is None:
+        return draft
+    if not draft.target.folder:
+        raise UsageError(f"--scheme {name}: packs the weights of a folder; end the output's name in a slash")
+    made = packed(target(name), draft.checkpoint.tensors)
+    draft.report.add(Note(f"{len(made.parts)} tensors hold codes of {name}"))
+    own = draft.checkpoint.replace(tensors=made.tensors)
+    return replace(draft, checkpoint=own, read=made.tensors, intermediate=made.tensors, packed=made)
+
+
 def _nearest_float(own: DType) -> DType:
     """The GGUF type that holds every value of `own`, or the widest there is."""
     if own in (F32, F16, BF16) or own.quantized:
@@ -417,6 +435,9 @@ def _plain(draft: Draft) -> dict[str, Choice]:
     fixed = structure.fixed if structure is not None and wanted is not None else {}
     choices, n_kept = {}, 0
     for name, tensor in draft.checkpoint.tensors.items():
+        if draft.packed is not None and name in draft.packed.parts:
+            choices[name] = Choice(tensor.info.dtype.name, f"--scheme {draft.request.types.scheme}")
+            continue
         kept = name in fixed and tensor.info.dtype.floating
         choices[name] = _plain_type(tensor, None if name in fixed else wanted, draft.target, draft.report)
         if kept:
@@ -495,7 +516,8 @@ def describe(draft: Draft) -> Draft:
     if not draft.target.folder:
         return draft
     wanted = not draft.request.model.no_tokenizer
-    result, events = with_small_files(draft.checkpoint, draft.opened, draft.mapped, tokenizer=wanted)
+    more = draft.packed.config if draft.packed else {}
+    result, events = with_small_files(draft.checkpoint, draft.opened, draft.mapped, tokenizer=wanted, more=more)
     draft.report.extend(events)
     return replace(draft, checkpoint=result)
 
@@ -575,7 +597,7 @@ def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
 
 
 ASKED = (check, detach)
-MODEL = (unpack, merge, map_names, narrow)
+MODEL = (unpack, merge, map_names, narrow, pack)
 TYPES = (open_matrix, choose, weigh)
 FILES = (encode, describe, name_file, lay_out)
 PASSES = (*ASKED, *MODEL, *TYPES, *FILES)

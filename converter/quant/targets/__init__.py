@@ -1,0 +1,77 @@
+"""Folders whose weights are codes of a scheme that servers load: without data, nearest codes, in one pass.
+
+The counterpart of `quant.sources`, which reads them back. A scheme is a row of `TARGETS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from converter.errors import UsageError
+from converter.quant.targets import compressed, fp8, mlx
+from converter.quant.targets.packing import Target
+from converter.tensors.tensor import LazyTensor
+
+TARGETS: Mapping[str, Target] = {each.name: each for each in (*fp8.TARGETS, *compressed.TARGETS, *mlx.TARGETS)}
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
+_HEADS = ("lm_head", "embed_out", "output")
+#: Modules that choose experts: small, and what they say must not change.
+_ROUTERS = ("gate", "router", "shared_expert_gate", "gate_weight")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tensors of a model whose weights are packed.
+
+    Attributes:
+        tensors: all of them, in the order of the file.
+        parts: names of those that hold codes or belong to them.
+        config: the keys of config.json that say so.
+    """
+
+    tensors: Mapping[str, LazyTensor]
+    parts: frozenset[str]
+    config: Mapping[str, Any]
+
+
+def target(name: str) -> Target:
+    """The scheme of that name.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+    """
+    if name not in TARGETS:
+        raise UsageError(f"--scheme {name}: unknown; known: {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def packed(scheme: Target, tensors: Mapping[str, LazyTensor]) -> Packed:
+    """A model's tensors with the matrices of its linear maps as a scheme stores them.
+
+    Left as they are: what is no matrix, embedding and head (but for MLX), routers, rows that do not divide.
+    """
+    made: dict[str, LazyTensor] = {}
+    parts: set[str] = set()
+    left: list[str] = []
+    for name, tensor in tensors.items():
+        module = name.removesuffix(".weight")
+        if name == module or len(tensor.info.shape) != 2 or not tensor.info.dtype.floating:
+            made[name] = tensor
+        elif not _wanted(scheme, module, tensor):
+            made[name] = tensor
+            left.append(module)
+        else:
+            own = scheme.pack(tensor, module)
+            made.update((each.name, each) for each in own)
+            parts.update(each.name for each in own)
+    config = dict(scheme.config(tuple(left)))
+    return Packed(made, frozenset(parts), dict.fromkeys(scheme.keys, config))
+
+
+def _wanted(scheme: Target, module: str, tensor: LazyTensor) -> bool:
+    leaf = module.rpartition(".")[2]
+    if leaf in _ROUTERS or (leaf in (*_EMBEDDINGS, *_HEADS) and not scheme.embeddings):
+        return False
+    return tensor.info.row % scheme.row == 0

@@ -1,0 +1,196 @@
+"""compressed-tensors folders: integers in groups, FP8 by rows or blocks, NVFP4, MXFP4.
+
+Scales of integers and of FP8 are BF16, as in BF16 models; the codes are chosen for the scale as it is stored. Source:
+compressed-tensors 0.20 (`quantization.utils.helpers.calculate_qparams`, compressors of each format).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.quant.targets import fp8
+from converter.quant.targets.packing import Floats, Target, computed, constant, largest, stream
+from converter.tensors import kernels
+from converter.tensors.dtypes import DTYPES
+from converter.tensors.mxfp4 import regrouped
+from converter.tensors.streams import values
+from converter.tensors.tensor import LazyTensor
+
+Pack = Callable[[LazyTensor, str], tuple[LazyTensor, ...]]
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+_MIDDLES = (_E2M1[1:] + _E2M1[:-1]) / 2
+
+
+def _bf16(numbers: Floats) -> Floats:
+    return numbers.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def _groups(numbers: Floats, size: int) -> Floats:
+    return numbers.reshape(len(numbers), -1, size)
+
+
+# ------------------------------------------------------------------------------------------------ integers
+
+
+def _integers(bits: int, size: int) -> Pack:
+    """Symmetric codes of a few bits in groups of `size` columns, packed in words."""
+    span = np.float32((1 << bits) - 1) / 2
+
+    def scales(numbers: Floats) -> Floats:
+        most = largest(_groups(numbers, size))
+        return _bf16(np.where(most == 0, np.float32(1), most / span).astype(np.float32))
+
+    def packed(numbers: Floats) -> NDArray[Any]:
+        half = 1 << bits - 1
+        found = np.clip(np.rint(_groups(numbers, size) / scales(numbers)), -half, half - 1) + half
+        return stream(found.astype(np.uint8).reshape(numbers.shape), bits).view("<i4")
+
+    def pack(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
+        row = weight.info.row
+        return (
+            computed(weight, f"{module}.weight_packed", "I32", row * bits // 32, packed),
+            computed(weight, f"{module}.weight_scale", "BF16", row // size, lambda n: scales(n)[..., 0]),
+            constant(weight, f"{module}.weight_shape", np.array(weight.info.shape, np.int64)),
+        )
+
+    return pack
+
+
+# ----------------------------------------------------------------------------------------------------- FP8
+
+
+def _fp8_rows(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
+    return (
+        computed(
+            weight, f"{module}.weight", "F8_E4M3", weight.info.row, lambda n: fp8.codes(n / _bf16(fp8.row_scale(n)))
+        ),
+        computed(weight, f"{module}.weight_scale", "BF16", 1, fp8.row_scale),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ four bits
+
+
+def _e2m1(numbers: Floats) -> NDArray[np.uint8]:
+    """The nearest codes, two in a byte, the low half first; halfway to the even code, beyond 6 to 6."""
+    size = np.abs(numbers)
+    code = np.searchsorted(_MIDDLES, size, side="left")
+    halfway = (code < len(_MIDDLES)) & (size == _MIDDLES[np.minimum(code, len(_MIDDLES) - 1)]) & (code % 2 == 1)
+    code = code + halfway
+    sign = np.signbit(numbers).astype(np.uint8) << np.uint8(3)
+    return stream(code.astype(np.uint8) | sign, 4)
+
+
+def _nvfp4(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
+    """Groups of 16 with scales in E4M3, and one scale of these for the whole weight, which has to be read first."""
+    lock, found = threading.Lock(), list[np.float32]()
+
+    def whole() -> np.float32:
+        with lock:
+            if not found:
+                found.append(_global_scale(weight))
+            return found[0]
+
+    def scales(numbers: Floats) -> NDArray[Any]:
+        local = largest(_groups(numbers, 16))[..., 0] / np.float32(6) * whole()
+        stored = fp8.codes(local)
+        stored[stored == 0] = np.float32(2.0**-9)  # the least there is: a group of zeros has a scale, too
+        return stored
+
+    def packed(numbers: Floats) -> NDArray[Any]:
+        scale = scales(numbers).astype(np.float32)[..., None] / whole()
+        return _e2m1((_groups(numbers, 16) / scale).reshape(numbers.shape))
+
+    row = weight.info.row
+    return (
+        computed(weight, f"{module}.weight_packed", "U8", row // 2, packed),
+        computed(weight, f"{module}.weight_scale", "F8_E4M3", row // 16, scales),
+        computed(
+            weight, f"{module}.weight_global_scale", "F32", 0, lambda n: np.array([whole()]), per=weight.info.n_rows
+        ),
+    )
+
+
+def _global_scale(weight: LazyTensor) -> np.float32:
+    step = max(1, kernels.SLAB_NBYTES // max(1, weight.row_work))
+    n_rows = weight.info.n_rows
+    parts = (values(weight, start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+    most = max((np.abs(part).max() for part in parts), default=np.float32(0))
+    return np.float32(448 * 6) / most if most > 0 else np.float32(1)
+
+
+def _mxfp4(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
+    """Groups of 32 with an exponent each: ggml's own blocks, its codes in another order."""
+    kind, row = DTYPES["MXFP4"], weight.info.row
+
+    def blocks(numbers: Floats) -> NDArray[np.uint8]:
+        return kernels.encode(numbers, kind).reshape(len(numbers), -1, kind.type_size)
+
+    return (
+        computed(
+            weight, f"{module}.weight_packed", "U8", row // 2, lambda n: regrouped(blocks(n)[..., 1:], (2, 16), (16, 2))
+        ),
+        computed(weight, f"{module}.weight_scale", "U8", row // 32, lambda n: blocks(n)[..., 0]),
+    )
+
+
+# -------------------------------------------------------------------------------------------------- config
+
+
+def _config(
+    format: str, weights: Mapping[str, Any], activations: Mapping[str, Any] | None = None
+) -> Callable[[tuple[str, ...]], Mapping[str, Any]]:
+    def made(left: tuple[str, ...]) -> Mapping[str, Any]:
+        group = {
+            "targets": ["Linear"],
+            "weights": {"dynamic": False, "symmetric": True, **weights},
+            "input_activations": activations,
+            "output_activations": None,
+            "format": format,
+        }
+        return {
+            "quant_method": "compressed-tensors",
+            "format": format,
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "ignore": list(left),
+            "kv_cache_scheme": None,
+        }
+
+    return made
+
+
+def _int(bits: int, size: int) -> Callable[[tuple[str, ...]], Mapping[str, Any]]:
+    return _config("pack-quantized", {"num_bits": bits, "type": "int", "strategy": "group", "group_size": size})
+
+
+_FLOAT8 = {"num_bits": 8, "type": "float"}
+_BY_TOKEN = {**_FLOAT8, "dynamic": True, "symmetric": True, "strategy": "token"}
+_FLOAT4 = {"num_bits": 4, "type": "float"}
+
+TARGETS = (
+    Target("w4a16", "4-bit integers in groups of 128 (compressed-tensors)", 128, _integers(4, 128), _int(4, 128)),
+    Target("w8a16", "8-bit integers in groups of 128 (compressed-tensors)", 128, _integers(8, 128), _int(8, 128)),
+    Target(
+        "ct-fp8", "E4M3 by rows (compressed-tensors)", 1, _fp8_rows,
+        _config("float-quantized", {**_FLOAT8, "strategy": "channel"}, _BY_TOKEN),
+    ),
+    Target(
+        "nvfp4", "E2M1 in groups of 16 with scales in E4M3 (compressed-tensors)", 16, _nvfp4,
+        _config("nvfp4-pack-quantized", {
+            **_FLOAT4, "strategy": "tensor_group", "group_size": 16, "scale_dtype": "torch.float8_e4m3fn",
+        }),
+    ),
+    Target(
+        "mxfp4", "E2M1 in groups of 32 with exponents (compressed-tensors)", 32, _mxfp4,
+        _config("mxfp4-pack-quantized", {
+            **_FLOAT4, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8",
+        }),
+    ),
+)  # fmt: skip

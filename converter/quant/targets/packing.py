@@ -1,0 +1,111 @@
+"""Weights to codes: what a scheme that folders use is, and the tensors that it makes of a weight, still unread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.tensors.dtypes import DTYPES
+from converter.tensors.streams import values
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
+
+Floats = NDArray[np.float32]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A scheme that a folder's weights can be packed by.
+
+    Attributes:
+        name, description: for people.
+        row: what the length of a row must be a multiple of.
+        pack: the tensors that a weight becomes; it is given the weight and its module's name.
+        config: what config.json says, given the names of the modules that are left as they are.
+        embeddings: whether the token embedding and the head are packed, too.
+        keys: keys of config.json that hold the same.
+    """
+
+    name: str
+    description: str
+    row: int
+    pack: Callable[[LazyTensor, str], tuple[LazyTensor, ...]]
+    config: Callable[[tuple[str, ...]], Mapping[str, Any]]
+    embeddings: bool = False
+    keys: tuple[str, ...] = ("quantization_config",)
+
+
+def computed(
+    source: LazyTensor,
+    name: str,
+    dtype: str,
+    row: int,
+    make: Callable[[Floats], Array],
+    *,
+    tall: int = 1,
+    per: int = 1,
+) -> LazyTensor:
+    """A tensor that is calculated from rows of a weight when it is asked for.
+
+    Args:
+        source: the weight, (rows, row).
+        name, dtype, row: of the result.
+        make: F32 (n, row of the source) to (n / per, row), given whole blocks of rows.
+        tall: rows of the source that are calculated together.
+        per: rows of the source that become one of the result.
+    """
+    n_source = source.info.shape[0]
+    n_rows = -(-n_source // per)
+    info = TensorInfo(name, (n_rows, row), DTYPES[dtype])
+
+    def read(start: int, stop: int) -> Rows:
+        first = start * per // tall * tall
+        last = min(n_source, -(-stop * per // tall) * tall)
+        made = np.ascontiguousarray(make(values(source, first, last)), info.dtype.numpy)
+        data = made.reshape(len(made), -1).view(np.uint8)
+        return data[start - first // per : stop - first // per]
+
+    work = per * (source.row_work + 12 * source.info.row) + info.row_nbytes
+    return source.derived(info, read, parts=source.parts or (source.name,), work_nbytes=work)
+
+
+def constant(source: LazyTensor, name: str, array: Array) -> LazyTensor:
+    """A small tensor that is the same whatever the weight holds."""
+    found = next(dtype for dtype in DTYPES.values() if dtype.numpy == array.dtype)
+    info = TensorInfo(name, array.shape, found)
+    data = np.ascontiguousarray(array).view(np.uint8).reshape(info.n_rows, info.row_nbytes)
+    return source.derived(info, lambda start, stop: data[start:stop], parts=source.parts or (source.name,))
+
+
+def late(source: LazyTensor, name: str, dtype: str, number: Callable[[], np.float32]) -> LazyTensor:
+    """One number that is known when the weight has been read."""
+    info = TensorInfo(name, (1,), DTYPES[dtype])
+
+    def read(start: int, stop: int) -> Rows:
+        return np.array([number()], info.dtype.numpy).view(np.uint8).reshape(1, -1)[start:stop]
+
+    return source.derived(info, read, parts=source.parts or (source.name,))
+
+
+def stream(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Codes (n, row) as one little-endian stream of bits to a row, lowest first: bytes (n, row * bits / 8)."""
+    if bits == 8:
+        return codes
+    if 8 % bits == 0:
+        parts = codes.reshape(len(codes), -1, 8 // bits)
+        made = np.zeros(parts.shape[:2], np.uint8)
+        for place in range(8 // bits):
+            made |= parts[..., place] << np.uint8(place * bits)
+        return made
+    single = codes[..., None] >> np.arange(bits, dtype=np.uint8) & np.uint8(1)
+    return np.packbits(single.reshape(len(codes), -1), axis=1, bitorder="little")
+
+
+def largest(groups: Floats) -> Floats:
+    """The largest magnitude of each group (..., size), with that axis kept."""
+    found: Floats = np.abs(groups).max(axis=-1, keepdims=True)
+    return found
