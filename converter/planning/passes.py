@@ -71,6 +71,10 @@ def check(draft: Draft) -> Draft:
         raise UsageError(
             f"--quant {request.types.quant}: {target.name} holds plain types; --dtype f16|bf16|f32 is for it"
         )
+    if request.types.scheme and not target.folder:
+        raise UsageError(
+            f"--scheme {request.types.scheme}: packs the weights of a folder; end the output's name in a slash"
+        )
     _check_imatrix(request.types)
     if draft.opened.base is not None:
         _check_adapter(draft)
@@ -333,13 +337,11 @@ def pack(draft: Draft) -> Draft:
     """A folder's weights as codes of the scheme that the request names.
 
     Raises:
-        UsageError: a scheme that does not exist, or another target than a folder.
+        UsageError: a scheme that does not exist.
     """
     name = draft.request.types.scheme
     if name is None:
         return draft
-    if not draft.target.folder:
-        raise UsageError(f"--scheme {name}: packs the weights of a folder; end the output's name in a slash")
     made = packed(target(name), draft.checkpoint.tensors)
     draft.report.add(Note(f"{len(made.parts)} tensors hold codes of {name}"))
     own = draft.checkpoint.replace(tensors=made.tensors)

@@ -22,6 +22,7 @@ from converter.planning.plan import Step
 from converter.quant import imatrix
 from converter.quant.recipes import RECIPES, Recipe
 from converter.quant.sources import scheme_of
+from converter.quant.targets import told
 from converter.request import Request
 from converter.tensors.dtypes import F32, DType
 from converter.tensors.encode import Importance
@@ -142,6 +143,9 @@ def _with_plain(draft: Draft, target: Checkpoint) -> Pairing:
     source = draft.opened
     if scheme_of(source, typed=False) is not None and scheme_of(target, typed=False) is None:
         draft = replace(draft, request=draft.request.replace(dtype=F32.name))  # the numbers, not the codes
+    if scheme_of(source, typed=False) is None and scheme_of(target, typed=False) is not None:
+        scheme = draft.request.types.scheme or told(target.config)
+        draft = replace(draft, request=draft.request.replace(scheme=scheme))
     own = run(_routed(draft, None), MODEL)
     tensors = own.read
     expected: Mapping[str, object] = own.opened.config if source.dialect == target.dialect else {}

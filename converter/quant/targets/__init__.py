@@ -47,6 +47,16 @@ def target(name: str) -> Target:
     return TARGETS[name]
 
 
+def told(config: Mapping[str, Any]) -> str | None:
+    """The scheme whose settings a config.json has, lists of modules aside; None where it is none of these."""
+    for scheme in TARGETS.values():
+        said = config.get(scheme.keys[0])
+        wanted = {key: value for key, value in scheme.config(()).items() if not isinstance(value, list)}
+        if isinstance(said, dict) and all(said.get(key) == value for key, value in wanted.items()):
+            return scheme.name
+    return None
+
+
 def packed(scheme: Target, tensors: Mapping[str, LazyTensor]) -> Packed:
     """A model's tensors with the matrices of its linear maps as a scheme stores them.
 
@@ -55,6 +65,7 @@ def packed(scheme: Target, tensors: Mapping[str, LazyTensor]) -> Packed:
     made: dict[str, LazyTensor] = {}
     parts: set[str] = set()
     left: list[str] = []
+    alone: dict[str, Any] = {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
         if name == module or len(tensor.info.shape) != 2 or not tensor.info.dtype.floating:
@@ -63,10 +74,12 @@ def packed(scheme: Target, tensors: Mapping[str, LazyTensor]) -> Packed:
             made[name] = tensor
             left.append(module)
         else:
+            if settings := scheme.own(tensor):
+                alone[module] = settings
             own = scheme.pack(tensor, module)
             made.update((each.name, each) for each in own)
             parts.update(each.name for each in own)
-    config = dict(scheme.config(tuple(left)))
+    config = {**scheme.config(tuple(left)), **alone}
     return Packed(made, frozenset(parts), dict.fromkeys(scheme.keys, config))
 
 

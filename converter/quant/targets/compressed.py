@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.quant.targets import fp8
-from converter.quant.targets.packing import Floats, Target, computed, constant, largest, stream
+from converter.quant.targets.packing import Floats, Target, computed, constant, largest, late, stream
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.mxfp4 import regrouped
@@ -111,9 +111,7 @@ def _nvfp4(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
     return (
         computed(weight, f"{module}.weight_packed", "U8", row // 2, packed),
         computed(weight, f"{module}.weight_scale", "F8_E4M3", row // 16, scales),
-        computed(
-            weight, f"{module}.weight_global_scale", "F32", 0, lambda n: np.array([whole()]), per=weight.info.n_rows
-        ),
+        late(weight, f"{module}.weight_global_scale", "F32", whole),
     )
 
 

@@ -26,6 +26,7 @@ class Target:
         row: what the length of a row must be a multiple of.
         pack: the tensors that a weight becomes; it is given the weight and its module's name.
         config: what config.json says, given the names of the modules that are left as they are.
+        own: settings of a single weight, where they are others than those of all.
         embeddings: whether the token embedding and the head are packed, too.
         keys: keys of config.json that hold the same.
     """
@@ -35,6 +36,7 @@ class Target:
     row: int
     pack: Callable[[LazyTensor, str], tuple[LazyTensor, ...]]
     config: Callable[[tuple[str, ...]], Mapping[str, Any]]
+    own: Callable[[LazyTensor], Mapping[str, Any] | None] = lambda weight: None
     embeddings: bool = False
     keys: tuple[str, ...] = ("quantization_config",)
 
@@ -44,10 +46,11 @@ def computed(
     name: str,
     dtype: str,
     row: int,
-    make: Callable[[Floats], Array],
+    make: Callable[[Any], Array],
     *,
     tall: int = 1,
     per: int = 1,
+    stored: bool = False,
 ) -> LazyTensor:
     """A tensor that is calculated from rows of a weight when it is asked for.
 
@@ -57,6 +60,7 @@ def computed(
         make: F32 (n, row of the source) to (n / per, row), given whole blocks of rows.
         tall: rows of the source that are calculated together.
         per: rows of the source that become one of the result.
+        stored: `make` is given the rows as they are stored, uint8 (n, bytes of a row).
     """
     n_source = source.info.shape[0]
     n_rows = -(-n_source // per)
@@ -65,7 +69,8 @@ def computed(
     def read(start: int, stop: int) -> Rows:
         first = start * per // tall * tall
         last = min(n_source, -(-stop * per // tall) * tall)
-        made = np.ascontiguousarray(make(values(source, first, last)), info.dtype.numpy)
+        rows = source.rows(first, last) if stored else values(source, first, last)
+        made = np.ascontiguousarray(make(rows), info.dtype.numpy)
         data = made.reshape(len(made), -1).view(np.uint8)
         return data[start - first // per : stop - first // per]
 

@@ -1,0 +1,188 @@
+"""Folders whose weights are packed: decoded by our own reader and by the real libraries, made again by `verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.builders import llama_folder
+
+from converter.cli.main import main
+from converter.errors import UsageError
+from converter.formats.registry import open_checkpoint
+from converter.quant.sources import unpacked
+from converter.quant.targets import TARGETS, packed, target, told
+from converter.tensors.dtypes import F32
+from converter.tensors.streams import values
+from converter.tensors.tensor import LazyTensor, from_array
+
+#: The least signal to noise of normal numbers, in decibels.
+QUALITY = {
+    "fp8": 31, "fp8-row": 31, "w4a16": 18, "w8a16": 42, "ct-fp8": 31, "nvfp4": 20, "mxfp4": 17,
+    "mlx-2": 7, "mlx-3": 14, "mlx-4": 20, "mlx-5": 27, "mlx-6": 33, "mlx-8": 42,
+}  # fmt: skip
+each = pytest.mark.parametrize("name", TARGETS)
+
+
+def matrix(rows: int = 200, row: int = 384, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.02, (rows, row)).astype(np.float32)
+
+
+def weight(array: np.ndarray, name: str = "model.layers.0.mlp.up_proj.weight") -> LazyTensor:
+    return from_array(name, array, F32, "here")
+
+
+def bytes_of(tensor: LazyTensor, step: int) -> bytes:
+    n = tensor.info.n_rows
+    return b"".join(tensor.rows(start, min(start + step, n)).tobytes() for start in range(0, n, step))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model whose rows every scheme can pack."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    torch.manual_seed(5)
+    config = transformers.LlamaConfig(
+        hidden_size=256, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model")
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def test_every_scheme_has_a_bound() -> None:
+    assert QUALITY.keys() == TARGETS.keys()
+
+
+@each
+def test_parts_do_not_depend_on_how_they_are_asked_for(name: str) -> None:
+    made = packed(target(name), {"model.layers.0.mlp.up_proj.weight": weight(matrix())})
+    assert made.parts == made.tensors.keys() and len(made.parts) > 1
+    for tensor in made.tensors.values():
+        whole = bytes_of(tensor, 1 << 20)
+        assert len(whole) == tensor.info.nbytes
+        assert bytes_of(tensor, 7) == bytes_of(tensor, 130) == whole, tensor.name
+
+
+@each
+def test_what_stays_as_it_is(name: str) -> None:
+    names = ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.gate.weight", "model.norm.weight")
+    tensors = {each: weight(matrix(64, 384) if each != names[3] else matrix(1, 384)[0], each) for each in names}
+    tensors["model.layers.0.odd.weight"] = weight(matrix(8, 24), "model.layers.0.odd.weight")
+    made = packed(target(name), tensors)
+    kept = {each for each in names if each in made.tensors and made.tensors[each] is tensors[each]}
+    assert kept == set(names[2:] if target(name).embeddings else names)
+    said = json.dumps(made.config)
+    assert "model.layers.0.mlp.gate" in said and ("model.layers.0.odd" in said) == (target(name).row > 1)
+
+
+@each
+def test_zeros_and_extremes(name: str) -> None:
+    array = matrix(8, 256)
+    array[0], array[1, :128], array[2, 0], array[3] = 0, 0, 1e4, 1e-30
+    made = packed(target(name), {"a.weight": weight(array, "a.weight")})
+    for tensor in made.tensors.values():
+        if tensor.info.dtype.floating and tensor.info.dtype.numpy is not None:
+            found = tensor.array().astype(np.float32)
+            assert np.isfinite(found).all(), tensor.name
+
+
+@each
+def test_there_and_back(model: Path, tmp_path: Path, name: str) -> None:
+    """Our own reader's numbers; `verify` makes every code again; the folder becomes a GGUF."""
+    out = tmp_path / "out"
+    assert main([str(model), f"{out}/", "--scheme", name]) == 0
+    assert main(["verify", str(model), str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert told(config) == name and config["hidden_size"] == 256
+    with open_checkpoint(model) as source, open_checkpoint(out) as opened:
+        plain = unpacked(opened, typed=False)
+        assert plain.tensors.keys() == source.tensors.keys() and len(opened.tensors) > len(source.tensors)
+        noise = energy = 0.0
+        for key, tensor in source.tensors.items():
+            before = values(tensor, 0, tensor.info.n_rows)
+            after = values(plain.tensors[key], 0, tensor.info.n_rows)
+            if key.endswith("_proj.weight"):
+                noise, energy = noise + float(((before - after) ** 2).sum()), energy + float((before**2).sum())
+            elif not TARGETS[name].embeddings:
+                assert np.array_equal(before, after)
+    assert 10 * np.log10(energy / noise) > QUALITY[name]
+    damaged = bytearray((out / "model.safetensors").read_bytes())
+    damaged[-1000] ^= 1
+    (out / "model.safetensors").write_bytes(damaged)
+    assert main(["verify", str(model), str(out)]) == 41
+
+
+@each
+def test_from_a_gguf(tmp_path: Path, name: str) -> None:
+    folder = llama_folder(tmp_path / "m")
+    assert main([str(folder), str(tmp_path / "m.gguf"), "-q", "q8_0"]) == 0
+    assert main([str(tmp_path / "m.gguf"), f"{tmp_path}/out/", "--scheme", name]) == 0
+    assert main(["verify", str(tmp_path / "m.gguf"), str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("quant", "name"), [("Q4_0", "mlx-4"), ("Q4_1", "mlx-4"), ("Q5_0", "mlx-5"), ("Q5_1", "mlx-5"), ("Q8_0", "mlx-8")]
+)
+def test_blocks_of_ggml_are_taken_over_by_mlx(tmp_path: Path, quant: str, name: str) -> None:
+    """No number changes: what one says in blocks, the other says in words."""
+    folder = llama_folder(tmp_path / "m")
+    assert main([str(folder), str(tmp_path / "m.gguf"), "-q", quant, "--pure"]) == 0
+    assert main([str(tmp_path / "m.gguf"), f"{tmp_path}/mlx/", "--scheme", name]) == 0
+    assert main([str(tmp_path / "m.gguf"), f"{tmp_path}/plain/", "--dtype", "f32"]) == 0
+    with open_checkpoint(tmp_path / "mlx") as opened, open_checkpoint(tmp_path / "plain") as plain:
+        made = unpacked(opened, typed=False)
+        assert len(opened.tensors) > len(made.tensors) == len(plain.tensors)
+        for key, tensor in plain.tensors.items():
+            n_rows = tensor.info.n_rows
+            assert np.array_equal(values(tensor, 0, n_rows), values(made.tensors[key], 0, n_rows)), key
+
+
+def test_a_scheme_is_for_a_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(model), str(tmp_path / "m.gguf"), "--scheme", "fp8"]) == UsageError.exit_code
+    assert "--scheme fp8: packs the weights of a folder" in capsys.readouterr().err
+    assert main([str(model), f"{tmp_path}/out/", "--scheme", "fp9"]) == UsageError.exit_code
+    assert "--scheme fp9: unknown; known: fp8, " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name.startswith("mlx")])
+def test_the_words_of_mlx(model: Path, tmp_path: Path, name: str) -> None:
+    mx = pytest.importorskip("mlx.core")
+    assert main([str(model), f"{tmp_path}/out/", "--scheme", name]) == 0
+    made, source = mx.load(str(tmp_path / "out" / "model.safetensors")), mx.load(str(model / "model.safetensors"))
+    bits = int(name[4:])
+    packed_ = [key.removesuffix(".scales") for key in made if key.endswith(".scales")]
+    assert len(packed_) == 16
+    for module in packed_:
+        words, scales, biases = mx.quantize(source[f"{module}.weight"], group_size=64, bits=bits)
+        assert bool((words == made[f"{module}.weight"]).all())
+        assert bool((scales == made[f"{module}.scales"]).all()) and bool((biases == made[f"{module}.biases"]).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fp8", "w4a16", "w8a16", "ct-fp8", "nvfp4", "mxfp4"])
+def test_transformers_loads_it(model: Path, tmp_path: Path, name: str) -> None:
+    """Its logits, calculated in BF16, against those of our own decoding in F32."""
+    for needed in ("accelerate", "compressed_tensors"):
+        pytest.importorskip(needed)
+    import torch
+    import transformers
+
+    out = tmp_path / "out"
+    assert main([str(model), f"{out}/", "--scheme", name]) == 0
+    options = {"quantization_config": transformers.FineGrainedFP8Config(dequantize=True)} if name == "fp8" else {}
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(out, **options)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with open_checkpoint(out) as opened:
+        tensors = unpacked(opened, typed=False).tensors
+        numbers = {key: values(tensor, 0, tensor.info.n_rows).copy() for key, tensor in tensors.items()}
+    shapes = {key: tensor.info.shape for key, tensor in tensors.items()}
+    plain.load_state_dict({key: torch.from_numpy(array).reshape(shapes[key]) for key, array in numbers.items()})
+    tokens = torch.arange(1, 33)[None]
+    with torch.no_grad():
+        difference = (loaded(tokens).logits.float() - plain(tokens).logits).abs().max()
+    assert difference < 0.05
