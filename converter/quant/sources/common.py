@@ -92,6 +92,8 @@ def integers(
     shape, stored = matrix(module, main), module[main]
     sizes = tuple(said)
     scales = grid(module, scale, shape, sizes)
+    if zero is not None and module[zero].info.dtype.name not in BYTES:
+        raise module.corrupt(f"zero points are {module[zero].info.dtype}, not integers of a byte")
     zeros = grid(module, zero, shape, sizes) if zero is not None else None
     if zeros is not None and (zeros.tall, zeros.wide) != (scales.tall, scales.wide):
         raise module.corrupt(f"zero points are {list(module.shape(zeros.suffix))}, scales {list(module.shape(scale))}")

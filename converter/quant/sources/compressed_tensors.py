@@ -76,6 +76,8 @@ def _sizes(module: Module) -> Iterator[tuple[int, int]]:
     rows = module.shape(_WEIGHT)[-2] if _WEIGHT in module else 1
     for weights in _groups(module):
         block, size = weights.get("block_structure"), weights.get("group_size")
+        if isinstance(block, str):  # until 0.10
+            block = [int(each) if each.isdecimal() else 0 for each in block.split("x")]
         if isinstance(block, list) and len(block) == 2 and all(type(each) is int and each > 0 for each in block):
             yield block[0], block[1]
         elif type(size) is int and size > 0:
@@ -161,7 +163,9 @@ def _order(module: Module, row: int, size: int, across: int) -> NDArray[np.int64
 
 def _zeros(module: Module, rows: int, across: int, bits: int, dense: bool) -> Any:
     """Zero points of rows [start, stop) as unsigned fields, (n, groups)."""
-    if module[_ZERO].info.dtype.name != "I32":  # not packed, signed
+    if module[_ZERO].info.dtype.name not in ("I8", "I32"):
+        raise module.corrupt(f"zero points are {module[_ZERO].info.dtype}")
+    if module[_ZERO].info.dtype.name == "I8":  # not packed, signed
         stored = grid(module, _ZERO, (rows, across), [(1, 1)])
         return lambda start, stop: stored.stored(start, stop).astype(np.int16) + np.int16(1 << bits - 1)
     each = 32 // bits
@@ -214,6 +218,8 @@ def _typed(module: Module) -> Stored:
     if own in _PLAIN:  # frozen: scales are there, and not applied
         return _frozen(module)
     if own in FP8:
+        if _ZERO in module and np.asarray(module.array(_ZERO)).astype(np.float32).any():
+            raise module.unsupported("FP8 with zero points")
         return eights(module, _WEIGHT, _SCALE, _sizes(module))
     said = [weights.get("num_bits") for weights in _groups(module) if weights.get("type", "int") == "int"]
     bits = said[0] if said and type(said[0]) is int and 1 <= said[0] <= 8 else 8
@@ -233,7 +239,8 @@ def _frozen(module: Module) -> Values:
 
 def _refuse(settings: Mapping[str, Any]) -> str | None:
     groups = settings.get("config_groups")
-    said = [settings.get("format"), *(each.get("format") for each in (groups or {}).values() if isinstance(each, dict))]
+    own = groups.values() if isinstance(groups, dict) else ()
+    said = [settings.get("format"), *(each.get("format") for each in own if isinstance(each, dict))]
     sparsity = settings.get("sparsity_config")
     said.append(sparsity.get("format") if isinstance(sparsity, dict) else None)
     if found := next((each for each in said if each in _SPARSE), None):
