@@ -43,4 +43,9 @@ def finished(draft: Draft, source: Source) -> Plan:
         layout=draft.layout,
         report=draft.report,
         watch=draft.watch,
+        n_parameters=draft.packed.n_elements if draft.packed else _n_elements(draft.checkpoint),
     )
+
+
+def _n_elements(checkpoint: Checkpoint) -> int:
+    return sum(tensor.info.n_elements for tensor in checkpoint.tensors.values())

@@ -18,7 +18,7 @@ from converter.adapters.merge import merged
 from converter.adapters.to_gguf import adapter_to_gguf
 from converter.architectures import traits_of
 from converter.checkpoint import Checkpoint
-from converter.errors import ArchitectureError, QuantizationError, UsageError
+from converter.errors import ArchitectureError, QuantizationError, UnsupportedFeature, UsageError
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
 from converter.formats.base import Format, WriteOptions
 from converter.formats.gguf import open_gguf
@@ -338,10 +338,13 @@ def pack(draft: Draft) -> Draft:
 
     Raises:
         UsageError: a scheme that does not exist.
+        UnsupportedFeature: a model whose maps are stored the other way round.
     """
     name = draft.request.types.scheme
     if name is None:
         return draft
+    if draft.checkpoint.config.get("model_type") == "gpt2":
+        raise UnsupportedFeature(f"--scheme {name}: GPT-2 stores its maps transposed (Conv1D), which no loader expects")
     made = packed(target(name), draft.checkpoint.tensors)
     draft.report.add(Note(f"{len(made.parts)} tensors hold codes of {name}"))
     own = draft.checkpoint.replace(tensors=made.tensors)

@@ -137,6 +137,7 @@ class Plan:
         layout: the files to be.
         report: what is lost, and what the user should know.
         watch: counts, while the plan is carried out, what its casts lose.
+        n_parameters: numbers that the output holds, in codes or not.
     """
 
     source: Source
@@ -148,14 +149,11 @@ class Plan:
     layout: Layout
     report: Report
     watch: Watch = field(repr=False)
+    n_parameters: int
 
     @property
     def total_bytes(self) -> int:
         return self.layout.size
-
-    @property
-    def n_parameters(self) -> int:
-        return sum(tensor.info.n_elements for tensor in self.checkpoint.tensors.values())
 
     @property
     def bits_per_weight(self) -> float:

@@ -29,11 +29,13 @@ class Packed:
         tensors: all of them, in the order of the file.
         parts: names of those that hold codes or belong to them.
         config: the keys of config.json that say so.
+        n_elements: of the tensors before they were packed.
     """
 
     tensors: Mapping[str, LazyTensor]
     parts: frozenset[str]
     config: Mapping[str, Any]
+    n_elements: int
 
 
 def target(name: str) -> Target:
@@ -79,8 +81,9 @@ def packed(scheme: Target, tensors: Mapping[str, LazyTensor]) -> Packed:
             own = scheme.pack(tensor, module)
             made.update((each.name, each) for each in own)
             parts.update(each.name for each in own)
+    n_elements = sum(tensor.info.n_elements for tensor in tensors.values())
     config = {**scheme.config(tuple(left)), **alone}
-    return Packed(made, frozenset(parts), dict.fromkeys(scheme.keys, config))
+    return Packed(made, frozenset(parts), dict.fromkeys(scheme.keys, config), n_elements)
 
 
 def _wanted(scheme: Target, module: str, tensor: LazyTensor) -> bool:
