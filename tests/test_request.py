@@ -42,6 +42,8 @@ OTHER: dict[str, Any] = {
     "split_max_size": 2_000_000_000,
     "split_max_tensors": 10,
     "external_data": "never",
+    "keep_codes": "near",
+    "scheme": "fp8",
 }
 
 

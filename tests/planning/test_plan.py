@@ -232,6 +232,7 @@ WITH: dict[str, tuple[str, dict[str, Any]]] = {
     "exclude_weights": ("out.gguf", {"quant": "q4_0", "imatrix": IMATRIX}),
     "dtype": ("out.safetensors", {}),
     "external_data": ("out.onnx", {"tensors_only": True}),
+    "scheme": ("folder", {"format": "hf"}),
 }
 OTHER: dict[str, Any] = {
     "quant": "q8_0", "pure": True, "tensor_types": (("ffn_down", "f16"),), "output_type": "q5_0",
@@ -241,7 +242,7 @@ OTHER: dict[str, Any] = {
     "dense_modules": True,
     "mmproj": True,
     "format": "safetensors", "strict": True, "split_max_size": 100_000, "split_max_tensors": 20,
-    "external_data": "always",
+    "external_data": "always", "keep_codes": "near", "scheme": "fp8",
 }  # fmt: skip
 
 

@@ -185,4 +185,4 @@ def test_transformers_loads_it(model: Path, tmp_path: Path, name: str) -> None:
     tokens = torch.arange(1, 33)[None]
     with torch.no_grad():
         difference = (loaded(tokens).logits.float() - plain(tokens).logits).abs().max()
-    assert difference < 0.05
+    assert difference < (0.15 if name == "ct-fp8" else 0.05)  # which rounds activations to eight bits, too
