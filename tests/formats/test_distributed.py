@@ -260,6 +260,34 @@ def test_metadata_that_lies(tmp_path: Path, case: str) -> None:
     refused(checkpoint.write(tmp_path / "c"), kind, says)
 
 
+@pytest.mark.parametrize("way", [("model", "other"), ("\x1b[2J",), ("embed.weight", "x"), ()])
+def test_ways_that_are_not_those_of_the_name_say_nothing(tmp_path: Path, way: tuple[str, ...]) -> None:
+    same(read(replace(GOOD, ways={EMBED: way}).write(tmp_path / "c")), ARRAYS)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "made", "says"),
+    [
+        ("dcp._MAX_BOXES", 6, shard_files.small_dcp, "in more than 6 pieces"),
+        ("dcp._MAX_NBYTES", 100, shard_files.small_dcp, "the limit is 100"),
+        ("dcp._MAX_OPCODES", 100, shard_files.small_dcp, "more than 100 opcodes"),
+        ("folder.MAX_TENSORS", 3, shard_files.small_ranks, "more than 3 tensors"),
+        ("folder.MAX_NAMES", 30, shard_files.small_ranks, "names without end"),
+        ("folder.MAX_NODES", 3, shard_files.small_ranks, "without end"),
+        ("zero._MAX_GROUPS", 1, Zero(2).write, "says the shapes of more than"),
+        ("zero.MAX_TENSORS", 2, Zero(3).write, "says the shapes of more than 2 tensors"),
+    ],
+)
+def test_counts_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, made: Callable[[Path], Path], says: str
+) -> None:
+    """Few bytes of a pickle can mean the same dictionary many times."""
+    folder = made(tmp_path / "c")
+    read(folder)
+    monkeypatch.setattr(f"converter.formats.distributed.{limit}", value)
+    refused(folder, CorruptFile, says)
+
+
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     folder = shard_files.small_dcp(tmp_path / "c")
     shutil.move(folder / "__1_0.distcp", tmp_path / "elsewhere")

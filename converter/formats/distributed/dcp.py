@@ -35,7 +35,7 @@ SHARD = re.compile(r"__\d+_\d+\.distcp")
 MODELS = ("pytorch_model_fsdp_0",)
 FLAT = "_flat_param"
 # A box is about 90 opcodes: 300,000 of them, hundreds of ranks of a model with its optimizer.
-_MAX_OPCODES, _MAX_NBYTES = 32 << 20, 512 << 20
+_MAX_OPCODES, _MAX_NBYTES, _MAX_BOXES = 32 << 20, 512 << 20, 1 << 19
 _ROOTS = (
     "torch.distributed.checkpoint.metadata.Metadata",
     "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
@@ -111,15 +111,19 @@ class _Stored:
         described, stored = root.get("state_dict_metadata"), root.get("storage_data")
         if type(described) is not dict or type(stored) is not dict:
             raise CorruptFile(f"{path}: does not say what is stored, and where")
-        tensors, others = {}, []
+        tensors: dict[str, _Described] = {}
+        others, count = [], 0
         for name, about in described.items():
             if type(name) is not str or len(name) > MAX_NAME:
                 raise CorruptFile(f"{path}: {short(name)} is not the name of a tensor")
             check_name(path, name)
             if said := attributes(about):
                 tensors[name] = _described(path, name, said)
+                count += len(tensors[name].boxes)
             else:
                 others.append(name)
+            if count > _MAX_BOXES:  # more than there is room for, so that many tensors share a list of them
+                raise CorruptFile(f"{path}: tensors in more than {_MAX_BOXES} pieces")
         places = dict(_place(path, index, info) for index, info in stored.items())
         ways = root.get("planner_data")
         events: list[Event] = []
@@ -130,9 +134,11 @@ class _Stored:
     def steps(self, name: str) -> Steps:
         """The keys that lead to a tensor; its name alone where nothing is said of them."""
         way = self.ways.get(name)
-        if type(way) is not tuple or not way or not all(type(step) in (str, int) for step in way):
+        if type(way) is not tuple or len(way) > MAX_AXES or not all(type(step) in (str, int) for step in way):
             return (name,)
-        return tuple(str(step) for step in way)
+        steps = tuple(str(step) for step in way)
+        # Names are such steps, joined; lengths first, as many names can share one long step.
+        return steps if sum(map(len, steps)) + len(steps) - 1 == len(name) and ".".join(steps) == name else (name,)
 
 
 def _unpickled(mapped: Bytes) -> Any:
@@ -158,7 +164,7 @@ def _described(path: Path, name: str, said: Mapping[Any, Any]) -> _Described:
     shape: Any = said.get("size")
     state = properties.state if type(properties) is Instance else None
     kind = state[0] if type(state) is tuple and state else attributes(properties).get("dtype")
-    boxes = [attributes(chunk) for chunk in chunks] if type(chunks) is list else []
+    boxes = [attributes(chunk) for chunk in chunks] if type(chunks) is list and len(chunks) <= _MAX_BOXES else []
     sizes: list[Any] = [(box.get("offsets"), box.get("sizes")) for box in boxes]
     shapes = (shape, *(each for box in sizes for each in box))
     if type(kind) is not TypeName or type(chunks) is not list or not all(map(_is_shape, shapes)):

@@ -14,7 +14,7 @@ from converter.formats.base import check_name, child
 from converter.formats.distributed.names import Steps, unwrapped
 from converter.formats.hub import folder_assets, read_config
 from converter.formats.torch.files import TorchFile, open_file
-from converter.formats.torch.tree import MAX_NAME, MAX_NODES, MAX_TENSORS
+from converter.formats.torch.tree import MAX_NAME, MAX_NAMES, MAX_NODES, MAX_TENSORS
 from converter.formats.torch.values import Refused, Tensor, refuse_unknown, some
 from converter.storage.files import Bytes, expands_too_far, open_bytes
 from converter.tensors.tensor import LazyTensor
@@ -46,7 +46,7 @@ class Saved:
             CorruptFile: too deep, too many, two of one name.
             UnsupportedFeature: Python objects are all that is there.
         """
-        path, others = file.mapped.path, 0
+        path, others, total = file.mapped.path, 0, 0
         tensors: dict[str, Tensor | Refused] = {}
         steps: dict[str, Steps] = {}
         waiting: list[tuple[Steps, Any]] = [((), root)]
@@ -60,9 +60,12 @@ class Saved:
                 waiting += [((*way, key), each) for key, each in reversed(value.items()) if type(key) is str]
             elif isinstance(value, Tensor | Refused) and way:
                 name = ".".join(way)
-                check_name(path, name)
+                total += len(name)
                 if name in tensors or len(name) > MAX_NAME:
                     raise CorruptFile(f"{path}: two tensors are called {short(name)}, or too long a name")
+                if len(tensors) == MAX_TENSORS or total > MAX_NAMES:
+                    raise CorruptFile(f"{path}: more than {MAX_TENSORS} tensors, or names without end")
+                check_name(path, name)
                 tensors[name], steps[name] = value, way
             else:
                 others += 1

@@ -16,7 +16,7 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
-from converter.formats.base import check_elements
+from converter.formats.base import MAX_AXES, check_elements
 from converter.formats.distributed.folder import Files, Saved, checkpoint, replicated
 from converter.formats.distributed.names import chosen
 from converter.formats.distributed.pieces import Piece, assembled
@@ -117,7 +117,7 @@ class _Whole:
         pieces = []
         for index, part in enumerate(self.parts):
             shards = part.state[0] if type(part.state) is tuple and part.state else None
-            if type(shards) is not list:
+            if type(shards) is not list or len(shards) > _MAX_SHARDS:
                 raise self._wrong(index, "its shards are not listed")
             for shard in map(attributes, shards):
                 said = attributes(shard.get("metadata"))
@@ -161,8 +161,9 @@ class _Whole:
         The axes of the mesh cut in their order, but for those that cut after later ones (`_StridedShard`: FSDP of what
         tensor parallelism has cut before).
         """
-        kinds = [each.name.rpartition(".")[2] for each in placements if type(each) is Instance] if placements else []
-        if type(placements) is not tuple or len(kinds) != len(mesh) or not set(kinds) <= _PLACEMENTS:
+        known = type(placements) is tuple and len(placements) == len(mesh)
+        kinds = [each.name.rpartition(".")[2] for each in placements if type(each) is Instance] if known else []
+        if len(kinds) != len(mesh) or not set(kinds) <= _PLACEMENTS:
             raise UnsupportedFeature(
                 f"{self.ranks[index].path}: tensor {short(self.name)} is placed by {', '.join(map(short, kinds))}, "
                 "which is not read"
@@ -188,8 +189,9 @@ class _Whole:
         return tuple(offset), tuple(shape)
 
 
+_MAX_SHARDS = 16  # of a tensor that one rank has
 _PLACEMENTS = {"Shard", "_StridedShard", "Replicate"}
 
 
 def _is_place(value: Any) -> bool:
-    return type(value) in (list, tuple) and all(map(is_size, value))
+    return type(value) in (list, tuple) and len(value) <= MAX_AXES and all(map(is_size, value))

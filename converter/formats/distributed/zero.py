@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from converter.formats.base import MAX_AXES, check_elements, check_name
 from converter.formats.distributed.folder import Files, Saved, checkpoint
 from converter.formats.distributed.pieces import Run, strung
 from converter.formats.torch.files import TorchFile
-from converter.formats.torch.tree import MAX_NAME, lazy
+from converter.formats.torch.tree import MAX_NAME, MAX_TENSORS, lazy
 from converter.formats.torch.values import Tensor, is_size
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo
@@ -32,6 +34,7 @@ _MODEL = re.compile(r"(?:zero_pp_rank_(\d{1,6})_)?mp_rank_(\d{1,6})_model_states
 _OTHERS = re.compile(r"(layer_|expp_rank_).*_states\.pt")
 _TAG = re.compile(r"[\w.-]{1,255}")
 MODULE = "module"
+_MAX_GROUPS = 1 << 14  # of a rank's weights
 # Where the partitions of ZeRO 1 and 2 are in an optimizer's state, and those of ZeRO 3.
 _FLAT, _FLAT_3 = "single_partition_of_fp32_groups", "fp32_flat_groups"
 
@@ -125,6 +128,8 @@ class _State:
             raise UnsupportedFeature(f"{path}: a part of what tensor parallelism has cut, by {cut}, is not read")
         said = root.get("param_shapes")
         groups = said if type(said) is list else [said or {}]
+        if sum(len(group) for group in groups if type(group) is dict) > MAX_TENSORS or len(groups) > _MAX_GROUPS:
+            raise CorruptFile(f"{path}: says the shapes of more than {MAX_TENSORS} tensors")
         shared = root.get("shared_params") or {}
         if type(shared) is not dict or not all(type(name) is str for pair in shared.items() for name in pair):
             raise CorruptFile(f"{path}: what it says of shared weights makes no sense")
@@ -224,6 +229,8 @@ def _check_count(files: Sequence[TorchFile], roots: Sequence[Mapping[Any, Any]])
 def _vectors(file: TorchFile, said: Any) -> list[LazyTensor]:
     """A rank's partitions, each a vector whose rows are its elements."""
     values = said if type(said) is list else [said]
+    if len(values) > _MAX_GROUPS:
+        raise CorruptFile(f"{file.mapped.path}: more than {_MAX_GROUPS} partitions")
     return [_vector(file, f"partition {index}", value) for index, value in enumerate(values)]
 
 
@@ -233,18 +240,34 @@ def _vector(file: TorchFile, name: str, value: Any) -> LazyTensor:
     return lazy(file, name, Tensor(value.storage, value.dtype, value.offset, (*value.shape, 1), (*value.stride, 1)))
 
 
-def _runs(path: Path, name: str, vectors: Sequence[LazyTensor], start: int, count: int) -> list[Run]:
-    """Elements [start, start + count) of vectors that follow each other."""
-    runs, base, stop = [], 0, start + count
-    for vector in vectors:
-        size = vector.info.shape[0]
-        low, high = max(start - base, 0), min(stop - base, size)
-        if low < high:
-            runs.append(Run(vector, low, high))
-        base += size
-    if stop > base:
-        raise CorruptFile(f"{path}: tensor {short(name)} needs elements {start} to {stop} of a partition of {base}")
-    return runs
+class _Row:
+    """Vectors that follow each other, as one."""
+
+    def __init__(self, path: Path, vectors: Sequence[LazyTensor]) -> None:
+        self._path, self._vectors = path, vectors
+        self._ends = list(accumulate(vector.info.shape[0] for vector in vectors))
+        self.size = self._ends[-1] if vectors else 0
+
+    def runs(self, name: str, start: int, count: int) -> list[Run]:
+        """Elements [start, start + count).
+
+        Raises:
+            CorruptFile: there are not so many.
+        """
+        stop = start + count
+        if stop > self.size:
+            raise CorruptFile(
+                f"{self._path}: tensor {short(name)} needs elements {start} to {stop} of a partition of {self.size}"
+            )
+        found = []
+        at = bisect_right(self._ends, start)
+        while start < stop:
+            vector, end = self._vectors[at], self._ends[at]
+            base = end - vector.info.shape[0]
+            if start < end:
+                found.append(Run(vector, start - base, min(stop, end) - base))
+            start, at = max(start, end), at + 1
+        return found
 
 
 def _strung(path: Path, name: str, shape: tuple[int, ...], runs: Sequence[Run]) -> LazyTensor:
@@ -269,17 +292,17 @@ def _weights(state: _State, ranks: Sequence[Sequence[LazyTensor]], paddings: Any
     for number, shapes in enumerate(state.shapes):
         if not all(number < len(rank) for rank in ranks):
             raise CorruptFile(f"{state.path}: group {number} of the weights has no partition in some ranks' files")
-        vectors = [rank[number] for rank in ranks]
+        row = _Row(state.path, [rank[number] for rank in ranks])
         behind = paddings[number] if type(paddings) is list and number < len(paddings) else [0] * len(shapes)
         if type(behind) is not list or len(behind) != len(shapes) or not all(map(is_size, behind)):
             raise CorruptFile(f"{state.path}: what stands between the weights of group {number} makes no sense")
         start = 0
         for (name, shape), padding in zip(shapes.items(), behind, strict=True):
-            yield _strung(state.path, name, shape, _runs(state.path, name, vectors, start, math.prod(shape)))
+            yield _strung(state.path, name, shape, row.runs(name, start, math.prod(shape)))
             start += math.prod(shape) + padding
-        given, unit = sum(vector.info.shape[0] for vector in vectors), 2 * len(ranks)
-        if -(-given // unit) != -(-start // unit):
-            raise CorruptFile(f"{state.path}: group {number} has {given} elements, its weights have {start}")
+        unit = 2 * len(ranks)
+        if -(-row.size // unit) != -(-start // unit):
+            raise CorruptFile(f"{state.path}: group {number} has {row.size} elements, its weights have {start}")
 
 
 def _frozen(state: _State) -> Iterator[LazyTensor]:
@@ -295,15 +318,15 @@ def _frozen(state: _State) -> Iterator[LazyTensor]:
 
 def _weights_3(state: _State, ranks: Sequence[Sequence[LazyTensor]]) -> Iterator[LazyTensor]:
     """Each weight is cut into as many equal parts as there are ranks, the last ones with zeros behind."""
-    start = 0
+    start, rows = 0, [_Row(state.path, rank) for rank in ranks]
     for name, shape in ((name, shape) for group in state.shapes for name, shape in group.items()):
         share = -(-math.prod(shape) // len(ranks))
-        runs = [run for rank in ranks for run in _runs(state.path, name, rank, start, share)]
+        runs = [run for row in rows for run in row.runs(name, start, share)]
         yield _strung(state.path, name, shape, runs)
         start += share
-    for rank in ranks:
-        if (given := sum(vector.info.shape[0] for vector in rank)) != start:
-            raise CorruptFile(f"{state.path}: a rank has {given} elements, the weights of one are {start}")
+    for row in rows:
+        if row.size != start:
+            raise CorruptFile(f"{state.path}: a rank has {row.size} elements, the weights of one are {start}")
 
 
 def _frozen_3(states: Sequence[_State]) -> Iterator[LazyTensor]:

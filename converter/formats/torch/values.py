@@ -6,6 +6,7 @@ the names that `torch.load(weights_only=True)` admits. A name outside the table 
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,11 +134,14 @@ class Sharded(Refused):
 Value = Tensor | Refused
 
 
-def attributes(value: Any) -> dict[Any, Any]:
-    """What an inert object carries, by name; of one with slots, too. Nothing for anything else."""
+def attributes(value: Any) -> Mapping[Any, Any]:
+    """What an inert object carries, by name; of one with slots, too. Nothing for anything else.
+
+    Nothing is copied: many objects can share one dictionary.
+    """
     state = value.state if type(value) is Instance else value
-    parts = state if type(state) is tuple else (state,)
-    return {key: each for part in parts if type(part) is dict for key, each in part.items()}
+    parts = state[:2] if type(state) is tuple else (state,)
+    return ChainMap(*(part for part in parts if type(part) is dict))
 
 
 # --------------------------------------------------------------------------------------- persistent ids
