@@ -20,8 +20,9 @@ BYTES = ("I8", "U8")
 NVFP4 = 16  # columns that share a scale there
 #: Of activations and of keys and values: for those who calculate in eight bits.
 UNUSED = (
-    ".activation_scale", ".input_scale", ".qscale_act", ".k_scale", ".v_scale", ".q_scale", ".kv_scale",
-    ".input_scale_ub", ".output_scale", ".input_global_scale", ".prob_scale",
+    ".activation_scale", "_activation_scale", ".input_scale", ".qscale_act", ".k_scale", ".v_scale", ".q_scale",
+    ".kv_scale", ".input_scale_ub", ".output_scale", ".input_global_scale", ".prob_scale", ".input_zero_point",
+    ".output_zero_point", ".k_zero_point", ".v_zero_point", ".q_zero_point", ".k_global_scale", ".v_global_scale",
 )  # fmt: skip
 
 

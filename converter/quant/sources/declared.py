@@ -60,12 +60,23 @@ def declared(checkpoint: Checkpoint) -> Declared | None:
     for holder in _holders(checkpoint.config):
         for key in KEYS:
             if isinstance(said := holder.get(key), dict) and said:
-                unnamed = "mlx" if "quantization" in holder else "an unnamed scheme"
-                return _resolved(str(said.get("quant_method") or unnamed).lower(), said)
+                return _resolved(_method(said, holder), said)
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     return next(
         (_beside(folder / name, method) for name, method in SIDECARS.items() if (folder / name).is_file()), None
     )
+
+
+def _method(said: Mapping[str, Any], holder: Mapping[str, Any]) -> str:
+    """The method by its name, or by what only one writes."""
+    if named := said.get("quant_method"):
+        return str(named).lower()
+    producer = said.get("producer")
+    if isinstance(producer, dict) and isinstance(producer.get("name"), str):
+        return str(producer["name"]).lower()
+    if "config_groups" in said:
+        return "compressed-tensors"
+    return "mlx" if "quantization" in holder else "an unnamed scheme"
 
 
 def _resolved(method: str, settings: Mapping[str, Any]) -> Declared:

@@ -263,6 +263,22 @@ def test_what_modelopt_says_in_a_file_of_its_own(tmp_path: Path) -> None:
         assert tensor.beside is not None and not tensor.beside.prec_a4 and tensor.beside.scale == (0.125,)
 
 
+@pytest.mark.parametrize("said", [{"producer": {"name": "modelopt"}, "quant_algo": "NVFP4"}, {"config_groups": {}}])
+def test_a_method_that_is_not_named(tmp_path: Path, said: dict[str, Any]) -> None:
+    modelopt = "producer" in said
+    own = nv() if modelopt else {"weight": ("I8", INTS), "weight_scale": ("F16", ROWS)}
+    more: dict[str, packed.Typed] = {
+        "input_scale": ("F32", 1.0), "input_zero_point": ("I8", 0), "k_scale": ("F32", 1.0), "v_scale": ("F32", 1.0),
+    }  # fmt: skip
+    config = {"architectures": ["Unheard"], "quantization_config": said}
+    folder = packed.write(tmp_path / "m", {f"{X}.{name}": each for name, each in {**own, **more}.items()}, config)
+    with open_checkpoint(folder) as opened:
+        plain = unpacked(opened)
+        (tensor,) = plain.tensors.values()
+        assert np.array_equal(numbers(tensor), NV if modelopt else INTS * ROWS.astype(np.float32))
+        assert "4 left out" in str(plain.events[-1])
+
+
 # -------------------------------------------------------------------------------------------------- bad files
 
 
