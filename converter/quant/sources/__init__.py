@@ -134,7 +134,7 @@ def unpacked(
             tensors[name] = tensor
     said = "; ".join(f"{count} {how}" for how, count in told.items())
     return checkpoint.replace(
-        tensors=tensors,
+        tensors={each.name: each for tensor in tensors.values() for each in scheme.parted(tensor)},
         config=undeclared(checkpoint.config),
         metadata={name: text for name, text in checkpoint.metadata.items() if not scheme.labels(name, text)},
         assets={name: path for name, path in checkpoint.assets.items() if name not in ("config.json", *SIDECARS)},

@@ -2,7 +2,7 @@
 
 weight uint32 (..., out, in * bits / 32), scales and biases (..., out, in / group) in the model's type; number = scale *
 code + bias. transformers' `metal` method has the same layout and names the least numbers qbiases. Embeddings and the
-head are quantized, too, and experts are one tensor of three axes. Modes mxfp4, nvfp4 and mxfp8 have no least numbers:
+head are quantized, too; mlx-lm stacks experts, as `switch_mlp`. Modes mxfp4, nvfp4 and mxfp8 have no least numbers:
 small floats with a byte of scale to 32 columns (2^(b - 127)) or 16 (E4M3). Sources: mlx 0.32's mx.quantize; the config
 that mlx-lm writes.
 """
@@ -21,9 +21,11 @@ from converter.quant.sources.scheme import Form, Module, Scheme
 from converter.quant.sources.stored import Affine, Floats, Fours, Group, Scaled, Stored
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
+from converter.tensors.tensor import LazyTensor, TensorInfo
 
 _WEIGHT, _SCALES, _BIASES, _QBIASES = ".weight", ".scales", ".biases", ".qbiases"
 _BITS = (2, 3, 4, 5, 6, 8)
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 #: Modes without least numbers: bits, and columns that share a scale.
 _MODES = {"mxfp4": (4, MICRO), "nvfp4": (4, NVFP4), "mxfp8": (8, MICRO)}
 
@@ -88,6 +90,23 @@ def _floating(module: Module) -> Stored:
     return Scaled(module.where, shape, read, exponents, size, lambda: True)
 
 
+def _parted(tensor: LazyTensor) -> tuple[LazyTensor, ...]:
+    """Experts one by one, under the names that Hugging Face has for them."""
+    before, stacked, after = tensor.name.partition(".switch_mlp.")
+    if not stacked or len(tensor.info.shape) != 3:
+        return (tensor,)
+    experts, rows, row = tensor.info.shape
+    layer, _, rest = after.partition(".")
+    layer = _MIXTRAL.get(layer, layer) if before.endswith(".block_sparse_moe") else layer
+
+    def one(expert: int) -> LazyTensor:
+        info = TensorInfo(f"{before}.experts.{expert}.{layer}.{rest}", (rows, row), tensor.info.dtype)
+        first = expert * rows
+        return tensor.derived(info, lambda start, stop: tensor.rows(first + start, first + stop))
+
+    return tuple(map(one, range(experts)))
+
+
 SCHEME = Scheme(
     "MLX",
     ("mlx", "metal"),
@@ -96,4 +115,5 @@ SCHEME = Scheme(
         Form(_WEIGHT, (_SCALES, _QBIASES), lambda module: _affine(module, _QBIASES), dtypes=("U32",)),
         Form(_WEIGHT, (_SCALES,), _floating, dtypes=("U32",)),
     ),
+    parted=_parted,
 )

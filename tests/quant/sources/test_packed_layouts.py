@@ -183,3 +183,27 @@ def test_mlx(tmp_path: Path, bits: int, experts: int) -> None:
     tensors["qbiases"] = tensors.pop("biases")
     metal = {"quant_method": "metal", "bits": bits, "group_size": size}
     assert np.array_equal(decoded(tmp_path / "m", tensors, metal), weight)
+
+
+@pytest.mark.parametrize(
+    ("module", "each"),
+    [
+        ("model.layers.0.mlp.switch_mlp.up_proj", "model.layers.0.mlp.experts.{}.up_proj"),
+        ("model.layers.0.block_sparse_moe.switch_mlp.down_proj", "model.layers.0.block_sparse_moe.experts.{}.w2"),
+    ],
+)
+def test_experts_that_mlx_stacks_are_one_by_one(tmp_path: Path, module: str, each: str) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (3, 8, 64))
+    scales, biases = rng.uniform(0.1, 1, (2, 3, 8, 2)).astype("<f2")
+    tensors = {"weight": words_of(codes.reshape(-1, 64), 4).reshape(3, 8, -1), "scales": scales, "biases": biases}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "quantization": {"group_size": 32, "bits": 4}}))
+    (tmp_path / "model.safetensors").write_bytes(safetensors_of({f"{module}.{k}": v for k, v in tensors.items()}))
+    wanted = codes * np.repeat(scales.astype(np.float32), 32, -1) + np.repeat(biases.astype(np.float32), 32, -1)
+    with open_checkpoint(tmp_path) as opened:
+        for keep in ("never", "exact"):
+            found = unpacked(opened, keep=keep).tensors
+            assert list(found) == [each.format(expert) + ".weight" for expert in range(3)]
+            for expert, tensor in enumerate(found.values()):
+                assert np.array_equal(values(tensor, 0, 8), wanted[expert])
+                assert np.array_equal(values(tensor, 3, 7), wanted[expert, 3:7])
