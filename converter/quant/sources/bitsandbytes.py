@@ -78,6 +78,8 @@ def _four_bits(module: Module, suffix: str) -> Values:
     n_blocks = -(-n // state.block)
     module.expect(_ABSMAX, (n_blocks,))
     codebook = _floats(module, _MAP, _LEVELS)
+    octet = np.arange(256)
+    pairs = np.stack((codebook[octet >> 4], codebook[octet & _LEVELS - 1]), axis=1)  # of each byte
     if state.nested:
         if module[_ABSMAX].info.dtype.name != "U8" or _NESTED_MAP not in module:
             raise module.corrupt("absmax is nested, but is not U8 or has no nested_quant_map")
@@ -101,11 +103,14 @@ def _four_bits(module: Module, suffix: str) -> Values:
     def read(start: int, stop: int) -> Floats:
         low, high = start * row, stop * row
         octets = module.octets(_WEIGHT, low // 2, -(-high // 2))
-        codes = np.stack((octets >> np.uint8(4), octets & np.uint8(_LEVELS - 1)), axis=1).reshape(-1)
+        numbers = pairs[octets].reshape(-1)[low % 2 :][: high - low]
         first = low // state.block
-        scale = np.repeat(absmax(first, -(-high // state.block)), state.block)
-        numbers = codebook[codes[low % 2 :][: high - low]]
-        numbers *= scale[low - first * state.block :][: high - low]
+        scale = absmax(first, -(-high // state.block))
+        if low % state.block == 0 == high % state.block:
+            blocks = numbers.reshape(-1, state.block)
+            blocks *= scale[:, None]
+        else:
+            numbers *= np.repeat(scale, state.block)[low - first * state.block :][: high - low]
         return numbers.reshape(stop - start, row)
 
     return Values(state.shape, read, 16 * row)
