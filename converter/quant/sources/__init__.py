@@ -32,7 +32,7 @@ from converter.quant.sources import (
 )
 from converter.quant.sources.declared import SIDECARS, Declared, declared, undeclared
 from converter.quant.sources.scheme import Form, Module, Scheme, modules, packs
-from converter.quant.sources.stored import Kept, Stored
+from converter.quant.sources.stored import Kept, Stored, Values
 from converter.tensors import nvfp4
 from converter.tensors.dtypes import BF16, DTYPES, F32, DType
 from converter.tensors.encode import Watch, encoded
@@ -159,6 +159,8 @@ def _tensor(
         return np.ascontiguousarray(stored.values(start, stop)).view(np.uint8)
 
     plain = main.derived(TensorInfo(name, stored.shape, F32), read, parts=parts, work_nbytes=stored.work)
+    if isinstance(stored, Values):
+        plain = replace(plain, slab_nbytes=stored.slab)
     wanted = F32 if own is F32 else stored.holds() or own
     return plain if wanted is F32 else encoded(plain, wanted, watch), f"decoded to {wanted}", ""
 

@@ -15,6 +15,8 @@ from converter.tensors.dtypes import BF16
 from converter.tensors.mxfp4 import BLOCKS, SCALES
 
 _BYTES = MICRO // 2
+# A row is read through the whole of an expert's matrix, of which many rows take no more than one does.
+_SLAB = 32 << 20
 
 
 def _read(module: Module) -> Stored:
@@ -42,7 +44,7 @@ def _read(module: Module) -> Stored:
             made[low - start : high - start] = turned(expert, low - expert * row, high - expert * row)
         return made
 
-    return Values((experts, row, out), read, 16 * out, BF16)
+    return Values((experts, row, out), read, 16 * out, BF16, _SLAB)
 
 
 SCHEME = Scheme("MXFP4", ("mxfp4",), (Form(BLOCKS, (SCALES,), _read, plain=""),))

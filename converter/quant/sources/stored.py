@@ -391,12 +391,16 @@ class Fours:
 
 @dataclass(frozen=True)
 class Values:
-    """What is neither of these: rows by a function; `type` of 16 bits holds them, where one does."""
+    """What is neither of these: rows by a function; `type` of 16 bits holds them, where one does.
+
+    `slab` is the memory that rows asked for together should take, where single ones cost much.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[int, int], Floats]
     work: int
     type: DType | None = None
+    slab: int | None = None
 
     def values(self, start: int, stop: int) -> Floats:
         return self.read(start, stop)
