@@ -300,7 +300,7 @@ class Factor(NamedTuple):
     @property
     def factors(self) -> Floats:
         numbers = self.numbers.reshape(-1)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             return np.float32(1) / numbers if self.divides else numbers
 
     def check(self, where: str) -> None:
@@ -309,7 +309,7 @@ class Factor(NamedTuple):
         Raises:
             CorruptFile: a number is zero, negative, infinite or none.
         """
-        if not (np.isfinite(self.numbers) & (self.numbers > 0)).all():
+        if not (np.isfinite(self.factors) & (self.factors > 0) & (self.numbers.reshape(-1) > 0)).all():
             raise CorruptFile(f"{where}: the scale of the whole tensor is {self.numbers.min()}, nothing to multiply by")
 
 

@@ -370,6 +370,15 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, packed.Typed], str]] = {
         {"weight_packed": nv()["weight"], "weight_scale": nv()["weight_scale"]},
         "weight_global_scale is not there",
     ),
+    "a global scale too small to divide by": (
+        CT4,
+        {
+            "weight_packed": nv()["weight"],
+            "weight_scale": nv()["weight_scale"],
+            "weight_global_scale": ("F32", np.float32(1e-45)),
+        },
+        "scale of the whole tensor is",
+    ),
     "sparse": (ct(format="sparse-24-bitmask"), pack(), "sparse-24-bitmask, which the library itself has dropped"),
     "sparse besides": (ct(sparsity_config={"format": "sparse-bitmask"}), pack(), "sparse-bitmask"),
     "Marlin": (ct(format="marlin-24"), pack(), "marlin-24"),
