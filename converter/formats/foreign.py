@@ -1,6 +1,6 @@
 """Folders that hold something else than a model: told by name, with what to do.
 
-Sources: the layouts that torch.distributed.checkpoint, DeepSpeed, Megatron, PEFT, verl and huggingface_hub write.
+Sources: the layouts that PEFT, diffusers and huggingface_hub write.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FOLDERS: tuple[tuple[str, str, str], ...] = (
 
 
 def foreign_folder(path: Path) -> str | None:
-    """What a folder (or a part of one) without a model's weights is, where that is known; with what to do about it."""
+    """What a folder without a model's weights is, where that is known; with what to do about it."""
     if not path.is_dir():
         return None
     if cached := _hub_cache(path):
