@@ -98,6 +98,7 @@ _HF = (
     "model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
     "model-00002-of-00002.safetensors",
 )  # fmt: skip
+_PACKED = ("model.safetensors", "config.json")
 _DCP = (".metadata", "__0_0.distcp", "__1_0.distcp")
 _RANKS = ("model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt")
 _ZERO = (
@@ -125,6 +126,7 @@ TARGETS: dict[str, Target] = {
     "llama2c": Target("llama2c", ("f.bin",), ("*.llama2c|stories*.bin",)),
     "ggml": Target("ggml", ("f.bin",), ("*.ggml|for-tests-ggml*.bin",)),
     "hf": Target("hf", _HF, _HF, to="gguf", folder=True),
+    "packed": Target("hf", _PACKED, _PACKED, to="npz", folder=True),
     "mistral": Target("mistral", _MISTRAL, _MISTRAL, to="gguf", folder=True),
     "dcp": Target("distributed", _DCP, _DCP, folder=True),
     "ranks": Target("distributed", _RANKS, _RANKS, folder=True),

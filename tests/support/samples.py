@@ -5,6 +5,7 @@ What is here is asked for by name of the format, so a format that is registered 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from converter import pipeline
 from converter.checkpoint import Checkpoint
 from converter.formats.base import Format, WriteOptions
+from converter.quant.targets import TARGETS
 from converter.storage import output
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
@@ -24,6 +26,7 @@ from support import (
     importance,
     llama2c_files,
     mistral_files,
+    packed_weights,
     shard_files,
     tensorflow_files,
     tflite_files,
@@ -265,10 +268,25 @@ def every_kind(folder: Path) -> None:
     tensorflow_files.good(folder / "tf")
     _tiny_folders(folder / "hf-whole", folder / "hf-shards", folder / "mistral-own")
     pipeline.convert(folder / "hf-whole", folder / "hf-whole" / "model.gguf", threads=1)
+    _packed_folders(folder / "packed")
     (folder / "imatrix").mkdir()
     matrix = importance.build_matrix("m", {"blk.0.attn_q.weight": (2, 32), "blk.0.ffn_down.weight": (2, 64)})
     importance.write_matrix(folder / "imatrix" / "imatrix.gguf", matrix)
     (folder / "imatrix" / "imatrix.dat").write_bytes(importance.dat_bytes(matrix.means()))
+
+
+def _packed_folders(folder: Path) -> None:
+    """One weight in every scheme that is read, and in every one that is written."""
+    for name in packed_weights.SCHEMES:
+        packed_weights.write(folder / name, *packed_weights.given(name))
+    plain = folder.with_name("packed-plain")
+    weights = {f"{packed_weights.NAME}.weight": np.linspace(-1, 1, 16 * 128, dtype="<f4").reshape(16, 128)}
+    plain.mkdir()
+    (plain / "config.json").write_text(json.dumps(builders.CONFIG))
+    (plain / "model.safetensors").write_bytes(builders.safetensors_of(weights))
+    for name in TARGETS:
+        pipeline.convert(plain, folder / f"as-{name}", pipeline.Request(format="hf", scheme=name), threads=1)
+    shutil.rmtree(plain)
 
 
 def _tiny_folders(whole: Path, shards: Path, own: Path) -> None:
