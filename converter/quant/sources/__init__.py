@@ -46,6 +46,8 @@ SCHEMES: tuple[Scheme, ...] = tuple(
     )
 )  # fmt: skip
 _BY_METHOD: Mapping[str, Scheme] = {method: scheme for scheme in SCHEMES for method in scheme.methods}
+#: What stands beside codes.
+_COMPANIONS = tuple({part for scheme in SCHEMES for form in scheme.forms for part in form.parts})
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4"))
 #: How config.json names types.
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -59,13 +61,13 @@ def scheme_of(checkpoint: Checkpoint, *, typed: bool = True) -> Declared | None:
     """
     if checkpoint.dialect != "hf":
         return None
-    found = declared(checkpoint)
-    if found is None:
-        return None
     seen = checkpoint.replace(tensors=joined(checkpoint.tensors)) if typed else checkpoint
     infos = (tensor.info for tensor in seen.tensors.values())
     coded = any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos)
-    scheme = _BY_METHOD.get(found.method)  # codes may lie in a type of numbers: their bytes, that is
+    if not coded and not any(name.endswith(_COMPANIONS) for name in seen.tensors):
+        return None  # and nobody asks a config that cannot be read
+    found = declared(checkpoint)
+    scheme = _BY_METHOD.get(found.method) if found else None  # codes may lie in a type of numbers: their bytes, that is
     return found if coded or (scheme is not None and packs(scheme, seen)) else None
 
 

@@ -18,7 +18,7 @@ from converter.quant.sources import scheme_of, unpacked
 from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor
 
-EXPECTED: dict[str, Any] = json.loads((FIXTURES / "expected/packed.json").read_text("utf-8"))
+EXPECTED: dict[str, Any] = json.loads((FIXTURES / "expected/packed/llama_cpp.json").read_text("utf-8"))
 MADE = {"moe-nvfp4": "NVFP4", "moe-w4a16": "W4A16_NVFP4"}
 X = "model.layers.0.self_attn.q_proj"
 
