@@ -71,13 +71,21 @@ def _failure(error: BaseException) -> _Failure:
     match error:
         case ConverterError():
             return _Failure(type(error).__name__, error.exit_code, str(error))
-        case MemoryError():
+        case MemoryError() | ValueError() | SystemError() if isinstance(error, MemoryError) or _compiles(error):
             return _Failure(OutOfMemory.__name__, OutOfMemory.exit_code, "out of memory; fewer --threads need less")
         case OSError():
             text = f"{error.filename or 'input or output'}: {error.strerror or error}"
             return _Failure(OutputError.__name__, OutputError.exit_code, text)
     words = f"internal error: {type(error).__name__}: {error}\nplease report it with the output of --debug"
     return _Failure(InternalError.__name__, InternalError.exit_code, words)
+
+
+def _compiles(error: BaseException) -> bool:
+    """Whether an import failed in Python's own compiler, which complains about its trees where memory runs out."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith("<frozen importlib")
 
 
 def _fail(verb: str, failure: _Failure, as_json: bool) -> int:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
+
+from converter.cli.main import _failure
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, limits and redirections of POSIX shells")
 COMMAND = [sys.executable, "-m", "converter"]
@@ -198,6 +203,24 @@ def test_little_memory(tmp_path: Path, source: Path, megabytes: int) -> None:
         assert done.returncode in (50, 71), done.stderr
         assert "Traceback" not in done.stderr and "memory" in done.stderr
         assert left(tmp_path) == set()
+
+
+class Unfinished(SourceFileLoader):
+    """What it loads is a tree that the compiler did not finish, as it happens where memory runs out meanwhile."""
+
+    def get_data(self, path: str) -> Any:
+        if path.endswith(".pyc"):
+            raise FileNotFoundError(path)
+        return ast.Module([ast.Expr(value=None, lineno=1, col_offset=0)], [])  # type: ignore[arg-type]
+
+
+def test_a_compiler_without_memory(tmp_path: Path) -> None:
+    spec = spec_from_file_location("unfinished", tmp_path / "a.py", loader=Unfinished("unfinished", str(tmp_path)))
+    assert spec is not None and spec.loader is not None
+    with pytest.raises(ValueError, match="field 'value' is required") as caught:
+        spec.loader.exec_module(module_from_spec(spec))
+    assert _failure(caught.value).exit_code == 71
+    assert _failure(ValueError("field 'value' is required")).exit_code == 70
 
 
 def test_no_thread_to_be_had(tmp_path: Path, source: Path) -> None:
