@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from converter.adapters.factors import Floats, Matrix, Pair
+from converter.storage.slabs import row_ranges
 from converter.tensors import kernels
 from converter.tensors.dtypes import F32, DType
 from converter.tensors.streams import values
@@ -64,15 +65,13 @@ class Dora:
             return (magnitude / self._of_columns())[None] * whole
 
     def _of_columns(self) -> Floats:
-        """The lengths of all columns, from one read of the weight in steps that depend on nothing else."""
+        """The lengths of all columns, from one read of the weight, row after row."""
         with self._lock:
             if not self._of_all:
                 info = self.weight.info
                 total = np.zeros(info.row, np.float32)
-                step = max(1, kernels.SLAB_NBYTES // (4 * info.row))
-                for start in range(0, info.n_rows, step):
-                    rows = values(self.weight, start, min(start + step, info.n_rows))
-                    for row in self.low_rank(rows, start):
+                for start, stop in row_ranges([self.weight], 4 * info.row):
+                    for row in self.low_rank(values(self.weight, start, stop), start):
                         total += row * row
                 self._of_all.append(np.sqrt(total))
         return self._of_all[0]

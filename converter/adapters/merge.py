@@ -13,7 +13,7 @@ from converter.adapters.resolve import HEAD, Resolved, is_embedding, resolve, ti
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError, short
 from converter.events import Event, Merged, Note
-from converter.tensors import kernels
+from converter.storage.slabs import row_ranges
 from converter.tensors.dtypes import F32, DType
 from converter.tensors.encode import Watch, encoded
 from converter.tensors.streams import decoded, values
@@ -94,10 +94,7 @@ def _idle(module: Module) -> bool:
 
 
 def _zeros(tensor: LazyTensor) -> bool:
-    info = tensor.info
-    step = max(1, kernels.SLAB_NBYTES // max(1, info.row_nbytes))
-    slabs = (values(tensor, start, min(start + step, info.n_rows)) for start in range(0, info.n_rows, step))
-    return not any(slab.any() for slab in slabs)
+    return not any(values(tensor, start, stop).any() for start, stop in row_ranges([tensor], tensor.row_work))
 
 
 def _trained_on(base: Checkpoint, said: str | None) -> list[Event]:

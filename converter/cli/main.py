@@ -71,7 +71,7 @@ def _failure(error: BaseException) -> _Failure:
     match error:
         case ConverterError():
             return _Failure(type(error).__name__, error.exit_code, str(error))
-        case MemoryError() | ValueError() | SystemError() if isinstance(error, MemoryError) or _compiles(error):
+        case _ if isinstance(error, MemoryError) or _compiles(error):
             return _Failure(OutOfMemory.__name__, OutOfMemory.exit_code, "out of memory; fewer --threads need less")
         case OSError():
             text = f"{error.filename or 'input or output'}: {error.strerror or error}"
@@ -82,7 +82,7 @@ def _failure(error: BaseException) -> _Failure:
 
 def _compiles(error: BaseException) -> bool:
     """Whether an import failed in Python's own compiler, which complains about its trees where memory runs out."""
-    trace = error.__traceback__
+    trace = error.__traceback__ if isinstance(error, ValueError | SystemError) else None
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_code.co_filename.startswith("<frozen importlib")

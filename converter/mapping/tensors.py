@@ -64,7 +64,7 @@ from converter.mapping.names import (
 from converter.mapping.nearest import nearest
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
-from converter.tensors import kernels
+from converter.storage.slabs import row_ranges
 from converter.tensors.dtypes import F32, DType
 from converter.tensors.mxfp4 import joined, parted
 from converter.tensors.ops import Chain, Row, Stack, inverse
@@ -292,12 +292,8 @@ def equal(a: LazyTensor, b: LazyTensor) -> bool:
     """Whether two tensors hold the same bytes; what differs early is not read to its end."""
     if (a.info.dtype, a.info.shape, a.beside) != (b.info.dtype, b.info.shape, b.beside):
         return False
-    step = max(1, kernels.SLAB_NBYTES // a.info.row_nbytes)
-    return all(
-        np.array_equal(a.rows(start, stop), b.rows(start, stop))
-        for start in range(0, a.info.n_rows, step)
-        for stop in (min(start + step, a.info.n_rows),)
-    )
+    ranges = row_ranges([a, b], a.info.row_nbytes)
+    return all(np.array_equal(a.rows(start, stop), b.rows(start, stop)) for start, stop in ranges)
 
 
 def _match_hf(

@@ -102,6 +102,4 @@ def _refuse(settings: Mapping[str, Any]) -> str | None:
     return None if version in _VERSIONS else f"laid out for a kernel ({version}), which is not decoded here"
 
 
-SCHEME = Scheme(
-    "AWQ", ("awq",), (Form(_QWEIGHT, (_QZEROS, _SCALES), _read),), files=("quant_config.json",), refuse=_refuse
-)
+SCHEME = Scheme("AWQ", ("awq",), (Form(_QWEIGHT, (_QZEROS, _SCALES), _read),), refuse=_refuse)

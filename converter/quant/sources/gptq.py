@@ -114,6 +114,5 @@ SCHEME = Scheme(
     "GPTQ",
     ("gptq",),
     (Form(_QWEIGHT, (_QZEROS, _SCALES), _read, extra=(_ORDER,)),),
-    files=("quantize_config.json",),
     refuse=_refuse,
 )

@@ -92,6 +92,5 @@ SCHEME = Scheme(
     ("modelopt", "modelopt_fp4", "modelopt_mixed"),
     (Form(_WEIGHT, (_SCALE,), _read, extra=(_SCALE_2, _INPUT, _BEFORE), dtypes=FP8 + BYTES),),
     unused=UNUSED,
-    files=("hf_quant_config.json",),
     refuse=_refuse,
 )

@@ -134,5 +134,4 @@ SCHEME = Scheme(
     ("quanto",),
     (Form(_PACKED, (_SCALE, _SHIFT), _groups), Form(_CODES, (_SCALE,), _rows)),
     unused=(".input_scale", ".output_scale"),
-    files=("quanto_qmap.json",),
 )

@@ -114,7 +114,6 @@ class Scheme:
         methods: values of `quant_method` that mean it.
         forms: how it stores a weight; the first that fits counts.
         unused: suffixes of tensors that only whoever calculates with codes has a use for (scales of activations).
-        files: small files beside the weights that say its settings.
         parted: a tensor of the model as those of Hugging Face, where the scheme's library stacks some.
         labels: which free texts of a file's header, by name and text, describe packed tensors.
         refuse: what in the settings makes weights that cannot be read here, in words; None where all is well.
@@ -124,7 +123,6 @@ class Scheme:
     methods: tuple[str, ...]
     forms: tuple[Form, ...]
     unused: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
     parted: Callable[[LazyTensor], tuple[LazyTensor, ...]] = lambda tensor: (tensor,)
     labels: Callable[[str, str], bool] = lambda name, text: False
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda settings: None

@@ -1,4 +1,4 @@
-"""compressed-tensors folders: integers in groups, FP8 by rows or blocks, NVFP4, MXFP4.
+"""compressed-tensors folders: integers in groups, FP8 by rows, NVFP4, MXFP4.
 
 Scales of integers and of FP8 are BF16, as in BF16 models; the codes are chosen for the scale as it is stored. Source:
 compressed-tensors 0.20 (`quantization.utils.helpers.calculate_qparams`, compressors of each format).
@@ -14,8 +14,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.quant.sources.floats import E2M1
 from converter.quant.targets import fp8
 from converter.quant.targets.packing import Floats, Target, computed, constant, largest, late, stream
+from converter.storage.slabs import row_ranges
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.mxfp4 import regrouped
@@ -23,8 +25,7 @@ from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor
 
 Pack = Callable[[LazyTensor, str], tuple[LazyTensor, ...]]
-_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-_MIDDLES = (_E2M1[1:] + _E2M1[:-1]) / 2
+_MIDDLES = (E2M1[1:8] + E2M1[:7]) / 2
 
 
 def _bf16(numbers: Floats) -> Floats:
@@ -116,9 +117,7 @@ def _nvfp4(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
 
 
 def _global_scale(weight: LazyTensor) -> np.float32:
-    step = max(1, kernels.SLAB_NBYTES // max(1, weight.row_work))
-    n_rows = weight.info.n_rows
-    parts = (values(weight, start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+    parts = (values(weight, start, stop) for start, stop in row_ranges([weight], weight.row_work))
     most = max((np.abs(part).max() for part in parts), default=np.float32(0))
     return np.float32(448 * 6) / most if most > 0 else np.float32(1)
 
@@ -173,20 +172,20 @@ _BY_TOKEN = {**_FLOAT8, "dynamic": True, "symmetric": True, "strategy": "token"}
 _FLOAT4 = {"num_bits": 4, "type": "float"}
 
 TARGETS = (
-    Target("w4a16", "4-bit integers in groups of 128 (compressed-tensors)", 128, _integers(4, 128), _int(4, 128)),
-    Target("w8a16", "8-bit integers in groups of 128 (compressed-tensors)", 128, _integers(8, 128), _int(8, 128)),
+    Target("w4a16", 128, _integers(4, 128), _int(4, 128)),
+    Target("w8a16", 128, _integers(8, 128), _int(8, 128)),
     Target(
-        "ct-fp8", "E4M3 by rows (compressed-tensors)", 1, _fp8_rows,
+        "ct-fp8", 1, _fp8_rows,
         _config("float-quantized", {**_FLOAT8, "strategy": "channel"}, _BY_TOKEN),
     ),
     Target(
-        "nvfp4", "E2M1 in groups of 16 with scales in E4M3 (compressed-tensors)", 16, _nvfp4,
+        "nvfp4", 16, _nvfp4,
         _config("nvfp4-pack-quantized", {
             **_FLOAT4, "strategy": "tensor_group", "group_size": 16, "scale_dtype": "torch.float8_e4m3fn",
         }),
     ),
     Target(
-        "mxfp4", "E2M1 in groups of 32 with exponents (compressed-tensors)", 32, _mxfp4,
+        "mxfp4", 32, _mxfp4,
         _config("mxfp4-pack-quantized", {
             **_FLOAT4, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8",
         }),

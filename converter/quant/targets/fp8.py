@@ -71,8 +71,8 @@ def _config(method: str, **said: Any) -> Any:
 
 TARGETS = (
     Target(
-        "fp8", "E4M3 in blocks of 128 x 128, as DeepSeek releases it", 1, _blocks,
+        "fp8", 1, _blocks,
         _config("fp8", activation_scheme="dynamic", fmt="e4m3", weight_block_size=[BLOCK, BLOCK]),
     ),
-    Target("fp8-row", "E4M3 by rows (FBGEMM)", 1, _rows, _config("fbgemm_fp8", activation_scale_ub=_BOUND)),
+    Target("fp8-row", 1, _rows, _config("fbgemm_fp8", activation_scale_ub=_BOUND)),
 )  # fmt: skip

@@ -115,7 +115,7 @@ def _config(bits: int) -> Callable[[tuple[str, ...]], Mapping[str, Any]]:
 
 TARGETS = tuple(
     Target(
-        f"mlx-{bits}", f"{bits}-bit integers in groups of {SIZE}, as mlx_lm.convert makes them", SIZE, _packed(bits),
+        f"mlx-{bits}", SIZE, _packed(bits),
         _config(bits), _own(bits), embeddings=True, keys=("quantization", "quantization_config"),
     )
     for bits in (2, 3, 4, 5, 6, 8)

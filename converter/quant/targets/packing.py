@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class Target:
     """A scheme that a folder's weights can be packed by.
 
     Attributes:
-        name, description: for people.
+        name: for people.
         row: what the length of a row must be a multiple of.
         pack: the tensors that a weight becomes; it is given the weight and its module's name.
         config: what config.json says, given the names of the modules that are left as they are.
@@ -32,7 +33,6 @@ class Target:
     """
 
     name: str
-    description: str
     row: int
     pack: Callable[[LazyTensor, str], tuple[LazyTensor, ...]]
     config: Callable[[tuple[str, ...]], Mapping[str, Any]]
@@ -58,7 +58,7 @@ def computed(
         source: the weight, (rows, row).
         name, dtype, row: of the result.
         make: F32 (n, row of the source) to (n / per, row), given whole blocks of rows.
-        tall: rows of the source that are calculated together.
+        tall: rows of the source that are calculated together, a multiple of `per`.
         per: rows of the source that become one of the result.
         stored: `make` is given the rows as they are stored, uint8 (n, bytes of a row).
     """
@@ -75,7 +75,8 @@ def computed(
         return data[start - first // per : stop - first // per]
 
     work = per * (source.row_work + 12 * source.info.row) + info.row_nbytes
-    return source.derived(info, read, parts=source.parts or (source.name,), work_nbytes=work)
+    grain = math.lcm(tall, source.grain) // per
+    return source.derived(info, read, parts=source.parts or (source.name,), work_nbytes=work, grain=max(1, grain))
 
 
 def constant(source: LazyTensor, name: str, array: Array) -> LazyTensor:

@@ -134,12 +134,13 @@ def test_torchao(tmp_path: Path, name: str) -> None:
 def test_quanto(tmp_path: Path, kind: str, dtype: str, hidden: int) -> None:
     """Groups of 128, 96 or 64 columns, or whole rows; layers that read the hidden state, and one that writes it."""
     quanto = pytest.importorskip("optimum.quanto")
-    from optimum.quanto.library.extensions.extension import get_extension
+    from optimum.quanto import library
 
     def unpack(packed: Any, bits: int) -> Any:
         return torch.cat([packed >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)])
 
-    get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=unpack)  # it would be compiled for minutes
+    # It would be compiled for minutes.
+    library.extensions.extension.get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=unpack)
     torch.manual_seed(hidden)
     wide = hidden * 2 + 64
     shapes = {"q_proj": (hidden + 32, hidden), "up_proj": (wide, hidden), "down_proj": (hidden, wide)}

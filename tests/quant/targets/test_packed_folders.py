@@ -14,6 +14,7 @@ from converter.errors import UsageError
 from converter.formats.registry import open_checkpoint
 from converter.quant.sources import unpacked
 from converter.quant.targets import TARGETS, packed, target, told
+from converter.storage.slabs import row_ranges
 from converter.tensors.dtypes import F32
 from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor, from_array
@@ -65,6 +66,23 @@ def test_parts_do_not_depend_on_how_they_are_asked_for(name: str) -> None:
         whole = bytes_of(tensor, 1 << 20)
         assert len(whole) == tensor.info.nbytes
         assert bytes_of(tensor, 7) == bytes_of(tensor, 130) == whole, tensor.name
+
+
+@each
+def test_slabs_of_a_part_read_each_row_once(name: str) -> None:
+    """Rows that share a scale come together; NVFP4's global scale is a read of its own."""
+    plain, read = weight(matrix(700, 7168)), list[int]()
+
+    def counted(start: int, stop: int) -> np.ndarray:
+        read.extend(range(start, stop))
+        return plain.read(start, stop)
+
+    made = packed(target(name), {plain.name: plain.derived(read=counted)})
+    for tensor in made.tensors.values():
+        read.clear()
+        for start, stop in row_ranges([tensor], tensor.row_work):
+            tensor.rows(start, stop)
+        assert len(read) in {0, 700, *((1400,) if name == "nvfp4" else ())}, tensor.name
 
 
 @each
