@@ -141,9 +141,10 @@ def _type_finding(step: Step, type_: str, recipe: Recipe | None) -> Finding:
 def _with_plain(draft: Draft, target: Checkpoint) -> Pairing:
     """Names as in the source, or as the mapping back to Hugging Face gives them: whichever the target has."""
     source = draft.opened
-    if scheme_of(source, typed=False) is not None and scheme_of(target, typed=False) is None:
+    arrived, made = scheme_of(source, typed=False), scheme_of(target, typed=False)
+    if arrived is not None and made is None:
         draft = replace(draft, request=draft.request.replace(dtype=F32.name))  # the numbers, not the codes
-    if scheme_of(source, typed=False) is None and scheme_of(target, typed=False) is not None:
+    if made is not None and made != arrived:  # else the codes were taken over as they are
         scheme = draft.request.types.scheme or told(target.config)
         draft = replace(draft, request=draft.request.replace(scheme=scheme))
     own = run(_routed(draft, None), MODEL)

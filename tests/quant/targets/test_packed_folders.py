@@ -159,6 +159,16 @@ def test_blocks_of_ggml_are_taken_over_by_mlx(tmp_path: Path, quant: str, name: 
             assert np.array_equal(values(tensor, 0, n_rows), values(made.tensors[key], 0, n_rows)), key
 
 
+@pytest.mark.parametrize(("first", "second"), [("fp8", "mlx-4"), ("mlx-8", "w4a16"), ("w8a16", "w4a16")])
+def test_from_one_scheme_to_another(model: Path, tmp_path: Path, first: str, second: str) -> None:
+    assert main([str(model), f"{tmp_path}/first/", "--scheme", first]) == 0
+    assert main([str(tmp_path / "first"), f"{tmp_path}/second/", "--scheme", second]) == 0
+    assert main(["verify", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
+    assert main([str(tmp_path / "first"), f"{tmp_path}/copy/"]) == 0
+    assert main(["verify", str(tmp_path / "first"), str(tmp_path / "copy")]) == 0
+    assert main(["verify", str(model), str(tmp_path / "second")]) == 41
+
+
 def test_a_scheme_is_for_a_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(model), str(tmp_path / "m.gguf"), "--scheme", "fp8"]) == UsageError.exit_code
     assert "--scheme fp8: packs the weights of a folder" in capsys.readouterr().err
