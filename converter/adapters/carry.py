@@ -7,6 +7,7 @@ fused weight), B has columns for the A of each, and zeros elsewhere: the rank is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,10 +28,10 @@ from converter.tensors.ops import (
     PermuteRows,
     Split,
     Transpose,
-    apply,
     infer,
     reaches,
 )
+from converter.tensors.streams import source_rows
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def _rows_moved(chain: Chain, shapes: Sequence[Shape], changes: Changes) -> Chan
     """Ops that only move rows."""
     sources = _Sources(tuple(shapes), changes)
     return [
-        sources.gathered(shape, rows) for shape, rows in zip(infer(chain, shapes), sources.moved(chain), strict=True)
+        sources.gathered(shape, source_rows(chain, sources.shapes, which, 0, math.prod(shape[:-1])))
+        for which, shape in enumerate(infer(chain, shapes))
     ]
 
 
@@ -111,15 +113,6 @@ class _Sources:
 
     shapes: tuple[Shape, ...]
     changes: Changes
-
-    def moved(self, chain: Chain) -> list[NDArray[np.int64]]:
-        """For each result, where each of its rows comes from, -1 for zeros."""
-        ends = np.cumsum([1, *(int(np.prod(shape[:-1])) for shape in self.shapes)])
-        rows = [
-            np.arange(start, stop).reshape(*shape[:-1], 1)
-            for (start, stop), shape in zip(pairwise(ends), self.shapes, strict=True)
-        ]
-        return [np.ascontiguousarray(array).reshape(-1) - 1 for array in apply(chain, rows)]
 
     def owners(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of each row the number of its matrix, counted through all weights and what they stack, and its row in that.

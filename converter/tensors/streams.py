@@ -114,7 +114,7 @@ def _row_map(chain: Chain, shapes: tuple[Shape, ...]) -> tuple[int, tuple[NDArra
     return together, tuple(np.ascontiguousarray(array).reshape(-1) - 1 for array in apply(chain, rows))
 
 
-def _source_rows(chain: Chain, shapes: tuple[Shape, ...], which: int, start: int, stop: int) -> NDArray[np.int64]:
+def source_rows(chain: Chain, shapes: tuple[Shape, ...], which: int, start: int, stop: int) -> NDArray[np.int64]:
     """The source row of each of the rows [start, stop) of a result, -1 for zeros, counted through all sources."""
     together, maps = _row_map(chain, shapes)
     if together == 1:
@@ -143,7 +143,7 @@ def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
         """The most rows in sequence that come from one grain of a source."""
         if all(source.grain == 1 for source in sources):
             return 1
-        rows = _source_rows(chain, shapes, which, 0, math.prod(shape[:-1]))
+        rows = source_rows(chain, shapes, which, 0, math.prod(shape[:-1]))
         owner = np.searchsorted(ends, rows, side="right")
         grains = np.array([source.grain for source in sources])
         starts = ends - [source.info.n_rows for source in sources]
@@ -152,7 +152,7 @@ def _moved(chain: Chain, sources: Sequence[LazyTensor]) -> list[LazyTensor]:
 
     def gathered(which: int, shape: Shape) -> LazyTensor:
         def read(start: int, stop: int) -> Rows:
-            rows = _source_rows(chain, shapes, which, start, stop)
+            rows = source_rows(chain, shapes, which, start, stop)
             if not len(rows):
                 return np.empty((0, first.row_nbytes), np.uint8)
             owner = np.where(rows < 0, -1, np.searchsorted(ends, rows, side="right"))
@@ -172,7 +172,7 @@ def _runs(chain: Chain, shapes: tuple[Shape, ...], runs: tuple[int, ...]) -> tup
     """For each result, of which run of source rows the rows of each matrix are: (matrices, 1) where each is of one."""
     found = []
     for which, shape in enumerate(infer(chain, shapes)):
-        rows = _source_rows(chain, shapes, which, 0, math.prod(shape[:-1]))
+        rows = source_rows(chain, shapes, which, 0, math.prod(shape[:-1]))
         owner = np.where(rows < 0, -1, np.searchsorted(np.cumsum(runs), rows, side="right"))
         owner = owner.reshape(math.prod(shape[:-2]), -1)
         found.append(owner[:, :1].copy() if (owner == owner[:, :1]).all() else owner)
