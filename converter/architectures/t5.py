@@ -4,7 +4,7 @@ Source: the reference converter's T5Model and T5EncoderModel; llama.cpp's t5.cpp
 """
 
 from converter.architectures.common import N_VOCAB, NORM
-from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, only_when
+from converter.architectures.spec import Architecture, HFClass, HParam, T, only_when
 from converter.architectures.styles import UNIGRAM
 from converter.architectures.traits import Relation, Traits
 
@@ -54,31 +54,28 @@ EMBEDDING = (
     ),
 )
 
-
-def _of_blocks(hf: str, gguf: str, layer: str, count: str) -> tuple[TensorRule, ...]:
-    """What stands in the first block alone or in all, and in one form or the other; `layer` is the feed-forward one."""
-    dense = f"{hf}{layer}.DenseReluDense."
-    return (
-        T(
-            hf + "0.SelfAttention.relative_attention_bias.weight", gguf + "attn_rel_b.weight", shape=BUCKETS,
-            when=f"block < ({count} if own_biases else 1)",
-        ),
-        T(dense + "wi.weight", gguf + "ffn_up.weight", shape=WIDER, when=f"block < {count} and not gated"),
-        T(dense + "wi_0.weight", gguf + "ffn_gate.weight", shape=WIDER, when=f"block < {count} and gated"),
-        T(dense + "wi_1.weight", gguf + "ffn_up.weight", shape=WIDER, when=f"block < {count} and gated"),
-    )  # fmt: skip
-
-
 ENCODER_TENSORS = (
     *EMBEDDING,
     T("encoder.final_layer_norm.weight", "enc.output_norm.weight", shape=NORM),
     *only_when("block < n_enc", ENCODER),
-    *_of_blocks(E, EG, "1", "n_enc"),
+    T(
+        E + "0.SelfAttention.relative_attention_bias.weight", EG + "attn_rel_b.weight", shape=BUCKETS,
+        when="block < (n_enc if own_biases else 1)",
+    ),
+    T(E + "1.DenseReluDense.wi.weight", EG + "ffn_up.weight", shape=WIDER, when="block < n_enc and not gated"),
+    T(E + "1.DenseReluDense.wi_0.weight", EG + "ffn_gate.weight", shape=WIDER, when="block < n_enc and gated"),
+    T(E + "1.DenseReluDense.wi_1.weight", EG + "ffn_up.weight", shape=WIDER, when="block < n_enc and gated"),
 )
 DECODER_TENSORS = (
     T("decoder.final_layer_norm.weight", "dec.output_norm.weight", shape=NORM),
     *only_when("block < n_dec", DECODER),
-    *_of_blocks(D, DG, "2", "n_dec"),
+    T(
+        D + "0.SelfAttention.relative_attention_bias.weight", DG + "attn_rel_b.weight", shape=BUCKETS,
+        when="block < (n_dec if own_biases else 1)",
+    ),
+    T(D + "2.DenseReluDense.wi.weight", DG + "ffn_up.weight", shape=WIDER, when="block < n_dec and not gated"),
+    T(D + "2.DenseReluDense.wi_0.weight", DG + "ffn_gate.weight", shape=WIDER, when="block < n_dec and gated"),
+    T(D + "2.DenseReluDense.wi_1.weight", DG + "ffn_up.weight", shape=WIDER, when="block < n_dec and gated"),
     T("lm_head.weight", "output.weight", shape=("n_vocab", "n_embd"), tied_to="token_embd.weight"),
 )
 

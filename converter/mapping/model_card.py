@@ -79,15 +79,15 @@ def _sexagesimal(text: str) -> float:
     return -total if text.startswith("-") else total
 
 
-_NULL = "~|null|Null|NULL|"
-_TRUE = "yes|Yes|YES|true|True|TRUE|on|On|ON"
-_FALSE = "no|No|NO|false|False|FALSE|off|Off|OFF"
-_IMPLICIT: tuple[tuple[re.Pattern[str], Callable[[str], bool | int | float | None]], ...] = tuple(
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("~", "null", "Null", "NULL", ""), None),
+    **dict.fromkeys(("yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"), True),
+    **dict.fromkeys(("no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"), False),
+}
+_NUMBER_STARTS = frozenset("+-.0123456789")  # most scalars are words: one look, not ten patterns
+_NUMBERS: tuple[tuple[re.Pattern[str], Callable[[str], int | float]], ...] = tuple(
     (re.compile(f"(?:{pattern})", re.ASCII), parse)
     for pattern, parse in (
-        (_NULL, lambda text: None),
-        (_TRUE, lambda text: True),
-        (_FALSE, lambda text: False),
         (r"[-+]?0b[01_]+", lambda text: int(text.replace("_", ""), 2)),
         (r"[-+]?0x[0-9a-fA-F_]+", lambda text: int(text.replace("_", ""), 16)),
         (r"[-+]?0[0-7_]+", lambda text: int(text.replace("_", ""), 8)),
@@ -104,9 +104,11 @@ _IMPLICIT: tuple[tuple[re.Pattern[str], Callable[[str], bool | int | float | Non
 
 def _resolve(text: str) -> str | Plain:
     """What an unquoted scalar means."""
-    if len(text) > MAX_NUMBER_LENGTH:
+    if text in _WORDS:
+        return Plain(text, _WORDS[text])
+    if text[0] not in _NUMBER_STARTS or len(text) > MAX_NUMBER_LENGTH:
         return text
-    for pattern, parse in _IMPLICIT:
+    for pattern, parse in _NUMBERS:
         if pattern.fullmatch(text):
             try:
                 return Plain(text, parse(text))
@@ -190,6 +192,7 @@ def _quoted(text: str, start: int) -> tuple[str, int]:
 
 _BLANK = re.compile(r"(?:[ \n]+(?:#[^\n]*)?)*")
 _FLOW_PLAIN = re.compile(r"(?:[^,\[\]{}:#\n ]|:(?![ \n,\[\]{}])|(?<![ \n])#|[ \n]+(?=[^ \n,\[\]{}:#]))+")
+_INDICATOR = re.compile(r"[-?](?![^ \n,\[\]{}])")
 _NOT_PLAIN = "&*!|>%@`,]}#"  # what a plain scalar cannot start with, beside quotes and opening brackets
 
 
@@ -210,7 +213,7 @@ def _flow(text: str, at: int, depth: int) -> tuple[Node, int]:
     if mark == "{":
         return _flow_map(text, _skip(text, at + 1), depth)
     match = _FLOW_PLAIN.match(text, at)
-    if match is None or mark in _NOT_PLAIN or re.match(r"[-?](?![^ \n,\[\]{}])", text[at : at + 2]):
+    if match is None or mark in _NOT_PLAIN or _INDICATOR.match(text, at, at + 2):
         raise _Unreadable("a list or map in brackets is not closed or not understood")
     return _resolve(_join_lines([line.strip(" ") for line in match[0].split("\n")])), match.end()
 
