@@ -1,4 +1,4 @@
-"""Paths that tests share."""
+"""What all tests share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in ("SIGTERM", "SIGHUP"):
     if hasattr(signal, _name):
         signal.signal(getattr(signal, _name), signal.SIG_DFL)
+
+# Hundreds of tests run the program as a process. An installed program has its bytecode, so theirs keep it, too: a short
+# command takes twice as long without.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")
