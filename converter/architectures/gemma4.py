@@ -156,6 +156,9 @@ TENSORS = (
     T(H + "post_feedforward_layernorm_2.weight", G + "post_ffw_norm_2.weight", shape=NORM, when="moe"),
 )
 
+GEMMA4 = TokenizerStyle(("gemma4",), last=(*NO_PREFIX, ("add_bos_token", boolean(True))))
+BUILT_IN = {"hidden_activation": ("gelu_pytorch_tanh",), "use_bidirectional_attention": ("vision",)}
+
 ARCHITECTURES = (
     Architecture(
         gguf="gemma4",
@@ -170,9 +173,35 @@ ARCHITECTURES = (
         tensors=TENSORS,
         ignore=(*ROPE_BUFFERS, *TOWERS),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(
-            TokenizerStyle(("gemma4",), last=(*NO_PREFIX, ("add_bos_token", boolean(True)))),
-            built_in={"hidden_activation": ("gelu_pytorch_tanh",), "use_bidirectional_attention": ("vision",)},
+        traits=Traits(GEMMA4, built_in=BUILT_IN),
+    ),
+    # A draft for Gemma 4, whose keys and values it reads, and whose vectors are its inputs and outputs.
+    Architecture(
+        gguf="gemma4-assistant",
+        hf=(
+            HFClass(
+                "Gemma4AssistantForCausalLM", "gemma4_assistant", DEFAULTS, nested="gemma4_text",
+                outer=("backbone_hidden_size",),
+                constants={"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0},
+            ),
+            HFClass("Gemma4UnifiedAssistantForCausalLM", "gemma4_unified_assistant", DEFAULTS, when="0"),
         ),
+        hparams=(
+            # It has no keys of its own and no inputs for each block, and transformers lets no config say otherwise.
+            *amended(
+                HPARAMS, n_shared={"config": (), "default": "n_layer"}, n_embd_pl={"config": ()},
+                n_vocab_pl={"config": (), "default": 0},
+            ),
+            HParam("n_embd_out", ("backbone_hidden_size",), ("embedding_length_out",), required=True),
+            HParam("n_nextn", (), ("nextn_predict_layers",), default="n_layer", always=True),
+        ),
+        tensors=(
+            *TENSORS,
+            T("pre_projection.weight", "nextn.pre_projection.weight", shape=("n_embd", "2 * n_embd_out")),
+            T("post_projection.weight", "nextn.post_projection.weight", shape=("n_embd_out", "n_embd")),
+        ),
+        # Which tokens are near which, that not all need a look.
+        ignore=(*ROPE_BUFFERS, "masked_embedding.{rest}"),
+        traits=Traits(GEMMA4, built_in=BUILT_IN),
     ),
 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import models
+from support.architectures import class_config
 from support.families import FAMILIES, family_config, planned, random_tensors, write
 from support.paths import FIXTURES
 
@@ -132,7 +133,7 @@ def test_values_left_out_are_those_of_transformers(architecture: Architecture, h
 
     if hf.model_type not in CONFIG_MAPPING or hf.model_type == TELLS_ITS_TEXT_MODEL:
         pytest.skip("transformers has no such class, or one of its own kind")
-    whole = CONFIG_MAPPING[hf.model_type]().to_dict()
+    whole = class_config(hf.model_type)
     part = text_config(whole)
     sizes = {key: value for key, value in SMALL.items() if key in (part or whole)}
     for key in ("layers_block_type", "intermediate_size"):  # where it is a list, of as many blocks
@@ -141,7 +142,7 @@ def test_values_left_out_are_those_of_transformers(architecture: Architecture, h
     if "mistral" in (part.get("model_type"), hf.model_type):
         sizes["head_dim"] = 128  # transformers 5 says it where 4, which the reference asks for, does not
     bare: dict[str, Any] = {"text_config": {"model_type": part["model_type"], **sizes}} if part else sizes
-    full = json.loads(json.dumps(CONFIG_MAPPING[hf.model_type](**bare).to_dict(), default=str))
+    full = json.loads(json.dumps(class_config(hf.model_type, **bare), default=str))
     names = {"architectures": [hf.name], "model_type": hf.model_type}
     ours = read_config(architecture, hf, {**bare, **names})
     theirs = read_config(architecture, hf, {**full, **names})

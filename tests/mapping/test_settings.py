@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.architectures import class_config
 from support.families import FAMILIES, NO_TOKENIZER, family_config, planned, random_tensors, write
 from support.models import as_transformers_4
 
@@ -390,6 +391,10 @@ WITHOUT_EFFECT = (
 #: What a class says of parts that the models of an architecture do not have.
 OF_OTHERS = {
     "falcon-h1": {"mamba_expand"},
+    "gemma4-assistant": {
+        "centroid_intermediate_top_k", "hidden_size_per_layer_input", "num_centroids", "num_kv_shared_layers",
+        "use_ordered_embeddings", "vocab_size_per_layer_input",
+    },
     "hy_v4": {"head_dim", "learnable_sink_init", "num_key_value_heads"},
     "mamba2": {"time_step_rank"},
     "minicpm3": {"head_dim"},
@@ -419,8 +424,7 @@ def class_default(hf: HFClass) -> dict[str, Any]:
     transformers = pytest.importorskip("transformers")
     if hf.model_type not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
         pytest.skip(f"transformers has no {hf.model_type}")
-    config: dict[str, Any] = transformers.AutoConfig.for_model(hf.model_type).to_dict()
-    return {**config, "architectures": [hf.name]}
+    return {**class_config(hf.model_type), "architectures": [hf.name]}
 
 
 def named_losses(architecture: Architecture, hf: HFClass, config: dict[str, Any]) -> dict[str, str]:
