@@ -47,7 +47,7 @@ class Checkpoint:
         opened: all files that were opened for it, as they were then; `check` compares them.
         structure: what the file has around its tensors, for a writer of the same format.
         adapters: what is to be merged into it, one after the other, and how strongly.
-        base: the model that an adapter is for.
+        base: the model that an adapter is for, or whose words a draft model guesses: of this its small files alone.
     """
 
     format: str

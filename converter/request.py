@@ -26,7 +26,7 @@ class Source:
         config: a Hugging Face folder to take config.json and tokenizer from.
         key: the part of a file that holds several (`optimizer.state`), "." for all; by default the model.
         adapters: folders of adapters (LoRA and its like) that are merged into it, in this order, and how strongly.
-        base: the folder of the model that `path`, an adapter, is for.
+        base: the folder of the model that `path`, an adapter or a draft model, is for.
     """
 
     path: Path

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from converter.architectures.traits import AS_ASKED, F16_OR_F32, TokenizerStyle, Traits
+from converter.architectures.traits import AS_ASKED, F16_OR_F32, IDS, TokenizerStyle, Traits
 from converter.tensors.expressions import BLOCK, PRESENT, RESERVED, ExpressionError, names
 from converter.tensors.ops import ROW, Chain, Op, Size
 
@@ -22,7 +22,7 @@ Values = tuple[tuple[str | int | float | bool, str | int | float | bool], ...]
 
 PYTHON_TYPES: Mapping[str, type] = {"u32": int, "i32": int, "u64": int, "f32": float, "str": str, "bool": bool}
 NUMBERED = (BLOCK, "expert")
-FORCED_TYPES = ("F32", "F16", F16_OR_F32, AS_ASKED)
+FORCED_TYPES = ("F32", "F16", IDS, F16_OR_F32, AS_ASKED)
 NEXTN_SAID = "n_nextn_said"  # the hparam that says how many blocks for further tokens there are, beside those counted
 HEAD = "with_head"  # the hparam that says whether there is a classifier
 DENSE = "with_dense"  # the hparam that says whether the file has the dense layers after the pooling
@@ -106,7 +106,7 @@ class TensorRule:
         generator: name of the function that computes the `gguf` tensors from the config, and the config from them.
         read_only: another layout of tensors that an earlier rule writes; never used on the way back.
         type: the type in an unquantized GGUF where it is not the usual one: a name, "F16 or F32" for F16 in a file of
-            F16 and F32 in others, or "as asked" for what the file has, whatever the tensor is called.
+            F16 and F32 in others, "as asked" for what the file has, whatever the tensor is called, or "I64" for ids.
         by_shape: the rule is for tensors of its shape only; those of other shapes go on to the next rule of the name.
         missed: what happens to a folder that lacks it, where a GGUF may and the class does not.
     """

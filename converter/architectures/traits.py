@@ -13,8 +13,9 @@ from converter.metadata import Value
 #: Keys below `tokenizer.ggml.`, and what stands there.
 Keys = tuple[tuple[str, Value], ...]
 
-#: Types of a tensor in an unquantized file: F16 in one of F16 and F32 in others; what the file has, whatever its name.
-F16_OR_F32, AS_ASKED = "F16 or F32", "as asked"
+#: Types of a tensor in an unquantized file: F16 in one of F16 and F32 in others; what the file has, whatever its name;
+#: whole numbers, which are ids.
+F16_OR_F32, AS_ASKED, IDS = "F16 or F32", "as asked", "I64"
 
 
 @dataclass(frozen=True)

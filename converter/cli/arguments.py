@@ -152,7 +152,7 @@ def model_arguments(group: argparse._ArgumentGroup) -> None:
         "--base",
         type=file_path,
         metavar="DIR",
-        help="the model that IN, an adapter, is for: makes a GGUF adapter of it",
+        help="the model that IN is for: makes a GGUF adapter of an adapter; a draft model takes its tokenizer",
     )
     which = group.add_mutually_exclusive_group()
     which.add_argument("--arch", metavar="NAME", help="architecture, where config.json does not tell")

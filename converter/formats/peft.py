@@ -24,6 +24,15 @@ WEIGHTS = {
 }
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether this is the folder of an adapter, or the file of its weights in it."""
+    return (_folder(path) / CONFIG).is_file()
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name in WEIGHTS else path
+
+
 def open_adapter(path: Path) -> Checkpoint:
     """An adapter by its folder, or by the file of its weights in it; no tensor is read, and no pickle is run.
 
@@ -34,8 +43,8 @@ def open_adapter(path: Path) -> Checkpoint:
         MissingPart: no adapter_config.json, or no weights beside it.
         CorruptFile, UnsupportedFeature, OutputError: as the readers of the weights.
     """
-    folder = path.parent if path.name in WEIGHTS else path
-    if not (folder / CONFIG).is_file():
+    folder = _folder(path)
+    if not is_adapter(path):
         raise MissingPart(f"{folder}: no {CONFIG}; give the folder of an adapter that PEFT or MLX saved")
     name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if name is None:

@@ -20,7 +20,7 @@ from converter.errors import MissingPart, OutputError, UnknownFormat, Unsupporte
 from converter.formats.base import Format, head
 from converter.formats.foreign import foreign_folder, hub_name
 from converter.formats.hub import folder_assets
-from converter.formats.peft import open_adapter
+from converter.formats.peft import is_adapter, open_adapter
 from converter.plugins import BrokenPlugin, plugins
 from converter.request import PathLike, Source
 from converter.storage.files import Opened, remembering
@@ -129,10 +129,12 @@ def open_checkpoint(source: PathLike | Source) -> Checkpoint:
         UsageError: an adapter that adapters are to be merged into.
     """
     source, opened = Source.of(source), Opened()
-    if source.base is not None:
+    if source.base is not None and is_adapter(source.path):
         return _adapter_of(source, source.base, opened)
     checkpoint = _model(source, opened)
     try:
+        if source.base is not None:
+            checkpoint = checkpoint.replace(base=_small_files(source.base, "--base", opened))
         for folder, strength in source.adapters:
             adapter = _adapter(folder, opened)
             checkpoint = _beside(checkpoint, adapter).replace(adapters=(*checkpoint.adapters, (adapter, strength)))
@@ -160,13 +162,21 @@ def _model(source: Source, opened: Opened) -> Checkpoint:
     if source.config is None:
         return checkpoint
     try:
-        assets = folder_assets(source.config)
-        if "config.json" not in assets:
-            raise UsageError(f"--config {source.config}: no config.json in it")
-        return checkpoint.replace(assets=assets, config=read_json(assets["config.json"], python=True), dialect="hf")
+        small = _small_files(source.config, "--config", opened)
+        return checkpoint.replace(assets=small.assets, config=small.config, dialect="hf")
     except BaseException:
         checkpoint.close()
         raise
+
+
+def _small_files(folder: Path, option: str, opened: Opened) -> Checkpoint:
+    """A model's folder without its weights, which need not be there."""
+    assets = folder_assets(folder)
+    if "config.json" not in assets:
+        raise UsageError(f"{option} {folder}: no config.json in it")
+    for file in assets.values():
+        opened.add(file)
+    return Checkpoint("hf", folder, "hf", {}, read_json(assets["config.json"], python=True), assets=assets)
 
 
 def _adapter(folder: Path, opened: Opened) -> Checkpoint:

@@ -1,8 +1,8 @@
 """What files beside config.json say of a model, as entries of its config: read from there, and written there again.
 
-Rows of the architectures name such an entry by a key that begins with "/": `/pooling.mode`. Source: modules.json of
-sentence-transformers and the folders of its modules; generation_config.json and the processors' files of
-transformers.
+Rows of the architectures name such an entry by a key that begins with "/": `/pooling.mode`; what begins with "/base."
+stands in the config.json of the model that this one is for. Source: modules.json of sentence-transformers and the
+folders of its modules; generation_config.json and the processors' files of transformers.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from converter.architectures.spec import Architecture
+from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile
 from converter.formats.hub import MODULES, modules
+from converter.mapping.hparams import flat_config
 from converter.storage.files import regular_size
 from converter.storage.json import read_json
-
-Assets = Mapping[str, Path]
 
 PROCESSOR = (("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor"))
 MAX_TOKENIZER, MAX_README = 256 << 20, 4 << 20
@@ -32,14 +32,30 @@ POOLING_FLAGS = (
 )  # fmt: skip
 
 
-def with_companions(architecture: Architecture, config: Mapping[str, Any], assets: Assets) -> Mapping[str, Any]:
-    """The config with the entries of other files that the architecture's rows ask for.
+BASE = "/base"  # what a model says for which another is made
+Assets = Mapping[str, Path]
+
+
+def with_companions(
+    architecture: Architecture, config: Mapping[str, Any], assets: Assets, base: Checkpoint | None = None
+) -> Mapping[str, Any]:
+    """The config with the entries of other files that the architecture's rows ask for, and those of `base`.
 
     Raises:
         CorruptFile, MissingPart: such a file cannot be read.
     """
-    asked = {key.partition(".")[0] for row in architecture.hparams for key in row.config if key.startswith("/")}
-    return {**config, **{entry: read(assets, config) for entry, (read, _) in COMPANIONS.items() if entry in asked}}
+    asked = _asked(architecture)
+    found = {entry: read(assets, config) for entry, (read, _) in COMPANIONS.items() if entry in asked}
+    return {**config, **found, **({BASE: flat_config(base.config)} if base is not None and BASE in asked else {})}
+
+
+def asks_base(architecture: Architecture) -> bool:
+    """Whether models of an architecture are made for another, and say only together with it what they are."""
+    return BASE in _asked(architecture)
+
+
+def _asked(architecture: Architecture) -> set[str]:
+    return {key.partition(".")[0] for row in architecture.hparams for key in row.config if key.startswith("/")}
 
 
 def companion_files(config: Mapping[str, Any]) -> dict[str, bytes]:

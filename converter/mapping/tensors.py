@@ -22,10 +22,11 @@ from converter.errors import (
     ShapeMismatch,
     UnknownArchitecture,
     UnmatchedTensor,
+    UsageError,
 )
 from converter.events import Dropped, Event, Ignored, MetadataLost, Note
 from converter.formats.hub import module_of
-from converter.mapping.companions import with_companions
+from converter.mapping.companions import asks_base, with_companions
 from converter.mapping.detect import (
     classes_of,
     detect,
@@ -163,10 +164,12 @@ def to_gguf(
 
     Raises:
         ArchitectureError and its kinds: unknown architecture, a tensor without a rule, a rule without its
-        tensor, a shape that the config contradicts.
+        tensor, a shape that the config contradicts, a model for another without that one.
+        UsageError: another model beside one that needs none.
     """
     checkpoint = checkpoint.replace(tensors=joined(checkpoint.tensors))
     found, hf = _detected(checkpoint, name)
+    _check_base(checkpoint, found)
     facts = {**({HEAD: 0} if no_head else {}), **({DENSE: 1} if dense_modules else {})}
     hf = replace(hf, facts={**hf.facts, **facts})
     beside = detect_projector(checkpoint.config)
@@ -202,6 +205,7 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
         raise UnknownArchitecture(
             f"--mmproj: no tower of {classes} is known; without it the text model alone is converted"
         )
+    _check_base(checkpoint, found[0])
     model = _read(checkpoint, *found)
     ignored: list[Event] = []
     outputs, types, stored = _mapped_forward(model, checkpoint, ignored)
@@ -230,11 +234,22 @@ class _Model:
 
 
 def _read(checkpoint: Checkpoint, architecture: Architecture, hf: HFClass, unsaid: Container[str] = ()) -> _Model:
-    config = with_companions(architecture, checkpoint.config, checkpoint.assets)
+    config = with_companions(architecture, checkpoint.config, checkpoint.assets, checkpoint.base)
     present = Spelled(architecture, checkpoint.tensors)
     hparams, given = read_config(architecture, hf, config, present, unsaid)
     scope = Scope(hparams, present)
     return _Model(resolved(architecture, scope.at(None)), hf, config, hparams, given, scope)
+
+
+def _check_base(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """A model that is for another is given this, too, and no other model is."""
+    if checkpoint.base is None and asks_base(architecture):
+        raise ArchitectureError(
+            f"{architecture.gguf}: such a model is for another, whose layers and tokenizer it needs\n"
+            "--base DIR names the folder of that; config.json and tokenizer in it are enough"
+        )
+    if checkpoint.base is not None and not asks_base(architecture):
+        raise UsageError(f"--base {checkpoint.base.path}: a model of {architecture.gguf} is for no other")
 
 
 def _detected(checkpoint: Checkpoint, name: str | None) -> tuple[Architecture, HFClass]:

@@ -217,7 +217,7 @@ class HFView(ModelView):
     def _read_hparams(self, architecture: Architecture) -> HParams | None:
         if self.hf_class is None:
             return None
-        config = with_companions(architecture, self.checkpoint.config, self.checkpoint.assets)
+        config = with_companions(architecture, self.checkpoint.config, self.checkpoint.assets, self.checkpoint.base)
         return read_config(architecture, self.hf_class, config, self._present(architecture))[0]
 
     def said_by(self, architecture: Architecture, hparam: HParam) -> str:

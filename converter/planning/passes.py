@@ -76,8 +76,12 @@ def check(draft: Draft) -> Draft:
             f"--scheme {request.types.scheme}: packs the weights of a folder; end the output's name in a slash"
         )
     _check_imatrix(request.types)
-    if draft.opened.base is not None:
+    if draft.opened.dialect == "peft":
         _check_adapter(draft)
+    elif draft.opened.base is not None and draft.route.map != "hf->gguf":
+        raise UsageError(
+            f"--base {draft.opened.base.path}: has a part in a GGUF of a draft model, and in no other file"
+        )
     if request.types.dtype and draft.to_gguf:
         raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
     if isinstance(request.model.mmproj, Path) and draft.route.map != "gguf->hf":
@@ -302,11 +306,13 @@ def _hf_metadata(checkpoint: Checkpoint, mapped: Translation, request: Request, 
 
 
 def _tokenizer(checkpoint: Checkpoint, mapped: Translation, request: Request, report: Report) -> Metadata:
+    """The tokenizer's keys; a draft model speaks the language of the model that it is for."""
     from converter.tokenizers import read_tokenizer  # costs as much to import as all the rest
 
+    owner = checkpoint.base or checkpoint
     tokenizer = read_tokenizer(
-        checkpoint.assets,
-        checkpoint.config,
+        owner.assets,
+        owner.config,
         n_rows=mapped.hparams["n_vocab"],
         style=mapped.tokenizer or mapped.architecture.traits.tokenizer,
         pre=request.model.pre,

@@ -9,7 +9,8 @@ An op takes the list of tensors in flight to another list. What it may touch dec
     values    after decoding         by rows        Add, Mul, NegExp, LogNeg, Softplus
     outer     after decoding         by indexes     PermuteColumns, and Split, Concat, Transpose on the last axis, while
                                      of axis 0      they leave the first alone
-    whole     after decoding         one tensor     Sum; any of the first on the last axis, where that is also the first
+    whole     after decoding         one tensor     Sum, FromPlace; any of the first on the last axis, where that is the
+                                                    first, too
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
 bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says
@@ -472,6 +473,34 @@ class Unstack(Op):
 
     def inverse(self) -> Stack:
         return Stack(self.count)
+
+
+@dataclass(frozen=True)
+class FromPlace(Op):
+    """Distances from the places where they stand as what they lead to: the i-th number plus i; `undo` is the other way.
+
+    Whole numbers stay whole numbers, of their own type.
+    """
+
+    undo: bool = False
+
+    def reach(self, ndim: int) -> str:
+        return "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(all(len(shape) == 1 for shape in shapes), self, shapes)
+        return list(shapes)
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        return _each(arrays, self._moved)
+
+    def _moved(self, array: Array) -> Array:
+        places = np.arange(len(array), dtype=array.dtype)
+        moved: Array = array - places if self.undo else array + places
+        return moved
+
+    def inverse(self) -> FromPlace:
+        return FromPlace(not self.undo)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def trip(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, Pat
 
 def made(name: str, parent: Path) -> tuple[str, Path, Path]:
     folder = architectures.build(name, parent)
-    converter.convert(folder, parent / "m.gguf", converter.Request(**architectures.facts(name)["request"]), threads=1)
+    request = converter.Request(**architectures.facts(name)["request"])
+    converter.convert(architectures.source(folder), parent / "m.gguf", request, threads=1)
     converter.convert(parent / "m.gguf", parent / "back", converter.Request(format="hf"), threads=1)
     return name, folder, parent / "back"
 

@@ -22,7 +22,9 @@ def test_same_file_as_the_reference(name: str, tmp_path: Path) -> None:
     facts = architectures.facts(name)
     folder = architectures.build(name, tmp_path)
     assert models.file_sha256(folder / "model.safetensors") == facts["model_sha256"], "the builder changed, not us"
-    with converter.plan(folder, tmp_path / "out.gguf", converter.Request(**facts["request"])).checkpoint as made:
+    with converter.plan(
+        architectures.source(folder), tmp_path / "out.gguf", converter.Request(**facts["request"])
+    ).checkpoint as made:
         tensors = [
             [t.name, t.info.dtype.name, list(t.info.shape), digest(t.rows(0, t.info.n_rows).tobytes())]
             for t in made.tensors.values()

@@ -770,7 +770,7 @@ def test_a_rule_says_what_type_its_tensors_have(
 
 
 def test_a_type_that_no_file_has_is_refused() -> None:
-    with pytest.raises(ValueError, match="its type is one of F32, F16, F16 or F32, as asked, not Q4_K"):
+    with pytest.raises(ValueError, match="its type is one of F32, F16, I64, F16 or F32, as asked, not Q4_K"):
         toy(tensors=(T("a", "a.weight", shape=(1,), type="Q4_K"),))
 
 

@@ -21,6 +21,7 @@ from converter.architectures import projectors
 from converter.architectures.spec import Architecture
 from converter.mapping.detect import detect
 from converter.mapping.hparams import merged
+from converter.request import Source
 from support import models
 from support.paths import FIXTURES
 
@@ -30,6 +31,7 @@ WANTED: Mapping[str, Any] = {
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
 }
 NAMES = sorted(path.stem for path in EXPECTED.glob("*.json"))
+BASE = "base"
 INTEGERS = {"I64": "<i8", "I32": "<i4", "U8": "u1", "I8": "i1", "BOOL": "?"}
 
 
@@ -52,6 +54,7 @@ class Sample:
         plain_tokenizer: the reference reads the tokenizer as it reads most; its class reads files that no sample has.
         published: beginning of a name that save_pretrained writes -> the one that published models have.
         files: more files of the folder, name -> JSON value or text.
+        base: config.json of the model that this one is for; the tokenizer is in the folder of that alone.
         dropped: beginnings of names of tensors that belong to another file (of images, sounds) and do not come back.
         changed: parts of names of tensors that come back in other pieces, or in values that only `logits` judges.
         renamed: (beginning of names, what it is in the folder that comes back), where that is of another class.
@@ -81,6 +84,7 @@ class Sample:
     plain_tokenizer: bool = False
     published: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
@@ -120,7 +124,15 @@ def facts(name: str) -> dict[str, Any]:
 def build(name: str, parent: Path) -> Path:
     """The folder of a recorded sample, under its own name, from which `general.name` is derived."""
     said = facts(name)
-    return write(parent / name, said["files"], said["tokenizer"], said["tensors"])
+    if base := said.get("base"):
+        write(parent / BASE, {"config.json": base}, said["tokenizer"], {})
+    return write(parent / name, said["files"], "" if base else said["tokenizer"], said["tensors"])
+
+
+def source(folder: Path) -> Source:
+    """A folder that `build` made, with that of the model that it is for, where there is one."""
+    base = folder.parent / BASE
+    return Source(folder, base=base if base.is_dir() else None)
 
 
 def write(folder: Path, files: Mapping[str, Any], tokenizer: str, tensors: Mapping[str, tuple[str, list[int]]]) -> Path:
@@ -129,7 +141,8 @@ def write(folder: Path, files: Mapping[str, Any], tokenizer: str, tensors: Mappi
     A tensor of a module beside the model, `2_Dense/linear.weight`, lies in its own folder.
     """
     folder.mkdir(parents=True)
-    models.TOKENIZERS[tokenizer](folder)
+    if tokenizer:
+        models.TOKENIZERS[tokenizer](folder)
     for file, content in files.items():
         path = folder / file
         path.parent.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ from converter.tensors.ops import (
     At,
     Chain,
     Concat,
+    FromPlace,
     LogNeg,
     Mul,
     NegExp,
@@ -138,6 +139,8 @@ CASES = (
     case(Add(1.0), (7,), reach="values"),
     case(NegExp(), (4, 256), reach="values"),
     case(LogNeg(), (4, 256), reach="values"),
+    case(FromPlace(), (7,), reach="whole", misfit=(3, 4)),
+    case(FromPlace(undo=True), (7,), reach="whole", misfit=(3, 4)),
     case(Softplus(), (4, 256), reach="values"),
     case(Mul("1 / n_head"), (4, 256), reach="values"),
     case(Mul(0.3, undo=True), (7,), reach="values"),
@@ -243,9 +246,17 @@ def test_infer_is_the_shape_of_apply(each: Case) -> None:
     assert tuple(ops.infer(each.bound, each.shapes)) == each.results
 
 
+def test_distances_become_places() -> None:
+    given = np.array([0, 2, 2, 40], np.int64)
+    (ids,) = ops.apply((FromPlace(),), [given])
+    assert ids.dtype == np.int64 and ids.tolist() == [0, 3, 4, 43]
+
+
 @pytest.mark.parametrize("each", ALL, ids=ids(ALL))
 def test_the_inverse_undoes_it(each: Case) -> None:
     arrays = numbers(each.shapes)
+    if any(isinstance(op, FromPlace) for op in each.chain):  # which is for whole numbers
+        arrays = [np.rint(array * 1000).astype(np.int64) for array in arrays]
     back = ops.apply(inverse(each.bound), ops.apply(each.bound, arrays))
     assert tuple(ops.infer(inverse(each.bound), each.results)) == each.shapes
     for op in each.bound:
