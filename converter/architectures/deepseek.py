@@ -121,6 +121,17 @@ INDEXER_HPARAMS = (
     ATTENTION_BIAS,
 )  # fmt: skip
 
+# Which blocks have one; the others see what the one before them chose.
+INDEXER_TYPES = (
+    HParam(
+        "indexers", ("indexer_types",), ("attention.indexer.types",), "bool[]", per_block="n_main",
+        default="'full' if max(block - skipped + 1, 0) % max(every, 1) == 0 else 'shared'", always=True,
+        values=(("full", True), ("shared", False)),
+    ),
+    HParam("every", ("index_topk_freq",), (), default=1),
+    HParam("skipped", ("index_skip_topk_offset",), (), default=2),
+)  # fmt: skip
+
 A, B = H + "self_attn.", G + "attn_"
 MLA_TENSORS: tuple[TensorRule, ...] = (
     *only_when("q_lora == 0", pair(A + "q_proj", B + "q", shape=("n_head * k_mla", "n_embd"))),
@@ -253,14 +264,7 @@ ARCHITECTURES = (
             HParam("partial", ("rope.partial_rotary_factor",), (), "f32", default=1.0),
             NEXTN_COUNTED,
             *INDEXER_HPARAMS[:3],
-            # A block without an indexer sees what the one before it chose.
-            HParam(
-                "indexers", ("indexer_types",), ("attention.indexer.types",), "bool[]", per_block="n_main",
-                default="'full' if max(block - skipped + 1, 0) % max(every, 1) == 0 else 'shared'", always=True,
-                values=(("full", True), ("shared", False)),
-            ),
-            HParam("every", ("index_topk_freq",), (), default=1),
-            HParam("skipped", ("index_skip_topk_offset",), (), default=2),
+            *INDEXER_TYPES,
             *INDEXER_HPARAMS[3:],
         ),
         tensors=(

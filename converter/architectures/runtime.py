@@ -7,7 +7,6 @@ sizes those of llama.cpp's `llama-model.cpp`, what is kept and protected that of
 from converter.architectures.styles import (
     BERT,
     BPE,
-    GLM,
     LLAMA,
     SPM,
     SPM_OR_BPE,
@@ -22,28 +21,6 @@ RUNTIME: dict[str, Traits] = {
     "chameleon": Traits(BPE),
     "deci": Traits(BPE, large="n_layer == 80"),
     "deepseek4": Traits(BPE),
-    "glm5-next": Traits(
-        GLM,
-        kept={
-            "sensitive in GLM-5": (
-                "hc_",
-                "indexer.attn_q_b",
-                "indexer.attn_k",
-                "indexer.proj",
-                "indexer_compressor_gate",
-                "indexer_compressor_ape",
-                "ssm_f_a.weight",
-                "ssm_f_b.weight",
-                "ssm_g_a.weight",
-                "ssm_g_b.weight",
-                "ssm_beta.weight",
-                "attn_kv_a_mqa.weight",
-                "attn_k_b.weight",
-                "attn_v_b.weight",
-            )
-        },
-        protected=("attn_q_a", "attn_q_b", "nextn.eh_proj"),
-    ),
     "graniteswitch": Traits(LLAMA),
     "grok": Traits(SPM_OR_BPE),
     "hrm_text": Traits(BPE),

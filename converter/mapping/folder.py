@@ -54,7 +54,7 @@ def with_small_files(
     """
     if mapped is not None:
         made, events = _of_gguf(source, mapped, tokenizer)
-        config = {**_said(mapped, source), **_token_ids(dict(source.config)), **_type_of(result)}
+        config = {**_with_ids(_said(mapped, source), _token_ids(dict(source.config))), **_type_of(result)}
         config = config if mapped.whole is None else _whole(mapped.whole, config)
         for name, content in companion_files(config).items():
             made[name] = _merged(content, made[name]) if name in made else content
@@ -199,6 +199,12 @@ def _means(architecture: Architecture, hf: HFClass, config: Mapping[str, Any], h
 def _token_ids(metadata: Metadata) -> dict[str, int]:
     found = ((f"{name}_token_id", _id(metadata, key)) for key, name in _SPECIAL)
     return {name: value for name, value in found if value is not None}
+
+
+def _with_ids(config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
+    """The config with token ids, which the text model within it has, too."""
+    text = {"text_config": {**config["text_config"], **ids}} if "text_config" in config else {}
+    return {**config, **ids, **text}
 
 
 def _stop_ids(metadata: Metadata) -> dict[str, Any]:

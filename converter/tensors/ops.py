@@ -60,6 +60,11 @@ class Op(ABC):
         """
         return "rows"
 
+    @property
+    def in_half(self) -> bool:
+        """Whether torch calculates it in F16 where the tensor is stored in F16."""
+        return self.reach(2) == "values"
+
     def bind(self, sizes: Sizes) -> Self:
         """The op with every size expression evaluated."""
         return replace(self, **{f.name: _bound(getattr(self, f.name), sizes) for f in fields(self)})
@@ -555,28 +560,41 @@ class Mul(_Values):
 
 @dataclass(frozen=True)
 class NegExp(_Values):
-    """-exp(x), as Mamba's A is stored. Its inverse is within 1 to 2 units in the last place."""
+    """-exp(x), as Mamba's A is stored. Its inverse is within 1 to 2 units in the last place.
 
+    `wide` where it is calculated in F32 whatever the type that the tensor is stored in.
+    """
+
+    wide: bool = False
     exact: ClassVar[bool] = False
+
+    @property
+    def in_half(self) -> bool:
+        return not self.wide
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
         return _each(arrays, lambda a: -torch_exp(a))
 
     def inverse(self) -> LogNeg:
-        return LogNeg()
+        return LogNeg(self.wide)
 
 
 @dataclass(frozen=True)
 class LogNeg(_Values):
     """log(-x), the inverse of NegExp."""
 
+    wide: bool = False
     exact: ClassVar[bool] = False
+
+    @property
+    def in_half(self) -> bool:
+        return not self.wide
 
     def apply(self, arrays: Sequence[Array]) -> list[Array]:
         return _each(arrays, lambda a: log(-a))
 
     def inverse(self) -> NegExp:
-        return NegExp()
+        return NegExp(self.wide)
 
 
 @dataclass(frozen=True)
@@ -608,6 +626,10 @@ class At(Op):
 
     def reach(self, ndim: int) -> str:
         return self.op.reach(ndim)
+
+    @property
+    def in_half(self) -> bool:
+        return self.op.in_half
 
     def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
         _check(self.stop <= len(shapes), self, shapes)
@@ -648,11 +670,11 @@ def infer(chain: Chain, shapes: Sequence[Shape]) -> list[Shape]:
 
 
 def apply(chain: Chain, arrays: Sequence[Array], half: bool = False) -> list[Array]:
-    """Arrays after the chain; `half` rounds to F16 after every op that changes values."""
+    """Arrays after the chain; `half` rounds to F16 after every op that torch calculates in it."""
     result = list(arrays)
     for op in chain:
         result = op.apply(result)
-        if half and op.reach(2) == "values":
+        if half and op.in_half:
             result = [array.astype(np.float16).astype(np.float32) for array in result]
     return result
 

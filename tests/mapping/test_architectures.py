@@ -83,6 +83,7 @@ ONE_OF_EACH: dict[str, dict[str, Any]] = {
     "qwen3vl": NO_RERANKER,
     "falcon-h1": {"m_ssm": [0.5] * 5},
     "glm4": {"n_rot": 4},  # of eight
+    "glm5-next": {"cached": [1, 0]},
     "kimi-linear": {"cached": [1, 0]},
     "mimo2": {"slides": [1, 0], "n_kv": [4, 2]},
     "nemotron_h": HALF_ATTENTION,
@@ -124,6 +125,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 
 #: What the reference has and the gguf-py of the package index does not yet; the samples' facts hold these.
 NEWER = (
+    "glm5-next",
     "nanbeige", "granite_swa", "cohere2moe", "deepseek32", "mellum", "minimax-m3", "hy_v4", "maple", "spark2_5",
     "laguna", "muse-glimmer", "gemma4-assistant", "eagle3",
 )  # fmt: skip

@@ -121,6 +121,8 @@ SMALL = {
 }  # fmt: skip
 # It tells its text model what llama's class would say otherwise; no other class does.
 TELLS_ITS_TEXT_MODEL = "voxtral"
+#: Each head has its own keys, and the class refuses a config that does not say so.
+AS_MANY_KEYS = ("glm5_next",)
 CLASSES = [(architecture, hf) for architecture in architectures().values() for hf in architecture.hf if hf.takes != "0"]
 
 
@@ -139,6 +141,8 @@ def test_values_left_out_are_those_of_transformers(architecture: Architecture, h
     for key in ("layers_block_type", "intermediate_size"):  # where it is a list, of as many blocks
         if isinstance((part or whole).get(key), list):
             sizes[key] = [*(part or whole)[key], *(part or whole)[key]][:4]
+    if hf.model_type in AS_MANY_KEYS:
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     if "mistral" in (part.get("model_type"), hf.model_type):
         sizes["head_dim"] = 128  # transformers 5 says it where 4, which the reference asks for, does not
     bare: dict[str, Any] = {"text_config": {"model_type": part["model_type"], **sizes}} if part else sizes

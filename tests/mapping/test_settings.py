@@ -395,6 +395,7 @@ OF_OTHERS = {
         "centroid_intermediate_top_k", "hidden_size_per_layer_input", "num_centroids", "num_kv_shared_layers",
         "use_ordered_embeddings", "vocab_size_per_layer_input",
     },
+    "glm5-next": {"head_dim"},
     "hy_v4": {"head_dim", "learnable_sink_init", "num_key_value_heads"},
     "mamba2": {"time_step_rank"},
     "minicpm3": {"head_dim"},

@@ -407,6 +407,14 @@ def test_values_of_f16_are_those_of_torch(last: Chain) -> None:
     assert not np.array_equal(np.sort(result.array(), None), np.sort(once, None))
 
 
+def test_what_torch_calculates_wide_is_not_rounded_to_f16() -> None:
+    (tensor,) = lazy(numbers([(8, 16)]), F16)
+    wide, half = (compose((NegExp(wide),), [tensor], ["r"])[0].array() for wide in (True, False))
+    assert np.array_equal(wide, NegExp().apply([tensor.array().astype(np.float32)])[0])
+    assert np.array_equal(half, wide.astype(np.float16).astype(np.float32)) and not np.array_equal(half, wide)
+    assert NegExp(wide=True).inverse().inverse() == NegExp(wide=True)
+
+
 def test_nothing_is_multiplied_by_zero() -> None:
     with pytest.raises(ShapeMismatch, match="does not fit"):
         compose((Mul("n - 6").bind({"n": 6}),), lazy(numbers([(2, 2)])), ["r"])
