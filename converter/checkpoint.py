@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from converter.events import Event
 from converter.storage.files import Opened
+from converter.tensors.bound import Codes
 from converter.tensors.tensor import LazyTensor
 
 
@@ -48,6 +49,7 @@ class Checkpoint:
         structure: what the file has around its tensors, for a writer of the same format.
         adapters: what is to be merged into it, one after the other, and how strongly.
         base: the model that an adapter is for, or whose words a draft model guesses: of this its small files alone.
+        codes: what became of weights that arrived in codes, by the name of the tensor that held these.
     """
 
     format: str
@@ -66,6 +68,7 @@ class Checkpoint:
     structure: Structure | None = None
     adapters: tuple[tuple[Checkpoint, float], ...] = ()
     base: Checkpoint | None = None
+    codes: Mapping[str, Codes] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> Checkpoint:
         """A copy with some fields changed; the maps stay shared."""

@@ -16,6 +16,8 @@ from converter.quant.recipes import Choice, Recipe, recipe
 from converter.quant.targets import Packed
 from converter.request import Request
 from converter.storage.layout import Layout
+from converter.tensors.bound import EXACT, Bound, Codes, loosest
+from converter.tensors.dtypes import dtype
 from converter.tensors.encode import Watch
 from converter.tensors.tensor import LazyTensor
 
@@ -63,9 +65,20 @@ class Draft:
     def steps(self) -> tuple[Step, ...]:
         """What is known of each tensor of the output, in its order; nothing before types are chosen."""
         return tuple(
-            Step(self.read[name], self.intermediate[name], choice, self.weights.get(name))
+            Step(self.read[name], self.intermediate[name], choice, self.weights.get(name), self._bound(name, choice))
             for name, choice in self.choices.items()
         )
+
+    def _bound(self, name: str, choice: Choice) -> Bound | None:
+        """How far a tensor's numbers are from those of the codes that it arrived in, or is packed in."""
+        read, codes = self.read[name], self.opened.codes
+        arrived = [codes[part] for part in read.parts or (name,) if part in codes]
+        if self.packed is not None and name in self.packed.bounds:
+            return loosest([each.bound for each in arrived] or [EXACT]) + self.packed.bounds[name]
+        if read.info.dtype.quantized and not arrived:
+            arrived = [Codes()]
+        types = (read.info.dtype, self.intermediate[name].info.dtype, dtype(choice.type))
+        return loosest([each.by_way_of(types) for each in arrived]) if arrived else None
 
     @property
     def to_gguf(self) -> bool:

@@ -352,7 +352,7 @@ def pack(draft: Draft) -> Draft:
     if draft.checkpoint.config.get("model_type") == "gpt2":
         raise UnsupportedFeature(f"--scheme {name}: GPT-2 stores its maps transposed (Conv1D), which no loader expects")
     made = packed(target(name), draft.checkpoint.tensors)
-    draft.report.add(Note(f"{len(made.parts)} tensors hold codes of {name}"))
+    draft.report.add(Note(f"{len(made.bounds)} tensors hold codes of {name}"))
     own = draft.checkpoint.replace(tensors=made.tensors)
     return replace(draft, checkpoint=own, read=made.tensors, intermediate=made.tensors, packed=made)
 
@@ -446,7 +446,7 @@ def _plain(draft: Draft) -> dict[str, Choice]:
     fixed = structure.fixed if structure is not None and wanted is not None else {}
     choices, n_kept = {}, 0
     for name, tensor in draft.checkpoint.tensors.items():
-        if draft.packed is not None and name in draft.packed.parts:
+        if draft.packed is not None and name in draft.packed.bounds:
             choices[name] = Choice(tensor.info.dtype.name, f"--scheme {draft.request.types.scheme}")
             continue
         kept = name in fixed and tensor.info.dtype.floating

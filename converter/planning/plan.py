@@ -16,6 +16,7 @@ from converter.quant.recipes import Choice
 from converter.request import Request, Source
 from converter.storage import output
 from converter.storage.layout import FileLayout, Layout
+from converter.tensors.bound import Bound
 from converter.tensors.dtypes import dtype
 from converter.tensors.encode import Importance, Watch
 from converter.tensors.tensor import LazyTensor, TensorInfo
@@ -58,12 +59,15 @@ class Step:
         intermediate: the same in the type of the implied intermediate file; the same object where there is none.
         choice: the type that it gets, and the rule that chose it.
         weights: the entry of the importance matrix that its encoder follows, if any.
+        bound: how far its numbers are from those of the codes that it arrived in, or is packed in; None where it is
+            neither.
     """
 
     read: LazyTensor
     intermediate: LazyTensor
     choice: Choice
     weights: Importance | None = None
+    bound: Bound | None = None
 
     @property
     def info(self) -> TensorInfo:
@@ -115,6 +119,7 @@ class Step:
             "bytes": self.bytes,
             "rule": self.rule,
             "imatrix": self.imatrix,
+            "codes": self.bound.as_dict() if self.bound is not None else None,
         }
 
     def __eq__(self, other: object) -> bool:

@@ -71,7 +71,7 @@ def test_a_step_prints_what_it_printed() -> None:
     """The fields of the JSON, with a source of several tensors and a type that did not fit."""
     plan = planned(STORIES, "out.gguf", Request(quant="q4_k_m"))
     first = plan.steps[0].as_dict()
-    assert list(first) == ["name", "sources", "shape", "source_type", "type", "bytes", "rule", "imatrix"]
+    assert list(first) == ["name", "sources", "shape", "source_type", "type", "bytes", "rule", "imatrix", "codes"]
     down = next(step for step in plan.steps if step.name == DOWN)
     assert down.choice.fallback_from is not None
     assert down.rule.endswith(f"; rows do not fit {down.choice.fallback_from} -> {down.type}")
@@ -84,6 +84,7 @@ def test_a_step_prints_what_it_printed() -> None:
         "bytes": 64 * 172 * 2,
         "rule": down.rule,
         "imatrix": False,
+        "codes": None,
     }
 
 

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _show(plan: Plan, threads: int | None) -> None:
+    arrived = any(step.bound is not None for step in plan.steps)
     rows = (
         [
             step.name,
@@ -48,11 +49,13 @@ def _show(plan: Plan, threads: int | None) -> None:
             step.source_type,
             step.type,
             f"{step.bytes:,}",
+            *([str(step.bound or "")] if arrived else []),
             step.rule + ("; imatrix" if step.imatrix else ""),
         ]
         for step in plan.steps
     )
-    print_table(["tensor", "shape", "from", "to", "bytes", "rule"], rows, right=(4,))
+    titles = ["tensor", "shape", "from", "to", "bytes", *(["codes"] if arrived else []), "rule"]
+    print_table(titles, rows, right=(4,))
     print(
         f"\n{len(plan.layout.files)} file(s), {plan.total_bytes:,} bytes ({human_bytes(plan.total_bytes)}), "
         f"{plan.n_parameters:,} parameters, {plan.bits_per_weight:.2f} bits per weight"

@@ -34,6 +34,7 @@ from converter.quant.sources.declared import SIDECARS, Declared, declared, undec
 from converter.quant.sources.scheme import Form, Module, Scheme, modules, packs
 from converter.quant.sources.stored import Kept, Stored, Values
 from converter.tensors import nvfp4
+from converter.tensors.bound import Bound, Codes
 from converter.tensors.dtypes import BF16, DTYPES, F32, DType
 from converter.tensors.encode import Watch, encoded
 from converter.tensors.mxfp4 import joined
@@ -113,10 +114,12 @@ def unpacked(
     companions: set[str] = set()
     told: Counter[str] = Counter()
     events: list[Event] = []
+    codes: dict[str, Codes] = {}
     for form, module in modules(scheme, checkpoint, found.settings):
         stored = form.read(module)
-        tensor, how, loss = _tensor(form, module, stored, keep, own, watch or Watch())
+        tensor, how, loss, bound = _tensor(form, module, stored, keep, own, watch or Watch())
         main = module[form.main].name
+        codes[main] = Codes(bound, stored.holds())
         weights[main] = tensor
         used = [part.name for part in module.tensors.values() if tensor.beside or not part.name.endswith(scheme.unused)]
         companions.update(name for name in used if name != main)
@@ -141,13 +144,14 @@ def unpacked(
         metadata={name: text for name, text in checkpoint.metadata.items() if not scheme.labels(name, text)},
         assets={name: path for name, path in checkpoint.assets.items() if name not in ("config.json", *SIDECARS)},
         events=(*checkpoint.events, Note(f"weights packed by {found.name}: {said}"), *events),
+        codes=codes,
     )
 
 
 def _tensor(
     form: Form, module: Module, stored: Stored, keep: str, own: DType, watch: Watch
-) -> tuple[LazyTensor, str, str]:
-    """A weight as a tensor, what became of it in words, and what that loses."""
+) -> tuple[LazyTensor, str, str, Bound]:
+    """A weight as a tensor, what became of it in words, what that loses, and how far it is from its codes."""
     main, name = module[form.main], module.name + form.plain
     parts = tuple(part.name for part in module.tensors.values())
     kept = stored.kept(near=keep == "near") if keep != "never" else None
@@ -155,7 +159,7 @@ def _tensor(
         info = TensorInfo(name, stored.shape, kept.dtype)
         tensor = main.derived(info, _counted(kept, name, watch), parts=parts, work_nbytes=stored.work)
         tensor = replace(tensor, beside=kept.beside)
-        return tensor, f"kept as {kept.dtype}", kept.loss
+        return tensor, f"kept as {kept.dtype}", kept.loss, kept.bound
 
     def read(start: int, stop: int) -> Rows:
         return np.ascontiguousarray(stored.values(start, stop)).view(np.uint8)
@@ -163,8 +167,10 @@ def _tensor(
     plain = main.derived(TensorInfo(name, stored.shape, F32), read, parts=parts, work_nbytes=stored.work)
     if isinstance(stored, Values):
         plain = replace(plain, slab_nbytes=stored.slab)
-    wanted = F32 if own is F32 else stored.holds() or own
-    return plain if wanted is F32 else encoded(plain, wanted, watch), f"decoded to {wanted}", ""
+    holds = stored.holds()
+    wanted = F32 if own is F32 else holds or own
+    made = plain if wanted is F32 else encoded(plain, wanted, watch)
+    return made, f"decoded to {wanted}", "", Codes(holds=holds).by_way_of((F32, wanted))
 
 
 def _counted(kept: Kept, name: str, watch: Watch) -> Callable[[int, int], Rows]:

@@ -90,8 +90,7 @@ def _affine(module: Module, shape: tuple[int, int], groups: int, codes: _Part, s
         found = codes(_QZEROS, 0, out)
         return int(found.min()), int(found.max())
 
-    exact = module[_SCALES].info.dtype.name in ("F16", "BF16")
-    return Affine(module.where, shape, row // groups, (0, _HIGHEST), read, zeros, halves=lambda: exact)
+    return Affine(module.where, shape, row // groups, (0, _HIGHEST), read, zeros, scaled=lambda: module.type(_SCALES))
 
 
 def _refuse(settings: Mapping[str, Any]) -> str | None:

@@ -39,11 +39,11 @@ def _read(module: Module) -> Affine:
         numbers = found.astype(np.int8).reshape(-1, row) - np.int8(1)
         return Group(numbers, np.full((stop - start, 1), scale(), np.float32))
 
-    def halves() -> bool:
+    def scaled() -> str:
         with np.errstate(over="ignore"):
-            return bool(np.float32(np.float16(scale())) == scale())
+            return "F16" if np.float32(np.float16(scale())) == scale() else "F32"
 
-    return Affine(module.where, (out, row), row, (-1, 1), read, halves=halves)
+    return Affine(module.where, (out, row), row, (-1, 1), read, scaled=scaled)
 
 
 SCHEME = Scheme("BitNet", ("bitnet",), (Form(_WEIGHT, (_SCALE,), _read, dtypes=("U8",)),))

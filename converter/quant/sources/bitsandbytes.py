@@ -141,7 +141,7 @@ def _eight_bits(module: Module) -> Affine:
         return Group(module.rows(_WEIGHT, start, stop), scale[:, None])
 
     after = np.float32(1 / 127)
-    return Affine(module.where, shape, row, (-128, 127), read, halves=lambda: False, after=after)
+    return Affine(module.where, shape, row, (-128, 127), read, scaled=lambda: "F32", after=after)
 
 
 def _form(kind: str) -> Form:

@@ -110,8 +110,7 @@ def integers(
         found = module.array(zeros.suffix if zeros is not None else scale)
         return int(found.min()), int(found.max())
 
-    exact = module[scale].info.dtype.name in ("F16", "BF16")
     return Affine(
         module.where, shape, scales.wide, (lowest, highest), read,
-        zeros=None if zeros is None else extent, halves=lambda: exact,
+        zeros=None if zeros is None else extent, scaled=lambda: module.type(scale),
     )  # fmt: skip

@@ -114,11 +114,10 @@ def _packed(module: Module) -> Affine:
         found = zeros(0, rows)
         return int(found.min()), int(found.max())
 
-    exact = module[_SCALE].info.dtype.name in ("F16", "BF16")
     least = 0 if zeros is not None else -middle
     return Affine(
         module.where, (rows, row), size, (least, least + (1 << bits) - 1), read,
-        zeros=None if zeros is None else extent, order=order, halves=lambda: exact,
+        zeros=None if zeros is None else extent, order=order, scaled=lambda: module.type(_SCALE),
     )  # fmt: skip
 
 

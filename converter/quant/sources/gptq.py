@@ -72,8 +72,10 @@ def _read(module: Module) -> Affine:
         found = zeros(0, out)
         return int(found.min()), int(found.max())
 
-    exact = module[_SCALES].info.dtype.name in ("F16", "BF16")
-    return Affine(module.where, (out, row), size, (0, (1 << bits) - 1), read, extent, order=order, halves=lambda: exact)
+    return Affine(
+        module.where, (out, row), size, (0, (1 << bits) - 1), read, extent,
+        order=order, scaled=lambda: module.type(_SCALES),
+    )  # fmt: skip
 
 
 def _said(module: Module, settings: Mapping[str, Any], key: str, words: int) -> int:

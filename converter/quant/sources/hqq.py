@@ -82,9 +82,9 @@ def _read(module: Module) -> Stored:
         return numbers.reshape(-1, row)
 
     if axis == 1 and row % size == 0:
-        halves = module[_SCALE].info.dtype.name in ("F16", "BF16")
-        highest = (1 << bits) - 1
-        return Affine(module.where, shape, size, (0, highest), groups, real=True, halves=lambda: halves)
+        return Affine(
+            module.where, shape, size, (0, (1 << bits) - 1), groups, real=True, scaled=lambda: module.type(_SCALE)
+        )
     return Values(shape, values, 40 * row)
 
 

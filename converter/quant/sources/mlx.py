@@ -63,9 +63,10 @@ def _affine(module: Module, biases: str) -> Affine:
         scale, least = scales(start, stop)
         return Group(stream(module.rows(_WEIGHT, start, stop), bits, row), scale, None, least)
 
-    halves = module[_SCALES].info.dtype.name in ("F16", "BF16")
-    shape, codes = (*outer, row), (0, (1 << bits) - 1)
-    return Affine(module.where, shape, size, codes, read, least=True, halves=lambda: halves, scales=scales)
+    return Affine(
+        module.where, (*outer, row), size, (0, (1 << bits) - 1), read,
+        least=True, scaled=lambda: module.type(_SCALES), scales=scales,
+    )  # fmt: skip
 
 
 def _floating(module: Module) -> Stored:

@@ -64,7 +64,7 @@ def _rows(module: Module) -> Stored:
     def group(start: int, stop: int) -> Group:
         return Group(module.rows(_CODES, start, stop), scales(start, stop))
 
-    return Affine(module.where, shape, row, (-128, 127), group, halves=lambda: own is not None, own=own)
+    return Affine(module.where, shape, row, (-128, 127), group, scaled=lambda: module.type(_SCALE), own=own)
 
 
 def _groups(module: Module) -> Affine:
@@ -107,7 +107,7 @@ def _groups(module: Module) -> Affine:
         read,
         None if real else zeros,
         least=real,
-        halves=lambda: own is not None,
+        scaled=lambda: module.type(_SCALE),
         own=own,
     )
 

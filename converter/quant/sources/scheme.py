@@ -37,6 +37,9 @@ class Module:
     def shape(self, suffix: str) -> tuple[int, ...]:
         return self.tensors[suffix].info.shape
 
+    def type(self, suffix: str) -> str:
+        return self.tensors[suffix].info.dtype.name
+
     def array(self, suffix: str) -> NDArray[Any]:
         """A tensor of it, read whole: for small ones."""
         return self.tensors[suffix].array()

@@ -19,7 +19,8 @@ from converter.errors import CorruptFile, UnsupportedFeature
 from converter.quant.sources import blocks
 from converter.quant.sources.bits import stream
 from converter.quant.sources.floats import E4M3, E8M0, MICRO, fours
-from converter.tensors.dtypes import BF16, DTYPES, DType
+from converter.tensors.bound import EXACT, Bound, rounding, within
+from converter.tensors.dtypes import BF16, DTYPES, F16, DType
 from converter.tensors.mxfp4 import MXFP4
 from converter.tensors.tensor import Beside, Rows
 
@@ -32,13 +33,14 @@ class Kept(NamedTuple):
     """A type of ggml that holds a weight as it is stored.
 
     `read(start, stop)` gives rows of it and how many of their scales were rounded. `loss` says what is lost in words,
-    "" where nothing is but a scale that F16 does not hold. `beside` is what the blocks do not say. `same` says that
-    blocks of that type are what the source has.
+    "" where nothing is but a scale that F16 does not hold; `bound` how far its numbers are from those of the codes.
+    `beside` is what the blocks do not say. `same` says that blocks of that type are what the source has.
     """
 
     dtype: DType
     read: Callable[[int, int], tuple[Rows, int]]
     loss: str = ""
+    bound: Bound = EXACT
     beside: Beside | None = None
     same: bool = False
 
@@ -84,6 +86,11 @@ _ROUNDED_SCALES = (
     "scales are F32 and become F16: numbers move by 1/2048 of themselves, more if a scale is below 0.00006"
 )
 _ROUNDED_LEAST = "least numbers, -zero * scale, become F16: each moves by 1/2048 of itself at most"
+#: What F16 makes of scales and least numbers of these types; those of others are rounded.
+_HELD_SCALES = {"F16": EXACT, "BF16": Bound(but="but for scales below 2^-17")}
+_LEAST = "the least number of its group"
+_HALF = rounding(F16).shares[0].share
+_ORDER = Bound(but="but for the last bit of F32")  # three factors, multiplied in another order
 
 
 def _in(dtype: DType | None, numbers: Floats) -> Floats:
@@ -131,7 +138,8 @@ class Affine:
         least: whether groups have a least number.
         order: the group of each column, where groups are not in the order of columns.
         real: zero points are real numbers, not integers.
-        halves: whether scales may well be what F16 holds; those that are not after all are counted.
+        scaled: the type that scales have or are held by, asked when needed: F16 and BF16 ones are kept as F16, and
+            those that this does not hold after all are counted.
         after: what numbers are multiplied by once they are scaled.
         scales: scales and least numbers of rows [start, stop) without the codes, where groups have a least number.
         own: the type that the scheme gives numbers in: each step is rounded to it. Codes that are kept are not.
@@ -146,7 +154,7 @@ class Affine:
     least: bool = False
     order: NDArray[np.int64] | None = None
     real: bool = False
-    halves: Callable[[], bool] = lambda: True
+    scaled: Callable[[], str] = lambda: "F16"
     after: np.float32 | None = None
     scales: Callable[[int, int], tuple[Floats, Floats]] | None = None
     own: DType | None = None
@@ -177,10 +185,21 @@ class Affine:
         return numbers
 
     def kept(self, near: bool) -> Kept | None:
-        exact = self._held() if self.halves() and not self.real else None
+        exact = self._held() if self.scaled() in _HELD_SCALES and not self.real else None
         if exact is not None or not near:
             return exact
-        return next((held._replace(loss=loss) for other, loss in self._nearby() if (held := other._held())), None)
+        nearby = ((other._held(), loss, bound) for other, loss, bound in self._nearby())
+        return next((held._replace(loss=loss, bound=held.bound + bound) for held, loss, bound in nearby if held), None)
+
+    def _rounded_scales(self) -> Bound:
+        """What F16 makes of numbers by way of their scales and, where these are rounded, of least numbers."""
+        held = _HELD_SCALES.get(self.scaled())
+        if held is not None:
+            return held
+        small = "more where a scale is below 0.00006"
+        if not self.least:
+            return replace(within((_HALF, "itself")), but=small)
+        return replace(within((_HALF, "code times scale"), (_HALF, _LEAST)), but=small)
 
     def _held(self) -> Kept | None:
         """As a type of ggml, whatever becomes of the scales."""
@@ -203,18 +222,20 @@ class Affine:
                 raise UnsupportedFeature(f"{self.where}: a scale is beyond F16\n--keep-codes never decodes the codes")
             return blocks.packed(name, codes, scale[:, first], least)
 
-        return Kept(DTYPES[name], read)
+        return Kept(DTYPES[name], read, bound=self._rounded_scales())
 
-    def _nearby(self) -> Iterator[tuple[Affine, str]]:
-        """The same weight with something rounded, so that a type may hold it, and what that loses."""
+    def _nearby(self) -> Iterator[tuple[Affine, str, Bound]]:
+        """The same weight with something rounded, so that a type may hold it, and what that loses beside scales."""
         if self.real:
-            yield replace(self, real=False, least=True, read=self._read_least), _ROUNDED_LEAST
+            rounded = replace(self, real=False, least=True, read=self._read_least)
+            yield rounded, _ROUNDED_LEAST, within((_HALF, _LEAST))
             return
-        yield self, _ROUNDED_SCALES
+        yield self, _ROUNDED_SCALES, EXACT
         if self.scales is not None:
             low, high, off = self._extent(self.scales)
             zeroed = replace(self, least=False, read=self._read_zeros, zeros=lambda: (low, high))
-            yield zeroed, f"least numbers become whole steps: each number moves by {off:.3f} of a step at most"
+            said = f"least numbers become whole steps: each number moves by {off:.3f} of a step at most"
+            yield zeroed, said, within((off, "a step"))
 
     def _extent(self, scales: Callable[[int, int], tuple[Floats, Floats]]) -> tuple[int, int, float]:
         """The lowest and the highest least number in whole steps, and how far from whole the farthest is."""
@@ -383,7 +404,7 @@ class Fours:
         scale = self.factor.factors
         given = np.ones(1, np.float32) if self.inputs is None else self.inputs.factors
         beside = Beside(tuple(scale.tolist()), tuple(np.broadcast_to(given, scale.shape).tolist()), self.prec_a4)
-        return Kept(dtype, read, beside=beside, same=True)
+        return Kept(dtype, read, bound=_ORDER, beside=beside, same=True)
 
     def holds(self) -> DType | None:
         return BF16 if self.size == MICRO and self.factor is None else None

@@ -105,7 +105,7 @@ def _integers(module: Module, said: Mapping[str, Any]) -> Affine:
         (low, high),
         read,
         None if zeros is None else extent,
-        halves=lambda: _halves(module),
+        scaled=lambda: module.type(_SCALE),
         own=_own(module, said),
     )
 
@@ -139,11 +139,7 @@ def _nibbles(module: Module, said: Mapping[str, Any]) -> Affine:
         scale, least = (module.columns(suffix, start, stop).astype(np.float32) for suffix in (_SCALE, _ZERO))
         return Group(codes, scale, None, least)
 
-    return Affine(module.where, shape, groups.wide, (-8, 7), read, least=True, halves=lambda: _halves(module))
-
-
-def _halves(module: Module) -> bool:
-    return module[_SCALE].info.dtype.name in ("F16", "BF16")
+    return Affine(module.where, shape, groups.wide, (-8, 7), read, least=True, scaled=lambda: module.type(_SCALE))
 
 
 _KINDS: Mapping[str, Callable[[Module, Mapping[str, Any]], Stored]] = {

@@ -12,6 +12,7 @@ from typing import Any
 from converter.errors import UsageError
 from converter.quant.targets import compressed, fp8, mlx
 from converter.quant.targets.packing import Target
+from converter.tensors.bound import Bound
 from converter.tensors.tensor import LazyTensor
 
 TARGETS: Mapping[str, Target] = {each.name: each for each in (*fp8.TARGETS, *compressed.TARGETS, *mlx.TARGETS)}
@@ -27,13 +28,13 @@ class Packed:
 
     Attributes:
         tensors: all of them, in the order of the file.
-        parts: names of those that hold codes or belong to them.
+        bounds: of those that hold codes or belong to them, how far the numbers that these make are from the weight's.
         config: the keys of config.json that say so.
         n_elements: of the tensors before they were packed.
     """
 
     tensors: Mapping[str, LazyTensor]
-    parts: frozenset[str]
+    bounds: Mapping[str, Bound]
     config: Mapping[str, Any]
     n_elements: int
 
@@ -65,7 +66,7 @@ def packed(scheme: Target, tensors: Mapping[str, LazyTensor]) -> Packed:
     Left as they are: what is no matrix, embedding and head (but for MLX), routers, rows that do not divide.
     """
     made: dict[str, LazyTensor] = {}
-    parts: set[str] = set()
+    bounds: dict[str, Bound] = {}
     left: list[str] = []
     alone: dict[str, Any] = {}
     for name, tensor in tensors.items():
@@ -80,10 +81,10 @@ def packed(scheme: Target, tensors: Mapping[str, LazyTensor]) -> Packed:
                 alone[module] = settings
             own = scheme.pack(tensor, module)
             made.update((each.name, each) for each in own)
-            parts.update(each.name for each in own)
+            bounds.update((each.name, scheme.bound_of(tensor)) for each in own)
     n_elements = sum(tensor.info.n_elements for tensor in tensors.values())
     config = {**scheme.config(tuple(left)), **alone}
-    return Packed(made, frozenset(parts), dict.fromkeys(scheme.keys, config), n_elements)
+    return Packed(made, bounds, dict.fromkeys(scheme.keys, config), n_elements)
 
 
 def _wanted(scheme: Target, module: str, tensor: LazyTensor) -> bool:

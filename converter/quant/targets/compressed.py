@@ -19,6 +19,7 @@ from converter.quant.targets import fp8
 from converter.quant.targets.packing import Floats, Target, computed, constant, largest, late, stream
 from converter.storage.slabs import row_ranges
 from converter.tensors import kernels
+from converter.tensors.bound import Bound, within
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.mxfp4 import regrouped
 from converter.tensors.streams import values
@@ -171,23 +172,33 @@ _FLOAT8 = {"num_bits": 8, "type": "float"}
 _BY_TOKEN = {**_FLOAT8, "dynamic": True, "symmetric": True, "strategy": "token"}
 _FLOAT4 = {"num_bits": 4, "type": "float"}
 
+
+def _within_half(bits: int) -> Bound:
+    """Half a step of the largest number, and what a scale in BF16 is off."""
+    return within((1 / ((1 << bits) - 1) + 2.0**-8, "the largest of its group"))
+
+
 TARGETS = (
-    Target("w4a16", 128, _integers(4, 128), _int(4, 128)),
-    Target("w8a16", 128, _integers(8, 128), _int(8, 128)),
+    Target("w4a16", 128, _integers(4, 128), _int(4, 128), _within_half(4)),
+    Target("w8a16", 128, _integers(8, 128), _int(8, 128), _within_half(8)),
     Target(
         "ct-fp8", 1, _fp8_rows,
         _config("float-quantized", {**_FLOAT8, "strategy": "channel"}, _BY_TOKEN),
+        fp8.bound("row"),
     ),
     Target(
         "nvfp4", 16, _nvfp4,
         _config("nvfp4-pack-quantized", {
             **_FLOAT4, "strategy": "tensor_group", "group_size": 16, "scale_dtype": "torch.float8_e4m3fn",
         }),
+        # Half of the widest gap, 4 to 6, of a scale that is rounded up by 1/16; the least scale of a weight's largest.
+        within((17 / 96, "the largest of its group"), (2.0**-10 / 448, "the largest of the weight")),
     ),
     Target(
         "mxfp4", 32, _mxfp4,
         _config("mxfp4-pack-quantized", {
             **_FLOAT4, "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8",
         }),
+        within((1 / 4, "the largest of its group")),  # which is 4 to 8 of the scale, and the largest code 6
     ),
 )  # fmt: skip

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from converter.quant.targets.packing import Floats, Target, computed, constant, largest
 from converter.tensors import kernels
+from converter.tensors.bound import Bound, within
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor
 
@@ -62,6 +63,11 @@ def _rows(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
     )
 
 
+def bound(group: str) -> Bound:
+    """Half a unit in E4M3's last place, and half of its least number, with the largest of a group as its largest."""
+    return within((2.0**-4, "itself"), (2.0**-10 / float(LARGEST), f"the largest of its {group}"))
+
+
 _BOUND = 1200.0  # of activations, as transformers sets it
 
 
@@ -73,6 +79,7 @@ TARGETS = (
     Target(
         "fp8", 1, _blocks,
         _config("fp8", activation_scheme="dynamic", fmt="e4m3", weight_block_size=[BLOCK, BLOCK]),
+        bound("block"),
     ),
-    Target("fp8-row", 1, _rows, _config("fbgemm_fp8", activation_scale_ub=_BOUND)),
+    Target("fp8-row", 1, _rows, _config("fbgemm_fp8", activation_scale_ub=_BOUND), bound("row")),
 )  # fmt: skip

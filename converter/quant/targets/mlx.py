@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.quant.targets.packing import Floats, Target, computed, stream
+from converter.tensors.bound import Bound, within
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, Rows
 
@@ -113,10 +114,16 @@ def _config(bits: int) -> Callable[[tuple[str, ...]], Mapping[str, Any]]:
     return made
 
 
+def _bound(bits: int) -> Bound:
+    """A step, for zero is made a code by a change of the scale; scale and least number are BF16 at worst."""
+    half = 2.0**-8
+    return within((1 / ((1 << bits) - 1) + half, "the range of its group"), (half, "the largest of its group"))
+
+
 TARGETS = tuple(
     Target(
         f"mlx-{bits}", SIZE, _packed(bits),
-        _config(bits), _own(bits), embeddings=True, keys=("quantization", "quantization_config"),
+        _config(bits), _bound(bits), _own(bits), embeddings=True, keys=("quantization", "quantization_config"),
     )
     for bits in (2, 3, 4, 5, 6, 8)
 )  # fmt: skip

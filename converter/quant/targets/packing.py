@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.tensors.bound import EXACT, Bound
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -27,7 +28,8 @@ class Target:
         row: what the length of a row must be a multiple of.
         pack: the tensors that a weight becomes; it is given the weight and its module's name.
         config: what config.json says, given the names of the modules that are left as they are.
-        own: settings of a single weight, where they are others than those of all.
+        bound: how far a number may be from the weight's.
+        own: settings of a single weight whose blocks are taken over as they are; None where it is packed anew.
         embeddings: whether the token embedding and the head are packed, too.
         keys: keys of config.json that hold the same.
     """
@@ -36,9 +38,14 @@ class Target:
     row: int
     pack: Callable[[LazyTensor, str], tuple[LazyTensor, ...]]
     config: Callable[[tuple[str, ...]], Mapping[str, Any]]
+    bound: Bound
     own: Callable[[LazyTensor], Mapping[str, Any] | None] = lambda weight: None
     embeddings: bool = False
     keys: tuple[str, ...] = ("quantization_config",)
+
+    def bound_of(self, weight: LazyTensor) -> Bound:
+        """How far numbers of its codes may be from this weight's."""
+        return EXACT if self.own(weight) is not None else self.bound
 
 
 def computed(

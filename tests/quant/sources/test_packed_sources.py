@@ -167,6 +167,44 @@ def test_converted_verified_and_looked_at(sample: Path, tmp_path: Path) -> None:
     assert main(["compare", str(sample), "--quants", "q8_0"]) == 0
 
 
+def magnitudes(tensor: LazyTensor, wanted: np.ndarray) -> dict[str, np.ndarray]:
+    """What a share may be of; steps and least numbers by blocks of Q8_0 and Q4_1."""
+    found = {"itself": np.abs(wanted)}
+    if tensor.info.dtype.name in ("Q8_0", "Q4_1"):
+        blocks = tensor.rows(0, tensor.info.n_rows).reshape(-1, tensor.info.dtype.type_size)
+        halves = np.abs(np.ascontiguousarray(blocks[:, :4]).view(np.float16).astype(np.float32))
+        step, least = (np.repeat(halves[:, k], 32).reshape(wanted.shape) for k in (0, 1))
+        found |= {"a step": step, "the least number of its group": least}
+    return found
+
+
+#: Samples whose library rounds its numbers, and so do we where codes are decoded: then those that are kept say more.
+OWN = {"quanto-qint8": 2**-11, "torchao-int8wo": 2**-8}
+
+
+@each_packed
+@pytest.mark.parametrize("how", [{}, {"keep_codes": "near"}, {"quant": "f16"}, {"quant": "bf16"}], ids=str)
+def test_a_plan_says_what_is_exact_and_how_far_the_rest_is_off(
+    sample: Path, how: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every number of the GGUF that is planned, against the decoded one."""
+    decoded = converter.plan(sample, tmp_path / "a.gguf", converter.Request(quant="f32", keep_codes="never"))
+    made = converter.plan(sample, tmp_path / "b.gguf", converter.Request(**how))
+    with decoded.checkpoint as plain, made.checkpoint as kept:
+        said = {step.name: step.bound for step in made.steps if step.bound is not None and step.name in plain.tensors}
+        assert len(said) == sum(SAMPLES[sample.name].values())
+        for name, bound in said.items():
+            wanted, found = (numbers(each.tensors[name]).astype(np.float64) for each in (plain, kept))
+            if (beside := kept.tensors.get(name.removesuffix("weight") + "scale")) is not None:
+                found *= numbers(beside)
+            of, quantized = magnitudes(kept.tensors[name], wanted), kept.tensors[name].info.dtype.quantized
+            most = sum((share.share * of[share.of] for share in bound.shares), np.zeros_like(wanted))
+            most += (2.0**-23 if bound.but.endswith("last bit of F32") else 0) * of["itself"]
+            most += (OWN.get(sample.name, 0) if quantized else 0) * of["itself"]
+            most += 0 if bound.exact or quantized else 2.0**-25  # F16's least, halved
+            assert (np.abs(found - wanted) <= most * (1 + 2.0**-20)).all(), (name, str(bound))
+
+
 # ------------------------------------------------------------------------------------------ what is not read
 
 WEIGHT = "model.layers.0.self_attn.q_proj.qweight"

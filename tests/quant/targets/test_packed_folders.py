@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from support.builders import llama_folder
 
+from converter.checkpoint import Checkpoint
 from converter.cli.main import main
 from converter.errors import UsageError
 from converter.formats.registry import open_checkpoint
@@ -61,11 +63,51 @@ def test_every_scheme_has_a_bound() -> None:
 @each
 def test_parts_do_not_depend_on_how_they_are_asked_for(name: str) -> None:
     made = packed(target(name), {"model.layers.0.mlp.up_proj.weight": weight(matrix())})
-    assert made.parts == made.tensors.keys() and len(made.parts) > 1
+    assert made.bounds.keys() == made.tensors.keys() and len(made.bounds) > 1
     for tensor in made.tensors.values():
         whole = bytes_of(tensor, 1 << 20)
         assert len(whole) == tensor.info.nbytes
         assert bytes_of(tensor, 7) == bytes_of(tensor, 130) == whole, tensor.name
+
+
+#: Rows and columns that share a scale.
+GROUPS = {
+    "fp8": (128, 128), "fp8-row": (1, 384), "ct-fp8": (1, 384), "w4a16": (1, 128), "w8a16": (1, 128), "nvfp4": (1, 16),
+    "mxfp4": (1, 32), **{f"mlx-{bits}": (1, 64) for bits in (2, 3, 4, 5, 6, 8)},
+}  # fmt: skip
+
+
+@each
+@pytest.mark.parametrize("kind", ["normal", "heavy tails", "one side", "sizes apart"])
+def test_numbers_are_within_the_bound(name: str, kind: str) -> None:
+    rng = np.random.default_rng(3)
+    array = {
+        "normal": matrix, "heavy tails": lambda: rng.standard_t(2, (256, 384)).astype(np.float32),
+        "one side": lambda: rng.exponential(1, (256, 384)).astype(np.float32),
+        "sizes apart": lambda: rng.normal(0, 1, (256, 384)) * 10.0 ** rng.uniform(-4, 0, (256, 384)),
+    }[kind]()  # fmt: skip
+    array = array.astype(ml_dtypes.bfloat16).astype(np.float32)
+    scheme, source = target(name), weight(array, "a.weight")
+    made = packed(scheme, {"a.weight": source})
+    folder = Checkpoint("hf", Path("here"), "hf", made.tensors, {"torch_dtype": "bfloat16", **made.config})
+    found = values(unpacked(folder, typed=False).tensors["a.weight"], 0, len(array))
+    (tall, wide), (rows, row) = GROUPS[name], array.shape
+    padded = np.pad(array, ((0, -rows % tall), (0, -row % wide)))
+    groups = padded.reshape(len(padded) // tall, tall, -1, wide)
+
+    def spread(of_groups: np.ndarray) -> np.ndarray:
+        return np.repeat(np.repeat(of_groups, tall, axis=0), wide, axis=1)[:rows, :row]
+
+    largest = spread(np.abs(groups).max(axis=(1, 3)))
+    of = {
+        "itself": np.abs(array), "the largest of the weight": np.full_like(array, np.abs(array).max()),
+        "the range of its group": spread(groups.max(axis=(1, 3)) - groups.min(axis=(1, 3))),
+        **{f"the largest of its {group}": largest for group in ("group", "row", "block")},
+    }  # fmt: skip
+    bound = scheme.bound_of(source)
+    assert made.bounds.keys() == made.tensors.keys() and set(made.bounds.values()) == {bound}
+    share = np.abs(found - array) / sum(np.float64(share.share) * of[share.of] for share in bound.shares)
+    assert 0.2 < share.max() <= 1 + 1e-6
 
 
 @each
@@ -167,6 +209,31 @@ def test_from_one_scheme_to_another(model: Path, tmp_path: Path, first: str, sec
     assert main([str(tmp_path / "first"), f"{tmp_path}/copy/"]) == 0
     assert main(["verify", str(tmp_path / "first"), str(tmp_path / "copy")]) == 0
     assert main(["verify", str(model), str(tmp_path / "second")]) == 41
+
+
+def test_a_plan_says_what_a_scheme_loses(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blocks that are taken over lose nothing, and a first loss comes before a second."""
+    assert main([str(model), str(tmp_path / "m.gguf"), "-q", "q8_0", "--pure", "--no-tokenizer"]) == 0
+    assert main([str(model), f"{tmp_path}/fp8/", "--scheme", "fp8"]) == 0
+    capsys.readouterr()
+    found = {}
+    for kind, source in {"plain": model, "blocks": tmp_path / "m.gguf", "codes": tmp_path / "fp8"}.items():
+        for name in ("mlx-8", "w4a16"):
+            assert main(["plan", str(source), f"{tmp_path}/out/", "--scheme", name, "--json"]) == 0
+            steps = json.loads(capsys.readouterr().out)["tensors"]
+            said = {step["codes"]["bound"] for step in steps if step["codes"] and "q_proj" in step["name"]}
+            assert len(said) == 1 and not [s for s in steps if s["codes"] and "norm" in s["name"]]
+            found[kind, name] = said.pop()
+    anew = {name: str(TARGETS[name].bound) for name in ("mlx-8", "w4a16")}
+    assert anew["w4a16"] == "within 0.071 of the largest of its group"
+    assert found == {
+        ("plain", "mlx-8"): anew["mlx-8"], ("plain", "w4a16"): anew["w4a16"],
+        ("blocks", "mlx-8"): "exact", ("blocks", "w4a16"): anew["w4a16"],
+        ("codes", "mlx-8"): anew["mlx-8"], ("codes", "w4a16"): anew["w4a16"],
+    }  # fmt: skip
+    assert main(["plan", str(tmp_path / "fp8"), f"{tmp_path}/out/", "--dtype", "bf16"]) == 0
+    printed = capsys.readouterr().out
+    assert "codes" in printed.splitlines()[0] and "within 1/256 of itself" in printed
 
 
 def test_a_scheme_is_for_a_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
