@@ -65,14 +65,39 @@ QK_IN_PARTS = only_when(
     ),
 )
 
+# ChatGLM 2 and 3 and GLM-4 with their own code: the same model under other names, heads in one tensor, as in its GGUF.
+CHATGLM_KEYS = {
+    "num_hidden_layers": "num_layers", "num_key_value_heads": "multi_query_group_num", "head_dim": "kv_channels",
+    "intermediate_size": "ffn_hidden_size", "rms_norm_eps": "layernorm_epsilon", "vocab_size": "padded_vocab_size",
+    "attention_bias": "add_qkv_bias",
+}  # fmt: skip
+FUSED_BIAS = "present('blk.0.attn_qkv.bias')"
+C = "transformer.encoder.layers.{block}."
+CHATGLM_TENSORS = only_when(
+    "fused",
+    (
+        T("transformer.embedding.word_embeddings.weight", "token_embd.weight", shape=("n_vocab", "n_embd")),
+        T("transformer.encoder.final_layernorm.weight", "output_norm.weight", shape=NORM),
+        T(
+            "transformer.output_layer.weight", "output.weight", shape=("n_vocab", "n_embd"),
+            tied_to="token_embd.weight",
+        ),
+        T(C + "input_layernorm.weight", G + "attn_norm.weight", shape=NORM),
+        T(C + "post_attention_layernorm.weight", G + "ffn_norm.weight", shape=NORM),
+        *pair(C + "self_attention.query_key_value", G + "attn_qkv", shape=(f"{Q} + 2 * {KV}", "n_embd")),
+        *pair(C + "self_attention.dense", G + "attn_output", shape=("n_embd", Q)),
+        T(C + "mlp.dense_h_to_4h.weight", G + "ffn_up.weight", shape=("2 * n_ff", "n_embd")),
+        T(C + "mlp.dense_4h_to_h.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
+    ),
+)  # fmt: skip
+
 ARCHITECTURES = (
     Architecture(
         gguf="chatglm",
         hf=(
-            HFClass(
-                "GlmForCausalLM",
-                "glm",
-            ),
+            HFClass("GlmForCausalLM", "glm", when="not fused"),
+            HFClass("ChatGLMModel", "chatglm", when="fused", facts={"fused": 1}, keys=CHATGLM_KEYS),
+            HFClass("ChatGLMForConditionalGeneration", "chatglm", when="0", facts={"fused": 1}, keys=CHATGLM_KEYS),
         ),
         hparams=(
             HParam("n_ctx", ("seq_length", "max_position_embeddings"), ("context_length",), required=True),
@@ -84,21 +109,32 @@ ARCHITECTURES = (
             RMS_EPS,
             N_ROT_OF_HEAD,
             HParam("adds_bos", (), ("/tokenizer.ggml.add_bos_token",), "bool", default=False, always=True),
-            HParam("rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32", default=10000.0, always=True),
+            HParam(
+                "rope_theta", ("rope.rope_theta",), ("rope.freq_base",), "f32", default="10000 * rope_ratio",
+                always=True,
+            ),
+            HParam("rope_ratio", ("rope_ratio",), (), "f32", default=1, back="rope_theta / 10000 if fused else 1"),
             HParam("rope_type", ("rope.rope_type",), (), "str", default="'default'"),
             N_VOCAB,
             HParam("head_dim", ("head_dim",), (), default="n_embd // n_head"),
             PARTIAL,
-            ATTENTION_BIAS,
+            *amended((ATTENTION_BIAS,), attention_bias={"back": f"{ATTENTION_BIAS.back} or {FUSED_BIAS}"}),
+            HParam("fused", default=0, back="present('blk.0.attn_qkv.weight')"),
         ),
         tensors=(
-            *TOP_TENSORS,
-            *NORM_TENSORS,
-            *ATTENTION,
-            T(H + "mlp.gate_up_proj.weight", G + "ffn_up.weight", shape=("2 * n_ff", "n_embd")),
-            T(H + "mlp.down_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
+            *CHATGLM_TENSORS,
+            *only_when(
+                "not fused",
+                (
+                    *TOP_TENSORS,
+                    *NORM_TENSORS,
+                    *ATTENTION,
+                    T(H + "mlp.gate_up_proj.weight", G + "ffn_up.weight", shape=("2 * n_ff", "n_embd")),
+                    T(H + "mlp.down_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
+                ),
+            ),
         ),
-        ignore=ROPE_BUFFERS,
+        ignore=(*ROPE_BUFFERS, "transformer.rotary_pos_emb.inv_freq"),
         traits=Traits(CHATGLM),
     ),
     Architecture(

@@ -6,7 +6,7 @@ two classes that the published models bring along, of which that for code has mo
 
 from converter.architectures.common import LABELS, N_EMBD, N_FF, N_HEAD, N_LAYER, N_VOCAB, NORM, POOLING, G
 from converter.architectures.spec import HEAD, Architecture, HFClass, HParam, T, only_when, optional, pair
-from converter.architectures.styles import BERT
+from converter.architectures.styles import JINA
 from converter.architectures.traits import Traits
 
 B = "encoder.layer.{block}."
@@ -85,7 +85,7 @@ ARCHITECTURES = (
         ignore=("embeddings.position_ids", "pooler.{rest}", "cls.{rest}"),
         aliases=(("bert.{rest}", "{rest}"), ("{rest}.gamma", "{rest}.weight"), ("{rest}.beta", "{rest}.bias")),
         traits=Traits(
-            BERT, built_in={"hidden_act": ("gelu",), "position_embedding_type": ("alibi",)},
+            JINA, built_in={"hidden_act": ("gelu",), "position_embedding_type": ("alibi",)},
         ),
     ),
 )  # fmt: skip

@@ -8,7 +8,8 @@ from converter.architectures.common import NORM, G
 from converter.architectures.granite_hybrid import MAMBA, MAMBA2
 from converter.architectures.nemotron_h import MIXER, B
 from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, moved, pair
-from converter.architectures.traits import Relation, TokenizerStyle, Traits
+from converter.architectures.styles import MAMBA2_TOKENS, MAMBA_TOKENS
+from converter.architectures.traits import Relation, Traits
 from converter.tensors.ops import NegExp, Reshape
 
 # The authors' package rounds the vocabulary up, and says the number before.
@@ -95,7 +96,7 @@ ARCHITECTURES = (
         tensors=(*TOP, *MAMBA1),
         aliases=ALIASES,
         traits=Traits(
-            TokenizerStyle(("bpe", "spm"), round_to=8),
+            MAMBA_TOKENS,
             relations=(Relation("n_inner == 2 * n_embd", "n_inner", "must be twice the width in llama.cpp"),),
             # llama.cpp takes the epsilon of the other norms.
             built_in={"mixer_rms_eps": (1e-6,)},
@@ -129,6 +130,6 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP, *moved(MAMBA, MIXER, MAMBA2)),
         aliases=ALIASES,
-        traits=Traits(TokenizerStyle(("spm", "bpe"), round_to=16)),
+        traits=Traits(MAMBA2_TOKENS),
     ),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from converter.architectures.common import (
     G,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T
-from converter.architectures.styles import SPM_OR_BPE
+from converter.architectures.styles import OPENELM
 from converter.architectures.traits import Traits
 from converter.tensors.ops import Split
 
@@ -61,6 +61,6 @@ ARCHITECTURES = (
             ),
             T(B + "ffn.proj_2.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
         ),
-        traits=Traits(SPM_OR_BPE),
+        traits=Traits(OPENELM),
     ),
 )  # fmt: skip

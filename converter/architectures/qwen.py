@@ -22,7 +22,7 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.spec import HEAD, Architecture, HFClass, HParam, T, amended, read_only
-from converter.architectures.styles import BPE, SPM_OR_BPE
+from converter.architectures.styles import BPE, INTERN_S1, SPM_OR_BPE
 from converter.architectures.traits import Relation, Traits
 from converter.tensors.ops import Pick, Split
 
@@ -175,6 +175,10 @@ ARCHITECTURES = (
             CLASSIFIER,
             HFClass("Qwen3ForCausalLM", "qwen3", DEFAULTS_3),
             HFClass("Qwen3Model", "qwen3", DEFAULTS_3, when="0", head=False),
+            HFClass(
+                "InternS1ForConditionalGeneration", "interns1", DEFAULTS_3, when="0", takes="n_expert == 0",
+                tokenizer=INTERN_S1,
+            ),
             HFClass("StepVLForConditionalGeneration", "step_robotics", {**DEFAULTS_3, "head_dim": 128}, when="0"),
         ),
         hparams=(*DECODER_HPARAMS, *RERANKER, ATTENTION_BIAS),
@@ -194,6 +198,10 @@ ARCHITECTURES = (
                 "qwen3_moe",
                 {**DEFAULTS, "num_experts": 128},
                 constants={"norm_topk_prob": True},
+            ),
+            HFClass(
+                "InternS1ForConditionalGeneration", "interns1", {**DEFAULTS, "num_experts": 128}, when="0",
+                tokenizer=INTERN_S1,
             ),
         ),
         hparams=(

@@ -32,7 +32,7 @@ from converter.architectures.qwen import (
     RERANKER_TENSORS,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, before
-from converter.architectures.styles import SPM_OR_BPE
+from converter.architectures.styles import QWEN3_ASR, QWEN3_OMNI, SPM_OR_BPE
 from converter.architectures.traits import Traits
 from converter.tensors.ops import Split, Transpose
 
@@ -80,6 +80,10 @@ ARCHITECTURES = (
             replace(CLASSIFIER, name="Qwen3ForSequenceClassification", takes="0"),
             HFClass("Qwen3ForCausalLM", "qwen3", takes="0"),
             HFClass("Qwen3VLForConditionalGeneration", "qwen3_vl", {**DEFAULTS_3, **VL_3_DEFAULTS}, when="0"),
+            HFClass(
+                "Qwen3ASRForConditionalGeneration", "qwen3_asr", {**DEFAULTS_3, **VL_3_DEFAULTS}, when="0",
+                facts={"n_deepstack": 0}, tokenizer=QWEN3_ASR,
+            ),
         ),
         hparams=(*before("rope_theta", MROPE, DECODER_HPARAMS), *RERANKER, *DEEPSTACK, ATTENTION_BIAS),
         tensors=(*RERANKER_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
@@ -97,6 +101,10 @@ ARCHITECTURES = (
                     **VL_3_DEFAULTS, "num_experts": 60,
                 },
                 when="0",
+            ),
+            HFClass(
+                "Qwen3OmniMoeForConditionalGeneration", "qwen3_omni_moe", {**VL_3_DEFAULTS, "num_experts": 128},
+                when="0", facts={"n_deepstack": 0}, tokenizer=QWEN3_OMNI,
             ),
         ),
         hparams=(*before("rope_theta", MROPE, MOE_HPARAMS), *EXPERT_WIDTHS, *DEEPSTACK, ATTENTION_BIAS),

@@ -22,7 +22,7 @@ GEMMA3 = TokenizerStyle(("spm", "bpe"), last=NO_PREFIX, last_reader="spm")
 PHI3 = TokenizerStyle(("spm", "bpe"), keep_added=True)
 BERT = TokenizerStyle(("wordpiece", "bpe", "unigram"), token_types=True)
 CHATGLM = TokenizerStyle(
-    ("bpe",), ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
+    ("chatglm", "bpe"), ids=(("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
 )  # fmt: skip
 MODERN_BERT = TokenizerStyle(
     ("bpe",),
@@ -55,3 +55,18 @@ INTERNLM2 = TokenizerStyle(
     ("spm", "hf-spm", "bpe"), keep_added=True, respelled=(("\0", "\N{DRAGON}"),), unused="[UNUSED", own_prefix=True,
     ends=(("eos", "<|im_end|>"),),
 )
+JINA = TokenizerStyle(("wordpiece", "whitespace", "bpe", "unigram"), token_types=True)
+INTERN_S1 = TokenizerStyle(("bpe",), ids=(("bos", "<|endoftext|>"),))
+# What the models hear or say goes by turns.
+QWEN3_OMNI = TokenizerStyle(("spm", "bpe"), last_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>")))
+QWEN3_ASR = TokenizerStyle(
+    ("spm", "bpe"), last_ids=QWEN3_OMNI.last_ids,
+    template="{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+    "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+)
+KIMI_K3 = TokenizerStyle(("bpe",), config_ids=(("eos", "eos_token_id"),), elsewhere="Kimi-K3.jinja")
+# Whose vocabularies llama.cpp's converter has beside it.
+NEOX = "GPT-NeoX (EleutherAI/gpt-neox-20b)"
+MAMBA_TOKENS = TokenizerStyle(("bpe", "spm"), round_to=8, usual=NEOX)
+MAMBA2_TOKENS = TokenizerStyle(("spm", "bpe"), round_to=16, usual=NEOX)
+OPENELM = TokenizerStyle(("spm", "bpe"), usual="Llama 2")

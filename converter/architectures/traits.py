@@ -37,6 +37,10 @@ class TokenizerStyle:
         own_prefix: write whether the SentencePiece model puts a space in front.
         mask: behind the pieces of XLM-RoBERTa's SentencePiece model is `<mask>`.
         ends: special ids of the tokens with these texts, whatever else is said, where there are such.
+        last_ids: the same, written after everything else.
+        template: the chat template, whatever the folder has.
+        elsewhere: what llama.cpp's converter takes of its own tree for a folder without a chat template.
+        usual: whose tokenizer models have whose folder has none.
         by_rows: keys for vocabularies of one exact size.
         token_types: write token_type_count from the config.
         round_to: config's vocab_size is rounded up to a multiple of it.
@@ -57,6 +61,10 @@ class TokenizerStyle:
     own_prefix: bool = False
     mask: bool = False
     ends: tuple[tuple[str, str], ...] = ()
+    last_ids: tuple[tuple[str, str], ...] = ()
+    template: str = ""
+    elsewhere: str = ""
+    usual: str = ""
     by_rows: Mapping[int, Keys] | None = None
     token_types: bool = False
     last_reader: str = ""

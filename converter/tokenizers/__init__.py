@@ -14,9 +14,11 @@ from converter.architectures.traits import Keys, TokenizerStyle
 from converter.errors import MissingPart, TokenizerError, UnknownPreTokenizer, UsageError
 from converter.events import Event, Note, VocabularyPadded
 from converter.metadata import Array, Metadata, array_of, boolean, text, u32
+from converter.tokenizers.beside import BESIDE_FILES
 from converter.tokenizers.build import (
     Built,
     build_bpe,
+    build_chatglm,
     build_gemma4,
     build_plamo,
     build_rwkv,
@@ -26,8 +28,10 @@ from converter.tokenizers.build import (
     build_tiktoken,
     build_unigram,
     build_unigram_json,
+    build_whitespace,
     build_wordpiece,
     build_xlmr,
+    cuts_at_spaces,
     is_spm_json,
     model_kind,
 )
@@ -38,6 +42,8 @@ from converter.tokenizers.pretokenizer import facts as known_names
 from converter.tokenizers.ranks import RANK_FILES
 from converter.tokenizers.sentencepiece import read_sentencepiece
 from converter.tokenizers.special import (
+    CHAT_TEMPLATE,
+    ID_KEYS,
     SPACE_PREFIX,
     TYPES,
     SpecialTokens,
@@ -67,13 +73,20 @@ FILES = (
     *RANK_FILES,
     RWKV_FILE,
     PLAMO_FILE,
+    *BESIDE_FILES,
     "chat_template.jinja",
     "chat_template.json",
 )
-READERS = ("spm", "hf-spm", "bpe", "wordpiece", "unigram", "gemma4", "tekken", "tiktoken", "rwkv", "plamo", "none")
+READERS = (
+    "spm", "hf-spm", "bpe", "wordpiece", "unigram", "gemma4", "chatglm", "whitespace", "tekken", "tiktoken", "rwkv",
+    "plamo", "none",
+)  # fmt: skip
 # Readers of files that are of no other's kind; also tried where the style names none whose files are there.
 _OWN_FILES = {"tekken": ("tekken.json",), "tiktoken": tuple(RANK_FILES), "rwkv": (RWKV_FILE,), "plamo": (PLAMO_FILE,)}
-_SPM_FILES = {"spm": ("tokenizer.model",), "unigram": ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")}
+_SPM_FILES = {
+    "spm": ("tokenizer.model",), "chatglm": ("tokenizer.model",),
+    "unigram": ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,13 +189,15 @@ class _Job:
         name = self.files.first(*_SPM_FILES.get(reader, ()))
         if name is not None:
             return self._build_model(reader, name)
-        if reader == "spm" or self.files.first("tokenizer.json", "vocab.json", "vocab.txt") is None:
+        if reader in ("spm", "chatglm") or self.files.first("tokenizer.json", "vocab.json", "vocab.txt") is None:
             return None
         vocabulary = self._read_vocabulary()
         if reader == "hf-spm" and is_spm_json(vocabulary):
             return build_spm_json(vocabulary, self.rows)
         if reader == "gemma4" and is_spm_json(vocabulary):
             return build_gemma4(vocabulary, self.rows)
+        if reader == "whitespace" and cuts_at_spaces(vocabulary):
+            return build_whitespace(vocabulary, self.rows)
         if reader == "bpe" and vocabulary.kind in ("BPE", "WordLevel"):
             return build_bpe(vocabulary, self._pre_name(vocabulary), self.rows, self.style.keep_added_bpe)
         if reader == "wordpiece" and vocabulary.kind == "WordPiece":
@@ -199,6 +214,8 @@ class _Job:
     def _build_model(self, reader: str, name: str) -> Built | None:
         if reader == "spm":
             return build_spm(self.files, name, self.style, self.rows)
+        if reader == "chatglm":
+            return build_chatglm(self.files, name, self.rows)
         model = read_sentencepiece(self.files.data(name), name)
         if name == "sentencepiece.bpe.model":
             return build_xlmr(model, self._token_types(), self.rows, self.style.mask)
@@ -227,9 +244,10 @@ class _Job:
 
     def _nothing_found(self) -> TokenizerError | MissingPart:
         if self.files.first(*_SPM_FILES["unigram"], "tokenizer.json", "vocab.json", "vocab.txt") is None:
+            usual = f"; such models have that of {self.style.usual}" if self.style.usual else ""
             return MissingPart(
                 "no tokenizer in the model's folder: tokenizer.model, tokenizer.json, vocab.json or vocab.txt "
-                "is needed\n--config DIR takes it from another folder, --no-tokenizer does without"
+                f"is needed{usual}\n--config DIR takes it from another folder, --no-tokenizer does without"
             )
         has_json = self.files.first("tokenizer.json", "vocab.json", "vocab.txt") is not None
         kind = self._read_vocabulary().kind if has_json else "SentencePiece"
@@ -245,7 +263,7 @@ class _Job:
         if built.merges:
             metadata["tokenizer.ggml.merges"] = Array("str", built.merges)
         special = read_special(self.files, self.config, n_tokens=limit, types=TYPES)
-        for name, content in self.style.ids:
+        for name, content in self.style.ids if built.named else ():
             special.set_id(name, self._read_vocabulary().id_of(content), None)
         inner = self.config.get("text_config")
         said = {**self.config, **(inner if isinstance(inner, Mapping) else {})}
@@ -271,10 +289,10 @@ class _Job:
             special.chat_template = template_of(chat_template_file(self.files))
         if special.chat_template is None:
             special.chat_template = built.template
-        if special.chat_template is None and built.elsewhere:
+        if special.chat_template is None and (elsewhere := built.elsewhere or self.style.elsewhere):
             self.events.append(
                 Note(
-                    f"no chat template in the folder: llama.cpp's converter adds its own, {built.elsewhere}; "
+                    f"no chat template in the folder: llama.cpp's converter adds its own, {elsewhere}; "
                     "put it there as chat_template.jinja"
                 )
             )
@@ -295,9 +313,18 @@ class _Job:
             tail.update(_under_prefix(self.style.last))
         if self.style.space_prefix == "last":
             tail.update(self._space_prefix())
-        if self.style.token_types and built.reader == "bpe" and (count := self._token_types()) is not None:
+        if (
+            self.style.token_types
+            and built.reader in ("bpe", "whitespace")
+            and (count := self._token_types()) is not None
+        ):
             tail["tokenizer.ggml.token_type_count"] = u32(count)
         tail.update(_under_prefix((self.style.by_rows or {}).get(built.rows.size, ())))
+        if self.style.template:
+            tail[CHAT_TEMPLATE] = text(self.style.template)
+        for name, content in self.style.last_ids:
+            if (i := self._id_in(content, built.head)) is not None:
+                tail[ID_KEYS[name]] = u32(i)
         return tail
 
     def _space_prefix(self) -> Metadata:

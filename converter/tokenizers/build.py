@@ -48,6 +48,12 @@ from converter.tokenizers.vocabulary import Vocabulary
 
 PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
 MARK = "▁"
+WHITESPACE = "whitespace"  # the name of a tokenizer model and of its pre-tokenizer
+#: What the code beside ChatGLM's SentencePiece model calls its first pieces, and puts behind the last.
+CHATGLM_PRE, CHATGLM_FIRST = "chatglm-spm", ("<unk>", "<bos>", "<eos>")
+CHATGLM_SPECIAL = (
+    "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+)  # fmt: skip
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 _SPECIAL_LOOKS = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
 _SPECIAL_AFFIXES = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
@@ -112,6 +118,7 @@ class Built:
         tail: keys after the special ids.
         template: the chat template of a folder that has none.
         elsewhere: what llama.cpp's converter takes of its own tree for such a folder.
+        named: whether the special ids that the style gives by text go with it.
     """
 
     reader: str
@@ -124,6 +131,7 @@ class Built:
     tail: Metadata = field(default_factory=dict)
     template: str | None = None
     elsewhere: str = ""
+    named: bool = True
 
 
 def looks_special(token: str) -> bool:
@@ -207,6 +215,23 @@ def _spm_rows(
         _set_added(table, as_id(place, "added_tokens.json"), content, USER_DEFINED, "added_tokens.json", events)
     _overlay(files, table, style, events)
     return table, events
+
+
+def build_chatglm(files: TokenizerFiles, name: str, rows: int | None) -> Built:
+    """ChatGLM's SentencePiece model, whose special tokens only its code names, as the "llama" tokenizer model."""
+    model = read_sentencepiece(files.data(name), name)
+    first = len(model)
+    table = Rows(first + len(CHATGLM_SPECIAL) if rows is None else rows)
+    check_size(first + len(CHATGLM_SPECIAL), table.size)
+    table.scores[:] = 0.0
+    for i, (piece, kind, score) in enumerate(zip(model.pieces, model.types, model.scores, strict=True)):
+        token = CHATGLM_FIRST[i] if i < len(CHATGLM_FIRST) else piece.decode()
+        table.set(i, token, NORMAL if kind == USER_DEFINED else kind, score)
+    for i, token in enumerate(CHATGLM_SPECIAL, first):
+        table.set(i, token, CONTROL, 0.0)
+    head: Metadata = {"tokenizer.ggml.model": text("llama"), "tokenizer.ggml.pre": text(CHATGLM_PRE)}
+    head.update(table.arrays(scores=True))
+    return Built("chatglm", table, head, named=False)
 
 
 def _redefine(settings: dict[str, object], table: Rows) -> None:
@@ -314,10 +339,24 @@ def build_gemma4(vocabulary: Vocabulary, rows: int | None) -> Built:
 
 def build_bpe(vocabulary: Vocabulary, pre: str, rows: int | None, keep_added: bool = False) -> Built:
     """BPE as the "gpt2" tokenizer model; `keep_added` as the style's `keep_added_bpe`."""
-    table = _plain_rows(vocabulary, rows, keep_added)
-    head: Metadata = {"tokenizer.ggml.model": text("gpt2"), "tokenizer.ggml.pre": text(pre)}
+    return _merging(vocabulary, "bpe", vocabulary.model, pre, _plain_rows(vocabulary, rows, keep_added))
+
+
+def build_whitespace(vocabulary: Vocabulary, rows: int | None) -> Built:
+    """BPE of letters, not of bytes, in words between spaces: the "whitespace" tokenizer model."""
+    return _merging(vocabulary, "whitespace", WHITESPACE, WHITESPACE, _plain_rows(vocabulary, rows))
+
+
+def cuts_at_spaces(vocabulary: Vocabulary) -> bool:
+    """Whether tokenizer.json cuts text into words at spaces and marks, and merges letters in them."""
+    spec = as_dict(vocabulary.tokenizer.get("pre_tokenizer"), "tokenizer.json pre_tokenizer")
+    return vocabulary.kind == "BPE" and spec.get("type") == "Whitespace"
+
+
+def _merging(vocabulary: Vocabulary, reader: str, model: str, pre: str, table: Rows) -> Built:
+    head: Metadata = {"tokenizer.ggml.model": text(model), "tokenizer.ggml.pre": text(pre)}
     head.update(table.arrays(scores=False))
-    return Built("bpe", table, head, merges=vocabulary.merges, limit=False)
+    return Built(reader, table, head, merges=vocabulary.merges, limit=False)
 
 
 def build_wordpiece(vocabulary: Vocabulary, pre: str, rows: int | None) -> Built:

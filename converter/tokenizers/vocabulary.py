@@ -14,6 +14,7 @@ import numpy as np
 
 from converter.errors import TokenizerError
 from converter.metadata import Strings
+from converter.tokenizers.beside import DNA_MARKS, read_beside
 from converter.tokenizers.files import MAX_TOKENS, TokenizerFiles, as_dict, as_id, as_list, as_text, entries
 from converter.tokenizers.large import Long
 from converter.tokenizers.splitting import byte_alphabet
@@ -27,6 +28,8 @@ CLASS_DEFAULTS: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": {"unk": _ENDOFTEXT, "bos": _ENDOFTEXT, "eos": _ENDOFTEXT},
     "Qwen2Tokenizer": {"unk": _ENDOFTEXT, "eos": _ENDOFTEXT, "pad": _ENDOFTEXT},
     "BertTokenizer": {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"},
+    "InternS1Tokenizer": {"unk": _ENDOFTEXT, "eos": _ENDOFTEXT, "pad": _ENDOFTEXT},
+    "HybridDNATokenizer": {"eos": _ENDOFTEXT, "pad": _ENDOFTEXT},
     "RobertaTokenizer": {
         "bos": "<s>",
         "eos": "</s>",
@@ -55,6 +58,9 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+#: Classes that cut text into words as Qwen2's does, which their vocab.json does not say.
+_CUT_AS_QWEN2 = ("Qwen2Tokenizer", "InternS1Tokenizer", "HybridDNATokenizer")
+
 _SHORT = 16  # characters of a token that is looked up, not searched for
 
 
@@ -77,7 +83,8 @@ class Vocabulary:
 
     base: token -> id of the model; scores: per id, Unigram only; merges: "left right", best first;
     added: by text, ids resolved; named: bos, eos, ... -> text; extra: further special tokens;
-    tokenizer: the tokenizer.json, or what the older files amount to; named_by: special token -> what names it.
+    tokenizer: the tokenizer.json, or what the older files amount to; named_by: special token -> what names it;
+    model: the tokenizer model of a GGUF that has byte-level BPE of this kind.
     """
 
     kind: str
@@ -89,6 +96,7 @@ class Vocabulary:
     tokenizer: dict[str, object]
     scores: list[float] = field(default_factory=list)
     named_by: dict[str, str] = field(default_factory=dict)
+    model: str = "gpt2"
 
     def ranks(self, text: str, prefix: str = "") -> dict[tuple[str, str], int]:
         """Pairs of tokens that merge -> their priority, lower first; those whose halves (less `prefix`) `text` has."""
@@ -142,8 +150,32 @@ def read_vocabulary(files: TokenizerFiles, config: Mapping[str, object]) -> Voca
     base, scores = _base(model, kind, source)
     named, extra, named_by = _special_tokens(files, settings, config)
     added = _added_tokens(as_list(tokenizer.get("added_tokens"), f"{source} added_tokens"), base, source)
-    added = _lay_over(added, base, settings, (*named.values(), *extra))
-    return Vocabulary(kind, base, _merges(model, base, kind, source), added, named, extra, tokenizer, scores, named_by)
+    merges = _merges(model, base, kind, source)
+    beside = read_beside(files, tokenizer_class(settings, config), _following(base, added))
+    _lay_between(beside.tokens, base, added)
+    added = _lay_over(added, base, settings, (*named.values(), *extra), keep=bool(beside.tokens))
+    return Vocabulary(kind, base, merges, added, named, extra, tokenizer, scores, named_by, beside.model)
+
+
+def _following(base: dict[str, int], added: dict[str, AddedToken]) -> int:
+    """The first id after those of the files, of which tokens that code makes are none."""
+    plain = (token.id for token in added.values() if token.content not in DNA_MARKS)
+    return 1 + max(max(base.values(), default=-1), max(plain, default=-1))
+
+
+def _lay_between(tokens: Mapping[str, int], base: dict[str, int], added: dict[str, AddedToken]) -> None:
+    """Tokens that code makes, among those of the vocabulary."""
+    taken = {i: token for token, i in base.items()} if tokens else {}
+    for token, i in tokens.items():
+        if (known := taken.setdefault(i, token)) != token or base.setdefault(token, i) != i:
+            raise TokenizerError(
+                f"the tokenizer's code gives id {i} to {ascii(token)[:60]}, which the vocabulary gives to "
+                f"{ascii(known)[:60]}: its files are not of one model"
+            )
+        if token in added and added[token].id != i:
+            raise TokenizerError(
+                f"tokenizer.json added_tokens: {ascii(token)[:60]} has id {added[token].id}, and its code gives it {i}"
+            )
 
 
 def _kind(model: dict[str, object], source: str) -> str:
@@ -303,20 +335,29 @@ def _added(i: int, fields: Mapping[str, object], where: str) -> AddedToken:
 
 
 def _lay_over(
-    added: dict[str, AddedToken], base: dict[str, int], settings: dict[str, object], special: Iterable[str]
+    added: dict[str, AddedToken],
+    base: dict[str, int],
+    settings: dict[str, object],
+    special: Iterable[str],
+    *,
+    keep: bool,
 ) -> dict[str, AddedToken]:
     """What transformers adds on loading: tokens of tokenizer_config.json, then special tokens not yet among the added.
 
-    A text that the vocabulary has keeps its id; a new one is appended at the end, whatever id it asked for.
+    A text that the vocabulary has keeps its id; a new one is appended at the end, whatever id it asked for, or has the
+    one that it asked for where ids are to `keep`.
     """
     result = dict(added)
     last = max(max(base.values(), default=-1), max((token.id for token in added.values()), default=-1))
     where = "tokenizer_config.json added_tokens_decoder"
     decoder = as_dict(settings.get("added_tokens_decoder"), where)
     listed = sorted((as_id(i, where), as_dict(fields, where)) for i, fields in decoder.items()) if decoder else []
-    for _, fields in listed:
+    for asked, fields in listed:
         content = as_text(fields.get("content"), where)
-        i, last = _place(content, result, base, last)
+        if keep and content not in result and content not in base:
+            i, last = asked, max(asked, last)
+        else:
+            i, last = _place(content, result, base, last)
         result[content] = _added(i, fields, where)
     for content in special:
         if content not in result and content in base:
@@ -355,7 +396,7 @@ def _from_older_files(
         "pre_tokenizer": byte_level,
         "model": {"type": "BPE", "vocab": files.value("vocab.json"), "merges": merges},
     }
-    if tokenizer_class(settings, config) == "Qwen2Tokenizer":
+    if tokenizer_class(settings, config) in _CUT_AS_QWEN2:
         split = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
         parts = [split, {**byte_level, "use_regex": False}]
         tokenizer |= {"normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}

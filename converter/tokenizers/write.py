@@ -18,7 +18,8 @@ import numpy as np
 from converter.errors import TokenizerError
 from converter.metadata import Metadata, array_of, scalar_of
 from converter.storage.protobuf import blob, float32, number
-from converter.tokenizers.build import ADDED_SCORE, MARK
+from converter.tokenizers.beside import DNA_CLASS, DNA_FILE, DNA_MARKS, DNA_MODEL, dna_settings
+from converter.tokenizers.build import ADDED_SCORE, CHATGLM_PRE, CHATGLM_SPECIAL, MARK, WHITESPACE
 from converter.tokenizers.own import PLAMO_FILE, RWKV_FILE, PlamoToken, write_plamo, write_rwkv
 from converter.tokenizers.pretokenizer import expression_of, to_json
 from converter.tokenizers.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
@@ -49,7 +50,7 @@ _CONTINUES = "##"  # before a piece of WordPiece that does not begin a word
 def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
     """Files by name: tokenizer.json, tokenizer_config.json, and tokenizer.model for a SentencePiece tokenizer.
 
-    RWKV's and PLaMo's vocabularies become the files that they come from, which the code beside such models reads.
+    RWKV's, PLaMo's and DNA's vocabularies become the files that they come from, which the code beside them reads.
 
     Raises:
         TokenizerError: keys are missing or contradict each other, or the tokenizer model or
@@ -58,6 +59,10 @@ def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
     vocab = _Vocab.read(metadata)
     if vocab.model == "gpt2":
         files = {"tokenizer.json": _dump(_byte_level(vocab, metadata))}
+    elif vocab.model == DNA_MODEL:
+        return _dna(vocab, metadata)
+    elif vocab.model == WHITESPACE:
+        files = {"tokenizer.json": _dump(_letters(vocab, metadata))}
     elif vocab.model == "llama":
         files = {"tokenizer.json": _dump(_sentencepiece_json(vocab, metadata)), **_model(vocab, metadata)}
     elif vocab.model == "gemma4":  # pieces of SentencePiece that merge by rank
@@ -72,7 +77,8 @@ def write_tokenizer(metadata: Metadata) -> dict[str, bytes]:
         files = {"tokenizer.json": _dump(_unigram(vocab, metadata))}
     else:
         raise TokenizerError(
-            f"tokenizer model {vocab.model!r} cannot be written as tokenizer.json; gpt2, llama, gemma4, bert and t5 can"
+            f"tokenizer model {vocab.model!r} cannot be written as tokenizer.json; gpt2, whitespace, llama, gemma4, "
+            "bert and t5 can"
         )
     return {**files, "tokenizer_config.json": _dump(_settings(vocab, metadata))}
 
@@ -245,6 +251,35 @@ def _byte_level(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
     )
 
 
+def _letters(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
+    """BPE of letters in words between spaces and marks."""
+    lowercase = scalar_of(metadata, LOWERCASE) is True
+    post = _roberta(vocab, metadata) or _template(vocab, metadata, bos=False)
+    return _tokenizer(
+        _added(vocab, CONTROL, USER_DEFINED),
+        normalizer={"type": "Lowercase"} if lowercase else None,
+        pre_tokenizer={"type": "Whitespace"},
+        post_processor=post,
+        decoder=None,
+        model=_bpe(
+            vocab.ids(), [m.split(" ") for m in vocab.merges], unk_token=_token_of(vocab, metadata, "unk"),
+        ),
+    )  # fmt: skip
+
+
+def _dna(vocab: _Vocab, metadata: Metadata) -> dict[str, bytes]:
+    """The vocabulary of plain text, and what the code beside it makes the other tokens of."""
+    first = vocab.texts.index(DNA_MARKS[0]) if DNA_MARKS[0] in vocab.texts else len(vocab.texts)
+    plain = replace(
+        vocab, model="gpt2", texts=vocab.texts[:first], types=vocab.types[:first], scores=vocab.scores[:first]
+    )
+    return {
+        "tokenizer.json": _dump(_byte_level(plain, metadata)),
+        DNA_FILE: dna_settings(vocab.texts, first),
+        "tokenizer_config.json": _dump({**_settings(vocab, metadata), "tokenizer_class": DNA_CLASS}),
+    }
+
+
 def _bpe(ids: dict[str, int], merges: list[list[str]], **more: object) -> dict[str, object]:
     return {
         "type": "BPE",
@@ -387,7 +422,7 @@ def _settings(vocab: _Vocab, metadata: Metadata) -> dict[str, object]:
     if vocab.model == "bert" and "bos_token" in settings:
         settings["cls_token"] = settings["bos_token"]
     # A SentencePiece piece that is listed here gets ADDED_SCORE when it is read back: those that have it are listed.
-    plain = vocab.model in ("gpt2", "bert", "t5")
+    plain = vocab.model in ("gpt2", "bert", "t5", WHITESPACE, DNA_MODEL)
     entries = _added(vocab, CONTROL, USER_DEFINED)
     listed = [e for e in entries if plain or vocab.scores[int(str(e["id"]))] == ADDED_SCORE]
     settings["added_tokens_decoder"] = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in listed}
@@ -421,6 +456,8 @@ def _model(vocab: _Vocab, metadata: Metadata) -> dict[str, bytes]:
     if unknown is None:
         return {}
     last = max(vocab.used()) + 1
+    if scalar_of(metadata, "tokenizer.ggml.pre") == CHATGLM_PRE and CHATGLM_SPECIAL[0] in vocab.texts:
+        last = vocab.texts.index(CHATGLM_SPECIAL[0])  # from there on they are its code's
     kinds = (UNUSED if kind == UNKNOWN else kind for kind in vocab.types[:last])  # a model has one unknown piece
     types = [UNKNOWN if i == unknown else kind for i, kind in enumerate(kinds)]
     pieces = b"".join(

@@ -82,6 +82,7 @@ ONE_OF_EACH: dict[str, dict[str, Any]] = {
     "qwen3": NO_RERANKER,
     "qwen3vl": NO_RERANKER,
     "falcon-h1": {"m_ssm": [0.5] * 5},
+    "chatglm": {"fused": 0},
     "glm4": {"n_rot": 4},  # of eight
     "glm5-next": {"cached": [1, 0]},
     "kimi-linear": {"cached": [1, 0]},

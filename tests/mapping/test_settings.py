@@ -376,7 +376,7 @@ OTHER_INPUTS = {
     "im_end_id", "im_newline_id", "im_start_id", "image_seq_length", "mm_tokens_per_image",
     "multimodal_projector_bias", "projector_hidden_act", "spatial_merge_size", "vision_feature_layer",
     "vision_feature_select_strategy", "audio_soft_tokens_per_image",
-    "vision_soft_tokens_per_image",
+    "vision_soft_tokens_per_image", "token_classification_bias",
 }  # fmt: skip
 WITHOUT_EFFECT = (
     STEPS

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from converter.architectures import traits_of
+from converter.architectures import architectures, traits_of
 from converter.architectures.traits import TokenizerStyle
+from converter.mapping.hparams import text_config
 from converter.metadata import Array, Metadata
 from converter.tokenizers import Tokenizer, read_tokenizer
 from support.paths import DATA
@@ -34,14 +35,18 @@ def bytes_of(content: bytes) -> Callable[[], bytes]:
     return lambda: content
 
 
-def style_of(arch: str) -> TokenizerStyle:
-    return traits_of(arch).tokenizer
+def style_of(arch: str, *classes: object) -> TokenizerStyle:
+    """How an architecture's tokenizer is written, of the class that config.json names where that differs."""
+    mapped = architectures(arch).get(arch)
+    hf = next((each for each in mapped.hf if each.name in classes), None) if mapped else None
+    return mapped.tokenizer(hf) if mapped else traits_of(arch).tokenizer
 
 
 def read_case(name: str, data: Path) -> Tokenizer:
     case = CASES[name]
-    rows: Any = case.config["vocab_size"]
-    return read_tokenizer(case_files(case, data), case.config, n_rows=rows, style=style_of(case.arch))
+    style = style_of(case.arch, *case.config["architectures"])  # type: ignore[misc]
+    rows: Any = text_config(case.config).get("vocab_size", case.config.get("vocab_size"))
+    return read_tokenizer(case_files(case, data), case.config, n_rows=rows, style=style)
 
 
 def write_vocab_gguf(metadata: Metadata, path: Path) -> None:

@@ -80,7 +80,7 @@ def test_keys_values_types_and_order_equal_the_reference(name: str, data: Path) 
     expected = REFERENCE[name]
     assert isinstance(expected, dict)
     ours = digests(read_case(name, data).metadata)
-    assert list(ours) == list(expected)
+    assert list(ours) == [key for key in expected if key not in CASES[name].rows]
     assert {key for key in ours if ours[key] != expected[key]} == DIFFERS.get(name, set())
 
 

@@ -9,6 +9,7 @@ import base64
 import itertools
 import json
 import random
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,13 +20,16 @@ JINJA = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %
 
 @dataclass(frozen=True)
 class Case:
-    """`files`: name in the folder -> path below the data folder; `made`: name -> text written as it stands."""
+    """`files`: name in the folder -> path below the data folder; `made`: name -> what is written as it stands."""
 
     arch: str
     config: dict[str, object]
     files: dict[str, str]
-    made: dict[str, str] = field(default_factory=dict)
+    made: dict[str, str | bytes] = field(default_factory=dict)
     ranks: str = ""  # the file of ranks that code beside it would read
+    rows: tuple[str, ...] = ()  # keys among these that the architecture's rows write
+    code: str = ""  # what the code beside it does otherwise, see make_reference.py
+    pre: str = ""  # the name of a pre-tokenizer, which the reference finds by a hash that no small vocabulary has
 
 
 def _here(folder: str, *names: str) -> dict[str, str]:
@@ -46,6 +50,11 @@ def _config(model_class: str, model_type: str, vocab_size: int, **more: object) 
         "rms_norm_eps": 1e-5,
         **more,
     }
+
+
+def _text(model_type: str, vocab_size: int, **more: object) -> dict[str, object]:
+    """The same of a text model within another, whose class nothing names."""
+    return {key: value for key, value in _config("", model_type, vocab_size, **more).items() if key != "architectures"}
 
 
 def _llama(vocab_size: int, **more: object) -> dict[str, object]:
@@ -138,7 +147,215 @@ _TEKKEN_NAMED = [
     "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", "[THINK]",
 ]  # fmt: skip
 
+_QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+QWEN2_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SHOWN = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes whose letters are their own
+_HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
+_BYTES = [chr(byte if byte in _SHOWN else 256 + _HIDDEN.index(byte)) for byte in range(256)]
+_LETTERS = list(dict.fromkeys([*"abcdefghijklmnopqrstuvwxyz", *"0123456789", *"ACGT.,!?()=", *_BYTES]))
+_MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("C", "C"), ("CC", "C"), ("CCC", "CCC"), ("a", "n"), ("an", "d")]
+
+
+def _added(first: int, *tokens: str, special: bool = True) -> dict[str, dict[str, object]]:
+    return {str(i): {"content": t, "special": special, "normalized": False} for i, t in enumerate(tokens, first)}
+
+
+def _qwen_json(special: tuple[str, ...]) -> dict[str, object]:
+    """A small tokenizer.json of bytes, cut as Qwen's, with special tokens behind."""
+    vocab = {token: i for i, token in enumerate([*_LETTERS, *(a + b for a, b in _MERGES)])}
+    split = {"type": "Split", "pattern": {"Regex": QWEN2_REGEX}, "behavior": "Isolated", "invert": False}
+    parts = [split, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}]
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [
+            {
+                "id": len(vocab) + i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+                "normalized": False, "special": True,
+            }
+            for i, token in enumerate(special)
+        ],
+        "normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": parts},
+        "post_processor": None, "decoder": parts[1],
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": vocab,
+            "merges": [list(pair) for pair in _MERGES],
+        },
+    }  # fmt: skip
+
+
+def _letters_json() -> dict[str, object]:
+    """Letters and marks in words between spaces, lower case, as jina-embeddings-v2-base-zh has it."""
+    front = ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,!?", *"中文字测试é"]
+    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("中", "文"), ("测", "试")]
+    vocab = {token: i for i, token in enumerate([*front, *letters, *(a + b for a, b in merges), "<mask>"])}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": vocab[token], "content": token, **flags} for token in (*front, "<mask>")],
+        "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {
+            "type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": True,
+            "add_prefix_space": False,
+        },
+        "decoder": None,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab,
+            "merges": [list(pair) for pair in merges],
+        },
+    }  # fmt: skip
+
+
+def small_pieces(*pieces: str) -> bytes:
+    """A SentencePiece model of BPE: the usual three, then these, best first."""
+    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3}
+    messages = []
+    for i, piece in enumerate([*kinds, *pieces]):
+        body = piece.encode()
+        kind = bytes([0x18, kinds[piece]]) if piece in kinds else b""
+        score = struct.pack("<f", 0.0 if piece in kinds else float(2 - i))
+        message = b"\x0a" + bytes([len(body)]) + body + b"\x15" + score + kind
+        messages.append(b"\x0a" + bytes([len(message)]) + message)
+    return b"".join(messages) + b"\x12\x02\x18\x02"  # trained as BPE
+
+
+_PLAIN = len(_LETTERS) + len(_MERGES)
+_QWEN3 = {"rope_theta": 1e6, "head_dim": 16, "tie_word_embeddings": False}
+_TURNS = {
+    "tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None,
+    "add_bos_token": False, "chat_template": JINJA, "added_tokens_decoder": _added(_PLAIN, *_QWEN_SPECIAL),
+}  # fmt: skip
 CASES: dict[str, Case] = {
+    "chatglm3": Case(
+        "chatglm",
+        {
+            **_config("ChatGLMModel", "chatglm", 540, padded_vocab_size=540, eos_token_id=2, pad_token_id=0),
+            "_name_or_path": "THUDM/chatglm3-6b",
+            "multi_query_group_num": 2,
+            "num_layers": 1,
+        },
+        _here(STORIES, "tokenizer.model"),
+        {"tokenizer_config.json": json.dumps({"tokenizer_class": "ChatGLMTokenizer", "chat_template": JINJA})},
+        rows=("tokenizer.ggml.add_bos_token",),
+        code="chatglm",
+    ),
+    "hybriddna": Case(
+        "llama",
+        _config("LlamaForCausalLM", "llama", 500, bos_token_id=None, eos_token_id=_PLAIN),
+        {},
+        {
+            "tokenizer.json": json.dumps(_qwen_json(_QWEN_SPECIAL)),
+            "dna_config.json": json.dumps({"k": 2}),
+            "tokenizer_config.json": json.dumps(
+                {
+                    "tokenizer_class": "HybridDNATokenizer",
+                    "add_prefix_space": False,
+                    "eos_token": "<|endoftext|>",
+                    "pad_token": "<|endoftext|>",
+                    "added_tokens_decoder": _added(_PLAIN, *_QWEN_SPECIAL),
+                }
+            ),
+        },
+        code="dna",
+        pre="qwen2",
+    ),
+    "jina-whitespace": Case(
+        "jina-bert-v2",
+        _config("JinaBertForMaskedLM", "bert", 60, type_vocab_size=2, layer_norm_eps=1e-12, pad_token_id=1),
+        {},
+        {
+            "tokenizer.json": json.dumps(_letters_json(), ensure_ascii=False),
+            "tokenizer_config.json": json.dumps(
+                {
+                    "tokenizer_class": "RobertaTokenizer",
+                    "bos_token": "<s>",
+                    "cls_token": "<s>",
+                    "eos_token": "</s>",
+                    "sep_token": "</s>",
+                    "unk_token": "<unk>",
+                    "pad_token": "<pad>",
+                    "mask_token": "<mask>",
+                }
+            ),
+        },
+        pre="whitespace",
+    ),
+    "interns1": Case(
+        "qwen3",
+        {
+            "architectures": ["InternS1ForConditionalGeneration"],
+            "model_type": "interns1",
+            "text_config": _config("Qwen3ForCausalLM", "qwen3", 152700, bos_token_id=151643, eos_token_id=151645),
+        },
+        {},
+        {
+            "vocab.json": json.dumps(_qwen_json(())["model"]["vocab"]),
+            "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in _MERGES),
+            "tokenizer_SMILES.model": small_pieces("C", "=", "C=", "1", "(", ")"),
+            "tokenizer_IUPAC.model": small_pieces("meth", "yl", "ane"),
+            "tokenizer_FASTA.model": small_pieces("A", "C", "G", "T", "AC", "GT"),
+            "tokenizer_config.json": json.dumps(
+                {
+                    "tokenizer_class": "InternS1Tokenizer",
+                    "eos_token": "<|im_end|>",
+                    "pad_token": "<|endoftext|>",
+                    "bos_token": None,
+                    "chat_template": JINJA,
+                    "added_tokens_decoder": {
+                        **_added(151643, *_QWEN_SPECIAL),
+                        **_added(151925, "<SMILES>", "</SMILES>", special=False),
+                        **_added(152690, "<img>", "</img>"),
+                    },
+                }
+            ),
+        },
+        code="interns1",
+        pre="qwen2",
+    ),
+    "qwen3-omni": Case(
+        "qwen3vlmoe",
+        {
+            "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+            "model_type": "qwen3_omni_moe",
+            "thinker_config": {
+                "model_type": "qwen3_omni_moe_thinker",
+                "text_config": _text(
+                    "qwen3_omni_moe_text",
+                    384,
+                    num_experts=4,
+                    num_experts_per_tok=2,
+                    moe_intermediate_size=32,
+                    **_QWEN3,
+                ),
+            },
+        },
+        {},
+        {
+            "tokenizer.json": json.dumps(_qwen_json(_QWEN_SPECIAL)),
+            "tokenizer_config.json": json.dumps(_TURNS),
+        },
+        pre="qwen2",
+    ),
+    "qwen3-asr": Case(
+        "qwen3vl",
+        {
+            "architectures": ["Qwen3ASRForConditionalGeneration"],
+            "model_type": "qwen3_asr",
+            "audio_config": {},
+            "text_config": _text("qwen3", 384, bos_token_id=_PLAIN, eos_token_id=_PLAIN, **_QWEN3),
+        },
+        {},
+        {
+            "tokenizer.json": json.dumps(_qwen_json(_QWEN_SPECIAL)),
+            "tokenizer_config.json": json.dumps({k: v for k, v in _TURNS.items() if k != "chat_template"}),
+        },
+        pre="qwen2",
+    ),
     "qwen-tiktoken": Case(
         "qwen",
         _config("QWenLMHeadModel", "qwen", 700, layer_norm_epsilon=1e-6, seq_length=64, rotary_emb_base=1e4),
@@ -362,5 +579,5 @@ def sources(case: Case, data: Path) -> dict[str, Path | bytes]:
     """The case's files: paths that exist below `data`, or the bytes to write."""
     return {
         **{name: data / path for name, path in case.files.items()},
-        **{name: body.encode() for name, body in case.made.items()},
+        **{name: body if isinstance(body, bytes) else body.encode() for name, body in case.made.items()},
     }
