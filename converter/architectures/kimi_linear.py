@@ -53,6 +53,26 @@ EXPERTS = (
     ),
 )
 
+CACHED = HParam(
+    "cached", (), ("attention.head_count_kv",), "i32[]", per_block=True, always=True,
+    default="1 if kinds == 'full_attention' else 0",
+)  # fmt: skip
+# Blocks are listed by kind, or the blocks of either kind, counted from 1.
+KINDS = (
+    HParam(
+        "kinds", ("layer_types",), (), "str[]", per_block=True,
+        default="'full_attention' if (block + 1 in full_blocks if len(full_blocks) > 0 "
+                "else block > 0 and block % 4 == 0) else 'linear_attention'",
+        back="'full_attention' if cached > 0 else 'linear_attention'",
+    ),
+    HParam(
+        "full_blocks", (LINEAR + "full_attn_layers",), (), "u32[]", default="numbers('')",
+        back="where(cached, 1)",
+    ),
+    HParam("is_kda", (), (), "bool[]", per_block=True, default="kinds == 'linear_attention'"),
+    HParam("kda_blocks", (LINEAR + "kda_layers",), (), "u32[]", default="numbers('')", back="where(is_kda, 1)"),
+)  # fmt: skip
+
 ARCHITECTURES = (
     Architecture(
         gguf="kimi-linear",
@@ -72,10 +92,7 @@ ARCHITECTURES = (
                 gating={"config": ("moe_router_activation_func",)},
                 n_vocab={"gguf": ("vocab_size",)},
             ),
-            HParam(
-                "cached", (), ("attention.head_count_kv",), "i32[]", per_block=True, always=True,
-                default="1 if kinds == 'full_attention' else 0",
-            ),
+            CACHED,
             HParam(
                 "conv_kernel", (LINEAR + "short_conv_kernel_size", "linear_conv_kernel_dim"), ("ssm.conv_kernel",),
             ),
@@ -92,19 +109,7 @@ ARCHITECTURES = (
             WEIGHTS_SCALE,
             HParam("k_nope", ("qk_nope_head_dim",), (), required=True, back="k_mla - n_rot"),
             HParam("n_head_kda", (LINEAR + "num_heads", "linear_num_heads"), (), default="n_head", back="n_head"),
-            # Blocks are listed by kind, or the blocks of either kind, counted from 1.
-            HParam(
-                "kinds", ("layer_types",), (), "str[]", per_block=True,
-                default="'full_attention' if (block + 1 in full_blocks if len(full_blocks) > 0 "
-                        "else block > 0 and block % 4 == 0) else 'linear_attention'",
-                back="'full_attention' if cached > 0 else 'linear_attention'",
-            ),
-            HParam(
-                "full_blocks", (LINEAR + "full_attn_layers",), (), "u32[]", default="numbers('')",
-                back="where(cached, 1)",
-            ),
-            HParam("is_kda", (), (), "bool[]", per_block=True, default="kinds == 'linear_attention'"),
-            HParam("kda_blocks", (LINEAR + "kda_layers",), (), "u32[]", default="numbers('')", back="where(is_kda, 1)"),
+            *KINDS,
             HParam(
                 "mlp_kinds", ("mlp_layer_types",), (), "str[]", per_block=True,
                 default="'dense' if block == 0 else 'sparse'", back="'dense' if block < n_dense else 'sparse'",

@@ -97,7 +97,7 @@ class TensorRule:
             Several rules may share a name under different conditions.
         ops: from `hf` to `gguf`; the way back is their inverse.
         shape: of each `hf` tensor, or of each that is generated, as expressions; checked against the file before
-            anything is written.
+            anything is written. A shape for each name where they differ.
         optional: a model (or a block) may lack it.
         when: condition under which the rule applies, to the model or, where the names have `{block}`, to a block.
         tied_to: the `gguf` tensor that stands in for it when embeddings are tied.
@@ -114,7 +114,7 @@ class TensorRule:
     hf: Names
     gguf: Names
     ops: Chain = ()
-    shape: tuple[Size, ...] = ()
+    shape: tuple[Size, ...] | tuple[tuple[Size, ...], ...] = ()
     optional: bool = False
     when: str | None = None
     tied_to: str | None = None
@@ -130,6 +130,11 @@ class TensorRule:
     def stacked(self) -> bool:
         """Whether `{expert}` stands on the Hugging Face side only."""
         return any("{expert}" in name for name in self.hf) and not any("{expert}" in name for name in self.gguf)
+
+    def shape_of(self, slot: int) -> tuple[Size, ...]:
+        """The shape of the tensors of one of its names."""
+        each = self.shape[slot : slot + 1]
+        return each[0] if each and isinstance(each[0], tuple) else self.shape  # type: ignore[return-value]
 
     @property
     def per_block(self) -> bool:
@@ -153,6 +158,7 @@ class HFClass:
         keys: what the rows call an entry of config.json -> what this class calls it.
         nested, outer: the model_type of the text model whose entries stand below `text_config` on the way back, and the
             entries that stay beside it.
+        remote: its code is the model's own, so that transformers fills in nothing, whatever its parts are called.
         prefix, beside: the module that holds the model's tensors on the way back, and the first components of the
             names of those that stand beside it.
     """
@@ -170,6 +176,7 @@ class HFClass:
     keys: Mapping[str, str] = field(default_factory=dict)
     nested: str = ""
     outer: Names = ()
+    remote: bool = False
     prefix: str = ""
     beside: Names = ()
 
@@ -294,7 +301,7 @@ def _rule_problems(rule: TensorRule, known: list[str], outputs: set[str]) -> Ite
     if rule.type is not None and rule.type not in FORCED_TYPES:
         yield f"its type is one of {', '.join(FORCED_TYPES)}, not {rule.type}"
     blocks = [BLOCK] if rule.per_block else []
-    for text in (*rule.shape, rule.when, *_sizes(rule.ops)):
+    for text in (*_sizes(rule.shape), rule.when, *_sizes(rule.ops)):
         yield from _unknown(text, [*known, PRESENT, *blocks])
 
 
@@ -352,7 +359,11 @@ def _circle(hparams: Iterable[HParam]) -> Iterator[tuple[str, str]]:
 
 
 def T(
-    hf: str | Names, gguf: str | Names, *ops: Op, shape: tuple[Size, ...] = (), **options: Any
+    hf: str | Names,
+    gguf: str | Names,
+    *ops: Op,
+    shape: tuple[Size, ...] | tuple[tuple[Size, ...], ...] = (),
+    **options: Any,
 ) -> TensorRule:
     """A rule; single names need no tuple."""
     return TensorRule(_names(hf), _names(gguf), ops, shape, **options)

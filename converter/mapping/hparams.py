@@ -190,6 +190,8 @@ def class_defaults(hf: HFClass, config: Mapping[str, Any]) -> dict[str, Any]:
     The config of one model alone says its sizes: one that does not is another file, whatever its class would make of
     it.
     """
+    if hf.remote:
+        return {}
     text, tower = text_config(config), _object(config.get("vision_config"))
     filled = {**defaults_of(hf.model_type), **defaults_of(text.get("model_type"))}
     if config and not text:

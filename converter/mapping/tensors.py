@@ -396,8 +396,8 @@ def _rewriting(
     if len(sources) != len(group):
         extra = next(iter(group.keys() - {(slot, expert) for slot in range(len(rule.hf)) for expert in experts}))
         raise ShapeMismatch(f"{group[extra].name}: config.json says {len(experts)} experts")
-    expected = sizes(rule, scope, block)
-    for source in sources:
+    for index, source in enumerate(sources):
+        expected = sizes(rule, scope, block, index // len(experts))
         if rule.shape and source.info.shape != expected:
             raise ShapeMismatch(
                 f"{source.name} is {list(source.info.shape)}, config.json makes it {list(expected)}\n"
@@ -406,9 +406,9 @@ def _rewriting(
     return Rewriting(tuple(sources), bound(rule, scope, block), tuple(fill(name, block) for name in rule.gguf))
 
 
-def sizes(rule: TensorRule, scope: Scope, block: int | None) -> tuple[int, ...]:
-    """The shape of a rule's tensors in a block."""
-    return tuple(scope.size(size, block) for size in rule.shape)
+def sizes(rule: TensorRule, scope: Scope, block: int | None, slot: int = 0) -> tuple[int, ...]:
+    """The shape of a rule's tensors of one name in a block."""
+    return tuple(scope.size(size, block) for size in rule.shape_of(slot))
 
 
 def bound(rule: TensorRule, scope: Scope, block: int | None) -> Chain:
@@ -433,7 +433,7 @@ def _generated(rule: TensorRule, rope: Mapping[str, Any], scope: Scope, hparams:
 
 
 def _check_generated(rule: TensorRule, tensors: Iterable[LazyTensor], scope: Scope) -> None:
-    expected = tuple(scope.size(size) for size in rule.shape)
+    expected = sizes(rule, scope, None)
     for tensor in tensors:
         if tensor.info.dtype is not F32 or tensor.info.shape != expected:
             raise ShapeMismatch(

@@ -20,7 +20,7 @@ from converter.mapping.companions import with_companions
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.hparams import TOKENS, HParams, Scope, flat_config, read_config, read_metadata
 from converter.mapping.names import Spelled, block_beyond, fill, is_ignored, spellings
-from converter.mapping.tensors import Translation, bound, to_gguf
+from converter.mapping.tensors import Translation, bound, sizes, to_gguf
 from converter.metadata import Metadata, Value, text_of
 from converter.tensors.mxfp4 import joined
 from converter.tensors.ops import Shape, infer
@@ -360,8 +360,8 @@ def _n_stacked(rule: TensorRule, block: int | None, scope: Scope) -> int:
 
 
 def _hf_shapes(rule: TensorRule, block: int | None, scope: Scope) -> tuple[Shape, ...]:
-    shape = tuple(scope.size(size, block) for size in rule.shape)
-    return (shape,) * (len(rule.hf) * _n_stacked(rule, block, scope)) if shape else ()
+    n_stacked = _n_stacked(rule, block, scope) if rule.shape else 0
+    return tuple(sizes(rule, scope, block, slot) for slot in range(len(rule.hf)) for _ in range(n_stacked))
 
 
 def _excess(hparams: HParams, n_tensors: int) -> str:

@@ -1,5 +1,5 @@
 """The closed set of tensor operations that architectures are written in; all but Row can be undone, Rows and Pick to
-zeros.
+zeros, a Product to one of its factors.
 
 An op takes the list of tensors in flight to another list. What it may touch decides what it costs:
 
@@ -9,8 +9,8 @@ An op takes the list of tensors in flight to another list. What it may touch dec
     values    after decoding         by rows        Add, Mul, NegExp, LogNeg, Softplus
     outer     after decoding         by indexes     PermuteColumns, and Split, Concat, Transpose on the last axis, while
                                      of axis 0      they leave the first alone
-    whole     after decoding         one tensor     Sum, FromPlace; any of the first on the last axis, where that is the
-                                                    first, too
+    whole     after decoding         one tensor     Sum, FromPlace, Product, Factors; any of the first on the last axis,
+                                                    where that is the first, too
 
 Whether the last axis is touched depends on the tensor: Rope moves rows of a matrix and elements of a
 bias. So `reach` is asked with the number of axes. A block never spans two rows, so a `rows` op only says
@@ -427,6 +427,58 @@ class Sum(Op):
 
     def inverse(self) -> Op:
         raise ShapeMismatch(f"{self} has no way back")
+
+
+@dataclass(frozen=True)
+class Product(Op):
+    """Two tensors multiplied number by number in F32, as a vector: the model asks for nothing else of them.
+
+    `shapes` are theirs; the way back is a first of ones, and a second that is the product.
+    """
+
+    shapes: tuple[tuple[Size, ...], tuple[Size, ...]]
+    exact: ClassVar[bool] = False
+    computes: ClassVar[bool] = True
+
+    def reach(self, ndim: int) -> str:
+        return "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        _check(list(shapes) == [tuple(map(int, shape)) for shape in self.shapes], self, shapes)
+        _check(math.prod(shapes[0]) == math.prod(shapes[1]), self, shapes)
+        return [(math.prod(shapes[0]),)]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        one, other = arrays
+        return [one.reshape(-1) * other.reshape(-1)]
+
+    def inverse(self) -> Factors:
+        return Factors(self.shapes)
+
+
+@dataclass(frozen=True)
+class Factors(Op):
+    """What `Product` undoes, as far as that can be: ones, and the product."""
+
+    shapes: tuple[tuple[Size, ...], tuple[Size, ...]]
+    exact: ClassVar[bool] = False
+    computes: ClassVar[bool] = True
+
+    def reach(self, ndim: int) -> str:
+        return "whole"
+
+    def infer(self, shapes: Sequence[Shape]) -> list[Shape]:
+        one, other = (tuple(map(int, shape)) for shape in self.shapes)
+        _check(list(shapes) == [(math.prod(one),)] and math.prod(one) == math.prod(other), self, shapes)
+        return [one, other]
+
+    def apply(self, arrays: Sequence[Array]) -> list[Array]:
+        (array,) = arrays
+        one, other = (tuple(map(int, shape)) for shape in self.shapes)
+        return [np.ones(one, array.dtype), array.reshape(other)]
+
+    def inverse(self) -> Product:
+        return Product(self.shapes)
 
 
 @dataclass(frozen=True)

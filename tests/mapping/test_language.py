@@ -30,7 +30,7 @@ from converter.mapping.hparams import hparam_metadata, read_config, read_metadat
 from converter.metadata import Array, Value
 from converter.tensors.dtypes import F32
 from converter.tensors.expressions import evaluate
-from converter.tensors.ops import Transpose
+from converter.tensors.ops import Product, Transpose
 from converter.tensors.tensor import from_array
 
 H, G = "model.layers.{block}.", "blk.{block}."
@@ -723,6 +723,33 @@ def test_other_things_than_experts_are_stacked(tmp_path: Path) -> None:
     trip = Trip(tmp_path, (architecture,), {**CONFIG, "heads": 3}, {**norms(), **random(shapes)})
     assert [trip.tensors[f"blk.{i}.attn_q_norm.weight"] for i in range(2)] == [(3, 2), (6, 2)]
     same(trip, heads=3)
+
+
+def test_a_rule_of_tensors_of_several_shapes_and_what_a_product_leaves(tmp_path: Path) -> None:
+    shapes = (("n_embd",), (1, "n_embd"))
+    names = (H + "res_norm.weight", H + "res_proj.weight")
+    architecture = toy(tensors=(NORM, T(names, G + "attn_res_score.weight", Product(shapes), shape=shapes)))
+    given = random({f"model.layers.{i}.res_norm.weight": (8,) for i in range(4)})
+    given |= random({f"model.layers.{i}.res_proj.weight": (1, 8) for i in range(4)})
+    trip = Trip(tmp_path, (architecture,), CONFIG, {**norms(), **given})
+    assert trip.tensors["blk.3.attn_res_score.weight"] == (8,)
+    for i in range(4):
+        one, other = (np.asarray(given[f"model.layers.{i}.res_{part}.weight"]) for part in ("norm", "proj"))
+        assert trip.back[f"model.layers.{i}.res_norm.weight"] == ((8,), np.ones(8, np.float32).tobytes())
+        assert trip.back[f"model.layers.{i}.res_proj.weight"] == ((1, 8), (one * other).tobytes())
+    wrong = {**given, "model.layers.2.res_proj.weight": np.ones((8, 1), np.float32)}
+    (tmp_path / "wrong").mkdir()
+    with pytest.raises(ShapeMismatch, match=r"layers\.2\.res_proj\.weight is \[8, 1\], config.json makes it \[1, 8\]"):
+        Trip(tmp_path / "wrong", (architecture,), CONFIG, {**norms(), **wrong})
+
+
+def test_transformers_fills_in_nothing_for_a_class_with_code_of_its_own() -> None:
+    own = HFClass("ToyForCausalLM", "toy", remote=True)
+    config = {**CONFIG, "text_config": {"model_type": "llama"}}
+    eps = HParam("eps", ("rms_norm_eps",), ("eps",), "f32")
+    architecture = toy(eps)
+    assert "eps" not in read_config(architecture, own, config)[0]
+    assert read_config(architecture, replace(own, remote=False), config)[0]["eps"] == 1e-6
 
 
 def test_a_folder_keeps_what_another_row_is_computed_from(tmp_path: Path) -> None:

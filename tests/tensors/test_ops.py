@@ -20,6 +20,7 @@ from converter.tensors.ops import (
     At,
     Chain,
     Concat,
+    Factors,
     FromPlace,
     LogNeg,
     Mul,
@@ -28,6 +29,7 @@ from converter.tensors.ops import (
     PermuteColumns,
     PermuteRows,
     Pick,
+    Product,
     Reshape,
     Rope,
     Row,
@@ -235,8 +237,8 @@ def test_every_op_has_a_case() -> None:
         each for _, each in inspect.getmembers(ops, inspect.isclass)
         if issubclass(each, Op) and each is not Op and not each.__name__.startswith("_")
     }  # fmt: skip
-    # A row and a sum have no way back, and tests of their own.
-    assert {type(op) for each in CASES for op in each.chain} == concrete - {Row, Sum}
+    # A row and a sum have no way back, a product one to other factors: they have tests of their own.
+    assert {type(op) for each in CASES for op in each.chain} == concrete - {Row, Sum, Product, Factors}
 
 
 @pytest.mark.parametrize("each", ALL, ids=ids(ALL))
@@ -729,6 +731,24 @@ def test_a_row_of_a_matrix() -> None:
             Row(index).infer([shape])
     with pytest.raises(ShapeMismatch, match="no way back"):
         Row(1).inverse()
+
+
+@pytest.mark.parametrize("kind", [F32, F16, BF16], ids=str)
+def test_a_product_comes_back_as_ones_and_itself(kind: DType) -> None:
+    """Calculated in F32 whatever the factors are stored in, as torch does where it is asked to widen them."""
+    product = Product((("n_head",), (1, "n_head"))).bind(SIZES)
+    tensors = lazy(numbers([(6,), (1, 6)]), kind)
+    (made,) = compose((product,), tensors, ["p"])
+    one, other = (tensor.array().astype(np.float32) for tensor in tensors)
+    assert made.info == TensorInfo("p", (6,), F32) and np.array_equal(made.array(), one * other[0])
+    ones, again = compose(inverse((product,)), [made], ["one", "other"])
+    assert (ones.info.shape, again.info.shape) == ((6,), (1, 6)) and product.inverse().inverse() == product
+    assert np.array_equal(ones.array(), np.ones(6)) and np.array_equal(again.array()[0], made.array())
+    for op, misfit in ((product, [(6,), (6,)]), (product, [(6,)]), (product.inverse(), [(5,)])):
+        with pytest.raises(ShapeMismatch, match="does not fit"):
+            op.infer(misfit)
+    with pytest.raises(ShapeMismatch, match="does not fit"):
+        Product(((2,), (3,))).infer([(2,), (3,)])
 
 
 def test_a_sum_of_packed_numbers_is_one_of_numbers() -> None:
