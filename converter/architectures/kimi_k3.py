@@ -19,7 +19,7 @@ from converter.architectures.deepseek import MLA_TENSORS, A, B
 from converter.architectures.kimi_linear import CACHED, CHANNELS, EXPERT, EXPERTS, KDA, KINDS, LINEAR, MOE
 from converter.architectures.moe import MOE_HPARAMS, N_DENSE, N_EXPERT_SHARED, N_FF_EXP, WEIGHTS_NORM, WEIGHTS_SCALE
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, without
-from converter.architectures.styles import BPE
+from converter.architectures.styles import KIMI_K3
 from converter.architectures.traits import Traits
 from converter.tensors.ops import NegExp, Product
 
@@ -121,7 +121,7 @@ ARCHITECTURES = (
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "mm_projector.{rest}"),
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
-            BPE,
+            KIMI_K3,
             built_in={
                 "hidden_act": ("situ",), "moe_renormalize": (True,), "num_expert_group": (1,), "mla_use_nope": (True,),
             },

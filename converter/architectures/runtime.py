@@ -7,7 +7,6 @@ sizes those of llama.cpp's `llama-model.cpp`, what is kept and protected that of
 from converter.architectures.styles import (
     BERT,
     BPE,
-    KIMI_K3,
     LLAMA,
     SPM,
     SPM_OR_BPE,
@@ -27,7 +26,6 @@ RUNTIME: dict[str, Traits] = {
     "hrm_text": Traits(BPE),
     "jais": Traits(BPE),
     "jina-bert-v3": Traits(BERT),
-    "kimi-k3": Traits(KIMI_K3),
     "neo-bert": Traits(BERT),
     "plamo": Traits(SPM),
     "plamo3": Traits(window=SlidingWindow(8)),
