@@ -1,4 +1,4 @@
-"""compressed-tensors folders: integers in groups, FP8 by rows, NVFP4, MXFP4.
+"""compressed-tensors folders: integers in groups, FP8 by rows or blocks, NVFP4, MXFP4.
 
 Scales of integers and of FP8 are BF16, as in BF16 models; the codes are chosen for the scale as it is stored. Source:
 compressed-tensors 0.20 (`quantization.utils.helpers.calculate_qparams`, compressors of each format).
@@ -74,6 +74,11 @@ def _fp8_rows(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
         ),
         computed(weight, f"{module}.weight_scale", "BF16", 1, fp8.row_scale),
     )
+
+
+def _per_block(blocks: Floats, most: Floats) -> tuple[Floats, Floats]:
+    scale = _bf16(fp8.scale_of(most))
+    return scale, blocks / scale
 
 
 # ------------------------------------------------------------------------------------------------ four bits
@@ -170,6 +175,7 @@ def _int(bits: int, size: int) -> Callable[[tuple[str, ...]], Mapping[str, Any]]
 
 _FLOAT8 = {"num_bits": 8, "type": "float"}
 _BY_TOKEN = {**_FLOAT8, "dynamic": True, "symmetric": True, "strategy": "token"}
+_BY_BLOCK = {**_BY_TOKEN, "strategy": "group", "group_size": fp8.BLOCK}
 _FLOAT4 = {"num_bits": 4, "type": "float"}
 
 
@@ -185,6 +191,13 @@ TARGETS = (
         "ct-fp8", 1, _fp8_rows,
         _config("float-quantized", {**_FLOAT8, "strategy": "channel"}, _BY_TOKEN),
         fp8.bound("row"),
+    ),
+    Target(
+        "ct-fp8-block", fp8.BLOCK, fp8.in_blocks(".weight_scale", "BF16", _per_block),
+        _config(
+            "float-quantized", {**_FLOAT8, "strategy": "block", "block_structure": [fp8.BLOCK, fp8.BLOCK]}, _BY_BLOCK
+        ),
+        fp8.bound("block"),
     ),
     Target(
         "nvfp4", 16, _nvfp4,

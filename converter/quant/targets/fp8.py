@@ -5,6 +5,8 @@ Sources: transformers' `finegrained_fp8` (quantize: scale = 448 / largest, store
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,34 +27,53 @@ def codes(numbers: Floats) -> NDArray[Any]:
     return kernels.encode(np.clip(numbers, -LARGEST, LARGEST), E4M3).view(E4M3.numpy)
 
 
-def _per_block(numbers: Floats) -> tuple[Floats, Floats]:
-    """Of whole blocks of rows: the inverse scale of each block of 128 x 128, and the numbers times the scale."""
+#: Of blocks, (down, 128, across, 128), and the largest magnitude of each: the scales that are stored, and what the
+#: numbers are in units of these.
+Scaled = Callable[[Floats, Floats], tuple[Floats, Floats]]
+
+
+def _per_block(numbers: Floats, scaled: Scaled) -> tuple[Floats, Floats]:
+    """Of whole blocks of rows: the scale of each block of 128 x 128, and the numbers in its units."""
     n, row = numbers.shape
     down, across = -(-n // BLOCK), -(-row // BLOCK)
     padded = np.zeros((down * BLOCK, across * BLOCK), np.float32)
     padded[:n, :row] = numbers
     blocks = padded.reshape(down, BLOCK, across, BLOCK)
-    most = np.abs(blocks).max(axis=(1, 3))
-    scale = np.where(most == 0, np.float32(1), LARGEST / np.where(most == 0, np.float32(1), most)).astype(np.float32)
-    blocks *= scale[:, None, :, None]
-    return np.float32(1) / scale, padded[:n, :row]
+    scale, units = scaled(blocks, np.abs(blocks).max(axis=(1, 3), keepdims=True))
+    return scale.reshape(down, across), units.reshape(padded.shape)[:n, :row]
 
 
-def _blocks(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
-    row = weight.info.row
-    across = -(-row // BLOCK)
-    return (
-        computed(weight, f"{module}.weight", "F8_E4M3", row, lambda n: codes(_per_block(n)[1]), tall=BLOCK),
-        computed(
-            weight, f"{module}.weight_scale_inv", "F32", across, lambda n: _per_block(n)[0], tall=BLOCK, per=BLOCK
-        ),
-    )
+def in_blocks(suffix: str, dtype: str, scaled: Scaled) -> Callable[[LazyTensor, str], tuple[LazyTensor, ...]]:
+    """Codes with a scale for each block of 128 x 128, in a tensor of that suffix and type."""
+
+    def pack(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
+        row, across = weight.info.row, -(-weight.info.row // BLOCK)
+
+        def part(which: int, numbers: Floats) -> Floats:
+            return _per_block(numbers, scaled)[which]
+
+        return (
+            computed(weight, f"{module}.weight", "F8_E4M3", row, lambda n: codes(part(1, n)), tall=BLOCK),
+            computed(weight, module + suffix, dtype, across, partial(part, 0), tall=BLOCK, per=BLOCK),
+        )
+
+    return pack
+
+
+def _inverse(blocks: Floats, most: Floats) -> tuple[Floats, Floats]:
+    """As transformers has it: numbers are multiplied by 448 / largest, whose inverse is the scale."""
+    factor = np.where(most == 0, np.float32(1), LARGEST / np.where(most == 0, np.float32(1), most)).astype(np.float32)
+    return np.float32(1) / factor, blocks * factor
+
+
+def scale_of(most: Floats) -> Floats:
+    """The scale with which a largest magnitude becomes E4M3's."""
+    return np.where(most == 0, np.float32(1), most / LARGEST).astype(np.float32)
 
 
 def row_scale(numbers: Floats) -> Floats:
-    """The scale of each row (n, 1): its largest magnitude becomes E4M3's."""
-    most = largest(numbers)
-    return np.where(most == 0, np.float32(1), most / LARGEST).astype(np.float32)
+    """The scale of each row (n, 1)."""
+    return scale_of(largest(numbers))
 
 
 def _rows(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
@@ -77,7 +98,7 @@ def _config(method: str, **said: Any) -> Any:
 
 TARGETS = (
     Target(
-        "fp8", 1, _blocks,
+        "fp8", 1, in_blocks(".weight_scale_inv", "F32", _inverse),
         _config("fp8", activation_scheme="dynamic", fmt="e4m3", weight_block_size=[BLOCK, BLOCK]),
         bound("block"),
     ),
