@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from support.builders import CONFIG, safetensors_of
-from support.packers import awq_gemm, gptq, parts, words_of
+from support.packers import awq_gemm, awq_gemv_fast, gptq, parts, words_of
 
 NAME = "model.layers.0.mlp.other_proj"
 Tensors = dict[str, Any]
 OUT, ROW, SIZE = 16, 64, 32
 STATE = "weight.quant_state.bitsandbytes__nf4"
-SCHEMES = ("gptq", "awq", "bnb", "bnb8", "mlx", "hqq", "torchao", "quanto", "quanto8", "bitnet")
+SCHEMES = ("gptq", "awq", "awq-fast", "bnb", "bnb8", "mlx", "hqq", "torchao", "quanto", "quanto8", "bitnet")
 
 
 def given(scheme: str) -> tuple[Tensors, dict[str, Any], dict[str, str]]:
@@ -30,6 +30,8 @@ def given(scheme: str) -> tuple[Tensors, dict[str, Any], dict[str, str]]:
         return gptq(codes, zeros, scales, np.arange(ROW) // SIZE, 4, version=1), settings, labels
     if scheme == "awq":
         return awq_gemm(codes, zeros, scales), settings, labels
+    if scheme == "awq-fast":
+        return awq_gemv_fast(codes, zeros, scales, 4), {**settings, "quant_method": "awq"}, labels
     if scheme == "bnb":
         return four_bits(codes), {"quant_method": "bitsandbytes"}, labels
     if scheme == "bnb8":

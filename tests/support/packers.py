@@ -68,6 +68,31 @@ def awq_gemv(codes: Array, zeros: Array, scales: Array, wide: int) -> dict[str, 
     }
 
 
+def awq_gemv_fast(codes: Array, zeros: Array, scales: Array, wide: int) -> dict[str, Array]:
+    """As `awq_gemv`, its padding zeros: four rows share a row of int16, and alternate after 64 columns in 16 words.
+
+    Of 32 columns, a word of 32 bits holds, the lowest nibble first, 0, 8, 16, 24 and the four beside them on the
+    right, the next word those two columns further on. Zero points are numbers, -scale * zero in F16.
+    """
+    out, row = codes.shape
+    packed = np.zeros((out // 4, row), np.uint16)
+    for output in range(out):
+        for column in range(row):
+            run, within = divmod(column, 64)
+            half, place = divmod(within, 32)
+            pair, odd = divmod(place % 8, 2)
+            nibble = 8 * pair + 4 * odd + place // 8
+            word = 64 * run + 16 * (output % 4) + 8 * half + nibble // 4
+            packed[output // 4, word] |= int(codes[output, column]) << 4 * (nibble % 4)
+    padding = ((0, wide * 8 - zeros.shape[1]), (0, 0))
+    least = -(scales.astype(np.float32) * zeros).astype(np.float16)
+    return {
+        "qweight": packed.view(np.int16),
+        "scales": np.pad(scales.T, padding),
+        "scaled_zeros": np.pad(least.T, padding),
+    }
+
+
 def parts(codes: Array, shifts: Sequence[int]) -> Array:
     """Codes (rows, width) whose rows are cut into parts, each in its own bits: (rows / parts, width), int64."""
     step = -(-len(codes) // len(shifts))

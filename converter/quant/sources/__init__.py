@@ -31,7 +31,7 @@ from converter.quant.sources import (
     torchao,
 )
 from converter.quant.sources.declared import SIDECARS, Declared, declared, undeclared
-from converter.quant.sources.scheme import Form, Module, Scheme, modules, packs
+from converter.quant.sources.scheme import Form, Module, Scheme, modules, packs, tells
 from converter.quant.sources.stored import Kept, Stored, Values
 from converter.tensors import nvfp4
 from converter.tensors.bound import Bound, Codes
@@ -57,8 +57,9 @@ _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 def scheme_of(checkpoint: Checkpoint, *, typed: bool = True) -> Declared | None:
     """What is said of how a Hugging Face model's weights are packed; None for plain weights.
 
-    A config that names a scheme beside plain weights (DeepSeek's own cast to BF16 leaves one) is not believed. `typed`:
-    what a type of ggml holds as two tensors of the source (gpt-oss' MXFP4) counts as plain.
+    A config that names a scheme beside plain weights (DeepSeek's own cast to BF16 leaves one) is not believed. Where
+    none names one, weights may tell it (llm-awq's .pt files, with the config of the original). `typed`: what a type of
+    ggml holds as two tensors of the source (gpt-oss' MXFP4) counts as plain.
     """
     if checkpoint.dialect != "hf":
         return None
@@ -67,9 +68,13 @@ def scheme_of(checkpoint: Checkpoint, *, typed: bool = True) -> Declared | None:
     coded = any(len(info.shape) > 1 and info.dtype.name not in _PLAIN for info in infos)
     if not coded and not any(name.endswith(_COMPANIONS) for name in seen.tensors):
         return None  # and nobody asks a config that cannot be read
-    found = declared(checkpoint)
+    found = declared(checkpoint) or _told(seen)
     scheme = _BY_METHOD.get(found.method) if found else None  # codes may lie in a type of numbers: their bytes, that is
     return found if coded or (scheme is not None and packs(scheme, seen)) else None
+
+
+def _told(checkpoint: Checkpoint) -> Declared | None:
+    return next((Declared(scheme.methods[0], {}) for scheme in SCHEMES if tells(scheme, checkpoint)), None)
 
 
 def unpacked(

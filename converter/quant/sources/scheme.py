@@ -120,6 +120,7 @@ class Scheme:
         parted: a tensor of the model as those of Hugging Face, where the scheme's library stacks some.
         labels: which free texts of a file's header, by name and text, describe packed tensors.
         refuse: what in the settings makes weights that cannot be read here, in words; None where all is well.
+        told: whether a weight can be of this scheme alone, by what is stored of it, where no config says one.
     """
 
     name: str
@@ -129,11 +130,18 @@ class Scheme:
     parted: Callable[[LazyTensor], tuple[LazyTensor, ...]] = lambda tensor: (tensor,)
     labels: Callable[[str, str], bool] = lambda name, text: False
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda settings: None
+    told: Callable[[Module], bool] = lambda module: False
 
 
 def packs(scheme: Scheme, checkpoint: Checkpoint) -> bool:
     """Whether any weight is packed that way."""
     return any(_module(scheme, name, checkpoint, {}) for name in checkpoint.tensors)
+
+
+def tells(scheme: Scheme, checkpoint: Checkpoint) -> bool:
+    """Whether any weight can only be packed that way."""
+    found = (_module(scheme, name, checkpoint, {}) for name in checkpoint.tensors)
+    return any(each is not None and scheme.told(each[1]) for each in found)
 
 
 def modules(scheme: Scheme, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Iterator[tuple[Form, Module]]:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from support.builders import CONFIG, safetensors_of
-from support.packers import awq_gemm, awq_gemv, gptq, parts, words_of
+from support.packers import awq_gemm, awq_gemv, awq_gemv_fast, gptq, parts, words_of
 
 from converter.formats.registry import open_checkpoint
 from converter.quant.sources import unpacked
+from converter.request import Source
 from converter.tensors.streams import values
 
 NAME = "model.layers.0.mlp.up_proj"
@@ -121,36 +122,81 @@ def test_gptq_dynamic_and_autoround_have_bits_for_a_module(tmp_path: Path) -> No
     assert np.array_equal(decoded(tmp_path / "m", second, rounded), weight)
 
 
-AWQ = {  # version, columns of a group, words of zero points of a row
-    "gemm, whole rows": ("gemm", 0, None),
-    "gemm, groups of 64": ("gemm", 64, None),
+AWQ = {  # layout, columns of a group, words of zero points of a row
+    "gemm, whole rows": ("gemm", 0, 0),
+    "gemm, groups of 64": ("gemm", 64, 0),
     "gemv, groups of 32, padded": ("gemv", 32, 4),
     "gemv, groups of 64, padded": ("gemv", 64, 2),
     "gemv, groups of 128, padded": ("gemv", 128, 1),
     "gemv, whole rows": ("gemv", 0, 1),
+    "gemv_fast, groups of 32": ("gemv_fast", 32, 4),
+    "gemv_fast, groups of 64": ("gemv_fast", 64, 2),
+    "gemv_fast, groups of 128": ("gemv_fast", 128, 1),
+    "gemv_fast, whole rows": ("gemv_fast", 0, 1),
 }
 
 
-@pytest.mark.parametrize("name", AWQ)
-def test_awq(tmp_path: Path, name: str) -> None:
+def awq(name: str) -> tuple[dict[str, Any], np.ndarray]:
+    """The tensors of a weight of AWQ, and its numbers."""
     version, size, wide = AWQ[name]
     out, row = 40, 256
     rng = np.random.default_rng(size)
     codes = rng.integers(0, 16, (out, row))
     zeros = rng.integers(0, 16, (out, row // (size or row)))
     scales = rng.uniform(0.001, 0.1, zeros.shape).astype(np.float16)
-    each = size or row
-    weight = np.repeat(scales.astype(np.float32), each, 1) * (codes - np.repeat(zeros, each, 1)).astype(np.float32)
-    tensors = awq_gemm(codes, zeros, scales) if wide is None else awq_gemv(codes, zeros, scales, wide)
+    scale, zero = (np.repeat(each.astype(np.float32), size or row, 1) for each in (scales, zeros))
+    if version == "gemv_fast":
+        least = -(scale * zero).astype(np.float16).astype(np.float32)
+        return awq_gemv_fast(codes, zeros, scales, wide), scale * codes.astype(np.float32) + least
+    tensors = awq_gemm(codes, zeros, scales) if version == "gemm" else awq_gemv(codes, zeros, scales, wide)
+    return tensors, scale * (codes.astype(np.float32) - zero)
+
+
+@pytest.mark.parametrize("name", AWQ)
+def test_awq(tmp_path: Path, name: str) -> None:
+    tensors, weight = awq(name)
+    version, size, _ = AWQ[name]
     said = {"bits": 4, "group_size": size or -1, "zero_point": True}
     assert np.array_equal(decoded(tmp_path / "m", tensors, {"quant_method": "awq", "version": version, **said}), weight)
-    if wide is None:
+    if version == "gemv_fast":
+        other = {"qzeros" if key == "scaled_zeros" else key: each for key, each in tensors.items()}
+        assert np.array_equal(decoded(tmp_path / "m", other, {"quant_method": "awq", "version": version}), weight)
+    if version == "gemm":
         rounded = {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", **said}
         assert np.array_equal(decoded(tmp_path / "m", tensors, rounded), weight)
         (tmp_path / "m" / "quant_config.json").write_text(
             json.dumps({"zero_point": True, "q_group_size": size or -1, "w_bit": 4, "version": "GEMM"})
         )
         assert np.array_equal(decoded(tmp_path / "m", tensors, {}, "other"), weight)
+
+
+@pytest.mark.parametrize("name", AWQ)
+def test_awq_is_told_by_what_is_stored(tmp_path: Path, name: str) -> None:
+    """llm-awq's config says gemv of every layout, and its .pt files have none that says anything."""
+    tensors, weight = awq(name)
+    version, size, _ = AWQ[name]
+    if version == "gemv":
+        tensors["scales"][:, weight.shape[1] // (size or weight.shape[1]) :] = 0  # as llm-awq pads
+    said = {"quant_method": "awq", "version": "gemv"}
+    assert np.array_equal(decoded(tmp_path / "m", tensors, said), weight)
+    assert np.array_equal(decoded(tmp_path / "m", tensors, {}, "other"), weight)
+
+
+@pytest.mark.parametrize("name", ["gemm, groups of 64", "gemv_fast, groups of 64"])
+def test_a_file_of_llm_awq_with_the_config_of_the_original(tmp_path: Path, name: str) -> None:
+    torch = pytest.importorskip("torch")
+    tensors, weight = awq(name)
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "config.json").write_text(json.dumps(CONFIG))
+    file = tmp_path / "tiny-w4-g64-awq-v2.pt"
+    state = {f"{NAME}.{key}": each for key, each in tensors.items()} | {"model.norm.weight": np.ones(4, np.float16)}
+    torch.save({key: torch.from_numpy(np.ascontiguousarray(each)) for key, each in state.items()}, file)
+    with open_checkpoint(Source(file, config=tmp_path / "original")) as opened:
+        plain = unpacked(opened)
+        assert set(plain.tensors) == {f"{NAME}.weight", "model.norm.weight"}
+        assert np.array_equal(plain.tensors[f"{NAME}.weight"].array(), weight)
+        kept = unpacked(opened, keep="exact").tensors[f"{NAME}.weight"]
+        assert kept.info.dtype.name == ("Q5_0" if name.startswith("gemm") else "Q4_1")
 
 
 @pytest.mark.parametrize("kind", ["bitlinear", "autobitlinear"])
