@@ -135,13 +135,24 @@ def _refuse_same(layout: Layout, checkpoint: Checkpoint) -> None:
             raise SameFile(f"{file.path}: output and input are the same file; choose another name")
 
 
+def refuse_filled(folder: Path, force: bool, lock: Path | None = None) -> None:
+    """Refuse to write into a folder that has something in it, but for a run's lock.
+
+    Raises:
+        OutputExists: as said, or it is no folder.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise OutputExists(f"{folder}: is a file, not a folder")
+    if not force and any(path != lock for path in folder.iterdir()):
+        raise OutputExists(f"{folder}: is not empty; --force replaces files of the same names and keeps the others")
+
+
 def _refuse_existing(layout: Layout, force: bool, lock: Path) -> None:
     folder = layout.folder
-    if folder is not None and os.path.lexists(folder):
-        if not folder.is_dir():
-            raise OutputExists(f"{folder}: is a file, not a folder")
-        if not force and any(path != lock for path in folder.iterdir()):
-            raise OutputExists(f"{folder}: is not empty; --force replaces files of the same names and keeps the others")
+    if folder is not None:
+        refuse_filled(folder, force, lock)
     for file in layout.files:
         if folder is not None and file.path.parent != folder and file.path.parent.is_symlink():
             raise OutputExists(f"{file.path.parent}: is a link, which leads out of the folder; remove it")

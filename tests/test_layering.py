@@ -30,7 +30,7 @@ TIERS = (
     ("quant",),
     ("mapping", "adapters", "inspection"),
     ("planning", "pipeline"),
-    ("verify", "check", "diff", "compare"),
+    ("extract", "verify", "check", "diff", "compare"),
     ("reports",),
     ("cli",),
     ("__main__",),

@@ -379,7 +379,7 @@ class _Resolver:
     @cached_property
     def _lies_turned(self) -> bool:
         """Whether square weights lie (inputs, outputs): as those that are not square do, else as the config says."""
-        votes = set(_by_biases(self.base.tensors))
+        votes = set(by_biases(self.base.tensors))
         for module in self.names.modules.values():
             own = self._partner(f"{module.name}.weight") if {"lora_A", "lora_B"} <= module.parts.keys() else None
             if own is not None and len(own.info.shape) == 2 and own.info.shape[0] != own.info.shape[1]:
@@ -399,7 +399,7 @@ class _Resolver:
         )
 
 
-def _by_biases(tensors: Mapping[str, LazyTensor]) -> Iterator[bool]:
+def by_biases(tensors: Mapping[str, LazyTensor]) -> Iterator[bool]:
     """Of each weight that is not square and has a bias, whether it lies (inputs, outputs)."""
     for name, tensor in tensors.items():
         shape, bias = tensor.info.shape, tensors.get(f"{name.removesuffix('weight')}bias")

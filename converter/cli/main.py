@@ -20,7 +20,7 @@ from converter.text import printable
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # numpy's BLAS would start a thread per processor; nothing here multiplies matrices.
+    # numpy's BLAS would start a thread per processor; what multiplies matrices has workers of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # A model has up to a hundred thousand tensors, none in a circle: to look for circles takes a third of opening it.
     gc.set_threshold(20_000, 10, 10)

@@ -1,19 +1,24 @@
 """The folder of an adapter, as PEFT or MLX writes it: adapter_config.json and the weights beside it.
 
 An adapter changes a model and is none: no row of `convert formats`. It is opened for its base (`Source.adapters`), or
-with it (`Source.base`); what its config and the names of its tensors mean is known in `converter/adapters`.
+with it (`Source.base`), and written where one is extracted; what its config and the names of its tensors mean is known
+in `converter/adapters`.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart
-from converter.formats.base import child
+from converter.formats.base import Format, WriteOptions, child
+from converter.formats.safetensors import layout as safetensors_layout
 from converter.formats.safetensors import open_safetensors
 from converter.formats.torch.checkpoint import open_torch
 from converter.storage.json import read_json
+from converter.storage.layout import Layout, whole_file
+from converter.tensors.dtypes import BY_SAFETENSORS
 
 CONFIG = "adapter_config.json"
 #: The files that hold an adapter's weights, the first that is there, and what opens them.
@@ -54,3 +59,28 @@ def open_adapter(path: Path) -> Checkpoint:
     return opened.replace(
         format="peft", path=folder, dialect="peft", config=config, files=(*opened.files, folder / CONFIG)
     )
+
+
+def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
+    """The folder that PEFT loads: all weights in one file, and the config.
+
+    Raises:
+        UnsupportedFeature: a type that safetensors cannot hold.
+    """
+    labelled = checkpoint.replace(metadata={"format": "pt"})
+    weights = safetensors_layout(labelled, target / next(iter(WEIGHTS)), WriteOptions()).files
+    said = json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n"
+    return Layout((*weights, whole_file(target / CONFIG, said.encode())), target)
+
+
+#: Of what is written; no reader of models knows it.
+ADAPTER = Format(
+    name="peft",
+    extensions=(),
+    dialect="peft",
+    description="adapter of PEFT",
+    dtypes=frozenset(dtype.name for dtype in BY_SAFETENSORS.values()),
+    sniff=lambda path, start: False,
+    layout=layout,
+    folder=True,
+)

@@ -76,7 +76,7 @@ def check(draft: Draft) -> Draft:
             f"--scheme {request.types.scheme}: packs the weights of a folder; end the output's name in a slash"
         )
     _check_imatrix(request.types)
-    if draft.opened.dialect == "peft":
+    if draft.opened.dialect == "peft" and target.dialect != "peft":
         _check_adapter(draft)
     elif draft.opened.base is not None and draft.route.map != "hf->gguf":
         raise UsageError(

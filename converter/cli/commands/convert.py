@@ -18,9 +18,9 @@ from converter.cli.arguments import (
     source_of,
     threads_argument,
 )
-from converter.cli.console import ProgressBar, print_events
+from converter.cli.console import ProgressBar, print_events, print_table
 from converter.cli.verbs import Outcome, Verb
-from converter.errors import FidelityError
+from converter.errors import FidelityError, UsageError
 from converter.text import human_bytes, printable
 
 if TYPE_CHECKING:
@@ -42,11 +42,21 @@ VERB = Verb(
         ("convert folder/ model.gguf -q q4_k_m --verify", "and prove the result"),
         ("convert folder/ tuned.gguf -q q4_k_m --lora lora/", "with a LoRA adapter merged into it"),
         ("convert lora/ lora.gguf --base folder/", "a GGUF adapter, to run beside its base"),
+        ("convert folder/ tuned/ --extract-lora 16 lora/", "a LoRA adapter out of a fine-tuned model and its base"),
     ),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a conversion needs to know, and what only is done, not planned."""
+    plan_arguments(parser)
+    parser.add_argument(
+        "--extract-lora", nargs=2, metavar=("RANK", "DIR"),
+        help="write an adapter of PEFT that makes of IN, nearly, what OUT is, a fine-tuned model of the same kind",
+    )  # fmt: skip
+
+
+def plan_arguments(parser: argparse.ArgumentParser) -> None:
     """What a conversion needs to know; `plan` has the same."""
     parser.add_argument("source", metavar="IN", type=file_path, help="file or folder to read")
     target_help = "file to write, or folder (name/): a Hugging Face one; with -q it gets a GGUF with a standard name"
@@ -79,7 +89,9 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    """Convert, and verify where that is wanted."""
+    """Convert, and verify where that is wanted; or extract an adapter."""
+    if args.extract_lora is not None:
+        return _extracted(args)
     from converter import pipeline
 
     started = time.monotonic()
@@ -107,6 +119,46 @@ def run(args: argparse.Namespace) -> Outcome:
             _show_verdict(proof)
 
     return Outcome(data, show, 0 if proof is None or proof.passed else FidelityError.exit_code)
+
+
+def _extracted(args: argparse.Namespace) -> Outcome:
+    from converter.extract import extract_lora
+    from converter.request import Request, Source
+
+    rank, folder = args.extract_lora
+    request = Request(dtype=args.dtype, strict=args.strict)
+    if request_of(args) != request or source_of(args) != Source(args.source) or args.verify:
+        raise UsageError(
+            "--extract-lora: beside it --dtype, --strict, --force and --threads have an effect, others none"
+        )
+    with ProgressBar(args.quiet or args.json) as progress:
+        found = extract_lora(
+            args.source,
+            args.target,
+            file_path(folder),
+            _rank(rank),
+            request,
+            force=args.force,
+            threads=args.threads,
+            progress=progress,
+        )
+
+    def show() -> None:
+        if not args.quiet:
+            print_events(found.plan.report.events)
+            rows = ([fit.module, "x".join(map(str, fit.shape)), f"{fit.relative_error:.2%}"] for fit in found.fits)
+            print_table(["module", "shape", "lost"], rows, right=(2,))
+            size, missing = human_bytes(found.plan.total_bytes), f"{found.relative_error:.2%}"
+            print(f"\n{printable(folder)}: rank {found.rank}, {size}, {missing} of the difference is lost")
+
+    return Outcome(found.as_dict, show)
+
+
+def _rank(text: str) -> int:
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--extract-lora {text}: {error}; it is RANK and the folder to write") from error
 
 
 def _verified(args: argparse.Namespace, plan: Plan) -> Verification:

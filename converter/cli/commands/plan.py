@@ -22,7 +22,7 @@ VERB = Verb(
     description="Show what a conversion would do; reads no weights, writes nothing.",
     examples=(("convert plan llama-folder/ llama.gguf -q q5_k_m", "what would happen, tensor by tensor"),),
 )
-add_arguments = convert.add_arguments
+add_arguments = convert.plan_arguments
 
 
 def run(args: argparse.Namespace) -> Outcome:
