@@ -199,6 +199,7 @@ ARCHITECTURES = (
                 when="n_expert == 0",
                 facts={"n_nextn_said": 0},
             ),
+            HFClass("YoutuVLForConditionalGeneration", "youtu_vl", when="0", facts={"n_nextn_said": 0}),
             HFClass(
                 "DeepseekV3ForCausalLM",
                 "deepseek_v3",
@@ -226,7 +227,8 @@ ARCHITECTURES = (
             ATTENTION_BIAS,
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *MLA_TENSORS, *DENSE_THEN_EXPERTS, *NEXTN_TENSORS),
-        ignore=(*ROPE_BUFFERS, *BEYOND),
+        # Youtu-VL's tower stands beside the text model.
+        ignore=(*ROPE_BUFFERS, *BEYOND, "siglip2.{rest}", "merger.{rest}"),
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(BPE, told=NEXTN_TOLD, built_in={"norm_topk_prob": (True, False)}),
     ),

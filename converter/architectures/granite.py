@@ -17,7 +17,7 @@ from converter.architectures.common import (
     G,
     H,
 )
-from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
+from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, read_only
 from converter.architectures.styles import LLAMA
 from converter.architectures.traits import Traits
 from converter.tensors.ops import Split
@@ -32,6 +32,22 @@ HPARAMS = (
     HParam("residual_scale", ("residual_multiplier",), ("residual_scale",), "f32"),
     HParam("logit_scale", ("logits_scaling",), ("logit_scale",), "f32"),
     ATTENTION_BIAS,
+)
+# Gates and ups in one tensor, as they are stored.
+FUSED_EXPERTS = (
+    T(MOE + "router.layer.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),
+    T(MOE + "experts.gate_up_proj", G + "ffn_gate_up_exps.weight", shape=("n_expert", "2 * n_ff", "n_embd")),
+    T(MOE + "experts.down_proj", G + "ffn_down_exps.weight", shape=("n_expert", "n_embd", "n_ff")),
+    *read_only(
+        (
+            T(MOE + "input_linear.weight", G + "ffn_gate_up_exps.weight", shape=("n_expert", "2 * n_ff", "n_embd")),
+            T(MOE + "output_linear.weight", G + "ffn_down_exps.weight", shape=("n_expert", "n_embd", "n_ff")),
+        )
+    ),
+)
+FUSED_SHARED = (
+    T(SHARED + "input_linear.weight", G + "ffn_up_shexp.weight", shape=("2 * n_ff_shexp", "n_embd")),
+    T(SHARED + "output_linear.weight", G + "ffn_down_shexp.weight", shape=("n_embd", "n_ff_shexp")),
 )
 
 ARCHITECTURES = (
@@ -86,7 +102,10 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="granite_swa",
-        hf=(HFClass("GraniteSWAForCausalLM", "granite_swa", DEFAULTS),),
+        hf=(
+            HFClass("GraniteSWAForCausalLM", "granite_swa", DEFAULTS, when="n_expert == 0"),
+            HFClass("GraniteMoeSWAForCausalLM", "granitemoeswa", DEFAULTS, when="n_expert > 0"),
+        ),
         hparams=(
             *HPARAMS,
             *amended(
@@ -97,6 +116,7 @@ ARCHITECTURES = (
                 "rotates", ("no_rope_layers",), ("attention.rope_pattern",), "bool[]",
                 values=((1, True), (0, False)),
             ),
+            HParam("n_ff_shexp", ("shared_intermediate_size",), ("expert_shared_feed_forward_length",), default=0),
             MLP_BIAS,
         ),
         tensors=(
@@ -104,7 +124,9 @@ ARCHITECTURES = (
             *NORM_TENSORS,
             *ATTENTION_INTERLEAVED,
             T(H + "self_attn.sinks", G + "attn_sinks.weight", shape=("n_head",), optional=True),
-            *DENSE_FFN,
+            *only_when("n_expert == 0", DENSE_FFN),
+            *only_when("n_expert > 0", FUSED_EXPERTS),
+            *only_when("n_expert > 0 and n_ff_shexp > 0", FUSED_SHARED),
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,

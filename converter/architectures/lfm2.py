@@ -7,7 +7,9 @@ from converter.architectures.common import (
     ATTENTION,
     DECODER_HPARAMS,
     NORM,
+    NOT_CAUSAL,
     OTHER_INPUTS,
+    POOLING,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
@@ -98,7 +100,13 @@ ALIASES = (*TEXT_MODEL_ALIASES, ("lfm.{rest}", "model.{rest}"))
 ARCHITECTURES = (
     Architecture(
         gguf="lfm2",
-        hf=(HFClass("Lfm2ForCausalLM", "lfm2"), HFClass("LFM2ForCausalLM", "lfm2", when="0")),
+        hf=(
+            HFClass("Lfm2ForCausalLM", "lfm2"),
+            HFClass("LFM2ForCausalLM", "lfm2", when="0"),
+            # Of vectors for texts, or for each of their tokens (ColBERT).
+            HFClass("Lfm2Model", "lfm2", when="0", head=False),
+            HFClass("Lfm2BidirectionalModel", "lfm2", when="0", head=False, facts={"causal": False}),
+        ),
         hparams=(
             *amended(
                 HYBRID[:-1],
@@ -115,8 +123,14 @@ ARCHITECTURES = (
             HParam("ff_multiplier", ("block_ffn_dim_multiplier",), (), "f32", default=1.0),
             HParam("ff_multiple", ("block_multiple_of",), default=256),
             L_CACHE,
+            NOT_CAUSAL,
+            POOLING,
+            HParam("n_embd_out", ("/dense.1_Dense.out_features",), ("embedding_length_out",), early=True),
         ),
-        tensors=(*TOP, *BLOCK_TENSORS, *FEED_FORWARD),
+        tensors=(
+            *TOP, *BLOCK_TENSORS, *FEED_FORWARD,
+            T("1_Dense/linear.weight", "dense_2.weight", shape=("n_embd_out", "n_embd"), optional=True),
+        ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=ALIASES,
         traits=Traits(BPE),

@@ -116,6 +116,7 @@ ARCHITECTURES = (
                 "phi3",
                 {"num_key_value_heads": "num_attention_heads"},
             ),
+            HFClass("Phi4ForCausalLMV", "phi4-siglip", {"num_key_value_heads": "num_attention_heads"}, when="0"),
         ),
         hparams=PHI3_HPARAMS,
         tensors=(

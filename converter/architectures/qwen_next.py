@@ -199,6 +199,7 @@ ARCHITECTURES = (
                 "Qwen3_5ForConditionalGeneration", "qwen3_5", facts=ONE_SAID,
                 when="0",
             ),
+            HFClass("MiniCPMV4_6ForConditionalGeneration", "minicpmv4_6", facts={"n_nextn_said": 0}, when="0"),
         ),
         hparams=(*amended(before("rope_theta", MROPE, DECODER_HPARAMS), **N_LAYER, **SAID_ANYWAY), *HYBRID, SECTIONS),
         tensors=(

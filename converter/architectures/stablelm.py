@@ -14,6 +14,7 @@ from converter.architectures.common import (
     N_LAYER,
     N_VOCAB,
     NORM,
+    OTHER_INPUTS,
     PARALLEL_RESIDUAL,
     ROPE_BUFFERS,
     ROPE_THETA_UNUSUAL,
@@ -31,6 +32,7 @@ ARCHITECTURES = (
         hf=(
             HFClass("StableLmForCausalLM", "stablelm"),
             HFClass("StableLMEpochForCausalLM", "stablelm_epoch", {"use_parallel_residual": True}, when="0"),
+            HFClass("LlavaStableLMEpochForCausalLM", "llava_stablelm", {"use_parallel_residual": True}, when="0"),
         ),
         hparams=(
             N_CTX,
@@ -69,7 +71,7 @@ ARCHITECTURES = (
             ),
             *DENSE_FFN,
         ),
-        ignore=ROPE_BUFFERS,
+        ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "model.mm_projector.{rest}"),
         traits=Traits(BPE, built_in={"use_parallel_residual": (True,)}),
     ),
 )  # fmt: skip

@@ -144,6 +144,7 @@ CHANGED_FIRST = (
     "model.layers.3.self_attn.k_layernorm.norms.weight",
     "backbone.layers.3.mixer.experts.down_proj.weight",
     "backbone.layers.3.mixer.experts.up_proj.weight",
+    "1_Dense/linear.weight",
     "classifier.weight",
     "classifier.bias",
     "pooler.dense.weight",

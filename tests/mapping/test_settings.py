@@ -377,6 +377,8 @@ OTHER_INPUTS = {
     "multimodal_projector_bias", "projector_hidden_act", "spatial_merge_size", "vision_feature_layer",
     "vision_feature_select_strategy", "audio_soft_tokens_per_image",
     "vision_soft_tokens_per_image", "token_classification_bias",
+    "downsample_mode", "drop_vision_last_layer", "image_size", "insert_layer_id", "merge_kernel_size", "merger_times",
+    "patch_size",
 }  # fmt: skip
 WITHOUT_EFFECT = (
     STEPS
