@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ArchitectureError, short
-from converter.tensors.elementary import power
+from converter.tensors.elementary import exp, power
 
 Rope = Mapping[str, Any]
 Arrays = tuple[NDArray[np.float32], ...]
@@ -176,6 +176,43 @@ def said_by_queries(arrays: Arrays, hparams: Mapping[str, Any]) -> dict[str, Any
     return {"q_scale": float(str(queries[0]))} if (queries == queries[0]).all() and (keys == 1).all() else {}
 
 
+#: Positions of sounds in the reference's tables, and the longest wave.
+SINUSOIDS, LONGEST = 1500, 10000
+#: Where torch on x86 rounds a frequency of the published widths to the second nearest F32, and in which direction.
+_TORCH_FREQUENCIES: Mapping[int, Mapping[int, int]] = {
+    896: {58: -1, 105: -1, 166: -1, 208: 1, 325: -1, 356: -1},
+    1024: {96: -1, 126: 1, 239: 1, 401: -1},
+    1280: {114: 1, 120: 1, 200: 1, 279: -1, 348: 1, 418: -1, 540: 1},
+}
+
+
+def sinusoids(rope: Rope, hparams: Mapping[str, Any]) -> Arrays:
+    """Sines and cosines of waves, float32 (1500, a_embd), as towers of sounds add them for a token's position.
+
+    Each is the F32 nearest to that of torch's argument; torch's own is it or the one beside it. Source: transformers'
+    SinusoidsPositionEmbedding.
+
+    Raises:
+        ArchitectureError: the width is odd or too small to have two waves.
+    """
+    width = int(hparams["a_embd"])
+    half = width // 2
+    if width % 2 or half < 2:
+        raise ArchitectureError(f"the tower of sounds is {width} wide, which sines and cosines do not share")
+    step = np.float32(-math.log(LONGEST) / (half - 1))
+    frequencies = exp(step * np.arange(half, dtype=np.float32))
+    for at, off in _TORCH_FREQUENCIES.get(width, {}).items():
+        frequencies.view(np.int32)[at] += off
+    times = (np.arange(SINUSOIDS, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
+    return (np.concatenate([np.sin(times), np.cos(times)], axis=1).astype(np.float32),)
+
+
+def said_by_sinusoids(arrays: Arrays, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Their width; nothing where they are no such waves."""
+    close = np.allclose(arrays[0], sinusoids({}, hparams)[0], rtol=0, atol=1e-3)
+    return {"a_embd": int(hparams["a_embd"])} if close else {}
+
+
 GENERATORS: dict[str, Generator] = {
     "llama3_rope_freqs": Generator(
         lambda rope, hparams: (llama3_rope_freqs(rope, hparams),),
@@ -189,6 +226,7 @@ GENERATORS: dict[str, Generator] = {
     "proportional_rope_freqs": Generator(
         proportional_rope_freqs, proportional_rope_config, ("rope.rope_type", "rope.partial_rotary_factor")
     ),
+    "sinusoids": Generator(sinusoids, said_by_sinusoids, (), of_rope=False),
     "longrope_factors": Generator(
         longrope_factors, longrope_config, ("rope.rope_type", "rope.long_factor", "rope.short_factor")
     ),

@@ -180,9 +180,7 @@ def to_gguf(
     outputs, types, stored = _mapped_forward(model, checkpoint, events, no_nextn)
     if any(isinstance(event, Ignored) for event in events) and model.beside:
         events.append(Note("what sees or hears is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
-    for rule in architecture.tensors:
-        if rule.generator:
-            outputs.update((tensor.name, tensor) for tensor in _generated(rule, rope_facts(hf, config), scope, hparams))
+    _add_computed(model, outputs, types)
     events += _check_complete(model, outputs)
     keys = hparam_metadata(architecture, hparams, model.given)
     back = read_metadata(architecture, keys, hparams.get("n_vocab"), outputs)
@@ -209,6 +207,7 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
     model = _read(checkpoint, *found)
     ignored: list[Event] = []
     outputs, types, stored = _mapped_forward(model, checkpoint, ignored)
+    _add_computed(model, outputs, types)
     _check_complete(model, outputs)
     keys = hparam_metadata(model.architecture, model.hparams, model.given)
     told = f"{len(ignored)} tensors are the text model's; without --mmproj they are converted"
@@ -415,6 +414,15 @@ def bound(rule: TensorRule, scope: Scope, block: int | None) -> Chain:
     """The ops of a rule in a block, their sizes evaluated; experts are stacked first."""
     chain = (*((Stack(rule.count),) if rule.stacked else ()), *rule.ops)
     return tuple(op.bind(scope.at(block)) for op in chain)
+
+
+def _add_computed(model: _Model, outputs: dict[str, LazyTensor], types: dict[str, str]) -> None:
+    """The tensors that follow from the config, and the types that are forced on them."""
+    for rule in (rule for rule in model.architecture.tensors if rule.generator):
+        for tensor in _generated(rule, rope_facts(model.hf, model.config), model.scope, model.hparams):
+            outputs[tensor.name] = tensor
+            if rule.type is not None:
+                types[tensor.name] = rule.type
 
 
 def _generated(rule: TensorRule, rope: Mapping[str, Any], scope: Scope, hparams: HParams) -> list[LazyTensor]:

@@ -104,6 +104,9 @@ WHOLE = {
         {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}, n_parts=1,
     ),
     "qwen2audio-mmproj": Whole({"audio_token_index": "<|AUDIO|>"}, n_parts=12),
+    "qwen3-asr-hf-mmproj": Whole(
+        {"audio_token_id": "<|audio_pad|>"}, n_parts=13, otherwise={"text_config.tie_word_embeddings": True},
+    ),
     "idefics3-mmproj": Whole({"image_token_id": "<image>"}),
     "lfm2vl-mmproj": Whole(
         {"image_token_id": "<image>"},

@@ -251,3 +251,28 @@ def test_llama3_where_half_of_a_head_turns(high: float, context: int, factor: fl
     assert generator.back((freqs * np.float32(np.inf),), hparams) == {}
     with pytest.raises(ArchitectureError, match="must differ"):
         generator.make({**rope, "low_freq_factor": high}, hparams)
+
+
+# ------------------------------------------------------------------------------------------- positions of sounds
+
+
+@pytest.mark.parametrize("width", [32, 896, 1024, 1280])
+def test_waves_are_torchs_to_a_unit(width: int) -> None:
+    """Of the published widths and a small one; a frequency that is a unit off would be seen at the last positions."""
+    torch = pytest.importorskip("torch")
+    step = np.log(10000) / (width // 2 - 1)
+    frequencies = torch.exp(-step * torch.arange(width // 2).float())
+    times = torch.arange(1500)[:, np.newaxis] * frequencies[np.newaxis, :]
+    theirs = torch.cat([torch.sin(times), torch.cos(times)], dim=1).numpy()
+    (ours,) = GENERATORS["sinusoids"].make({}, {"a_embd": width})
+    assert ours.dtype == np.float32 and ours.shape == theirs.shape == (1500, width)
+    assert (np.abs(ours.view(np.int32).astype(np.int64) - theirs.view(np.int32)) <= 1).all()
+    assert (ours == theirs).mean() > 0.93
+    assert GENERATORS["sinusoids"].back((theirs,), {"a_embd": width}) == {"a_embd": width}
+    assert GENERATORS["sinusoids"].back((theirs[::-1],), {"a_embd": width}) == {}
+
+
+@pytest.mark.parametrize("width", [2, 7])
+def test_widths_that_sines_and_cosines_do_not_share(width: int) -> None:
+    with pytest.raises(ArchitectureError, match=f"is {width} wide"):
+        GENERATORS["sinusoids"].make({}, {"a_embd": width})

@@ -61,6 +61,8 @@ class Sample:
         options: of the reference's converter.
         failing: whether it fails on the model; nothing of it is recorded then.
         forgotten: keys and tensors that it should write and does not (docs/differences.md).
+        near: tensors of other bytes than the reference's, whose values a test of their own compares
+            (docs/differences.md).
         corrected: part of its tensors' names -> what it should be (docs/differences.md).
         told: what config.json says to it alone, where it fails on what transformers saves.
         request: ours.
@@ -91,6 +93,7 @@ class Sample:
     options: tuple[str, ...] = ()
     failing: bool = False
     forgotten: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
     corrected: Mapping[str, str] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)

@@ -69,6 +69,11 @@ def _sound(config: dict[str, Any]) -> dict[str, Any]:
         n_frames = 2 * audio["max_source_positions"]
         mask = {"feature_attention_mask": torch.ones(1, n_frames)} if config["model_type"] == "qwen2_audio" else {}
         return {"input_features": _noise(1, audio["num_mel_bins"], n_frames), **mask}
+    if config["model_type"] == "qwen3_asr":
+        return {
+            "input_features": _noise(1, audio["num_mel_bins"], 100),
+            "input_features_mask": torch.ones(1, 100).bool(),
+        }
     if config["model_type"] == "gemma4_unified":
         return {
             "input_features": _noise(1, 3, audio["audio_embed_dim"]),
