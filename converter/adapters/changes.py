@@ -59,10 +59,9 @@ class Dora:
 
     def __call__(self, rows: Floats, start: int) -> Floats:
         whole, magnitude = self.low_rank(rows, start), self.magnitude.whole.reshape(-1)
-        with np.errstate(all="ignore"):  # what is not finite is counted where it is encoded
-            if self.by_rows:
-                return (magnitude[start : start + len(rows)] / _lengths(whole))[:, None] * whole
-            return (magnitude / self._of_columns())[None] * whole
+        if self.by_rows:
+            return (magnitude[start : start + len(rows)] / _lengths(whole))[:, None] * whole
+        return (magnitude / self._of_columns())[None] * whole
 
     def _of_columns(self) -> Floats:
         """The lengths of all columns, from one read of the weight, row after row."""

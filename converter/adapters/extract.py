@@ -81,7 +81,7 @@ def nearest(base: LazyTensor, tuned: LazyTensor, rank: int) -> Factors | None:
 def _differences(base: LazyTensor, tuned: LazyTensor) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Rows of the difference of two tensors in F64, from which row on; those that are all equal are left out."""
     for start, stop in row_ranges([tuned], _WORK * tuned.info.row):
-        with np.errstate(invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # which is refused
             part = values(tuned, start, stop) - values(base, start, stop)
         if not np.isfinite(part).all():
             raise CorruptFile(

@@ -68,8 +68,9 @@ def _changed(own: LazyTensor, changes: Sequence[Change]) -> LazyTensor:
 
     def read(start: int, stop: int) -> Rows:
         rows = numbers.rows(start, stop).view(np.float32)
-        for change in changes:
-            rows = change(rows, start)
+        with np.errstate(all="ignore"):  # what is not finite is counted where it is encoded
+            for change in changes:
+                rows = change(rows, start)
         return np.ascontiguousarray(rows).view(np.uint8)
 
     info = TensorInfo(own.name, own.info.shape, F32)
@@ -94,7 +95,8 @@ def _idle(module: Module) -> bool:
 
 
 def _zeros(tensor: LazyTensor) -> bool:
-    return not any(values(tensor, start, stop).any() for start, stop in row_ranges([tensor], tensor.row_work))
+    with np.errstate(invalid="ignore"):  # of NaN, which is not zero
+        return not any(values(tensor, start, stop).any() for start, stop in row_ranges([tensor], tensor.row_work))
 
 
 def _trained_on(base: Checkpoint, said: str | None) -> list[Event]:

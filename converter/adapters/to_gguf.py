@@ -119,7 +119,8 @@ def _tensors(name: str, change: Carried, fold: float) -> tuple[LazyTensor, LazyT
         return np.ascontiguousarray(np.concatenate(pieces)).view(np.uint8)
 
     def read_b(start: int, stop: int) -> Rows:
-        return np.ascontiguousarray(pair.b(start, stop) * np.float32(fold)).view(np.uint8)
+        with np.errstate(all="ignore"):  # what is not finite is counted where it is encoded
+            return np.ascontiguousarray(pair.b(start, stop) * np.float32(fold)).view(np.uint8)
 
     shape_a = (columns, rank) if name == EMBEDDING else (*stacks, rank, columns)
     a = TensorInfo(f"{name}.lora_a", shape_a, F32)

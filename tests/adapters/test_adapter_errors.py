@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,18 @@ def test_values_that_the_base_cannot_hold_are_told(tmp_path: Path) -> None:
     assert any("too large for F16" in str(event) for event in told)
     with pytest.raises(LossyError):
         converter.convert(source, f"{tmp_path}/strict/", Request(strict=True), threads=1)
+
+
+@pytest.mark.parametrize("number", [1e30, np.inf, np.uint32(0x7F800001).view(np.float32)], ids=["large", "inf", "NaN"])
+def test_products_that_are_no_numbers_are_told_without_a_word_of_numpy(number: float, tmp_path: Path) -> None:
+    base = builders.llama_folder(tmp_path / "base")
+    factors = {name: np.full_like(each, number) for name, each in lora(Q, *Q_SHAPE).items()}
+    adapter = written(tmp_path / "a", factors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = converter.convert(Source(base, adapters=[(adapter, 1)]), f"{tmp_path}/out/", threads=1).report.events
+        converter.convert(Source(adapter, base=base), tmp_path / "a.gguf", threads=1)
+    assert any(f"{Q}.weight: 1024 values are NaN or infinite" in str(event) for event in told), told
 
 
 def test_the_base_that_was_used_is_told(tmp_path: Path) -> None:
