@@ -368,6 +368,10 @@ BAD_RANKS: dict[str, tuple[list[dict[str, Any]], type[ConverterError], str]] = {
         [part(0, 3, 0, placements=[("_StridedShard", {"dim": 0, "split_factor": 2})]), part(3, 6, 1)],
         UnsupportedFeature, "in an order not known",
     ),
+    "flat parameters": (
+        [{"block._flat_param": value} for (value,) in (part(0, 3, 0).values(), part(3, 6, 1).values())],
+        UnsupportedFeature, "whose shapes nothing says",
+    ),
     "not all names": ([part(0, 3, 0), {**part(3, 6, 1), "v": W}], CorruptFile, "only one of this and"),
     "whole here, a part there": ([part(0, 3, 0), {"w": W}], CorruptFile, "whole in some ranks' files"),
     "copies of other shapes": ([{"w": W}, {"w": W[:5]}], CorruptFile, "is another one than in"),

@@ -33,7 +33,6 @@ METADATA = ".metadata"
 SHARD = re.compile(r"__\d+_\d+\.distcp")
 # What accelerate calls the model's folder among those of a training state.
 MODELS = ("pytorch_model_fsdp_0",)
-FLAT = "_flat_param"
 # A box is about 90 opcodes: 300,000 of them, hundreds of ranks of a model with its optimizer.
 _MAX_OPCODES, _MAX_NBYTES, _MAX_BOXES = 32 << 20, 512 << 20, 1 << 19
 _ROOTS = (
@@ -62,11 +61,6 @@ def open_dcp(path: Path, folder: Path, key: str | None) -> Checkpoint:
     files = Files(folder, file)
     try:
         stored = _Stored.read(files.open(METADATA))
-        if flat := next((name for name in stored.tensors if name.endswith(FLAT)), None):
-            raise UnsupportedFeature(
-                f"{file}: {short(flat)} is many weights in one, whose shapes nothing says (FSDP's local state dict)\n"
-                "save a sharded or a full state dict"
-            )
         wanted, events = chosen(path, {name: stored.steps(name) for name in stored.tensors}, key)
         tensors = {new: _tensor(files, stored, name) for new, name in wanted.items()}
         return checkpoint(path, files, tensors, [*stored.events, *events])

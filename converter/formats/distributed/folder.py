@@ -22,6 +22,7 @@ from converter.tensors.tensor import LazyTensor
 # Beside verl's shards; what else is known of a model lies with the shards, or in the folder that was given.
 HUGGINGFACE = "huggingface"
 _MAX_STEPS = 16
+_FLAT = "_flat_param"  # of FSDP 1: all weights of what it wraps
 _COMPARED = 1 << 20  # bytes that are compared at once
 
 
@@ -149,13 +150,18 @@ def checkpoint(path: Path, files: Files, tensors: Mapping[str, LazyTensor], even
     """The shards as one checkpoint, whose names have no wrappers; config and tokenizer lie beside them.
 
     Raises:
-        UnsupportedFeature: there are no tensors, or more bytes of them than the files can mean.
+        UnsupportedFeature: there are no tensors, flat ones, or more bytes of them than the files can mean.
         CorruptFile: as `unwrapped` and `folder_assets`.
     """
     if not tensors:
         raise UnsupportedFeature(f"{path}: holds no tensors")
     if len(tensors) > MAX_TENSORS:
         raise CorruptFile(f"{path}: more than {MAX_TENSORS} tensors")
+    if flat := next((name for name in tensors if name.endswith(_FLAT)), None):
+        raise UnsupportedFeature(
+            f"{path}: {short(flat)} is many weights in one, whose shapes nothing says (FSDP's local state dict)\n"
+            "save a sharded or a full state dict: StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT"
+        )
     given = sum(mapped.size for mapped in files.maps.values())
     declared = sum(tensor.info.nbytes for tensor in tensors.values())
     if expands_too_far(declared, given):

@@ -68,7 +68,7 @@ def open_zero(path: Path, folder: Path, key: str | None) -> Checkpoint:
         raise UsageError(f"--key {key}: of a DeepSpeed checkpoint only {MODULE!r} can be asked for, the 16-bit weights")
     names = sorted(file.name for file in folder.glob("*_states.pt"))
     if other := next((name for name in names if _OTHERS.fullmatch(name)), None):
-        raise UnsupportedFeature(f"{folder / other}: a part of a pipeline or of a mixture of experts is not read")
+        raise _apart(folder / other, "a stage of a pipeline, or experts, in files of their own")
     models, optimizers = _by_rank(folder, names, _MODEL), _by_rank(folder, names, _OPTIMIZER)
     if not models:
         raise MissingPart(
@@ -87,13 +87,20 @@ def open_zero(path: Path, folder: Path, key: str | None) -> Checkpoint:
         raise
 
 
+def _apart(path: Path, what: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"{path}: {what}, which no name puts together again; it is not read\n"
+        "make a whole model of it first, with the tool of what trained it (GPT-NeoX and Megatron-DeepSpeed have one)"
+    )
+
+
 def _by_rank(folder: Path, names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
     """The files of a pattern in the order of their ranks, none missing."""
     numbered: dict[int, str] = {}
     for name in names:
         if match := pattern.fullmatch(name):
             if int(match[2]):
-                raise UnsupportedFeature(f"{folder / name}: a part of what tensor parallelism has cut is not read")
+                raise _apart(folder / name, "a part of weights that tensor parallelism has cut")
             if numbered.setdefault(int(match[1] or 0), name) != name:
                 raise CorruptFile(f"{folder}: {name} and {numbered[int(match[1] or 0)]} are of the same rank")
     for rank in range(len(numbered)):
@@ -125,7 +132,7 @@ class _State:
             raise CorruptFile(f"{path}: holds no {MODULE!r}, as DeepSpeed's model states do")
         cut = root.get("mp_world_size")
         if type(cut) is int and cut > 1:
-            raise UnsupportedFeature(f"{path}: a part of what tensor parallelism has cut, by {cut}, is not read")
+            raise _apart(path, f"a part of weights that tensor parallelism has cut, by {cut}")
         said = root.get("param_shapes")
         groups = said if type(said) is list else [said or {}]
         if sum(len(group) for group in groups if type(group) is dict) > MAX_TENSORS or len(groups) > _MAX_GROUPS:
