@@ -20,7 +20,6 @@ RUNTIME: dict[str, Traits] = {
     "bitnet": Traits(SPM),
     "chameleon": Traits(BPE),
     "deci": Traits(BPE, large="n_layer == 80"),
-    "deepseek4": Traits(BPE),
     "graniteswitch": Traits(LLAMA),
     "grok": Traits(SPM_OR_BPE),
     "hrm_text": Traits(BPE),

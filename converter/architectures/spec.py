@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from converter.architectures.traits import AS_ASKED, F16_OR_F32, IDS, TokenizerStyle, Traits
+from converter.architectures.traits import AS_ASKED, F16_OR_F32, IDS, INDEXES, TokenizerStyle, Traits
 from converter.tensors.expressions import BLOCK, PRESENT, RESERVED, ExpressionError, names
 from converter.tensors.ops import ROW, Chain, Op, Size
 
@@ -22,7 +22,7 @@ Values = tuple[tuple[str | int | float | bool, str | int | float | bool], ...]
 
 PYTHON_TYPES: Mapping[str, type] = {"u32": int, "i32": int, "u64": int, "f32": float, "str": str, "bool": bool}
 NUMBERED = (BLOCK, "expert")
-FORCED_TYPES = ("F32", "F16", IDS, F16_OR_F32, AS_ASKED)
+FORCED_TYPES = ("F32", "F16", IDS, INDEXES, F16_OR_F32, AS_ASKED)
 NEXTN_SAID = "n_nextn_said"  # the hparam that says how many blocks for further tokens there are, beside those counted
 HEAD = "with_head"  # the hparam that says whether there is a classifier
 DENSE = "with_dense"  # the hparam that says whether the file has the dense layers after the pooling

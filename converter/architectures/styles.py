@@ -64,6 +64,9 @@ QWEN3_ASR = TokenizerStyle(
     template="{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
     "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
 )
+DEEPSEEK4 = TokenizerStyle(
+    ("bpe",), early=("tokenizer.chat_template",), elsewhere="deepseek-ai-DeepSeek-V4.jinja",
+)  # fmt: skip
 KIMI_K3 = TokenizerStyle(("bpe",), config_ids=(("eos", "eos_token_id"),), elsewhere="Kimi-K3.jinja")
 # Whose vocabularies llama.cpp's converter has beside it.
 NEOX = "GPT-NeoX (EleutherAI/gpt-neox-20b)"

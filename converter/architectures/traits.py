@@ -15,7 +15,7 @@ Keys = tuple[tuple[str, Value], ...]
 
 #: Types of a tensor in an unquantized file: F16 in one of F16 and F32 in others; what the file has, whatever its name;
 #: whole numbers, which are ids.
-F16_OR_F32, AS_ASKED, IDS = "F16 or F32", "as asked", "I64"
+F16_OR_F32, AS_ASKED, IDS, INDEXES = "F16 or F32", "as asked", "I64", "I32"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class TokenizerStyle:
         ends: special ids of the tokens with these texts, whatever else is said, where there are such.
         last_ids: the same, written after everything else.
         template: the chat template, whatever the folder has.
+        early: keys that stand directly after general.architecture.
         elsewhere: what llama.cpp's converter takes of its own tree for a folder without a chat template.
         usual: whose tokenizer models have whose folder has none.
         by_rows: keys for vocabularies of one exact size.
@@ -63,6 +64,7 @@ class TokenizerStyle:
     ends: tuple[tuple[str, str], ...] = ()
     last_ids: tuple[tuple[str, str], ...] = ()
     template: str = ""
+    early: tuple[str, ...] = ()
     elsewhere: str = ""
     usual: str = ""
     by_rows: Mapping[int, Keys] | None = None

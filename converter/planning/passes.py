@@ -299,10 +299,12 @@ def _hf_metadata(checkpoint: Checkpoint, mapped: Translation, request: Request, 
     )
     report.extend(events)
     first: Metadata = {"general.architecture": Value("str", mapped.architecture.gguf), **mapped.early}
-    metadata: Metadata = {**first, **general, **mapped.config}
-    if not (request.model.no_tokenizer or request.model.mmproj):
-        metadata.update(_tokenizer(checkpoint, mapped, request, report))
-    return metadata
+    if request.model.no_tokenizer or request.model.mmproj:
+        return {**first, **general, **mapped.config}
+    tokenizer = _tokenizer(checkpoint, mapped, request, report)
+    style = mapped.tokenizer or mapped.architecture.traits.tokenizer
+    first |= {key: tokenizer[key] for key in style.early if key in tokenizer}
+    return {**first, **general, **mapped.config, **tokenizer}
 
 
 def _tokenizer(checkpoint: Checkpoint, mapped: Translation, request: Request, report: Report) -> Metadata:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from converter.architectures.traits import AS_ASKED, F16_OR_F32, IDS, Traits
+from converter.architectures.traits import AS_ASKED, F16_OR_F32, IDS, INDEXES, Traits
 from converter.errors import QuantizationError, UsageError
 from converter.quant.patterns import Pattern, check_count
 from converter.tensors.dtypes import DTYPES, dtype
@@ -816,8 +816,8 @@ def converter_type(name: str, shape: tuple[int, ...], source: str, outtype: str,
     """
     if dtype(source).quantized:
         return Choice(source, "kept: arrives quantized")
-    if forced == IDS:
-        return Choice(IDS, "forced by its architecture")
+    if forced in (IDS, INDEXES):
+        return Choice(forced, "forced by its architecture")
     wanted = dtype(outtype).name
     if forced in (F16_OR_F32, "F16", "F32"):
         halved = forced == "F16" or (forced == F16_OR_F32 and wanted == "F16")

@@ -7,7 +7,7 @@ from collections import Counter
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,19 @@ class Watch:
         ]
 
 
+def _whole_numbers(tensor: LazyTensor, dtype: DType, old: np.dtype[Any], new: np.dtype[Any]) -> LazyTensor:
+    """Whole numbers in another type of them, which holds each."""
+
+    def read(start: int, stop: int) -> Rows:
+        given = np.ascontiguousarray(tensor.rows(start, stop)).view(old)
+        made = given.astype(new)
+        if (made != given).any():
+            raise QuantizationError(f"{tensor.name}: a value does not fit {dtype}")
+        return made.view(np.uint8)
+
+    return tensor.derived(TensorInfo(tensor.name, tensor.info.shape, dtype), read, work_nbytes=2 * tensor.row_work)
+
+
 def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance | None = None) -> LazyTensor:
     """`tensor` in encoding `dtype`.
 
@@ -117,6 +130,8 @@ def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance 
     row_nbytes = result.row_nbytes  # raises where the row does not fit
     if info.dtype is dtype:
         return _watched(tensor, watch)
+    if not dtype.floating and not info.dtype.floating and dtype.numpy is not None and info.dtype.numpy is not None:
+        return _whole_numbers(tensor, dtype, info.dtype.numpy, dtype.numpy)
     if not dtype.floating:
         raise QuantizationError(f"{info.name}: {info.dtype} cannot be stored as {dtype}")
     decoded(tensor)  # raises where there are no numbers

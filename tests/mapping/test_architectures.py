@@ -127,7 +127,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 
 #: What the reference has and the gguf-py of the package index does not yet; the samples' facts hold these.
 NEWER = (
-    "glm5-next", "kimi-k3",
+    "deepseek4", "glm5-next", "kimi-k3",
     "nanbeige", "granite_swa", "cohere2moe", "deepseek32", "mellum", "minimax-m3", "hy_v4", "maple", "spark2_5",
     "laguna", "muse-glimmer", "gemma4-assistant", "eagle3",
 )  # fmt: skip

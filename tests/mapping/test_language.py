@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import models
 from support.families import NO_TOKENIZER, Tensors, write
 
 import converter
@@ -19,6 +20,7 @@ from converter.architectures.traits import Relation, TokenizerStyle, Traits
 from converter.errors import (
     ArchitectureError,
     MissingTensor,
+    QuantizationError,
     ShapeMismatch,
     UnknownArchitecture,
     UnmatchedTensor,
@@ -796,8 +798,33 @@ def test_a_rule_says_what_type_its_tensors_have(
     assert {name: found[name] for name in types} == types
 
 
+@pytest.mark.parametrize("quant", [None, "q4_0", "f16"])
+def test_whole_numbers_stay_whole_and_fit_their_type(
+    quant: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = T("tid2eid", "blk.0.ffn_gate_tid2eid.weight", shape=("n_embd", 32), type="I32")
+    monkeypatch.setattr(detect, "architectures", lambda *_: {"toy": toy(tensors=(NORM, table))})
+    numbers = np.arange(8 * 32, dtype=np.int64).reshape(8, 32)
+    folder = write(tmp_path / "m", dict(CONFIG), norms(), "F32")
+    weights = {name: ("F32", value) for name, value in norms().items()}
+
+    def stored(table: Any) -> Path:
+        models.write_mixed_safetensors(folder / "model.safetensors", {**weights, "tid2eid": ("I64", table)})
+        converter.convert(folder, tmp_path / "m.gguf", NO_TOKENIZER.replace(quant=quant), threads=1, force=True)
+        return tmp_path / "m.gguf"
+
+    with converter.open_checkpoint(stored(numbers)) as made:
+        found = made.tensors["blk.0.ffn_gate_tid2eid.weight"]
+        assert found.info.dtype.name == "I32" and np.array_equal(found.array(), numbers)
+    converter.convert(tmp_path / "m.gguf", f"{tmp_path / 'back'}/", NO_TOKENIZER, threads=1)
+    with open_safetensors(tmp_path / "back" / "model.safetensors") as again:
+        assert np.array_equal(again.tensors["tid2eid"].array(), numbers)
+    with pytest.raises(QuantizationError, match=r"tid2eid\.weight: a value does not fit I32"):
+        stored(numbers + (1 << 31))
+
+
 def test_a_type_that_no_file_has_is_refused() -> None:
-    with pytest.raises(ValueError, match="its type is one of F32, F16, I64, F16 or F32, as asked, not Q4_K"):
+    with pytest.raises(ValueError, match="its type is one of F32, F16, I64, I32, F16 or F32, as asked, not Q4_K"):
         toy(tensors=(T("a", "a.weight", shape=(1,), type="Q4_K"),))
 
 

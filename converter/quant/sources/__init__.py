@@ -49,7 +49,8 @@ SCHEMES: tuple[Scheme, ...] = tuple(
 _BY_METHOD: Mapping[str, Scheme] = {method: scheme for scheme in SCHEMES for method in scheme.methods}
 #: What stands beside codes.
 _COMPANIONS = tuple({part for scheme in SCHEMES for form in scheme.forms for part in form.parts})
-_PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4"))
+#: What holds no codes: numbers, blocks that are known, and ids.
+_PLAIN = frozenset(("F64", "F32", "F16", "BF16", "MXFP4", "I64"))
 #: How config.json names types.
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
