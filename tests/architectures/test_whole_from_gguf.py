@@ -107,6 +107,12 @@ WHOLE = {
     "qwen3-asr-hf-mmproj": Whole(
         {"audio_token_id": "<|audio_pad|>"}, n_parts=13, otherwise={"text_config.tie_word_embeddings": True},
     ),
+    "paddleocr-hf-mmproj": Whole(
+        {
+            "image_token_id": "<|IMAGE_PLACEHOLDER|>", "vision_start_token_id": "<|IMAGE_START|>",
+            "vision_end_token_id": "<|IMAGE_END|>",
+        },
+    ),
     "idefics3-mmproj": Whole({"image_token_id": "<image>"}),
     "lfm2vl-mmproj": Whole(
         {"image_token_id": "<image>"},

@@ -78,7 +78,16 @@ PROJECTORS = (
     ),
     Architecture(
         gguf="clip",
-        hf=(HFClass("PaddleOCRVLForConditionalGeneration", "paddleocr_vl"),),
+        hf=(
+            HFClass(
+                "PaddleOCRVLForConditionalGeneration", "paddleocr_vl", text=("paddleocr",),
+                constants={
+                    "text_config": {"model_type": "paddleocr_vl_text"},
+                    "vision_config": {"model_type": "paddleocr_vl_vision"},
+                    "/processor": {"image_processor_type": "PaddleOCRVLImageProcessor"},
+                },
+            ),
+        ),
         hparams=(
             *amended(
                 VISION,
@@ -89,7 +98,14 @@ PROJECTORS = (
             MIN_PIXELS,
             USE_GELU,
             EPS,
-            HParam("grid", ("vision_config.image_size",), (), default=384),
+            HParam(
+                "grid", ("vision_config.image_size",), (), default=384,
+                back="int(sqrt(shape('v.position_embd.weight', 0))) * patch_size",
+            ),
+            HParam("image_token", ("image_token_id",), token="<|IMAGE_PLACEHOLDER|>"),
+            HParam("vision_start", ("vision_start_token_id",), token="<|IMAGE_START|>"),
+            HParam("vision_end", ("vision_end_token_id",), token="<|IMAGE_END|>"),
+            HParam("patch", ("/processor.patch_size",), (), default="patch_size"),
         ),
         tensors=(
             T(
