@@ -32,7 +32,7 @@ QUERIES_FIRST = (
 ARCHITECTURES = (
     Architecture(
         gguf="falcon",
-        hf=(HFClass("FalconForCausalLM", "falcon"),),
+        hf=(HFClass("FalconForCausalLM", "falcon"), HFClass("RWForCausalLM", "falcon", when="0")),
         hparams=(
             HParam("n_ctx", (), ("context_length",), default=2048, always=True),
             HParam("layout", (), ("tensor_data_layout",), "str", default="'jploski'", always=True),

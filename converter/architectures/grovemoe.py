@@ -16,7 +16,10 @@ PAIRS = {"count": "n_expert // n_per_group"}
 ARCHITECTURES = (
     Architecture(
         gguf="grovemoe",
-        hf=(HFClass("GroveMoeForCausalLM", "grove_moe", constants={"norm_topk_prob": True}),),
+        hf=(
+            HFClass("GroveMoeForCausalLM", "grove_moe", constants={"norm_topk_prob": True}),
+            HFClass("modeling_grove_moe.GroveMoeForCausalLM", "grove_moe", when="0"),
+        ),
         hparams=(
             *MOE_HPARAMS,
             N_FF_EXP,

@@ -11,7 +11,7 @@ from converter.architectures.styles import (
     SPM,
     SPM_OR_BPE,
 )
-from converter.architectures.traits import SlidingWindow, TokenizerStyle, Traits
+from converter.architectures.traits import TokenizerStyle, Traits
 
 RUNTIME: dict[str, Traits] = {
     "apertus": Traits(LLAMA),
@@ -22,12 +22,10 @@ RUNTIME: dict[str, Traits] = {
     "deci": Traits(BPE, large="n_layer == 80"),
     "graniteswitch": Traits(LLAMA),
     "grok": Traits(SPM_OR_BPE),
-    "hrm_text": Traits(BPE),
     "jais": Traits(BPE),
     "jina-bert-v3": Traits(BERT),
     "neo-bert": Traits(BERT),
     "plamo": Traits(SPM),
-    "plamo3": Traits(window=SlidingWindow(8)),
     "rwkv6qwen2": Traits(SPM_OR_BPE),
     "wavtokenizer-dec": Traits(TokenizerStyle(("none",))),
 }

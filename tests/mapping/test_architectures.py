@@ -129,7 +129,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 NEWER = (
     "deepseek4", "glm5-next", "kimi-k3",
     "nanbeige", "granite_swa", "cohere2moe", "deepseek32", "mellum", "minimax-m3", "hy_v4", "maple", "spark2_5",
-    "laguna", "muse-glimmer", "gemma4-assistant", "eagle3",
+    "laguna", "muse-glimmer", "gemma4-assistant", "eagle3", "hrm_text",
 )  # fmt: skip
 NEWER_TENSORS = {
     "qwen3": {"cls.output"},

@@ -326,7 +326,7 @@ def test_a_rope_fact_beside_the_scaling_is_called_so(name: str) -> None:
 
 #: Entries of transformers' classes that no row reads and no table lists, and why they lose nothing.
 IN_TRAINING = {
-    "altup_coef_clip",
+    "altup_coef_clip", "L_bp_cycles",
     "attention_dropout", "attn_pdrop", "emb_pdrop", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop",
     "residual_dropout", "classifier_dropout", "initializer_range", "input_jitter_noise", "router_jitter_noise",
     "router_aux_loss_coef", "embedding_initializer_range", "initializer_cutoff_factor", "mlp_dropout",
