@@ -94,6 +94,7 @@ class Types:
     dtype: str | None = None
     keep_codes: str | None = None
     scheme: str | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         _settle(

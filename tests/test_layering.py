@@ -29,6 +29,7 @@ TIERS = (
     ("runtimes",),
     ("quant",),
     ("mapping", "adapters", "inspection"),
+    ("graphs",),
     ("planning", "pipeline"),
     ("extract", "verify", "check", "diff", "compare"),
     ("reports",),

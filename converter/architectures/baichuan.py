@@ -25,7 +25,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import SPM
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import At, Rope, Split
 
 LAYOUT = HParam("layout", (), ("tensor_data_layout",), "str", default="'Meta AI original pth'", always=True)
@@ -88,6 +88,6 @@ ARCHITECTURES = (
             *DENSE_FFN,
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(SPM),
+        traits=Traits(SPM, decoder=Decoder()),
     ),
 )

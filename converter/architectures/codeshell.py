@@ -12,7 +12,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Split
 
 B = "transformer.h.{block}."
@@ -59,7 +59,9 @@ ARCHITECTURES = (
             *pair(B + "mlp.c_proj", G + "ffn_down", shape=("n_embd", "n_ff"), bias=True),
         ),
         ignore=(B + "attn.rotary_emb.inv_freq", B + "attn.bias"),
-        traits=Traits(BPE, built_in={"activation_function": ("gelu_pytorch_tanh", "gelu")}),
+        traits=Traits(
+            BPE, built_in={"activation_function": ("gelu_pytorch_tanh", "gelu")}, decoder=Decoder("gelu_tanh"),
+        ),
     ),
     Architecture(
         gguf="refact",

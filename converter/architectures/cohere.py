@@ -39,7 +39,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when
 from converter.architectures.styles import BPE
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import Decoder, SlidingWindow, Traits
 
 DEFAULTS = {"num_key_value_heads": "num_attention_heads"}
 COHERE2_DEFAULTS = {**DEFAULTS, "head_dim": "hidden_size // num_attention_heads"}
@@ -77,7 +77,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(neighbours=True, logits="logit_scale")),
     ),
     Architecture(
         gguf="cohere2",
@@ -101,7 +101,10 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS[:2], NORM_TENSORS[0], *ATTENTION, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, window=SlidingWindow(4), built_in={"rotary_pct": (1,)}),
+        traits=Traits(
+            BPE, window=SlidingWindow(4), built_in={"rotary_pct": (1,)},
+            decoder=Decoder(neighbours=True, logits="logit_scale", rotates="layer_types == 'sliding_attention'"),
+        ),
     ),
     Architecture(
         gguf="cohere2moe",

@@ -22,7 +22,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, before, only_when, pair
 from converter.architectures.styles import ARCTIC, BPE, INTERNLM2, SPM
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import ROW, At, Reshape, Rope, Split
 
 # InternLM 2: each key head has its queries, its key and its value together.
@@ -54,7 +54,7 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(SPM),
+        traits=Traits(SPM, decoder=Decoder()),
     ),
     Architecture(
         gguf="internlm2",
@@ -79,7 +79,7 @@ ARCHITECTURES = (
             T(H + "feed_forward.w3.weight", G + "ffn_up.weight", shape=("n_ff", "n_embd")),
         ),
         ignore=(H + "attention.rotary_emb.inv_freq",),
-        traits=Traits(INTERNLM2),
+        traits=Traits(INTERNLM2, decoder=Decoder()),
     ),
     Architecture(
         gguf="qwen",
@@ -109,7 +109,7 @@ ARCHITECTURES = (
             T(B + "mlp.c_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff // 2")),
         ),
         ignore=("transformer.rotary_emb.inv_freq",),
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder()),
     ),
     Architecture(
         gguf="arctic",

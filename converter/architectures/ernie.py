@@ -22,7 +22,7 @@ from converter.architectures.common import (
 from converter.architectures.moe import EXPERTS, SHARED_EXPERTS
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when
 from converter.architectures.styles import PREFIX_LAST
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Split
 
 USE_BIAS = HParam("use_bias", ("use_bias",), (), "bool", default=False, back="present('blk.0.attn_q.bias')")
@@ -55,7 +55,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=ALIASES,
-        traits=Traits(PREFIX_LAST),
+        traits=Traits(PREFIX_LAST, decoder=Decoder(neighbours=True)),
     ),
     # The text model of PaddleOCR-VL, which rotates halves: alone it is a Llama.
     Architecture(

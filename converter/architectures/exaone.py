@@ -38,7 +38,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, moved, only_when
 from converter.architectures.styles import BPE
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import Decoder, SlidingWindow, Traits
 
 B = "transformer.h.{block}."
 ATTN = B + "attn.attention."
@@ -128,7 +128,9 @@ ARCHITECTURES = (
             LLAMA3_ROPE_FREQS,
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE, window=SlidingWindow(4)),
+        traits=Traits(
+            BPE, window=SlidingWindow(4), decoder=Decoder(rotates="window == 0 or layer_types == 'sliding_attention'"),
+        ),
     ),
     Architecture(
         gguf="exaone-moe",

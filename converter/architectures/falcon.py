@@ -14,7 +14,7 @@ from converter.architectures.common import (
 from converter.architectures.gptneox import GELU
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import ROW, At, Concat, Reshape, Split
 
 B = "transformer.h.{block}."
@@ -76,6 +76,6 @@ ARCHITECTURES = (
         ),
         ignore=(B + "self_attention.rotary_emb.inv_freq",),
         aliases=(("{rest}", "transformer.{rest}"),),
-        traits=Traits(BPE, built_in={"parallel_attn": (True,), "activation": GELU}),
+        traits=Traits(BPE, built_in={"parallel_attn": (True,), "activation": GELU}, decoder=Decoder("gelu")),
     ),
 )  # fmt: skip

@@ -24,7 +24,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.styles import NO_PREFIX
-from converter.architectures.traits import SlidingWindow, TokenizerStyle, Traits
+from converter.architectures.traits import Decoder, SlidingWindow, TokenizerStyle, Traits
 from converter.metadata import u32
 from converter.tensors.ops import Add
 
@@ -77,8 +77,7 @@ ARCHITECTURES = (
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
             TokenizerStyle(("spm", "hf-spm"), last=(("eot_token_id", u32(107)), *NO_PREFIX)),
-            built_in=BUILT_IN,
-        ),
+            built_in=BUILT_IN, decoder=Decoder("gelu_tanh", embedding="sqrt(n_embd)")),
     ),
     Architecture(
         gguf="gemma2",
@@ -103,7 +102,6 @@ ARCHITECTURES = (
         traits=Traits(
             TokenizerStyle(("spm", "hf-spm"), last=NO_PREFIX),
             window=SlidingWindow(2, size=4096),
-            built_in=BUILT_IN,
-        ),
+            built_in=BUILT_IN, decoder=Decoder("gelu_tanh", embedding="sqrt(n_embd)", scale="query_scale ** -0.5")),
     ),
 )

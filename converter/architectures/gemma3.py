@@ -22,7 +22,7 @@ from converter.architectures.common import (
 from converter.architectures.gemma import NORM_TENSORS_LESS_ONE, TOP_TENSORS_LESS_ONE
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before
 from converter.architectures.styles import GEMMA3
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import Decoder, SlidingWindow, Traits
 from converter.tensors.ops import Add
 
 DEFAULTS = {"rope_local_base_freq": 10000.0}
@@ -70,7 +70,14 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS_LESS_ONE, TOP_TENSORS[2], *BLOCK_TENSORS),
         ignore=(*ROPE_BUFFERS, *VISION),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(GEMMA3, window=SlidingWindow(6), built_in=BUILT_IN),
+        traits=Traits(
+            GEMMA3, window=SlidingWindow(6), built_in=BUILT_IN,
+            decoder=Decoder(
+                "gelu_tanh", embedding="sqrt(n_embd)", scale="query_scale ** -0.5",
+                theta="rope_theta_swa if layer_types == 'sliding_attention' else rope_theta",
+                scaled="layer_types == 'full_attention'",
+            ),
+        ),
     ),
     Architecture(
         gguf="gemma-embedding",

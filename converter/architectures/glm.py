@@ -48,7 +48,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when, pair
 from converter.architectures.styles import CHATGLM, GLM, GLM4, SOLAR
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Rope
 
 PARTIAL = HParam(
@@ -135,7 +135,7 @@ ARCHITECTURES = (
             ),
         ),
         ignore=(*ROPE_BUFFERS, "transformer.rotary_pos_emb.inv_freq"),
-        traits=Traits(CHATGLM),
+        traits=Traits(CHATGLM, decoder=Decoder(neighbours=True)),
     ),
     Architecture(
         gguf="glm4",
@@ -170,7 +170,7 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, *BEYOND),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(GLM4, told=NEXTN_TOLD),
+        traits=Traits(GLM4, told=NEXTN_TOLD, decoder=Decoder(neighbours=True)),
     ),
     Architecture(
         gguf="glm4moe",

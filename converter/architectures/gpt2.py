@@ -12,7 +12,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair, read_only
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Concat, Transpose
 
 B = "transformer.h.{block}."
@@ -74,6 +74,9 @@ ARCHITECTURES = (
         ),
         ignore=(B + "attn.bias", B + "attn.masked_bias"),
         aliases=(("{rest}", "transformer.{rest}"),),
-        traits=Traits(BPE, built_in={"activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu")}),
+        traits=Traits(
+            BPE, built_in={"activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu")},
+            decoder=Decoder("gelu_tanh"),
+        ),
     ),
 )

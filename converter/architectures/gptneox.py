@@ -18,7 +18,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import PermuteRows
 
 N, B = "gpt_neox.layers.{block}.", "transformer.h.{block}."
@@ -75,7 +75,10 @@ ARCHITECTURES = (
             *pair(N + "mlp.dense_4h_to_h", G + "ffn_down", shape=("n_embd", "n_ff"), bias=True),
         ),
         ignore=(N + "attention.bias", N + "attention.masked_bias", N + "attention.rotary_emb.inv_freq"),
-        traits=Traits(BPE, built_in={"hidden_act": GELU, "use_parallel_residual": (True,)}),
+        traits=Traits(
+            BPE, built_in={"hidden_act": GELU, "use_parallel_residual": (True,)},
+            decoder=Decoder("gelu", parallel="parallel"),
+        ),
     ),
     Architecture(
         gguf="bloom",

@@ -19,7 +19,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, read_only
 from converter.architectures.styles import LLAMA
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Split
 
 MOE, SHARED = H + "block_sparse_moe.", H + "shared_mlp."
@@ -58,7 +58,7 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(LLAMA),
+        traits=Traits(LLAMA, decoder=Decoder(logits="1 / logit_scale")),
     ),
     Architecture(
         gguf="granitemoe",

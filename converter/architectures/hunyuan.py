@@ -31,7 +31,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when, without
 from converter.architectures.styles import BPE, HUNYUAN
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 SHARED = H + "mlp.shared_mlp."
 CONTEXT = 256 * 1024  # which dynamic scaling is for, whatever the config says
@@ -105,7 +105,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(HUNYUAN),
+        traits=Traits(HUNYUAN, decoder=Decoder(late_norm=True)),
     ),
     # The text model of HunyuanOCR, whose parts of a head rotate by time, height and width.
     Architecture(

@@ -16,7 +16,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair, without
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 ARCHITECTURES = (
     Architecture(
@@ -45,6 +45,6 @@ ARCHITECTURES = (
             *without(DENSE_FFN, G + "ffn_gate.weight", G + "ffn_gate.bias"),
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE, large="n_layer == 68", built_in={"hidden_act": ("relu2",)}),
+        traits=Traits(BPE, large="n_layer == 68", built_in={"hidden_act": ("relu2",)}, decoder=Decoder("relu2")),
     ),
 )

@@ -23,7 +23,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, before, only_when, without
 from converter.architectures.styles import LLAMA
-from converter.architectures.traits import Relation, Traits
+from converter.architectures.traits import Decoder, Relation, Traits
 from converter.tensors.ops import Split
 
 MOE = H + "block_sparse_moe."
@@ -96,6 +96,7 @@ ARCHITECTURES = (
             LLAMA,
             large="n_layer == 80 and n_head != n_head_kv",
             relations=(Relation("n_rot // 2 * 2 == n_rot", "n_rot", "is odd, and rotations take pairs"),),
+            decoder=Decoder(),
         ),
     ),
     Architecture(
@@ -120,7 +121,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(LLAMA, built_in={"hidden_act": ("relu2",)}),
+        traits=Traits(LLAMA, built_in={"hidden_act": ("relu2",)}, decoder=Decoder("relu2")),
     ),
     Architecture(
         gguf="smollm3",
@@ -138,6 +139,6 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN, LLAMA3_ROPE_FREQS),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(LLAMA),
+        traits=Traits(LLAMA, decoder=Decoder(rotates="rotates")),
     ),
 )

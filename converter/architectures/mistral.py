@@ -16,7 +16,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam
 from converter.architectures.styles import LLAMA
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 DEFAULTS = {"head_dim": 128}
 
@@ -40,6 +40,6 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN, LLAMA3_ROPE_FREQS),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(LLAMA),
+        traits=Traits(LLAMA, decoder=Decoder()),
     ),
 )

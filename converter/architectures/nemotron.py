@@ -17,7 +17,7 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, without
-from converter.architectures.traits import TokenizerStyle, Traits
+from converter.architectures.traits import Decoder, TokenizerStyle, Traits
 from converter.metadata import u32
 from converter.tensors.ops import Add
 
@@ -65,7 +65,6 @@ ARCHITECTURES = (
             TokenizerStyle(
                 ("spm", "hf-spm", "bpe"), last=(("padding_token_id", u32(0)), ("unknown_token_id", u32(1)))
             ),
-            built_in={"hidden_act": ("relu2",)},
-        ),
+            built_in={"hidden_act": ("relu2",)}, decoder=Decoder("relu2")),
     ),
 )

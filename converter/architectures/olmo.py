@@ -22,7 +22,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, without
 from converter.architectures.styles import BPE
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import Decoder, SlidingWindow, Traits
 
 EXPERT = H + "mlp.experts.{expert}."
 DEFAULTS = {"num_key_value_heads": "num_attention_heads"}
@@ -54,7 +54,7 @@ ARCHITECTURES = (
         tensors=(*without(TOP_TENSORS, "output_norm.weight"), *ATTENTION_INTERLEAVED, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, large="n_layer == 80"),
+        traits=Traits(BPE, large="n_layer == 80", decoder=Decoder(plain_norm=True)),
     ),
     Architecture(
         gguf="olmo2",
@@ -73,7 +73,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, window=SlidingWindow(4)),
+        traits=Traits(BPE, window=SlidingWindow(4), decoder=Decoder()),
     ),
     Architecture(
         gguf="olmoe",

@@ -11,7 +11,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.styles import OPENELM
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Split
 
 B = "transformer.layers.{block}."
@@ -61,6 +61,6 @@ ARCHITECTURES = (
             ),
             T(B + "ffn.proj_2.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
         ),
-        traits=Traits(OPENELM),
+        traits=Traits(OPENELM, decoder=Decoder()),
     ),
 )  # fmt: skip

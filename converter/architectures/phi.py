@@ -25,7 +25,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import NO_BOS, PHI3
-from converter.architectures.traits import TokenizerStyle, Traits
+from converter.architectures.traits import Decoder, TokenizerStyle, Traits
 
 EXPERT = H + "block_sparse_moe.experts.{expert}."
 N_ROT, PARTIAL = PARTIAL_OF_WIDTH
@@ -105,7 +105,8 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         traits=Traits(
-            TokenizerStyle(("bpe",), first=NO_BOS), built_in={"hidden_act": ("gelu_new", "gelu_pytorch_tanh")}
+            TokenizerStyle(("bpe",), first=NO_BOS), built_in={"hidden_act": ("gelu_new", "gelu_pytorch_tanh")},
+            decoder=Decoder("gelu_tanh"),
         ),
     ),
     Architecture(
@@ -133,7 +134,7 @@ ARCHITECTURES = (
             LONGROPE_FACTORS,
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(PHI3),
+        traits=Traits(PHI3, decoder=Decoder()),
     ),
     Architecture(
         gguf="phimoe",

@@ -23,7 +23,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import HEAD, Architecture, HFClass, HParam, T, amended, read_only
 from converter.architectures.styles import BPE, INTERN_S1, SPM_OR_BPE
-from converter.architectures.traits import Relation, Traits
+from converter.architectures.traits import Decoder, Relation, Traits
 from converter.tensors.ops import Pick, Split
 
 EXPERT = H + "mlp.experts.{expert}."
@@ -146,7 +146,7 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=(*TEXT_MODEL_ALIASES, *KORMO_ALIASES),
-        traits=Traits(SPM_OR_BPE, large="n_layer == 80"),
+        traits=Traits(SPM_OR_BPE, large="n_layer == 80", decoder=Decoder()),
     ),
     Architecture(
         gguf="qwen2moe",
@@ -188,7 +188,7 @@ ARCHITECTURES = (
             "model.vit_large_projector.{rest}",
         ),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(SPM_OR_BPE, told=(SEVERAL_LABELS,)),
+        traits=Traits(SPM_OR_BPE, told=(SEVERAL_LABELS,), decoder=Decoder()),
     ),
     Architecture(
         gguf="qwen3moe",

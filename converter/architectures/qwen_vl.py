@@ -33,7 +33,7 @@ from converter.architectures.qwen import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, before
 from converter.architectures.styles import QWEN3_ASR, QWEN3_OMNI, SPM_OR_BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Split, Transpose
 
 VL_ALIASES = (("thinker.{rest}", "{rest}"), *TEXT_MODEL_ALIASES)
@@ -72,7 +72,7 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=VL_ALIASES,
-        traits=Traits(SPM_OR_BPE),
+        traits=Traits(SPM_OR_BPE, decoder=Decoder()),
     ),
     Architecture(
         gguf="qwen3vl",
@@ -89,7 +89,7 @@ ARCHITECTURES = (
         tensors=(*RERANKER_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=VL_ALIASES,
-        traits=Traits(SPM_OR_BPE, built_in=INTERLEAVED),
+        traits=Traits(SPM_OR_BPE, built_in=INTERLEAVED, decoder=Decoder()),
     ),
     Architecture(
         gguf="qwen3vlmoe",

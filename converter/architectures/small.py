@@ -23,7 +23,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
 from converter.architectures.styles import BPE, LLAMA, PREFIX_LAST
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 DEFAULTS = {
     "num_key_value_heads": "num_attention_heads", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
@@ -72,7 +72,7 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
-        traits=Traits(PREFIX_LAST),
+        traits=Traits(PREFIX_LAST, decoder=Decoder()),
     ),
     Architecture(
         gguf="plm",

@@ -24,7 +24,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 ARCHITECTURES = (
     Architecture(
@@ -72,6 +72,6 @@ ARCHITECTURES = (
             *DENSE_FFN,
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "model.mm_projector.{rest}"),
-        traits=Traits(BPE, built_in={"use_parallel_residual": (True,)}),
+        traits=Traits(BPE, built_in={"use_parallel_residual": (True,)}, decoder=Decoder()),
     ),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 B = "transformer.h.{block}."
 GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu")
@@ -62,7 +62,7 @@ ARCHITECTURES = (
         ),
         ignore=(B + "attn.bias", B + "attn.masked_bias"),
         aliases=(("{rest}", "transformer.{rest}"),),
-        traits=Traits(BPE, built_in={"activation_function": GELU}),
+        traits=Traits(BPE, built_in={"activation_function": GELU}, decoder=Decoder("gelu_tanh")),
     ),
     Architecture(
         gguf="starcoder2",
@@ -87,6 +87,6 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, built_in={"hidden_act": GELU}),
+        traits=Traits(BPE, built_in={"hidden_act": GELU}, decoder=Decoder("gelu_tanh")),
     ),
 )

@@ -98,6 +98,44 @@ class Relation:
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """How a decoder computes, for graphs that are written of it: what neither its keys nor its tensors say.
+
+    Conditions and numbers are expressions over its hyperparameters; "" where the rule holds: what llama.cpp's graph of
+    Llama does, with the parts that there are tensors for and the numbers that there are keys for.
+
+    Attributes:
+        activation: of the feed-forward part: "silu", "gelu" (exact), "gelu_tanh", "relu", "relu2".
+        neighbours: pairs of a head that rotate are neighbours in its matrices as they are stored by Hugging Face, too.
+        rotates: which blocks do.
+        theta: the base of the angles of a block, where that is not one for all.
+        scaled: blocks whose angles follow the scaling of the context.
+        scale: what scores are multiplied by.
+        embedding: what embeddings are multiplied by.
+        logits: what logits are multiplied by.
+        parallel: both parts of a block read the same input.
+        ffn_norm: what the norm before the feed-forward part is called.
+        late_norm: queries and keys are normalised after they were rotated.
+        plain_norm: norms without weights stand where no tensor does.
+        gate_first: the gate is the first half of a matrix for both, not the second.
+    """
+
+    activation: str = "silu"
+    neighbours: bool = False
+    rotates: str = ""
+    theta: str = ""
+    scaled: str = ""
+    scale: str = ""
+    embedding: str = ""
+    logits: str = ""
+    parallel: str = ""
+    ffn_norm: str = "ffn_norm"
+    late_norm: bool = False
+    plain_norm: bool = False
+    gate_first: bool = True
+
+
+@dataclass(frozen=True)
 class Traits:
     """The facts of one architecture for rooms other than the mapping.
 
@@ -110,6 +148,7 @@ class Traits:
         protected: parts of names of tensors that no mixture stores below 8 bits.
         relations: what must hold besides the relations of every architecture.
         told: what is said on the way to GGUF where it does not hold.
+        decoder: how it computes, where a graph can be written of it.
         built_in: settings of config.json that its runtime computes without being told, where they are not the usual
             ones of `architectures.settings.NEUTRAL`, or of no interest elsewhere.
     """
@@ -122,4 +161,5 @@ class Traits:
     protected: tuple[str, ...] = ()
     relations: tuple[Relation, ...] = ()
     told: tuple[Relation, ...] = ()
+    decoder: Decoder | None = None
     built_in: Mapping[str, tuple[object, ...]] = field(default_factory=dict)

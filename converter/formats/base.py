@@ -45,6 +45,8 @@ class Format:
         folder: True when the target is a folder.
         open_key: path, key -> Checkpoint, where a file can hold several models or states (`--key`).
         free_metadata: keys of the free texts (`Checkpoint.metadata`) that its writer keeps; None where it keeps any.
+        in_folder: the name of the format that makes a folder of this one's files and those that belong to them.
+        runs: a model whose architecture is known becomes one that runs: its graph is written of ggml's names and keys.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Format:
     folder: bool = False
     open_key: Callable[[Path, str], Checkpoint] | None = None
     free_metadata: frozenset[str] | None = frozenset()
+    in_folder: str = ""
+    runs: bool = False
 
 
 HEAD = 64

@@ -10,7 +10,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, OutputExists
-from converter.events import Dropped, Note
+from converter.events import Dropped, Event, Note
 from converter.formats.base import Format, WriteOptions, child, head
 from converter.formats.hub import MODULES, TEMPLATES, module_of, modules, shard_of
 from converter.formats.safetensors import INDEX_SUFFIX, open_safetensors
@@ -174,13 +174,18 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
         file for folder, part in _parts(labelled)
         for file in safetensors_layout(part, target / folder / WEIGHTS[0], options).files
     ]  # fmt: skip
+    small, events = beside_weights(checkpoint, target)
+    _refuse_rivals(target, {file.path.name for file in weights if file.path.parent == target})
+    return Layout((*weights, *small), target, (*events, *_left(checkpoint)))
+
+
+def beside_weights(checkpoint: Checkpoint, target: Path) -> tuple[list[FileLayout], list[Event]]:
+    """What lies beside the weights in a folder to be: what was made for it, and what is carried over."""
     made = [whole_file(target / name, content) for name, content in checkpoint.made.items()]
     small = {name: path for name, path in checkpoint.assets.items() if name not in checkpoint.made}
     absent = {name: says for name, path in small.items() if (says := _stands_in(path))}
     carried = [_copy(path, target / name) for name, path in small.items() if name not in absent]
-    files = (*weights, *made, *carried)
-    _refuse_rivals(target, {file.path.name for file in weights if file.path.parent == target})
-    return Layout(files, target, (*(Dropped(*each) for each in absent.items()), *_left(checkpoint)))
+    return [*made, *carried], [Dropped(*each) for each in absent.items()]
 
 
 def _parts(checkpoint: Checkpoint) -> Iterator[tuple[str, Checkpoint]]:

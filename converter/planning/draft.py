@@ -10,7 +10,7 @@ from converter.checkpoint import Checkpoint
 from converter.events import Report
 from converter.formats.base import Format
 from converter.mapping.tensors import Translation
-from converter.planning.plan import Route, Step, route
+from converter.planning.plan import Route, Step, route, target_dialect
 from converter.quant.imatrix import ImportanceMatrix, Weights
 from converter.quant.recipes import Choice, Recipe, recipe
 from converter.quant.targets import Packed
@@ -81,9 +81,19 @@ class Draft:
         return loosest([each.by_way_of(types) for each in arrived]) if arrived else None
 
     @property
+    def dialect(self) -> str | None:
+        """The names and keys of the output."""
+        return target_dialect(self.opened, self.target, self.request)
+
+    @property
     def to_gguf(self) -> bool:
         """Whether a recipe decides types; other targets hold plain numbers."""
-        return self.target.dialect == "gguf"
+        return self.dialect == "gguf"
+
+    @property
+    def to_graph(self) -> bool:
+        """Whether a graph is written, of what a GGUF would hold."""
+        return self.to_gguf and self.target.runs
 
     @property
     def recipe(self) -> Recipe | None:

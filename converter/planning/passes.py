@@ -22,6 +22,9 @@ from converter.errors import ArchitectureError, QuantizationError, UnsupportedFe
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
 from converter.formats.base import Format, WriteOptions
 from converter.formats.gguf import open_gguf
+from converter.graphs.blocks import KINDS as PACKABLE
+from converter.graphs.decoder import decoder
+from converter.graphs.model import Model as GraphModel
 from converter.mapping.folder import with_small_files
 from converter.mapping.general_keys import default_file_name, general_metadata
 from converter.mapping.tensors import Translation, projector_to_gguf, to_gguf, to_hf
@@ -82,7 +85,7 @@ def check(draft: Draft) -> Draft:
         raise UsageError(
             f"--base {draft.opened.base.path}: has a part in a GGUF of a draft model, and in no other file"
         )
-    if request.types.dtype and draft.to_gguf:
+    if request.types.dtype and draft.to_gguf and not draft.to_graph:
         raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
     if isinstance(request.model.mmproj, Path) and draft.route.map != "gguf->hf":
         raise UsageError("--mmproj FILE makes a GGUF the folder of a whole model, and has no effect on others")
@@ -161,7 +164,7 @@ def unpack(draft: Draft) -> Draft:
         raise UsageError(f"--keep-codes {types.keep_codes}: say {', '.join(KEEP_CODES)}")
     as_asked = types.quant is None and types.dtype is None and types.scheme is None
     as_it_is = not own.adapters and (draft.request.model.tensors_only or draft.target.name == "hf")
-    if own.dialect == draft.target.dialect == "gguf" or (as_asked and as_it_is and own.dialect != "gguf"):
+    if own.dialect == draft.dialect == "gguf" or (as_asked and as_it_is and own.dialect != "gguf"):
         return draft
     keep = types.keep_codes or _keeps(draft.recipe)
     plain = unpacked(
@@ -215,7 +218,8 @@ def _to_gguf(draft: Draft) -> Draft:
     mapped = projector_to_gguf(own) if model.mmproj else to_gguf(own, model.arch, **_parts_of(model))
     draft.report.extend(list(mapped.events))
     mapped = replace(mapped, tensors=parted(mapped.tensors), config=mapped.config | _wide_inputs(mapped.tensors))
-    metadata = _hf_metadata(draft.checkpoint, mapped, draft.request, draft.report)
+    tokenizer = not (model.no_tokenizer or model.mmproj or draft.to_graph)
+    metadata = _hf_metadata(draft.checkpoint, mapped, draft.request, draft.report, tokenizer=tokenizer)
     return _mapped(draft, mapped, metadata, {})
 
 
@@ -242,7 +246,7 @@ def _adapter_to_gguf(draft: Draft) -> Draft:
     }
     wanted = dtype(recipe(draft.request.types.quant or "F32").base or "F32")
     tensors = {name: encoded(tensor, wanted, draft.watch.again()) for name, tensor in made.tensors.items()}
-    own = own.replace(tensors=tensors, config=metadata, metadata={}, dialect=draft.target.dialect)
+    own = own.replace(tensors=tensors, config=metadata, metadata={}, dialect=draft.dialect)
     return replace(draft, checkpoint=own)
 
 
@@ -276,20 +280,20 @@ def _beside(draft: Draft, file: Path) -> tuple[Draft, Checkpoint]:
 
 
 def _mapped(draft: Draft, mapped: Translation, config: Mapping[str, Any], texts: Mapping[str, str]) -> Draft:
-    checkpoint = draft.checkpoint.replace(
-        tensors=mapped.tensors, config=config, metadata=texts, dialect=draft.target.dialect
-    )
+    checkpoint = draft.checkpoint.replace(tensors=mapped.tensors, config=config, metadata=texts, dialect=draft.dialect)
     return replace(draft, checkpoint=checkpoint, mapped=mapped)
 
 
 def _as_it_is(draft: Draft) -> Draft:
-    own, target = draft.checkpoint, draft.target.dialect
+    own, target = draft.checkpoint, draft.dialect
     if target == "gguf":  # which has typed key/values, and no other place for anything
         own = own.replace(config=own.config if own.dialect == "gguf" else {}, metadata={})
     return replace(draft, checkpoint=own.replace(dialect=target))
 
 
-def _hf_metadata(checkpoint: Checkpoint, mapped: Translation, request: Request, report: Report) -> Metadata:
+def _hf_metadata(
+    checkpoint: Checkpoint, mapped: Translation, request: Request, report: Report, *, tokenizer: bool
+) -> Metadata:
     """All key/values of a GGUF made from a Hugging Face model, in the reference's order."""
     shapes = {name: tensor.info.shape for name, tensor in mapped.tensors.items()}
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
@@ -299,12 +303,12 @@ def _hf_metadata(checkpoint: Checkpoint, mapped: Translation, request: Request, 
     )
     report.extend(events)
     first: Metadata = {"general.architecture": Value("str", mapped.architecture.gguf), **mapped.early}
-    if request.model.no_tokenizer or request.model.mmproj:
+    if not tokenizer:
         return {**first, **general, **mapped.config}
-    tokenizer = _tokenizer(checkpoint, mapped, request, report)
+    keys = _tokenizer(checkpoint, mapped, request, report)
     style = mapped.tokenizer or mapped.architecture.traits.tokenizer
-    first |= {key: tokenizer[key] for key in style.early if key in tokenizer}
-    return {**first, **general, **mapped.config, **tokenizer}
+    first |= {key: keys[key] for key in style.early if key in keys}
+    return {**first, **general, **mapped.config, **keys}
 
 
 def _tokenizer(checkpoint: Checkpoint, mapped: Translation, request: Request, report: Report) -> Metadata:
@@ -391,7 +395,28 @@ def choose(draft: Draft) -> Draft:
     Raises:
         UsageError, QuantizationError: as `quant.recipes.assign`; a type that the format cannot hold.
     """
+    if draft.to_graph:
+        return replace(draft, choices=_for_graph(draft, _by_recipe(draft)))
     return replace(draft, choices=_by_recipe(draft) if draft.to_gguf else _plain(draft))
+
+
+def _for_graph(draft: Draft, choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """Types that a graph calculates with: blocks that have codes for it, else plain numbers."""
+    plain = (draft.request.types.dtype or "f32").upper()
+    if plain not in ("F32", "F16"):
+        raise UsageError(f"--dtype {plain.lower()}: a graph calculates in f32 or f16")
+    result = {}
+    for name, choice in choices.items():
+        tensor = draft.checkpoint.tensors[name]
+        own = dtype(choice.type)
+        if own.name in PACKABLE and len(tensor.info.shape) == 2:
+            result[name] = choice
+            continue
+        if own.quantized:
+            draft.report.add(Decoded(name, own.name, plain))
+        rule = choice.rule if own.name == plain else "what a graph calculates in"
+        result[name] = replace(choice, type=plain, rule=rule)
+    return result
 
 
 def _by_recipe(draft: Draft) -> dict[str, Choice]:
@@ -524,15 +549,37 @@ def _tell(step: Step, draft: Draft) -> None:
 
 def describe(draft: Draft) -> Draft:
     """What the output says of itself: a GGUF in its key/values, a folder in its small files."""
-    if draft.to_gguf:
+    if draft.to_gguf and not draft.to_graph:
         return replace(draft, checkpoint=draft.checkpoint.replace(config=_said(draft)))
     if not draft.target.folder:
         return draft
     wanted = not draft.request.model.no_tokenizer
     more = draft.packed.config if draft.packed else {}
-    result, events = with_small_files(draft.checkpoint, draft.opened, draft.mapped, tokenizer=wanted, more=more)
+    mapped = draft.mapped
+    if draft.to_graph:
+        mapped = to_hf(draft.opened, draft.request.model.arch) if draft.opened.dialect == "gguf" else None
+        more = CLIENTS
+    result, events = with_small_files(draft.checkpoint, draft.opened, mapped, tokenizer=wanted, more=more)
     draft.report.extend(events)
     return replace(draft, checkpoint=result)
+
+
+#: Transformers.js asks its config whether a model's tensors lie beside it.
+CLIENTS = {"transformers.js_config": {"use_external_data_format": True}}
+
+
+def write_graph(draft: Draft) -> Draft:
+    """The graph that computes the model, with the tensors that it uses.
+
+    Raises:
+        UnsupportedFeature: nothing says how the architecture computes, or a tensor that no graph can use yet.
+    """
+    if not draft.to_graph:
+        return draft
+    own, types = draft.checkpoint, draft.request.types
+    asked, model = dtype((types.dtype or "f32").upper()), GraphModel.of(dict(own.config), own.tensors)
+    program = decoder(model, asked, draft.watch.again(), exact=types.exact)
+    return replace(draft, checkpoint=own.replace(tensors=program.initializers, config={}, structure=program))
 
 
 def _said(draft: Draft) -> Metadata:
@@ -612,5 +659,5 @@ def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
 ASKED = (check, detach)
 MODEL = (unpack, merge, map_names, narrow, pack)
 TYPES = (open_matrix, choose, weigh)
-FILES = (encode, describe, name_file, lay_out)
+FILES = (encode, describe, write_graph, name_file, lay_out)
 PASSES = (*ASKED, *MODEL, *TYPES, *FILES)

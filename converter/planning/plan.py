@@ -43,11 +43,18 @@ class Route:
         return ("open", *(("map " + self.map,) if self.map else ()), "encode", "save")
 
 
+def target_dialect(checkpoint: Checkpoint, target: Format, request: Request) -> str | None:
+    """The names and keys of the output: the format's own, or ggml's where a graph is written of them."""
+    known = checkpoint.dialect in ("hf", "gguf") and checkpoint.structure is None and not request.model.tensors_only
+    return "gguf" if target.runs and known else target.dialect
+
+
 def route(checkpoint: Checkpoint, target: Format, request: Request) -> Route:
     """The one route from a checkpoint to `target`."""
     dialect = None if request.model.tensors_only else checkpoint.dialect
-    renames = dialect is not None and target.dialect is not None and dialect != target.dialect
-    return Route(checkpoint.format, target.name, f"{dialect}->{target.dialect}" if renames else None)
+    wanted = target_dialect(checkpoint, target, request)
+    renames = dialect is not None and wanted is not None and dialect != wanted
+    return Route(checkpoint.format, target.name, f"{dialect}->{wanted}" if renames else None)
 
 
 @dataclass(frozen=True, eq=False)

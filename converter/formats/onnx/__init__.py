@@ -2,6 +2,7 @@
 
 from converter.formats.base import Format
 from converter.formats.onnx.checkpoint import layout, open_onnx, sniff
+from converter.formats.onnx.folder import layout as folder_layout
 from converter.formats.onnx.values import CODES
 
 FORMATS = (
@@ -15,5 +16,19 @@ FORMATS = (
         open=open_onnx,
         layout=layout,
         free_metadata=None,
+        in_folder="onnx-folder",
+        runs=True,
+    ),
+    Format(
+        name="onnx-folder",
+        extensions=(),
+        dialect=None,
+        description="folder of an ONNX model that runs: config, tokenizer, onnx/model.onnx",
+        dtypes=frozenset(CODES),
+        sniff=lambda path, start: False,
+        layout=folder_layout,
+        folder=True,
+        free_metadata=None,
+        runs=True,
     ),
 )

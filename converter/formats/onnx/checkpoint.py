@@ -21,6 +21,7 @@ from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.formats.base import WriteOptions
 from converter.formats.onnx.graph import Graph, rewritten
 from converter.formats.onnx.model import INLINE_NBYTES, Model
+from converter.formats.onnx.program import PRODUCER, Program, laid_out
 from converter.formats.onnx.values import CODES, lazy
 from converter.formats.onnx.writer import DataFile, Piece, assembled, entry, nbytes, values
 from converter.storage.files import expands_too_far
@@ -86,7 +87,6 @@ def _check_growth(model: Model, tensors: Mapping[str, LazyTensor]) -> None:
 
 # ------------------------------------------------------------------------------------------------- writing
 
-PRODUCER = "model-converter"
 LABEL = "Tensors only: initializers without a graph, nothing to run."
 # (IR version, opset) that has a type, the last one for all others; onnxruntime reads the older ones longest.
 _VERSIONS = {
@@ -105,6 +105,8 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
     """
     if options.split_max_size is not None or options.split_max_tensors is not None:
         raise UnsupportedFeature(f"{target}: splitting is for GGUF, safetensors and PyTorch output")
+    if isinstance(checkpoint.structure, Program):
+        return laid_out(checkpoint.structure, target, options.external_data)
     if isinstance(checkpoint.structure, Graph):
         return rewritten(checkpoint, checkpoint.structure, target, options.external_data)
     data = DataFile(target)

@@ -33,8 +33,8 @@ MAX_MESSAGE = (1 << 31) - 1  # what Protocol Buffers' own readers take
 class DataFile:
     """The data file to be, `<name>.onnx.data`: every tensor begins at a whole page, so that it can be mapped."""
 
-    def __init__(self, target: Path) -> None:
-        self._path = target.with_name(target.name + DATA_SUFFIX)
+    def __init__(self, target: Path, suffix: str = DATA_SUFFIX) -> None:
+        self._path = target.with_name(target.name + suffix)
         self._slots: list[Slot] = []
         self._end = 0
         self._offsets: dict[Hashable, int] = {}

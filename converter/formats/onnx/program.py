@@ -1,0 +1,127 @@
+"""A whole ONNX model that was written here: nodes, inputs, outputs and tensors, and how they become a file.
+
+Source: onnx.proto of the ONNX project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converter import __version__
+from converter.events import Event
+from converter.formats.onnx.model import INLINE_NBYTES
+from converter.formats.onnx.values import CODES
+from converter.formats.onnx.writer import DataFile, Piece, assembled, entry, nbytes, values
+from converter.storage.layout import Layout
+from converter.storage.protobuf import blob, blob_key, float32, number
+from converter.tensors.tensor import LazyTensor
+
+PRODUCER = "model-converter"
+#: What Transformers.js and optimum call a model's data file, behind the model's own name.
+DATA_SUFFIX = "_data"
+IR_VERSION = 10
+
+Attribute = int | float | str | Sequence[int]
+Size = int | str  # a name where it is not known before the model runs
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator: the names of its inputs (an empty one is left out) and outputs, and what else it is told."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    domain: str = ""
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or an output of the model: name, type by its name here, shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model that runs.
+
+    Attributes:
+        name: of the graph.
+        nodes: in an order in which they can be run.
+        inputs, outputs: of the model.
+        initializers: its tensors by name; a small one stands in the model's file, others in its data file.
+        opsets: domain -> version.
+        texts: what else the file says of itself.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    initializers: Mapping[str, LazyTensor]
+    opsets: Mapping[str, int]
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fixed(self) -> Mapping[str, str]:
+        """Types were chosen before it was written: all of them stay."""
+        return dict.fromkeys(self.initializers, "of a graph that was written for it")
+
+    def leave(self) -> tuple[Event, ...]:
+        return ()
+
+
+def laid_out(program: Program, target: Path, external_data: str) -> Layout:
+    """The model's file, and its data file where tensors lie outside (`external_data`: "auto", "always", "never").
+
+    Raises:
+        UnsupportedFeature: a file of more than 2 GiB.
+        UsageError: a name that external data cannot have.
+    """
+    data = DataFile(target, DATA_SUFFIX)
+    tensors: list[Piece] = []
+    for name, tensor in program.initializers.items():
+        outside = external_data != "never" and tensor.info.nbytes > INLINE_NBYTES
+        dims = b"".join(number(1, size) for size in tensor.info.shape)
+        head = dims + number(2, CODES[tensor.info.dtype.name]) + blob(8, name.encode())
+        message = [head, *values(tensor, data if outside else None)]
+        tensors += [blob_key(5, nbytes(message)), *message]
+    nodes = b"".join(blob(1, _node(node, number)) for number, node in enumerate(program.nodes))
+    ends = [*(blob(11, _value(each)) for each in program.inputs), *(blob(12, _value(each)) for each in program.outputs)]
+    graph: list[Piece] = [nodes, blob(2, program.name.encode()), *tensors, *ends]
+    head = number(1, IR_VERSION) + blob(2, PRODUCER.encode()) + blob(3, __version__.encode())
+    sets = b"".join(blob(8, blob(1, name.encode()) + number(2, version)) for name, version in program.opsets.items())
+    texts = b"".join(blob(14, entry(key, value)) for key, value in program.texts.items())
+    return assembled(target, [head, blob_key(7, nbytes(graph)), *graph, sets + texts], None, data)
+
+
+def _node(node: Node, index: int) -> bytes:
+    names = b"".join(blob(1, name.encode()) for name in node.inputs)
+    names += b"".join(blob(2, name.encode()) for name in node.outputs)
+    named = blob(3, f"{node.op}.{index}".encode()) + blob(4, node.op.encode())
+    told = b"".join(blob(5, _attribute(name, value)) for name, value in node.attributes.items())
+    return names + named + told + (blob(7, node.domain.encode()) if node.domain else b"")
+
+
+def _attribute(name: str, value: Attribute) -> bytes:
+    """AttributeProto: its value, and which type that has (1 a float, 2 a number, 3 a text, 7 numbers)."""
+    head = blob(1, name.encode())
+    if isinstance(value, float):
+        return head + float32(2, value) + number(20, 1)
+    if isinstance(value, int):
+        return head + number(3, value) + number(20, 2)
+    if isinstance(value, str):
+        return head + blob(4, value.encode()) + number(20, 3)
+    return head + b"".join(number(8, each) for each in value) + number(20, 7)
+
+
+def _value(value: Value) -> bytes:
+    sizes = (blob(2, size.encode()) if isinstance(size, str) else number(1, size) for size in value.shape)
+    shape = b"".join(blob(1, size) for size in sizes)
+    return blob(1, value.name.encode()) + blob(2, blob(1, number(1, CODES[value.dtype]) + blob(2, shape)))

@@ -1,0 +1,76 @@
+"""A graph in the making: operators are added where they are needed, and tensors as they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.formats.onnx.program import Attribute, Node
+from converter.formats.onnx.values import CODES
+from converter.tensors.dtypes import DTYPES, DType
+from converter.tensors.tensor import LazyTensor, from_array
+
+MICROSOFT = "com.microsoft"
+_OURS = {"float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
+
+
+class Builder:
+    """Nodes and initializers of a graph whose numbers are `dtype` (F32 or F16).
+
+    `scope` begins the names of what is made: the block that it belongs to.
+    """
+
+    def __init__(self, dtype: DType) -> None:
+        self.dtype = dtype
+        self.nodes: list[Node] = []
+        self.initializers: dict[str, LazyTensor] = {}
+        self.scope = ""
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def op(self, op: str, *inputs: str, domain: str = "", output: str = "", **attributes: Attribute) -> str:
+        """One operator with one output; its name."""
+        return self.ops(op, *inputs, outputs=(output,), domain=domain, **attributes)[0]
+
+    def ops(
+        self, op: str, *inputs: str, outputs: Sequence[str], domain: str = "", **attributes: Attribute
+    ) -> tuple[str, ...]:
+        """One operator; the names of its outputs, those without one (an empty text) get one."""
+        stem = f"{self.scope}{op}_{len(self.nodes)}"
+        names = tuple(name or (f"{stem}.{index}" if index else stem) for index, name in enumerate(outputs))
+        self.nodes.append(Node(op, inputs, names, attributes, domain))
+        return names
+
+    def constant(self, value: Any, dtype: type[np.generic] = np.int64) -> str:
+        """A small tensor; equal ones are one."""
+        array: NDArray[Any] = np.asarray(value, dtype)
+        key = (array.dtype.name, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self.initializers[name] = from_array(name, array, DTYPES[_OURS[array.dtype.name]], "the graph's own")
+            self._constants[key] = name
+        return self._constants[key]
+
+    def number(self, value: float) -> str:
+        """A constant of the graph's own type, without an axis."""
+        kind = self.dtype.numpy
+        assert kind is not None
+        return self.constant(value, kind.type)
+
+    def tensor(self, tensor: LazyTensor) -> str:
+        """A tensor of the model; one that was added under its name already is not looked at again."""
+        self.initializers.setdefault(tensor.name, tensor)
+        return tensor.name
+
+    def cast(self, value: str, dtype: DType) -> str:
+        return self.op("Cast", value, to=CODES[dtype.name])
+
+    def reshape(self, value: str, *sizes: int) -> str:
+        """`value` in another shape: 0 keeps an axis, -1 takes what is left."""
+        return self.op("Reshape", value, self.constant(sizes))
+
+    def split(self, value: str, sizes: Sequence[int]) -> tuple[str, ...]:
+        """`value` cut along its last axis."""
+        return self.ops("Split", value, self.constant(sizes), outputs=[""] * len(sizes), axis=-1)

@@ -1,0 +1,144 @@
+"""Matrices in a graph, multiplied by or looked up in: plain numbers, or blocks that stay what they are.
+
+A plain matrix is stored transposed, as MatMul reads it; one of blocks row by row, in either case without holding more
+of it than a slab.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from converter.graphs.blocks import KINDS, Parts, parts
+from converter.graphs.builder import MICROSOFT, Builder
+from converter.storage.slabs import row_ranges
+from converter.tensors.dtypes import DTYPES
+from converter.tensors.encode import Watch, encoded
+from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
+
+SLAB = 32 << 20  # bytes of a transposed matrix that are made together: each needs the whole source once
+
+
+class Matrices:
+    """The model's matrices in a graph of `builder`.
+
+    `exact`: activations stay what they are; else matrices of blocks meet them in 8 bits, as in llama.cpp.
+    """
+
+    def __init__(self, builder: Builder, watch: Watch, *, exact: bool) -> None:
+        self._builder = builder
+        self._watch = watch
+        self._exact = exact
+        self._parts: dict[str, Parts] = {}
+        self._looked_up: set[str] = set()
+        self._sums: dict[tuple[str, int], str] = {}
+
+    def plain(self, tensor: LazyTensor) -> str:
+        """A tensor in the graph's own type, in its own shape."""
+        return self._builder.tensor(encoded(tensor, self._builder.dtype, self._watch))
+
+    def multiply(self, x: str, matrix: LazyTensor) -> str:
+        """x @ matrix.T: (batch, tokens, row) -> (batch, tokens, rows)."""
+        if matrix.info.dtype.name in KINDS:
+            return self._by_blocks(x, self._blocks(matrix))
+        return self._builder.op("MatMul", x, self._transposed(matrix))
+
+    def rows(self, matrix: LazyTensor, ids: str) -> str:
+        """Rows of a matrix: (batch, tokens) -> (batch, tokens, row)."""
+        if matrix.info.dtype.name in KINDS:
+            return self._unpacked(self._blocks(matrix), ids, matrix.info.row)
+        self._looked_up.add(matrix.name)
+        return self._builder.op("Gather", self.plain(matrix), ids)
+
+    def _transposed(self, matrix: LazyTensor) -> str:
+        if matrix.name in self._looked_up:  # the embedding is there, row by row: one copy serves both
+            return self._builder.op("Transpose", matrix.name, perm=[1, 0])
+        return self._builder.tensor(transposed(encoded(matrix, self._builder.dtype, self._watch)))
+
+    def _blocks(self, matrix: LazyTensor) -> Parts:
+        """The parts of a matrix of blocks, which are in the graph then; once, however often it is used."""
+        if matrix.name not in self._parts:
+            made = self._parts[matrix.name] = parts(matrix, matrix.name)
+            self._builder.tensor(made.codes)
+            self._builder.tensor(encoded(made.scales, self._builder.dtype, self._watch))
+        return self._parts[matrix.name]
+
+    def _by_blocks(self, x: str, matrix: Parts) -> str:
+        build, kind = self._builder, matrix.kind
+        n_rows, inner, _ = matrix.codes.info.shape
+        zero = (self._zeros(n_rows, inner, kind.bits),) if kind.minima and kind.bits < 8 else ()
+        y = build.op(
+            "MatMulNBits", x, matrix.codes.name, matrix.scales.name, *zero, domain=MICROSOFT,
+            K=inner * kind.block, N=n_rows, bits=kind.bits, block_size=kind.block,
+            accuracy_level=0 if self._exact else 4,
+        )  # fmt: skip
+        if matrix.minima is None:
+            return y
+        minima = build.tensor(transposed(encoded(matrix.minima, build.dtype, self._watch)))
+        return build.op("Sub", y, build.op("MatMul", self._summed(x, inner, kind.block), minima))
+
+    def _summed(self, x: str, inner: int, block: int) -> str:
+        """The sums of blocks of activations, once for all matrices that meet them."""
+        if (x, block) not in self._sums:
+            build = self._builder
+            apart = build.reshape(x, 0, 0, inner, block)
+            self._sums[x, block] = build.op("ReduceSum", apart, build.constant([-1]), keepdims=0)
+        return self._sums[x, block]
+
+    def _zeros(self, n_rows: int, inner: int, bits: int) -> str:
+        nbytes = -(-inner * bits // 8)
+        name = f"zero_points_{n_rows}x{nbytes}"
+        info = TensorInfo(name, (n_rows, nbytes), DTYPES["U8"])
+        return self._builder.tensor(
+            LazyTensor(info, lambda start, stop: np.zeros((stop - start, nbytes), np.uint8), "zeros")
+        )
+
+    def _unpacked(self, matrix: Parts, ids: str, row: int) -> str:
+        """Rows of blocks as numbers, by operators that every runtime has."""
+        build, kind = self._builder, matrix.kind
+        codes = build.op("Gather", matrix.codes.name, ids)
+        if kind.bits < 8:
+            codes = self._apart(codes, kind.bits)
+        numbers = build.cast(codes, build.dtype)
+        if zero := 0 if kind.minima and kind.bits < 8 else 1 << kind.bits - 1:
+            numbers = build.op("Sub", numbers, build.number(zero))
+        numbers = build.op("Mul", numbers, self._spread(matrix.scales.name, ids))
+        if matrix.minima is not None:
+            name = build.tensor(encoded(matrix.minima, build.dtype, self._watch))
+            numbers = build.op("Sub", numbers, self._spread(name, ids))
+        return build.reshape(numbers, 0, 0, row)
+
+    def _apart(self, codes: str, bits: int) -> str:
+        """Codes that share a byte, each in its own: (..., bytes) -> (..., codes)."""
+        build, mask = self._builder, self._builder.constant((1 << bits) - 1, np.uint8)
+        pieces = []
+        for shift in range(0, 8, bits):
+            shifts = build.constant(shift, np.uint8)
+            moved = build.op("BitShift", codes, shifts, direction="RIGHT") if shift else codes
+            lowest = build.op("BitwiseAnd", moved, mask) if shift + bits < 8 else moved
+            pieces.append(build.op("Unsqueeze", lowest, build.constant([-1])))
+        joined = build.op("Concat", *pieces, axis=-1)
+        return build.reshape(joined, 0, 0, 0, -1)
+
+    def _spread(self, name: str, ids: str) -> str:
+        """A number for each block of the rows, beside the elements of the block."""
+        build = self._builder
+        return build.op("Unsqueeze", build.op("Gather", name, ids), build.constant([-1]))
+
+
+def transposed(matrix: LazyTensor) -> LazyTensor:
+    """A matrix of plain numbers with its axes exchanged, made of columns of the source slab by slab."""
+    rows, columns = matrix.info.shape
+    kind = matrix.info.dtype.numpy
+    assert kind is not None  # blocks stay as they are
+    info = replace(matrix.info, shape=(columns, rows))
+
+    def read(start: int, stop: int) -> Rows:
+        out = np.empty((stop - start, rows), kind)
+        for low, high in row_ranges([matrix], matrix.info.row_nbytes):
+            out[:, low:high] = np.ascontiguousarray(matrix.rows(low, high)).view(kind)[:, start:stop].T
+        return out.view(np.uint8)
+
+    made = matrix.derived(info, read, work_nbytes=2 * info.row_nbytes, grain=1)
+    return replace(made, slab_nbytes=SLAB)

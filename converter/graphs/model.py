@@ -1,0 +1,135 @@
+"""A model as graphs are written of it: its keys, its tensors under ggml's names, its architecture's facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from converter.architectures.spec import Architecture, TensorRule
+from converter.architectures.traits import Decoder
+from converter.errors import UnsupportedFeature
+from converter.mapping.detect import detect_gguf
+from converter.mapping.hparams import HParams, Scope, read_metadata
+from converter.mapping.names import RuleNames, fill, resolved
+from converter.mapping.tensors import bound
+from converter.metadata import Array, Metadata, Value
+from converter.tensors.expressions import compute
+from converter.tensors.ops import At, Op, Rope
+from converter.tensors.streams import compose
+from converter.tensors.tensor import LazyTensor
+
+
+@dataclass(frozen=True)
+class Model:
+    """Keys, tensors and facts; raises nothing of its own but where a key that is needed is not there."""
+
+    architecture: Architecture
+    metadata: Metadata
+    tensors: Mapping[str, LazyTensor]
+    hparams: HParams
+
+    @classmethod
+    def of(cls, metadata: Metadata, tensors: Mapping[str, LazyTensor], arch: str | None = None) -> Model:
+        """The model that keys and tensors of a GGUF make.
+
+        Raises:
+            ArchitectureError: the architecture or its keys.
+        """
+        architecture = detect_gguf(metadata, arch)
+        embedding = tensors.get("token_embd.weight")
+        n_rows = embedding.info.shape[0] if embedding and embedding.info.shape else None
+        hparams = read_metadata(architecture, metadata, n_rows, tensors)
+        architecture = resolved(architecture, Scope(hparams, tensors).at(None))
+        return cls(architecture, metadata, tensors, hparams)
+
+    @property
+    def facts(self) -> Decoder:
+        """How it computes.
+
+        Raises:
+            UnsupportedFeature: nothing says so.
+        """
+        if self.architecture.traits.decoder is None:
+            raise UnsupportedFeature(
+                f"{self.architecture.gguf}: no graph can be written of this architecture yet\\n"
+                "--tensors-only writes its tensors without one"
+            )
+        return self.architecture.traits.decoder
+
+    @cached_property
+    def _scope(self) -> Scope:
+        return Scope(self.hparams, self.tensors)
+
+    def holds(self, condition: str, block: int | None = None) -> bool:
+        """Whether a condition does; an empty one always does."""
+        return not condition or self._scope.holds(condition, block)
+
+    def number(self, expression: str, block: int | None = None) -> float:
+        """What an expression makes."""
+        return float(compute(expression, self._scope.at(block)))
+
+    def key(self, name: str, block: int = 0, default: Any = None) -> Any:
+        """The value of `ARCHITECTURE.name`, or its element of a block."""
+        found = self.metadata.get(f"{self.architecture.gguf}.{name}")
+        if isinstance(found, Array):
+            values = list(found.values)
+            return values[block] if block < len(values) else default
+        return found.value if isinstance(found, Value) else default
+
+    def size(self, name: str, block: int = 0, default: int | None = None) -> int:
+        """A key that is a whole number.
+
+        Raises:
+            UnsupportedFeature: it is not there, and nothing stands in for it.
+        """
+        found = self.key(name, block, default)
+        if isinstance(found, bool) or not isinstance(found, int):
+            raise UnsupportedFeature(f"{self.architecture.gguf}.{name}: not there, a graph needs it")
+        return found
+
+    @property
+    def n_layer(self) -> int:
+        """Blocks of the model itself, without those that predict further tokens."""
+        return self.size("block_count") - int(self.key("nextn_predict_layers", default=0))
+
+    def tensor(self, name: str) -> LazyTensor | None:
+        """A tensor under the name that the graph has for it; None where there is none."""
+        return self._named.get(name)
+
+    @cached_property
+    def _named(self) -> Mapping[str, LazyTensor]:
+        rules = RuleNames([rule for rule in self.architecture.tensors if not rule.read_only], "gguf")
+        found = {}
+        for name, tensor in self.tensors.items():
+            match = rules.find(name, lambda rule, block: self._scope.holds(rule.when, block) or bool(rule.generator))
+            found[name] = self._as_stored(tensor, match.rule, match.block) if match else tensor
+        return found
+
+    def _as_stored(self, tensor: LazyTensor, rule: TensorRule, block: int | None) -> LazyTensor:
+        """A tensor under its Hugging Face name where it is one tensor there, too, with the rows in their order."""
+        if not _is_alone(rule):
+            return tensor
+        ropes = tuple(op for op in bound(rule, self._scope, block) if isinstance(op, Rope))
+        name = fill(rule.hf[0].replace(".{expert}", ""), block)
+        undone = tuple(op.inverse() for op in reversed(ropes))
+        return compose(undone, [tensor], [name])[0] if undone else tensor.renamed(name)
+
+    def neighbours(self, name: str) -> bool:
+        """Whether pairs that rotate are neighbours in the rows of a tensor, as the graph has it."""
+        rules = RuleNames(self.architecture.tensors, "gguf")
+        match = rules.find(name, lambda rule, block: self._scope.holds(rule.when, block))
+        if match is None or not any(isinstance(_moving(op), Rope) for op in match.rule.ops):
+            return self.facts.neighbours
+        return not _is_alone(match.rule)
+
+
+def _is_alone(rule: TensorRule) -> bool:
+    """Whether one tensor of Hugging Face's is one of ggml's."""
+    return len(rule.hf) == len(rule.gguf) == 1
+
+
+def _moving(op: Op) -> Op:
+    """The op itself, or the one that it does to some of the tensors in flight."""
+    return op.op if isinstance(op, At) else op

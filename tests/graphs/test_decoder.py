@@ -1,0 +1,147 @@
+"""Decoders as ONNX graphs: logits of ONNX Runtime against those of transformers, with caches and padding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import architectures, models, onnx_cases
+from support.llama_runner import ask
+from support.torch_logits import TOKENS
+
+import converter
+from converter.architectures import architectures as known
+from converter.errors import UnsupportedFeature
+from converter.formats.registry import open_checkpoint
+from converter.mapping.detect import detect
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("transformers")
+
+KJV = models.FIXTURES / "kjv-llama"
+CLOSE = 2e-5
+
+
+#: How the names of classes end that make texts.
+LANGUAGE = ("CausalLM", "LMHeadModel", "ConditionalGeneration")
+
+
+def writes(name: str) -> bool:
+    """Whether a graph is written of a sample: of its language model."""
+    said = architectures.facts(name)
+    if said["request"].get("mmproj") or not said["class"].endswith(LANGUAGE):
+        return False
+    return detect(said["files"]["config.json"])[0].traits.decoder is not None
+
+
+def is_tried(name: str) -> bool:
+    """Whether transformers runs its class as a language model."""
+    said = architectures.facts(name)
+    return writes(name) and said["logits"] is not None and said["class"].endswith(("CausalLM", "LMHeadModel"))
+
+
+TRIED = [name for name in architectures.NAMES if is_tried(name)]
+
+
+def architecture(name: str) -> str:
+    return detect(architectures.facts(name)["files"]["config.json"])[0].gguf
+
+
+#: Architectures that transformers does not run by itself, with a sample each: llama.cpp is asked.
+OTHERS = {architecture(name): name for name in architectures.NAMES if writes(name) and name not in TRIED}
+OTHERS = {arch: name for arch, name in OTHERS.items() if arch not in {*map(architecture, TRIED)}}
+#: The first sample of each is tried always.
+FIRST = {architecture(name): name for name in reversed(TRIED)}.values()
+
+
+def test_every_architecture_with_a_graph_is_tried() -> None:
+    graphs = {each.gguf for each in known().values() if each.traits.decoder is not None}
+    assert graphs == {*map(architecture, TRIED), *OTHERS, *ELSEWHERE}
+
+
+#: The fixtures of other tests are of these.
+ELSEWHERE = {"qwen2"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in TRIED]
+)
+def test_logits(name: str, tmp_path: Path) -> None:
+    folder = architectures.build(name, tmp_path)
+    converter.convert(folder, tmp_path / "model.onnx")
+    reference, n_vocab = onnx_cases.torch_reference(folder)
+    found = onnx_cases.differences(tmp_path / "model.onnx", reference, n_vocab)
+    assert max(found.values()) < CLOSE, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS.values())
+def test_logits_of_llama_cpp(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    folder = architectures.build(name, tmp_path)
+    converter.convert(folder, tmp_path / "model.onnx")
+    converter.convert(folder, tmp_path / "model.gguf", converter.Request(quant="f32"))
+    ids = np.array([TOKENS[0]])
+    theirs = np.array(ask(tmp_path / "model.gguf", logits=TOKENS[0]))
+    ours = onnx_cases.run(onnx_cases.session(tmp_path / "model.onnx"), ids, np.ones_like(ids), None)["logits"][0]
+    rows = min(theirs.shape[-1], ours.shape[-1])
+    assert np.abs(ours[:, :rows] - theirs[:, :rows]).max() < 1e-3 * np.abs(theirs).max()
+
+
+QUANTS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs")
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_blocks_of_a_gguf_compute_what_they_hold(quant: str, tmp_path: Path) -> None:
+    converter.convert(KJV, tmp_path / "model.gguf", converter.Request(quant=quant))
+    converter.convert(tmp_path / "model.gguf", f"{tmp_path / 'decoded'}/", converter.Request(dtype="f32"))
+    converter.convert(tmp_path / "model.gguf", tmp_path / "model.onnx", converter.Request(exact=True))
+    reference, n_vocab = onnx_cases.torch_reference(tmp_path / "decoded")
+    found = onnx_cases.differences(tmp_path / "model.onnx", reference, n_vocab)
+    assert max(found.values()) < CLOSE, found
+
+
+def test_a_quant_makes_the_blocks_that_a_gguf_of_it_has(tmp_path: Path) -> None:
+    converter.convert(KJV, tmp_path / "model.gguf", converter.Request(quant="q4_k_m"))
+    converter.convert(tmp_path / "model.gguf", tmp_path / "a.onnx")
+    converter.convert(KJV, tmp_path / "b.onnx", converter.Request(quant="q4_k_m"))
+    assert (tmp_path / "a.onnx_data").read_bytes() == (tmp_path / "b.onnx_data").read_bytes()
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    converter.convert(KJV, tmp_path / "model.onnx", converter.Request(dtype="f16"))
+    reference, n_vocab = onnx_cases.torch_reference(KJV)
+    found = onnx_cases.differences(tmp_path / "model.onnx", reference, n_vocab)
+    assert max(found.values()) < 2e-3, found
+
+
+def test_the_checker_of_onnx_finds_nothing(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    converter.convert(KJV, tmp_path / "model.onnx")
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+
+
+def test_tensors_have_their_names(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    converter.convert(KJV, tmp_path / "model.onnx")
+    own = {each.name for each in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer}
+    with open_checkpoint(KJV) as source:
+        assert set(source.tensors) <= own
+        weight = source.tensors["model.layers.0.self_attn.q_proj.weight"].array().astype(np.float32)
+    model = onnx.load(tmp_path / "model.onnx")
+    stored = next(each for each in model.graph.initializer if each.name == "model.layers.0.self_attn.q_proj.weight")
+    assert np.array_equal(onnx.numpy_helper.to_array(stored), weight.T)
+
+
+def test_a_folder_of_it(tmp_path: Path) -> None:
+    converter.convert(KJV, f"{tmp_path / 'out'}/", converter.Request(format="onnx"))
+    names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"config.json", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data"} <= names
+
+
+def test_what_no_graph_is_written_of_is_refused_by_name(tmp_path: Path) -> None:
+    folder = architectures.build("mamba-tiny", tmp_path)
+    with pytest.raises(UnsupportedFeature, match="mamba: no graph"):
+        converter.convert(folder, tmp_path / "model.onnx")
+    converter.convert(folder, tmp_path / "model.onnx", converter.Request(tensors_only=True))

@@ -1,0 +1,79 @@
+"""A decoder's ONNX graph against transformers: nine cases of batches, caches and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+Logits = NDArray[np.float32]
+LENGTH = 40
+#: name -> batch, where the text is cut, tokens of padding in front of the first row.
+CASES: dict[str, tuple[int, Iterable[int], int]] = {
+    "one token": (1, (), 0), "seven tokens": (1, (), 0), "three texts": (3, (), 0), "one by one": (1, range(20, 40), 0),
+    "in pieces": (1, (20, 21, 33), 0), "two, one by one": (2, range(20, 40), 0), "two, in pieces": (2, (20, 33), 0),
+    "padded": (2, (), 9), "padded, one by one": (2, range(20, 40), 9),
+}  # fmt: skip
+LENGTHS = {"one token": 1, "seven tokens": 7}
+KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+
+def session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, ids: Ids, mask: Ids, past: dict[str, Any] | None) -> dict[str, Any]:
+    """Outputs by name, for new tokens after those of `past`."""
+    positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]
+    feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    for each in session.get_inputs():
+        if each.name.startswith("past_key_values"):
+            empty = np.zeros((len(ids), each.shape[1], 0, each.shape[3]), KINDS[each.type])
+            feeds[each.name] = past[each.name.replace("past_key_values", "present")] if past else empty
+    wanted = {each.name for each in session.get_inputs()}
+    names = [each.name for each in session.get_outputs()]
+    return dict(zip(names, session.run(None, {k: v for k, v in feeds.items() if k in wanted}), strict=True))
+
+
+def differences(path: Path, reference: Callable[[Ids, Ids], Logits], n_vocab: int) -> dict[str, float]:
+    """Per case the largest difference of logits from those of `reference(ids, mask)`, relative to the largest logit."""
+    own, found = session(path), {}
+    random = np.random.default_rng(7)
+    for name, (batch, cuts, padding) in CASES.items():
+        length = LENGTHS.get(name, LENGTH)
+        ids = random.integers(3, n_vocab, (batch, length))
+        mask = np.ones_like(ids)
+        mask[0, :padding] = 0
+        want, past, worst = reference(ids, mask), None, 0.0
+        for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
+            past = run(own, ids[:, start:stop], mask[:, :stop], past)
+            logits = past["logits"].astype(np.float32)
+            error = np.abs(logits - want[:, start:stop]).max(-1)[mask[:, start:stop] > 0]
+            worst = max(worst, float(error.max()) if np.isfinite(error).all() else float("inf"))
+        found[name] = worst / float(np.abs(want[mask > 0]).max())
+    return found
+
+
+def torch_reference(folder: Path) -> tuple[Callable[[Ids, Ids], Logits], int]:
+    """transformers' own model of a folder, in F32, and the size of its vocabulary."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def logits(ids: Ids, mask: Ids) -> Logits:
+        positions = torch.tensor(np.clip(mask.cumsum(1) - 1, 0, None))
+        with torch.no_grad():
+            made = model(torch.tensor(ids), attention_mask=torch.tensor(mask), position_ids=positions)
+        found: Logits = made.logits.numpy()
+        return found
+
+    return logits, int(model.get_input_embeddings().weight.shape[0])
