@@ -34,10 +34,8 @@ def plan(source: PathLike | Source, target: PathLike, request: Request | None = 
         if wanted is None and folder:
             wanted = "hf" if request.types.quant is None else "gguf"
         writer = target_format(Path(target), wanted)
-        if folder and writer.in_folder:
-            writer = target_format(Path(target), writer.in_folder)
         unnamed = folder and not writer.folder
-        if unnamed and (writer.name != "gguf" or not Path(target).is_dir()):
+        if unnamed and not writer.in_folder and (writer.name != "gguf" or not Path(target).is_dir()):
             raise MissingPart(f"{target}: a {writer.name} file needs a name, or for GGUF a folder that is there")
         opened = open_checkpoint(source)
         try:

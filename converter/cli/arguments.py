@@ -132,6 +132,7 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
         metavar="NAME",
         help="codes for a folder's weights: fp8, w4a16, nvfp4, mlx-4 ... (docs/quantized-sources.md)",
     )
+    add("--exact", action="store_true", help="ONNX: matrices of codes meet activations as they are, not in 8 bits")
     add(
         "--keep-codes",
         choices=("never", "exact", "near"),

@@ -45,7 +45,7 @@ class Format:
         folder: True when the target is a folder.
         open_key: path, key -> Checkpoint, where a file can hold several models or states (`--key`).
         free_metadata: keys of the free texts (`Checkpoint.metadata`) that its writer keeps; None where it keeps any.
-        in_folder: the name of the format that makes a folder of this one's files and those that belong to them.
+        in_folder: where its file lies in the folder that a model's clients load, with config and tokenizer around it.
         runs: a model whose architecture is known becomes one that runs: its graph is written of ggml's names and keys.
     """
 

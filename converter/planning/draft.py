@@ -91,6 +91,11 @@ class Draft:
         return self.dialect == "gguf"
 
     @property
+    def whole(self) -> bool:
+        """Whether the output is a folder that has config and tokenizer, too."""
+        return self.target.folder or (self.unnamed and bool(self.target.in_folder))
+
+    @property
     def to_graph(self) -> bool:
         """Whether a graph is written, of what a GGUF would hold."""
         return self.to_gguf and self.target.runs

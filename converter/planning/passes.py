@@ -22,6 +22,7 @@ from converter.errors import ArchitectureError, QuantizationError, UnsupportedFe
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Report, Requantized, TypeFallback
 from converter.formats.base import Format, WriteOptions
 from converter.formats.gguf import open_gguf
+from converter.formats.hf_folder import beside_weights
 from converter.graphs.blocks import KINDS as PACKABLE
 from converter.graphs.decoder import decoder
 from converter.graphs.model import Model as GraphModel
@@ -47,6 +48,7 @@ from converter.quant.sources import unpacked
 from converter.quant.targets import packed, target
 from converter.request import KEEP_CODES, Model, Request, Types
 from converter.storage.files import remembering
+from converter.storage.layout import Layout
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
 from converter.tensors.encode import encoded
 from converter.tensors.nvfp4 import parted
@@ -78,6 +80,8 @@ def check(draft: Draft) -> Draft:
         raise UsageError(
             f"--scheme {request.types.scheme}: packs the weights of a folder; end the output's name in a slash"
         )
+    if draft.whole and not target.folder and not draft.to_graph:
+        raise UsageError(f"{draft.path}: a folder of {target.name} is for models that run; a file takes tensors alone")
     _check_imatrix(request.types)
     if draft.opened.dialect == "peft" and target.dialect != "peft":
         _check_adapter(draft)
@@ -95,9 +99,11 @@ def check(draft: Draft) -> Draft:
                 f"--{option.replace('_', '-')} says which parts of a Hugging Face model a GGUF has, "
                 "and has no effect on others"
             )
+    if request.types.exact and not draft.to_graph:
+        raise UsageError(f"--exact: says how a graph computes with blocks of codes, and {target.name} gets none here")
     if request.output.external_data not in EXTERNAL_DATA:
         raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
-    if request.output.external_data != "auto" and target.name != "onnx":
+    if request.output.external_data != "auto" and not target.runs:
         raise UsageError(f"--external-data {request.output.external_data}: only ONNX has data files, not {target.name}")
     if draft.to_gguf and draft.opened.dialect is None and not request.model.tensors_only:
         raise ArchitectureError(
@@ -551,7 +557,7 @@ def describe(draft: Draft) -> Draft:
     """What the output says of itself: a GGUF in its key/values, a folder in its small files."""
     if draft.to_gguf and not draft.to_graph:
         return replace(draft, checkpoint=draft.checkpoint.replace(config=_said(draft)))
-    if not draft.target.folder:
+    if not draft.whole:
         return draft
     wanted = not draft.request.model.no_tokenizer
     more = draft.packed.config if draft.packed else {}
@@ -626,7 +632,7 @@ def _dense_file_type(draft: Draft) -> int:
 
 def name_file(draft: Draft) -> Draft:
     """The name that the GGUF convention gives a file, where the target is a folder to put it in."""
-    if not draft.unnamed:
+    if not draft.unnamed or draft.whole:
         return draft
     largest = max(draft.steps, key=lambda step: step.bytes, default=None)
     quant = draft.request.types.quant or (largest.type if largest is not None else "F32")
@@ -642,7 +648,11 @@ def lay_out(draft: Draft) -> Draft:
     assert draft.target.layout is not None
     wishes = draft.request.output
     options = WriteOptions(wishes.split_max_size, wishes.split_max_tensors, wishes.external_data)
-    layout = draft.target.layout(draft.checkpoint, draft.path, options)
+    inner = draft.target.in_folder if draft.whole else ""
+    layout = draft.target.layout(draft.checkpoint, draft.path / inner, options)
+    if inner:
+        small, events = beside_weights(draft.checkpoint, draft.path)
+        layout = Layout((*layout.files, *small), draft.path, (*layout.events, *events))
     draft.report.extend(list(layout.events))
     draft.report.extend(_lost_texts(draft.opened, draft.target))
     return replace(draft, layout=layout)

@@ -168,7 +168,7 @@ def test_the_groups_are_the_whole_way() -> None:
     assert PASSES == (*ASKED, *MODEL, *TYPES, *FILES)
     assert [each.__name__ for each in PASSES] == [
         "check", "detach", "unpack", "merge", "map_names", "narrow", "pack", "open_matrix", "choose", "weigh", "encode",
-        "describe", "name_file", "lay_out",
+        "describe", "write_graph", "name_file", "lay_out",
     ]  # fmt: skip
 
 
@@ -234,6 +234,7 @@ WITH: dict[str, tuple[str, dict[str, Any]]] = {
     "dtype": ("out.safetensors", {}),
     "external_data": ("out.onnx", {"tensors_only": True}),
     "scheme": ("folder", {"format": "hf"}),
+    "exact": ("out.onnx", {"quant": "q4_0"}),
 }
 OTHER: dict[str, Any] = {
     "quant": "q8_0", "pure": True, "tensor_types": (("ffn_down", "f16"),), "output_type": "q5_0",
@@ -243,7 +244,7 @@ OTHER: dict[str, Any] = {
     "dense_modules": True,
     "mmproj": True,
     "format": "safetensors", "strict": True, "split_max_size": 100_000, "split_max_tensors": 20,
-    "external_data": "always", "keep_codes": "near", "scheme": "fp8",
+    "external_data": "always", "keep_codes": "near", "scheme": "fp8", "exact": True,
 }  # fmt: skip
 
 

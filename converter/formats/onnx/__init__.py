@@ -2,7 +2,6 @@
 
 from converter.formats.base import Format
 from converter.formats.onnx.checkpoint import layout, open_onnx, sniff
-from converter.formats.onnx.folder import layout as folder_layout
 from converter.formats.onnx.values import CODES
 
 FORMATS = (
@@ -10,25 +9,13 @@ FORMATS = (
         name="onnx",
         extensions=(".onnx",),
         dialect=None,
-        description="ONNX model with external data; to ONNX with its graph, from other formats initializers alone",
+        description="ONNX model with external data; of a known decoder with its graph, of plain tensors initializers alone",
         dtypes=frozenset(CODES),
         sniff=sniff,
         open=open_onnx,
         layout=layout,
         free_metadata=None,
-        in_folder="onnx-folder",
-        runs=True,
-    ),
-    Format(
-        name="onnx-folder",
-        extensions=(),
-        dialect=None,
-        description="folder of an ONNX model that runs: config, tokenizer, onnx/model.onnx",
-        dtypes=frozenset(CODES),
-        sniff=lambda path, start: False,
-        layout=folder_layout,
-        folder=True,
-        free_metadata=None,
+        in_folder="onnx/model.onnx",
         runs=True,
     ),
 )
