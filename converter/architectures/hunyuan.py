@@ -79,7 +79,9 @@ NORMS_OF_HEADS = (
 
 # Where alpha is a key, the runtime makes the larger base.
 BY_ALPHA = "rope_type == 'dynamic' or rope_type == 'xdrope'"
-SECTIONS = amended(MROPE, mrope_sections={"config": ("rope.mrope_section", "rope.xdrope_section")})
+SECTIONS = amended(
+    MROPE, mrope_sections={"config": ("rope.mrope_section", "rope.xdrope_section"), "back": "rope_sections"}
+)
 
 ARCHITECTURES = (
     Architecture(

@@ -47,7 +47,7 @@ def image_logits(folder: Path, marks: Mapping[int, int], unread: str) -> Any:
     assert [key for key in report["unexpected_keys"] if not key.startswith(unread)] == []
     parts = [mark for mark, count in marks.items() for _ in range(count)]
     text = torch.tensor([[*TOKENS[0][:3], *parts, *TOKENS[0][3:]]])
-    typed = config["model_type"].startswith(("qwen", "paddleocr"))
+    typed = config["model_type"].startswith(("qwen", "paddleocr", "hunyuan"))
     kinds = {"mm_token_type_ids": (text == parts[0]).int()} if typed else {}
     sees = bool(config.get("vision_config"))
     inputs = {**(_image(config) if sees else {}), **(_sound(config) if len(marks) > 1 or not sees else {})}
@@ -94,6 +94,8 @@ def _image(config: dict[str, Any]) -> dict[str, Any]:
         return {"pixel_values": noise(16, 3 * 2 * patch * patch), "image_grid_thw": torch.tensor([[1, 4, 4]])}
     if kind == "paddleocr_vl":
         return {"pixel_values": noise(16, 3, patch, patch), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    if kind == "hunyuan_vl":
+        return {"pixel_values": noise(16, 3 * patch * patch), "image_grid_thw": torch.tensor([[1, 4, 4]])}
     if kind == "lfm2_vl":
         whole = torch.ones(1, 16, dtype=torch.int32)
         shapes = torch.tensor([[4, 4]])

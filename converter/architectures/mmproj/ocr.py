@@ -13,10 +13,28 @@ HUNYUAN = "vit.layers.{block}."
 MIN_PIXELS = HParam("min_pixels", ("/processor.min_pixels",), ("/clip.vision.image_min_pixels",), required=True)
 MAX_PIXELS = HParam("max_pixels", ("/processor.max_pixels",), ("/clip.vision.image_max_pixels",), required=True)
 
+# Of its vocabulary's tokens without a meaning of their own.
+HUNYUAN_MARKS = tuple(
+    HParam(name, (f"{key}_id",), token=f"<\uff5chy_place\u2581holder\u2581no\u2581{number}\uff5c>")
+    for name, key, number in (
+        ("image_start", "im_start", 100), ("image_end", "im_end", 101), ("image_token", "image_token", 102),
+        ("image_line", "im_newline", 103),
+    )
+)
+
 PROJECTORS = (
     Architecture(
         gguf="clip",
-        hf=(HFClass("HunYuanVLForConditionalGeneration", "hunyuan_vl"),),
+        hf=(
+            HFClass(
+                "HunYuanVLForConditionalGeneration", "hunyuan_vl", text=("hunyuan_vl",),
+                constants={
+                    "text_config": {"model_type": "hunyuan_vl_text"},
+                    "vision_config": {"model_type": "hunyuan_vl_vision"},
+                    "/processor": {"image_processor_type": "HunYuanVLImageProcessor"},
+                },
+            ),
+        ),
         hparams=(
             *amended(
                 VISION,
@@ -35,6 +53,13 @@ PROJECTORS = (
             MIN_PIXELS,
             MAX_PIXELS,
             HParam("n_position", (), (), default="(image_size // patch_size) ** 2"),
+            HParam("largest", ("vision_config.max_image_size",), (), default="image_size"),
+            HParam("n_out", ("vision_config.out_hidden_size",), (), default="n_text"),
+            HParam("n_beside", ("vision_config.text_hidden_size",), (), default="n_text"),
+            HParam("v_head_kv", ("vision_config.num_key_value_heads",), (), default="n_head"),
+            *HUNYUAN_MARKS,
+            HParam("patch", ("/processor.patch_size",), (), default="patch_size"),
+            HParam("merged", ("/processor.merge_size",), (), default="merge"),
         ),
         tensors=(
             T(
