@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from converter.adapters.factors import Floats, Shape
 from converter.adapters.resolve import HEAD, by_biases, is_embedding, tied
-from converter.architectures.spec import Architecture, HFClass
+from converter.architectures.spec import Architecture
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, CorruptFile, ShapeMismatch, UnmatchedTensor, UsageError, short
 from converter.events import Dropped, Event, Note
@@ -175,8 +175,9 @@ class _Extraction:
 
     def _look(self, name: str, start: int, stop: int) -> None:
         own, other = self.base.tensors[name], self.tuned.tensors[name]
-        factors = nearest(own, other, self.rank) if self._is_factored(name) else None
-        differs = factors is not None or (not self._is_factored(name) and any(True for _ in _differences(own, other)))
+        factored = self._is_factored(name)
+        factors = nearest(own, other, self.rank) if factored else None
+        differs = factors is not None if factored else any(True for _ in _differences(own, other))
         with self._lock:
             if factors is not None:
                 self.factors[name] = factors
@@ -238,21 +239,21 @@ class _Extraction:
 
     def _called(self, module: str) -> str:
         """What transformers calls a module, which may be in a part of the model that its file does not name."""
-        if self._class is None:
+        name = f"{module}.weight"
+        if self._known is None or self._known[1].find(name, _anywhere):
             return module
-        name, (architecture, kind) = f"{module}.weight", self._class
-        rules = RuleNames(architecture.tensors, "hf")
-        if not kind.head or rules.find(name, _anywhere):
-            return module
+        architecture, rules = self._known
         longer = (each for each in spellings(architecture, name) if each.endswith(f".{name}"))
         return next((each for each in longer if rules.find(each, _anywhere)), name).removesuffix(".weight")
 
     @cached_property
-    def _class(self) -> tuple[Architecture, HFClass] | None:
+    def _known(self) -> tuple[Architecture, RuleNames] | None:
+        """The architecture and its names, where the base is of a class whose names these are."""
         try:
-            return detect(self.base.config)
+            architecture, kind = detect(self.base.config)
         except ArchitectureError:
             return None
+        return (architecture, RuleNames(architecture.tensors, "hf")) if kind.head else None
 
     def _tell(self, targets: list[str]) -> None:
         for name in self.tuned.tensors:

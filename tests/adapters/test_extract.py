@@ -169,6 +169,18 @@ def test_matrices_smaller_than_their_factors_are_saved_whole(tmp_path: Path) -> 
     assert np.array_equal(ours[gate], news[gate]) and np.array_equal(ours[small], news[small])
 
 
+def test_modules_are_called_as_in_the_whole_model(tmp_path: Path) -> None:
+    """GPT-2 as it was first published has its names without the `transformer.` of the class with a head."""
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 4}
+    name, weight = "h.0.mlp.c_fc", np.ones((32, 128), np.float32)
+    weights = {f"{name}.weight": weight, f"{name}.bias": np.ones(128, np.float32)}
+    base = builders.llama_folder(tmp_path / "base", config=config, weights=weights)
+    other = builders.llama_folder(tmp_path / "tuned", config=config, weights={**weights, f"{name}.weight": weight * 2})
+    found = extract_lora(base, other, tmp_path / "adapter", 1)
+    assert [fit.module for fit in found.fits] == [f"transformer.{name}"]
+    assert np.allclose(merged(base, tmp_path / "adapter", tmp_path / "again")[f"{name}.weight"], 2)
+
+
 def test_types_are_those_that_are_asked_for(tmp_path: Path) -> None:
     extract(tmp_path, tuned(tmp_path / "tuned", {f"{Q}.weight": moved(f"{Q}.weight")}), request=Request(dtype="bf16"))
     with converter.open_checkpoint(tmp_path / "adapter" / "adapter_model.safetensors") as made:
