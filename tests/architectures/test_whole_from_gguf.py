@@ -122,6 +122,7 @@ WHOLE = {
         )},
         n_parts=8, cut=("vit.embeddings.position_embedding.weight",),
     ),
+    "kimik25-hf-mmproj": Whole({"image_token_id": "<|media_pad|>"}),
     "idefics3-mmproj": Whole({"image_token_id": "<image>"}),
     "lfm2vl-mmproj": Whole(
         {"image_token_id": "<image>"},

@@ -92,7 +92,7 @@ def _image(config: dict[str, Any]) -> dict[str, Any]:
     patch = vision["patch_size"]
     if kind.startswith("qwen"):
         return {"pixel_values": noise(16, 3 * 2 * patch * patch), "image_grid_thw": torch.tensor([[1, 4, 4]])}
-    if kind == "paddleocr_vl":
+    if kind in ("paddleocr_vl", "kimi_k25"):
         return {"pixel_values": noise(16, 3, patch, patch), "image_grid_thw": torch.tensor([[1, 4, 4]])}
     if kind == "hunyuan_vl":
         return {"pixel_values": noise(16, 3 * patch * patch), "image_grid_thw": torch.tensor([[1, 4, 4]])}
