@@ -13,9 +13,11 @@ from converter.architectures.common import (
     NO_SCALING,
     NORM,
     NORM_TENSORS,
+    OTHER_INPUTS,
     PARTIAL_OF_HEAD,
     QK_NORM,
     ROPE_BUFFERS,
+    TEXT_MODEL_ALIASES,
     TOP_TENSORS,
     UNSCALED,
     VOCAB,
@@ -48,19 +50,27 @@ BIAS = H + "mlp.e_score_correction_bias"
 BIASED_ROUTER = (ROUTER[0], T(BIAS, G + "exp_probs_b.bias", shape=("n_expert",), optional=True))
 # The blocks for further tokens are of the dense kind, and what they have besides stands outside them.
 MTP_BLOCK = "blk.{n_main}.nextn."
+BESIDE_MTP = only_when(
+    "n_nextn > 0",
+    (
+        T("mtp.fc.weight", MTP_BLOCK + "eh_proj.weight", shape=("n_embd", "2 * n_embd")),
+        T("mtp.pre_fc_norm_embedding.weight", MTP_BLOCK + "enorm.weight", shape=NORM),
+        T("mtp.pre_fc_norm_hidden.weight", MTP_BLOCK + "hnorm.weight", shape=NORM),
+        T("mtp.norm.weight", MTP_BLOCK + "shared_head_norm.weight", shape=NORM),
+    ),
+)
 MTP = (
     *only_when(
         "block >= n_main", moved(H, "mtp.layers.{block-n_main}.", (*NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN))
     ),
-    *only_when(
-        "n_nextn > 0",
-        (
-            T("mtp.fc.weight", MTP_BLOCK + "eh_proj.weight", shape=("n_embd", "2 * n_embd")),
-            T("mtp.pre_fc_norm_embedding.weight", MTP_BLOCK + "enorm.weight", shape=NORM),
-            T("mtp.pre_fc_norm_hidden.weight", MTP_BLOCK + "hnorm.weight", shape=NORM),
-            T("mtp.norm.weight", MTP_BLOCK + "shared_head_norm.weight", shape=NORM),
-        ),
-    ),
+    *BESIDE_MTP,
+)
+BLOCK_4 = (
+    *ATTENTION,
+    *QK_NORM,
+    T(H + "post_attention_layernorm.weight", G + "post_attention_norm.weight", shape=NORM),
+    T(H + "post_feedforward_layernorm.weight", G + "post_ffw_norm.weight", shape=NORM),
+    *DENSE_FFN,
 )
 
 ARCHITECTURES = (
@@ -111,25 +121,36 @@ ARCHITECTURES = (
     ),
     Architecture(
         gguf="exaone4",
-        hf=(HFClass("Exaone4ForCausalLM", "exaone4"),),
+        hf=(
+            HFClass("Exaone4ForCausalLM", "exaone4"),
+            # Its text model, which may have blocks for further tokens.
+            HFClass("Exaone4_5_ForConditionalGeneration", "exaone4_5", when="0"),
+        ),
         hparams=(
-            *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}),
+            *amended(DECODER_HPARAMS, n_layer=WITH_NEXTN, n_vocab={"gguf": ("vocab_size",)}),
+            *NEXTN_HPARAMS,
             # Without a window, the class divides by a period of zero unless it is told the kind of each block.
-            *amended(WINDOW_PATTERN, layer_types={"stated": True}),
+            *amended(
+                WINDOW_PATTERN, slides={"per_block": "n_main"}, layer_types={"per_block": "n_main", "stated": True},
+            ),
             HParam("period", ("sliding_window_pattern",), (), "u32 or str", default=4, back=4),
+            HParam(
+                "n_nextn", (), ("nextn_predict_layers",), always=True, back=0, null=0,
+                default="n_nextn_said if present('mtp.fc.weight') else 0",
+            ),
         ),
         tensors=(
             *TOP_TENSORS,
-            *ATTENTION,
-            *QK_NORM,
-            T(H + "post_attention_layernorm.weight", G + "post_attention_norm.weight", shape=NORM),
-            T(H + "post_feedforward_layernorm.weight", G + "post_ffw_norm.weight", shape=NORM),
-            *DENSE_FFN,
+            *only_when("block < n_main", BLOCK_4),
+            *only_when("block >= n_main", moved(H, "mtp.layers.{block-n_main}.", BLOCK_4)),
+            *BESIDE_MTP,
             LLAMA3_ROPE_FREQS,
         ),
-        ignore=ROPE_BUFFERS,
+        ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "mtp.{rest}"),
+        aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
-            BPE, window=SlidingWindow(4), decoder=Decoder(rotates="window == 0 or layer_types == 'sliding_attention'"),
+            BPE, window=SlidingWindow(4), told=NEXTN_TOLD,
+            decoder=Decoder(rotates="window == 0 or layer_types == 'sliding_attention'"),
         ),
     ),
     Architecture(

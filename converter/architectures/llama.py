@@ -63,6 +63,10 @@ ARCHITECTURES = (
             HFClass("LlavaForConditionalGeneration", "llava", DEFAULTS, when="0"),
             HFClass("VoxtralForConditionalGeneration", "voxtral", DEFAULTS, when="0"),
             HFClass("JanusForConditionalGeneration", "janus", DEFAULTS, when="0"),
+            HFClass(
+                "Sarashina2VisionForCausalLM", "sarashina2_vision", DEFAULTS, when="0",
+                ignore=("norm.weight", "norm.bias"),
+            ),
             HFClass("VLlama3ForCausalLM", "vllama3", {**DEFAULTS, "num_attention_heads": 32}, when="0"),
         ),
         hparams=(*LLAMA_HPARAMS, ATTENTION_BIAS, MLP_BIAS),
@@ -91,7 +95,7 @@ ARCHITECTURES = (
             ),
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, *JANUS),
-        aliases=(("model.text_model.{rest}", "model.{rest}"), *TEXT_MODEL_ALIASES),
+        aliases=(("llm.{rest}", "{rest}"), ("model.text_model.{rest}", "model.{rest}"), *TEXT_MODEL_ALIASES),
         traits=Traits(
             LLAMA,
             large="n_layer == 80 and n_head != n_head_kv",

@@ -45,6 +45,7 @@ ARCHITECTURES = (
                 "olmo",
                 {"num_key_value_heads": "num_attention_heads"},
             ),
+            HFClass("OLMoForCausalLM", "olmo", {"num_key_value_heads": "num_attention_heads"}, when="0"),
         ),
         hparams=(
             *DECODER_HPARAMS,

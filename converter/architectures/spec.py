@@ -156,6 +156,7 @@ class HFClass:
         tokenizer: how its tokenizer is written, where not as that of the architecture's other classes.
         text: of a projector's class, the GGUF names of the text models that it is for.
         keys: what the rows call an entry of config.json -> what this class calls it.
+        ignore: templates of tensors that stand beside the model in the folders of this class alone; dropped on purpose.
         nested, outer: the model_type of the text model whose entries stand below `text_config` on the way back, and the
             entries that stay beside it.
         remote: its code is the model's own, so that transformers fills in nothing, whatever its parts are called.
@@ -174,6 +175,7 @@ class HFClass:
     tokenizer: TokenizerStyle | None = None
     text: Names = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    ignore: Names = ()
     nested: str = ""
     outer: Names = ()
     remote: bool = False
@@ -254,7 +256,7 @@ def _problems(architecture: Architecture) -> Iterator[tuple[str, str]]:
             yield from ((f"class {hf.name}", problem) for problem in _unknown(condition, known))
         if strange := hf.facts.keys() - set(known):
             yield f"class {hf.name}", f"there is no hparam {', '.join(sorted(strange))}"
-    for template in (*architecture.ignore, *architecture.text):
+    for template in (*architecture.ignore, *architecture.text, *(name for hf in architecture.hf for name in hf.ignore)):
         yield from ((f"ignore {template}", problem) for problem in _template_problems(template))
     for pattern, template in (*architecture.aliases, *architecture.whole):
         row = f"alias {pattern}"

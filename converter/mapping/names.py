@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from converter.architectures.spec import NUMBERED, Architecture, TensorRule
+from converter.architectures.spec import NUMBERED, Architecture, HFClass, TensorRule
 from converter.tensors.expressions import BLOCK, Sizes, evaluate, names
 
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
@@ -159,6 +159,11 @@ def is_ignored(architecture: Architecture, names: Iterable[str]) -> bool:
     """Whether a tensor of one of these names is dropped on purpose, wherever it is."""
     dropped = (*architecture.ignore, *architecture.text)
     return _any_is(names, [template for template in dropped if _BEYOND not in template])
+
+
+def is_own(hf: HFClass | None, name: str) -> bool:
+    """Whether a class has a tensor of this name beside the model."""
+    return hf is not None and bool(hf.ignore) and _any_is([name], hf.ignore)
 
 
 def is_beside(projector: Architecture, name: str) -> bool:

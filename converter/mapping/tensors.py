@@ -59,6 +59,7 @@ from converter.mapping.names import (
     in_whole,
     is_beside,
     is_ignored,
+    is_own,
     resolved,
     spellings,
 )
@@ -321,6 +322,9 @@ def _match_hf(
     beyond: Counter[int] = Counter()
     for name, tensor in checkpoint.tensors.items():
         applies = _Applies(scope, n_layer, tensor.info.shape)
+        if is_own(model.hf, name):
+            events.append(Ignored(name))
+            continue
         match = rules.find(name, applies)
         spelled = [] if match else spellings(architecture, name)
         match = match or next((found for each in spelled if (found := rules.find(each, applies))), None)

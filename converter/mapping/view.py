@@ -19,7 +19,7 @@ from converter.formats.hub import module_of
 from converter.mapping.companions import with_companions
 from converter.mapping.detect import detect, detect_gguf
 from converter.mapping.hparams import TOKENS, HParams, Scope, flat_config, read_config, read_metadata
-from converter.mapping.names import Spelled, block_beyond, fill, is_ignored, spellings
+from converter.mapping.names import Spelled, block_beyond, fill, is_ignored, is_own, spellings
 from converter.mapping.tensors import Translation, bound, sizes, to_gguf
 from converter.metadata import Metadata, Value, text_of
 from converter.tensors.mxfp4 import joined
@@ -241,6 +241,8 @@ class HFView(ModelView):
         known = {name for each in self.instances(architecture, hparams) for name in each.names}
         result: dict[str, LazyTensor] = {}
         for name, tensor in stored.items():
+            if is_own(self.hf_class, name):
+                continue
             spelled = spellings(architecture, name)
             canonical = next((each for each in spelled if each in known), None)
             beyond = block_beyond(architecture, spelled, hparams["n_layer"])

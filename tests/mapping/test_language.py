@@ -983,3 +983,16 @@ def test_words_of_a_row_may_be_no_numbers_of_a_config() -> None:
             read_config(architecture, architecture.hf[0], {**CONFIG, "pattern": strange})
     with pytest.raises(ArchitectureError, match="not a usable f32"):
         hparam_metadata(architecture, {"scale": 0.5}, {"scale"})
+
+
+def test_a_class_may_have_tensors_beside_the_model(tmp_path: Path) -> None:
+    """They are dropped on purpose, also where one is called as the model's is under an alias."""
+    hf = (HFClass("ToyForCausalLM", "toy"), HFClass("SeeingToy", "seeing", when="0", ignore=("norm.weight",)))
+    top = T("model.norm.weight", "output_norm.weight", shape=("n_embd",))
+    architecture = toy(tensors=(NORM, top), hf=hf, aliases=(("{rest}", "model.{rest}"),))
+    given = {**norms(), **random({"model.norm.weight": (8,), "norm.weight": (3,)})}
+    trip = Trip(tmp_path, (architecture,), {**CONFIG, "architectures": ["SeeingToy"], "model_type": "seeing"}, given)
+    assert trip.back == {name: content for name, content in trip.given.items() if name != "norm.weight"}
+    (other := tmp_path / "other").mkdir()
+    with pytest.raises(UnmatchedTensor, match="under another name"):
+        Trip(other, (architecture,), CONFIG, given)
