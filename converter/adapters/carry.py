@@ -145,7 +145,7 @@ class _Sources:
         matrices, per = self.matrices(), shape[-2]
         own = [_in_order(numbers[at : at + per]) for at in range(0, len(numbers), per)]
         used = [change for number in dict.fromkeys(n for each in own for n in each) if (change := matrices[number][0])]
-        factor = used[0].factor
+        factor = next((change.factor for change in used if change.factor), 1.0)
         cuts = [np.cumsum([0, *(_rank(matrices[number]) for number in each)]) for each in own]
         rank = int(max(cut[-1] for cut in cuts))
 

@@ -65,7 +65,7 @@ def adapter_to_gguf(adapter: Checkpoint, base: Checkpoint, arch: str | None = No
             f"{adapter.path}: changes the embedding, which is the head, too; llama.cpp's adapters cannot change both\n"
             "merge it into the model: convert BASE OUT --lora FOLDER"
         )
-    alpha = found.settings.alpha or next(iter(made.values())).factor * next(iter(made.values())).pair.rank
+    alpha = found.settings.alpha or next((each.factor * each.pair.rank for each in made.values() if each.factor), 1.0)
     tensors, n_folded = dict[str, LazyTensor](), 0
     for name, change in made.items():
         fold = change.factor * change.pair.rank / alpha

@@ -238,6 +238,20 @@ def test_the_strength_is_right_for_each_tensor(case: str, tmp_path: Path) -> Non
     assert bool(plan.report.events) == (case != "plain")  # what is folded in is told
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["all", "one of them"])
+def test_a_strength_of_zero_leaves_zeros(alone: bool, tmp_path: Path) -> None:
+    """Of experts that become one tensor, the first counts for nothing, or all do."""
+    base = adapters.small_base(tmp_path / "base")
+    modules = [f"model.layers.0.block_sparse_moe.experts.{expert}.w1" for expert in range(2)]
+    factors = {key: each for module in modules for key, each in lora(module, 12, 8).items()}
+    patterns = {"lora_alpha": 0} if alone else {"alpha_pattern": {"experts.0.w1": 0}}
+    made(written(tmp_path / "a", factors, **patterns), base, tmp_path / "a.gguf")
+    b = numbers(tmp_path / "a.gguf")["blk.0.ffn_gate_exps.weight.lora_b"]
+    assert not b[0].any()
+    wanted = factors[f"{STEM}{modules[1]}.lora_B.weight"]
+    assert np.array_equal(b[1][:, -2:], wanted * (0 if alone else 1))
+
+
 def test_what_has_no_place_is_a_loss(tmp_path: Path) -> None:
     base = builders.llama_folder(tmp_path / "base")
     rows = np.ones(SHAPES[f"{Q}.weight"][0], np.float32)
