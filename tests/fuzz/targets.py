@@ -1,4 +1,4 @@
-"""What the fuzzer tries: one row per format, and what must hold whatever the bytes are.
+"""What the fuzzer tries: one row per format or use of it, and what must hold whatever the bytes are.
 
 A target turns bytes into one or several files, opens them, plans a conversion and reads tensors. The only way to fail
 is a ConverterError of one to three printable lines; what is read is bounded by what was given, the same every time,
@@ -20,6 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
+from support import adapters
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError
@@ -56,6 +57,7 @@ class Target:
         pack: makes the bytes of the first file.
         to: the format that a conversion is planned to.
         folder: whether the folder is opened.
+        use: what of the files is opened, where that is more than a model in their format.
     """
 
     format: str
@@ -64,6 +66,11 @@ class Target:
     pack: Callable[[bytes], bytes] = bytes
     to: str = "safetensors"
     folder: bool = False
+    use: Callable[[Path], Source] | None = None
+
+    def source(self, path: Path) -> Source:
+        """What is opened of files that were laid out at `path`."""
+        return self.use(path) if self.use is not None else Source(path, format=self.format)
 
 
 def pickle_of(data: bytes) -> bytes:
@@ -93,6 +100,14 @@ def _archive(data: bytes) -> bytes:
     return out.getvalue()
 
 
+def _merged(path: Path) -> Source:
+    return Source(adapters.small_base(path / "base"), adapters=[(path, 1.0)])
+
+
+def _apart(path: Path) -> Source:
+    return Source(path, base=adapters.small_base(path / "base"))
+
+
 _HF = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md", "tokenizer.model",
     "model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
@@ -106,6 +121,7 @@ _ZERO = (
     "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
 )  # fmt: skip
 _ZERO_3 = ("zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt", *_ZERO[1:])
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _MISTRAL = ("params.json", "consolidated.safetensors", "tokenizer.model")
 
 TARGETS: dict[str, Target] = {
@@ -132,6 +148,8 @@ TARGETS: dict[str, Target] = {
     "ranks": Target("distributed", _RANKS, _RANKS, folder=True),
     "zero": Target("distributed", _ZERO, _ZERO, folder=True),
     "zero-3": Target("distributed", _ZERO_3, _ZERO_3, folder=True),
+    "adapter": Target("peft", _ADAPTER, _ADAPTER, folder=True, use=_merged),
+    "adapter-to-gguf": Target("peft", _ADAPTER, _ADAPTER, to="gguf", folder=True, use=_apart),
     "imatrix": Target("imatrix", ("f.dat",), ("*imatrix*.dat|*imatrix*.gguf|stories260K.dat",)),
 }
 
@@ -194,7 +212,8 @@ def attempt(target: Target, path: Path) -> ConverterError | None:
     """The same with a file or folder that is there."""
     failed = None
     with _all_unmapped(), warnings.catch_warnings():
-        warnings.simplefilter("error", BrokenPlugin)
+        for kind in (BrokenPlugin, RuntimeWarning):  # the latter numpy's, of numbers that nobody looked after
+            warnings.simplefilter("error", kind)
         try:
             _open(target, path)
         except ConverterError as error:
@@ -243,7 +262,7 @@ def _open(target: Target, path: Path) -> None:
         source_format(path)  # asks every format whether it is one of its files
     except ConverterError as error:
         _check_message(str(error))
-    with registry.open_checkpoint(Source(path, format=target.format)) as checkpoint:
+    with registry.open_checkpoint(target.source(path)) as checkpoint:
         _read(checkpoint, path)
         made = build(checkpoint, _folder(path) / "out", registry.formats()[target.to], Request())
         _read_some(list(made.checkpoint.tensors.values()))

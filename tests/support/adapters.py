@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from support.builders import safetensors_of
+from support.builders import llama_folder, safetensors_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -108,3 +108,92 @@ def lora(module: str, rows: int, columns: int, rank: int = 2, seed: int = 3) -> 
         f"{stem}.lora_A.weight": rng.standard_normal((rank, columns)).astype(np.float32),
         f"{stem}.lora_B.weight": rng.standard_normal((rows, rank)).astype(np.float32),
     }
+
+
+# ------------------------------------------------------------------------- of few bytes, where a fuzzer starts
+
+_LAYER = "model.layers.0"
+#: A mixture of experts in which every kind of adapter has something to change.
+_SMALL_SHAPES: dict[str, tuple[int, ...]] = {
+    "model.embed_tokens.weight": (16, 8),
+    **{f"{_LAYER}.{name}_layernorm.weight": (8,) for name in ("input", "post_attention")},
+    **{f"{_LAYER}.self_attn.{name}_proj.weight": (rows, 8) for name, rows in zip("qkvo", (8, 4, 4, 8), strict=True)},
+    f"{_LAYER}.self_attn.q_proj.bias": (8,),
+    f"{_LAYER}.block_sparse_moe.gate.weight": (2, 8),
+    **{
+        f"{_LAYER}.block_sparse_moe.experts.{expert}.{name}.weight": shape
+        for expert in range(2)
+        for name, shape in (("w1", (12, 8)), ("w2", (8, 12)), ("w3", (12, 8)))
+    },
+    "model.norm.weight": (8,),
+    "lm_head.weight": (16, 8),
+}
+_SMALL_CONFIG = {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 8, "intermediate_size": 12,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def small_base(folder: Path) -> Path:
+    """The folder of the model that `SMALL` are for."""
+    weights = {name: np.ones(shape, np.float32) for name, shape in _SMALL_SHAPES.items()}
+    return llama_folder(folder, config=_SMALL_CONFIG, weights=weights, vocab=16, tokenizer=False)
+
+
+_Q, _K, _EMBEDDING = f"{_LAYER}.self_attn.q_proj", f"{_LAYER}.self_attn.k_proj", "model.embed_tokens"
+_EXPERTS = f"{_LAYER}.mlp.experts"
+#: An adapter of each kind: what its config says, and the shapes of its tensors; names have PEFT's prefix but for MLX.
+SMALL: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
+    "lora": (
+        {"use_rslora": True, "alpha_pattern": {"q_proj": 3}, "rank_pattern": {"layers.0.self_attn.k_proj": 1}},
+        {
+            f"{_Q}.lora_A.weight": (2, 8), f"{_Q}.lora_B.weight": (8, 2), f"{_Q}.lora_B.bias": (8,),
+            f"{_K}.lora_A.weight": (1, 8), f"{_K}.lora_B.weight": (4, 1),
+        },
+    ),
+    "dora": (
+        {"use_dora": True},
+        {f"{_K}.lora_A.weight": (2, 8), f"{_K}.lora_B.weight": (4, 2), f"{_K}.lora_magnitude_vector": (4,)},
+    ),
+    "saved": (
+        {"modules_to_save": ["norm"], "bias": "lora_only"},
+        {
+            f"{_EMBEDDING}.lora_embedding_A": (2, 16), f"{_EMBEDDING}.lora_embedding_B": (8, 2),
+            "lm_head.lora_A.weight": (2, 8), "lm_head.lora_B.weight": (16, 2), f"{_Q}.base_layer.bias": (8,),
+            "model.norm.modules_to_save.default.weight": (8,),
+        },
+    ),
+    "parameters": (
+        {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+        {
+            f"{_EXPERTS}.base_layer.lora_A.weight": (4, 8), f"{_EXPERTS}.base_layer.lora_B.weight": (24, 4),
+            f"{_EXPERTS}.lora_A.weight": (4, 12), f"{_EXPERTS}.lora_B.weight": (8, 4),
+        },
+    ),
+    "tokens": (
+        {"trainable_token_indices": {"embed_tokens": [1, 5]}},
+        {f"{_EMBEDDING}.token_adapter.trainable_tokens_delta": (2, 8)},
+    ),
+    "ia3": ({"peft_type": "IA3", "feedforward_modules": ["k_proj"]}, {f"{_Q}.ia3_l": (8, 1), f"{_K}.ia3_l": (1, 8)}),
+    "loha": (
+        {"peft_type": "LOHA", "alpha": 3},
+        {f"{_K}.hada_w{n}_{side}": (4, 2) if side == "a" else (2, 8) for n in (1, 2) for side in "ab"},
+    ),
+    "lokr": (
+        {"peft_type": "LOKR", "alpha": 3},
+        {f"{_Q}.lokr_w1": (2, 2), f"{_Q}.lokr_w2_a": (4, 2), f"{_Q}.lokr_w2_b": (2, 4)},
+    ),
+    "mlx": (
+        {"peft_type": "MLX", "fine_tune_type": "dora", "lora_parameters": {"rank": 2, "scale": 20.0}},
+        {f"{_K}.lora_a": (8, 2), f"{_K}.lora_b": (2, 4), f"{_K}.m": (4,)},
+    ),
+}  # fmt: skip
+
+
+def small(kind: str, folder: Path) -> Path:
+    """The folder of an adapter of `SMALL`."""
+    config, shapes = SMALL[kind]
+    prefix = "" if kind == "mlx" else "base_model.model."
+    rng = np.random.default_rng(5)
+    tensors = {prefix + name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return written(folder, tensors, **config)

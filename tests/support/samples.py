@@ -21,6 +21,7 @@ from converter.storage import output
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
 from support import (
+    adapters,
     builders,
     ggml_files,
     importance,
@@ -269,6 +270,8 @@ def every_kind(folder: Path) -> None:
     _tiny_folders(folder / "hf-whole", folder / "hf-shards", folder / "mistral-own")
     pipeline.convert(folder / "hf-whole", folder / "hf-whole" / "model.gguf", threads=1)
     _packed_folders(folder / "packed")
+    for kind in adapters.SMALL:
+        adapters.small(kind, folder / "adapters" / kind)
     (folder / "imatrix").mkdir()
     matrix = importance.build_matrix("m", {"blk.0.attn_q.weight": (2, 32), "blk.0.ffn_down.weight": (2, 64)})
     importance.write_matrix(folder / "imatrix" / "imatrix.gguf", matrix)
