@@ -14,6 +14,8 @@ PathLike = str | os.PathLike[str]
 #: Which codes of a source that arrives quantized stay as a type of ggml: none, all that are exact, or also those that
 #: lose a little.
 KEEP_CODES = ("never", "exact", "near")
+#: How `--scheme` finds the scale of a group: from its largest number, or by the least squared error.
+SCALES = ("nearest", "mse")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Types:
     dtype: str | None = None
     keep_codes: str | None = None
     scheme: str | None = None
+    scale: str = SCALES[0]
     exact: bool = False
 
     def __post_init__(self) -> None:
@@ -156,6 +159,8 @@ class Fields(TypedDict, total=False):
     dtype: str | None
     keep_codes: str | None
     scheme: str | None
+    scale: str
+    exact: bool
     arch: str | None
     pre: str | None
     name: str | None

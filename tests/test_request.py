@@ -44,6 +44,8 @@ OTHER: dict[str, Any] = {
     "external_data": "never",
     "keep_codes": "near",
     "scheme": "fp8",
+    "scale": "mse",
+    "exact": True,
 }
 
 

@@ -134,6 +134,12 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     )
     add("--exact", action="store_true", help="ONNX: matrices of codes meet activations as they are, not in 8 bits")
     add(
+        "--scale",
+        choices=("nearest", "mse"),
+        default="nearest",
+        help="of a group for --scheme: from its largest number, or by the least squared error (slower)",
+    )
+    add(
         "--keep-codes",
         choices=("never", "exact", "near"),
         help="codes of a source that arrives quantized, as a type of ggml: those that are exact (default without "

@@ -46,7 +46,7 @@ from converter.quant.recipes import (
 )
 from converter.quant.sources import unpacked
 from converter.quant.targets import packed, target
-from converter.request import KEEP_CODES, Model, Request, Types
+from converter.request import KEEP_CODES, SCALES, Model, Request, Types
 from converter.storage.files import remembering
 from converter.storage.layout import Layout
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
@@ -82,6 +82,8 @@ def check(draft: Draft) -> Draft:
         )
     if draft.whole and not target.folder and not draft.to_graph:
         raise UsageError(f"{draft.path}: a folder of {target.name} is for models that run; a file takes tensors alone")
+    if request.types.scale != SCALES[0] and not request.types.scheme:
+        raise UsageError(f"--scale {request.types.scale}: says how --scheme finds scales, and has no effect without")
     _check_imatrix(request.types)
     if draft.opened.dialect == "peft" and target.dialect != "peft":
         _check_adapter(draft)
@@ -355,7 +357,7 @@ def pack(draft: Draft) -> Draft:
     """A folder's weights as codes of the scheme that the request names.
 
     Raises:
-        UsageError: a scheme that does not exist.
+        UsageError: a scheme that does not exist, or that does not search for scales.
         UnsupportedFeature: a model whose maps are stored the other way round.
     """
     name = draft.request.types.scheme
@@ -363,7 +365,7 @@ def pack(draft: Draft) -> Draft:
         return draft
     if draft.checkpoint.config.get("model_type") == "gpt2":
         raise UnsupportedFeature(f"--scheme {name}: GPT-2 stores its maps transposed (Conv1D), which no loader expects")
-    made = packed(target(name), draft.checkpoint.tensors)
+    made = packed(target(name), draft.checkpoint.tensors, draft.request.types.scale)
     draft.report.add(Note(f"{len(made.bounds)} tensors hold codes of {name}"))
     own = draft.checkpoint.replace(tensors=made.tensors)
     return replace(draft, checkpoint=own, read=made.tensors, intermediate=made.tensors, packed=made)

@@ -235,6 +235,7 @@ WITH: dict[str, tuple[str, dict[str, Any]]] = {
     "external_data": ("out.onnx", {"tensors_only": True}),
     "scheme": ("folder", {"format": "hf"}),
     "exact": ("out.onnx", {"quant": "q4_0"}),
+    "scale": ("folder", {"format": "hf", "scheme": "mlx-4"}),
 }
 OTHER: dict[str, Any] = {
     "quant": "q8_0", "pure": True, "tensor_types": (("ffn_down", "f16"),), "output_type": "q5_0",
@@ -244,7 +245,7 @@ OTHER: dict[str, Any] = {
     "dense_modules": True,
     "mmproj": True,
     "format": "safetensors", "strict": True, "split_max_size": 100_000, "split_max_tensors": 20,
-    "external_data": "always", "keep_codes": "near", "scheme": "fp8", "exact": True,
+    "external_data": "always", "keep_codes": "near", "scheme": "fp8", "scale": "mse", "exact": True,
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from converter.errors import UsageError
 from converter.quant.targets import compressed, fp8, mlx
-from converter.quant.targets.packing import Target
+from converter.quant.targets.packing import NEAREST, Ratios, Target
+from converter.request import SCALES
 from converter.tensors.bound import Bound
 from converter.tensors.tensor import LazyTensor
 
@@ -60,11 +61,20 @@ def told(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def packed(scheme: Target, tensors: Mapping[str, LazyTensor]) -> Packed:
+def packed(scheme: Target, tensors: Mapping[str, LazyTensor], scale: str = SCALES[0]) -> Packed:
     """A model's tensors with the matrices of its linear maps as a scheme stores them.
 
     Left as they are: what is no matrix, embedding and head (but for MLX), routers, rows that do not divide.
+
+    Args:
+        scheme: of `TARGETS`.
+        tensors: the model's.
+        scale: of `request.SCALES`: what a group's largest number asks for, or the one with the least squared error.
+
+    Raises:
+        UsageError: no such way, or the scheme has but one.
     """
+    ratios = _ratios(scheme, scale)
     made: dict[str, LazyTensor] = {}
     bounds: dict[str, Bound] = {}
     left: list[str] = []
@@ -79,12 +89,23 @@ def packed(scheme: Target, tensors: Mapping[str, LazyTensor]) -> Packed:
         else:
             if settings := scheme.own(tensor):
                 alone[module] = settings
-            own = scheme.pack(tensor, module)
+            own = scheme.pack(tensor, module, ratios)
             made.update((each.name, each) for each in own)
-            bounds.update((each.name, scheme.bound_of(tensor)) for each in own)
+            bounds.update((each.name, scheme.bound_of(tensor, ratios)) for each in own)
     n_elements = sum(tensor.info.n_elements for tensor in tensors.values())
     config = {**scheme.config(tuple(left)), **alone}
     return Packed(made, bounds, dict.fromkeys(scheme.keys, config), n_elements)
+
+
+def _ratios(scheme: Target, scale: str) -> Ratios:
+    if scale not in SCALES:
+        raise UsageError(f"--scale {scale}: say {', '.join(SCALES)}")
+    if scale == SCALES[0]:
+        return NEAREST
+    if not scheme.searched:
+        able = ", ".join(name for name, each in TARGETS.items() if each.searched)
+        raise UsageError(f"--scale {scale}: {scheme.name} takes scales as they come; a search is for {able}")
+    return NEAREST + scheme.searched
 
 
 def _wanted(scheme: Target, module: str, tensor: LazyTensor) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.quant.targets.packing import Floats, Target, computed, constant, largest
+from converter.quant.targets.packing import Floats, Ratios, Target, computed, constant, largest
 from converter.tensors import kernels
 from converter.tensors.bound import Bound, within
 from converter.tensors.dtypes import DTYPES
@@ -43,10 +43,10 @@ def _per_block(numbers: Floats, scaled: Scaled) -> tuple[Floats, Floats]:
     return scale.reshape(down, across), units.reshape(padded.shape)[:n, :row]
 
 
-def in_blocks(suffix: str, dtype: str, scaled: Scaled) -> Callable[[LazyTensor, str], tuple[LazyTensor, ...]]:
+def in_blocks(suffix: str, dtype: str, scaled: Scaled) -> Callable[[LazyTensor, str, Ratios], tuple[LazyTensor, ...]]:
     """Codes with a scale for each block of 128 x 128, in a tensor of that suffix and type."""
 
-    def pack(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
+    def pack(weight: LazyTensor, module: str, _: Ratios) -> tuple[LazyTensor, ...]:
         row, across = weight.info.row, -(-weight.info.row // BLOCK)
 
         def part(which: int, numbers: Floats) -> Floats:
@@ -76,7 +76,7 @@ def row_scale(numbers: Floats) -> Floats:
     return scale_of(largest(numbers))
 
 
-def _rows(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
+def _rows(weight: LazyTensor, module: str, _: Ratios) -> tuple[LazyTensor, ...]:
     return (
         computed(weight, f"{module}.weight", "F8_E4M3", weight.info.row, lambda n: codes(n / row_scale(n))),
         computed(weight, f"{module}.weight_scale", "F32", 1, row_scale),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.quant.targets.packing import Floats, Target, computed, stream
+from converter.quant.targets.packing import CLIPPED, Floats, Grid, Ratios, Target, computed, stream
 from converter.tensors.bound import Bound, within
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, Rows
@@ -23,20 +23,33 @@ SIZE = 64
 _LEAST = np.float32(1e-7)
 
 
-def _affine(numbers: Floats, bits: int) -> tuple[Floats, Floats, NDArray[np.uint8]]:
-    """Scale and least number of each group, (n, groups), and the codes (n, row)."""
-    groups = numbers.reshape(len(numbers), -1, SIZE)
-    low, high = groups.min(axis=-1), groups.max(axis=-1)
-    most = np.float32((1 << bits) - 1)
+def _affine(groups: Floats, ratio: np.float32, most: np.float32) -> Floats:
+    """Scale and least number of each group, (n, groups, 2), for codes up to `most`."""
+    low, high = groups.min(axis=-1, keepdims=True) * ratio, groups.max(axis=-1, keepdims=True) * ratio
     scale = np.maximum((high - low) / most, _LEAST)
     below = np.abs(low) > np.abs(high)
     scale = np.where(below, scale, -scale)
     edge = np.where(below, low, high)
     at_zero = np.rint(edge / scale)
-    scale = np.where(at_zero == 0, scale, edge / np.where(at_zero == 0, np.float32(1), at_zero)).astype(np.float32)
-    least = np.where(at_zero == 0, np.float32(0), edge).astype(np.float32)
-    codes = np.clip(np.rint((groups - least[..., None]) / scale[..., None]), 0, most)
-    return scale, least, codes.astype(np.uint8).reshape(numbers.shape)
+    scale = np.where(at_zero == 0, scale, edge / np.where(at_zero == 0, np.float32(1), at_zero))
+    least = np.where(at_zero == 0, np.float32(0), edge)
+    return np.concatenate((scale, least), axis=-1, dtype=np.float32)
+
+
+def _grid(bits: int, half: str) -> Grid:
+    """Codes are those of the scales before these are rounded to `half`, as mlx has it."""
+    most, kind = np.float32((1 << bits) - 1), DTYPES[half].numpy
+
+    def numbers(codes: NDArray[np.uint8], scales: Floats) -> Floats:
+        stored = scales.astype(kind).astype(np.float32)
+        return codes * stored[..., :1] + stored[..., 1:]
+
+    return Grid(
+        SIZE,
+        partial(_affine, most=most),
+        lambda groups, s: np.clip(np.rint((groups - s[..., 1:]) / s[..., :1]), 0, most).astype(np.uint8),
+        numbers,
+    )
 
 
 class _Blocks(NamedTuple):
@@ -80,19 +93,20 @@ def _is_kept(weight: LazyTensor, bits: int) -> bool:
     return kind is not None and kind.bits == bits
 
 
-def _packed(bits: int) -> Callable[[LazyTensor, str], tuple[LazyTensor, ...]]:
+def _packed(bits: int) -> Callable[[LazyTensor, str, Ratios], tuple[LazyTensor, ...]]:
     """Scales, biases and words; of blocks with as many bits, their own, which are the same numbers."""
 
-    def pack(weight: LazyTensor, module: str) -> tuple[LazyTensor, ...]:
+    def pack(weight: LazyTensor, module: str, ratios: Ratios) -> tuple[LazyTensor, ...]:
         type_, row = weight.info.dtype.name, weight.info.row
         kept = _is_kept(weight, bits)
         groups, half = row // (32 if kept else SIZE), "BF16" if type_ == "BF16" else "F16"
+        grid = _grid(bits, half)
 
         def part(which: int, rows: Any) -> Any:
-            return (_taken(rows, type_) if kept else _affine(rows, bits))[which]
+            return _taken(rows, type_)[which] if kept else grid.best(rows, ratios)[..., which]
 
         def words(rows: Any) -> NDArray[Any]:
-            return stream(part(2, rows), bits).view("<u4")
+            return stream(_taken(rows, type_)[2] if kept else grid.encoded(rows, ratios), bits).view("<u4")
 
         return (
             computed(weight, f"{module}.weight", "U32", row * bits // 32, words, stored=kept),
@@ -124,6 +138,7 @@ TARGETS = tuple(
     Target(
         f"mlx-{bits}", SIZE, _packed(bits),
         _config(bits), _bound(bits), _own(bits), embeddings=True, keys=("quantization", "quantization_config"),
+        searched=CLIPPED if bits < 8 else (),
     )
     for bits in (2, 3, 4, 5, 6, 8)
 )  # fmt: skip

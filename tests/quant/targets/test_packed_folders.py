@@ -15,7 +15,7 @@ from converter.cli.main import main
 from converter.errors import UsageError
 from converter.formats.registry import open_checkpoint
 from converter.quant.sources import unpacked
-from converter.quant.targets import TARGETS, packed, target, told
+from converter.quant.targets import TARGETS, Packed, packed, target, told
 from converter.storage.slabs import row_ranges
 from converter.tensors.dtypes import F32
 from converter.tensors.streams import values
@@ -26,7 +26,15 @@ QUALITY = {
     "fp8": 31, "fp8-row": 31, "w4a16": 18, "w8a16": 42, "ct-fp8": 31, "ct-fp8-block": 31, "nvfp4": 20, "mxfp4": 17,
     "mlx-2": 7, "mlx-3": 14, "mlx-4": 20, "mlx-5": 27, "mlx-6": 33, "mlx-8": 42,
 }  # fmt: skip
+#: What the search for scales gains on these, in decibels.
+GAIN = {
+    "w4a16": 0.77, "nvfp4": 1.34, "mxfp4": 0.19, "mlx-2": 0.92, "mlx-3": 0.69, "mlx-4": 0.33, "mlx-5": 0.18,
+    "mlx-6": 0.08,
+}  # fmt: skip
 each = pytest.mark.parametrize("name", TARGETS)
+SEARCHED = [name for name in TARGETS if target(name).searched]
+WAYS = [*((name, "nearest") for name in TARGETS), *((name, "mse") for name in SEARCHED)]
+each_way = pytest.mark.parametrize(("name", "scale"), WAYS)
 
 
 def matrix(rows: int = 200, row: int = 384, seed: int = 1) -> np.ndarray:
@@ -57,12 +65,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_scheme_has_a_bound() -> None:
-    assert QUALITY.keys() == TARGETS.keys()
+    assert QUALITY.keys() == TARGETS.keys() and GAIN.keys() == set(SEARCHED)
 
 
-@each
-def test_parts_do_not_depend_on_how_they_are_asked_for(name: str) -> None:
-    made = packed(target(name), {"model.layers.0.mlp.up_proj.weight": weight(matrix())})
+@each_way
+def test_parts_do_not_depend_on_how_they_are_asked_for(name: str, scale: str) -> None:
+    made = packed(target(name), {"model.layers.0.mlp.up_proj.weight": weight(matrix())}, scale)
     assert made.bounds.keys() == made.tensors.keys() and len(made.bounds) > 1
     for tensor in made.tensors.values():
         whole = bytes_of(tensor, 1 << 20)
@@ -78,20 +86,49 @@ GROUPS = {
 }  # fmt: skip
 
 
-@each
-@pytest.mark.parametrize("kind", ["normal", "heavy tails", "one side", "sizes apart"])
-def test_numbers_are_within_the_bound(name: str, kind: str) -> None:
+def sample(kind: str) -> np.ndarray:
     rng = np.random.default_rng(3)
     array = {
         "normal": matrix, "heavy tails": lambda: rng.standard_t(2, (256, 384)).astype(np.float32),
         "one side": lambda: rng.exponential(1, (256, 384)).astype(np.float32),
         "sizes apart": lambda: rng.normal(0, 1, (256, 384)) * 10.0 ** rng.uniform(-4, 0, (256, 384)),
     }[kind]()  # fmt: skip
-    array = array.astype(ml_dtypes.bfloat16).astype(np.float32)
-    scheme, source = target(name), weight(array, "a.weight")
-    made = packed(scheme, {"a.weight": source})
+    return array.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def there_and_back(made: Packed) -> np.ndarray:
     folder = Checkpoint("hf", Path("here"), "hf", made.tensors, {"torch_dtype": "bfloat16", **made.config})
-    found = values(unpacked(folder, typed=False).tensors["a.weight"], 0, len(array))
+    tensor = unpacked(folder, typed=False).tensors["a.weight"]
+    return values(tensor, 0, tensor.info.n_rows)
+
+
+each_kind = pytest.mark.parametrize("kind", ["normal", "heavy tails", "one side", "sizes apart"])
+
+
+@each_kind
+@pytest.mark.parametrize("name", SEARCHED)
+def test_the_scale_of_least_error(name: str, kind: str) -> None:
+    """No group is worse off than with the scale that its largest number asks for, and most are better off."""
+    array, size = sample(kind), GROUPS[name][1]
+    plain, other = (
+        np.square(there_and_back(packed(target(name), {"a.weight": weight(array, "a.weight")}, scale)) - array)
+        .reshape(len(array), -1, size)
+        .sum(axis=2, dtype=np.float64)
+        for scale in ("nearest", "mse")
+    )
+    assert (other <= plain * (1 + 1e-6)).all()
+    gained = 10 * np.log10(plain.sum() / other.sum())
+    if kind == "normal":
+        assert gained == pytest.approx(GAIN[name], abs=0.02)
+
+
+@each_kind
+@each_way
+def test_numbers_are_within_the_bound(name: str, scale: str, kind: str) -> None:
+    array = sample(kind)
+    scheme, source = target(name), weight(array, "a.weight")
+    made = packed(scheme, {"a.weight": source}, scale)
+    found = there_and_back(made)
     (tall, wide), (rows, row) = GROUPS[name], array.shape
     padded = np.pad(array, ((0, -rows % tall), (0, -row % wide)))
     groups = padded.reshape(len(padded) // tall, tall, -1, wide)
@@ -105,10 +142,10 @@ def test_numbers_are_within_the_bound(name: str, kind: str) -> None:
         "the range of its group": spread(groups.max(axis=(1, 3)) - groups.min(axis=(1, 3))),
         **{f"the largest of its {group}": largest for group in ("group", "row", "block")},
     }  # fmt: skip
-    bound = scheme.bound_of(source)
-    assert made.bounds.keys() == made.tensors.keys() and set(made.bounds.values()) == {bound}
+    (bound,) = set(made.bounds.values())
+    assert made.bounds.keys() == made.tensors.keys() and (bound == scheme.bound) == (scale == "nearest")
     share = np.abs(found - array) / sum(np.float64(share.share) * of[share.of] for share in bound.shares)
-    assert 0.2 < share.max() <= 1 + 1e-6
+    assert (0.2 if scale == "nearest" else 0.02) < share.max() <= 1 + 1e-6
 
 
 @each
@@ -151,12 +188,13 @@ def test_zeros_and_extremes(name: str) -> None:
             assert np.isfinite(found).all(), tensor.name
 
 
-@each
-def test_there_and_back(model: Path, tmp_path: Path, name: str) -> None:
+@each_way
+def test_there_and_back(model: Path, tmp_path: Path, name: str, scale: str) -> None:
     """Our own reader's numbers; `verify` makes every code again; the folder becomes a GGUF."""
     out = tmp_path / "out"
-    assert main([str(model), f"{out}/", "--scheme", name]) == 0
-    assert main(["verify", str(model), str(out)]) == 0
+    more = ["--scale", scale]
+    assert main([str(model), f"{out}/", "--scheme", name, *more]) == 0
+    assert main(["verify", str(model), str(out), *more]) == 0
     config = json.loads((out / "config.json").read_text())
     assert told(config) == name and config["hidden_size"] == 256
     with open_checkpoint(model) as source, open_checkpoint(out) as opened:
@@ -174,7 +212,7 @@ def test_there_and_back(model: Path, tmp_path: Path, name: str) -> None:
     damaged = bytearray((out / "model.safetensors").read_bytes())
     damaged[-1000] ^= 1
     (out / "model.safetensors").write_bytes(damaged)
-    assert main(["verify", str(model), str(out)]) == 41
+    assert main(["verify", str(model), str(out), *more]) == 41
 
 
 @each
@@ -242,6 +280,14 @@ def test_a_scheme_is_for_a_folder(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert "--scheme fp8: packs the weights of a folder" in capsys.readouterr().err
     assert main([str(model), f"{tmp_path}/out/", "--scheme", "fp9"]) == UsageError.exit_code
     assert "--scheme fp9: unknown; known: fp8, " in capsys.readouterr().err
+    for scheme, said in (
+        (["--scheme", "fp8"], "fp8 takes scales as they come; a search is for w4a16, "),
+        ([], "says how"),
+    ):
+        assert main([str(model), f"{tmp_path}/out/", "--scale", "mse", *scheme]) == UsageError.exit_code
+        assert f"--scale mse: {said}" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--scale best: say nearest, mse"):
+        packed(target("mlx-4"), {}, "best")
     assert not (tmp_path / "out").exists()
 
 
