@@ -35,7 +35,8 @@ class HParam:
     Attributes:
         name: what expressions call it.
         config: dotted keys in config.json; the first that is there wins, the first of all is written. One that begins
-            with "/" is of a file beside it (`mapping/companions.py`): "/pooling.mode".
+            with "/" is of a file beside it (`mapping/companions.py`): "/pooling.mode"; "/base.hidden_size" is of the
+            model that this one is for.
         gguf: keys below "{arch}.", or absolute ones with a leading "/"; none for facts that only expressions need.
             A key that two rows write keeps the place of the first and the value of the last, which alone reads it.
         type: of the GGUF key: "u32", or "i32[]" for a list, or "u32 or i32[]" for one or the other by content.
