@@ -190,7 +190,7 @@ TEXT_MODEL_ALIASES = (
 # Encoders and projectors of other inputs, which another file has.
 OTHER_INPUTS = (
     "visual.{rest}", "model.visual.{rest}", "audio_tower.{rest}", "talker.{rest}", "token2wav.{rest}",
-    "code2wav.{rest}",
+    "code2wav.{rest}", "audio_encoder.{rest}",
     "vision_tower.{rest}", "model.vision_tower.{rest}", "vision_model.{rest}", "model.vision_model.{rest}",
     "model.audio_tower.{rest}", "multi_modal_projector.{rest}", "model.multi_modal_projector.{rest}",
 )

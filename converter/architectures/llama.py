@@ -22,7 +22,7 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, before, only_when, without
-from converter.architectures.styles import LLAMA
+from converter.architectures.styles import GLM4, LLAMA
 from converter.architectures.traits import Decoder, Relation, Traits
 from converter.tensors.ops import Split
 
@@ -67,6 +67,7 @@ ARCHITECTURES = (
                 "Sarashina2VisionForCausalLM", "sarashina2_vision", DEFAULTS, when="0",
                 ignore=("norm.weight", "norm.bias"),
             ),
+            HFClass("GlmasrModel", "glmasr", DEFAULTS, when="0", tokenizer=GLM4),
             HFClass("VLlama3ForCausalLM", "vllama3", {**DEFAULTS, "num_attention_heads": 32}, when="0"),
         ),
         hparams=(*LLAMA_HPARAMS, ATTENTION_BIAS, MLP_BIAS),
