@@ -14,6 +14,7 @@ DEFAULTS = {
     "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "head_dim": 128, "max_position_embeddings": 2048,
     "num_key_value_heads": 4, "intermediate_size": 13312,
 }
+OF_MLP = 0.08944271909999159  # 5 to the power of -3/2, which the norm behind the feed-forward part begins with
 
 ARCHITECTURES = (
     Architecture(
@@ -59,7 +60,7 @@ ARCHITECTURES = (
             T(B + "pre_mixer_norm.weight", G + "attn_norm.weight", Add(1.0), shape=NORM),
             T(B + "post_mixer_norm.weight", G + "post_attention_norm", Add(0.2), shape=NORM),
             T(B + "pre_mlp_norm.weight", G + "ffn_norm.weight", Add(1.0), shape=NORM),
-            T(B + "post_mlp_norm.weight", G + "post_ffw_norm", Add(5**-1.5), shape=NORM),
+            T(B + "post_mlp_norm.weight", G + "post_ffw_norm", Add(OF_MLP), shape=NORM),
             T(
                 B + "mixer.qkv_proj.weight", G + "attn_qkv.weight",
                 shape=("(n_head + 2 * n_head_kv) * head_dim", "n_embd"),

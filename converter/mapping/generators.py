@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ArchitectureError, short
-from converter.tensors.elementary import exp, power
+from converter.tensors.elementary import cos, double_log, exp, power, sin
 
 Rope = Mapping[str, Any]
 Arrays = tuple[NDArray[np.float32], ...]
@@ -199,12 +199,12 @@ def sinusoids(rope: Rope, hparams: Mapping[str, Any]) -> Arrays:
     half = width // 2
     if width % 2 or half < 2:
         raise ArchitectureError(f"the tower of sounds is {width} wide, which sines and cosines do not share")
-    step = np.float32(-math.log(LONGEST) / (half - 1))
+    step = np.float32(-double_log(LONGEST) / (half - 1))
     frequencies = exp(step * np.arange(half, dtype=np.float32))
     for at, off in _TORCH_FREQUENCIES.get(width, {}).items():
         frequencies.view(np.int32)[at] += off
-    times = (np.arange(SINUSOIDS, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
-    return (np.concatenate([np.sin(times), np.cos(times)], axis=1).astype(np.float32),)
+    times = np.arange(SINUSOIDS, dtype=np.float32)[:, None] * frequencies
+    return (np.concatenate([sin(times), cos(times)], axis=1),)
 
 
 def said_by_sinusoids(arrays: Arrays, hparams: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""exp, log and powers in F32, with the same bits on every machine.
+"""exp, log, powers and waves in F32, with the same bits on every machine.
 
 numpy and libm answer from code that differs between processors and versions, in the last bit. What reaches a file is
 computed here instead: additions, multiplications and divisions of float64, which IEEE 754 defines to the bit, and one
@@ -25,6 +25,12 @@ CHUNK = 1 << 15  # elements at a time, so that the float64 between fits the cach
 _LOG2_E = 1.4426950408889634
 _LN2 = (float.fromhex("0x1.62e42fefap-1"), float.fromhex("0x1.cf79abc9e3b3ap-40"))  # multiples of the first are exact
 _SHIFT = 1.5 * 2.0**52  # added to a small number, leaves the nearest integer in the last bits
+_HALF_PI = (
+    float.fromhex("0x1.921fb54400000p+0"),
+    float.fromhex("0x1.0b4611a626331p-34"),
+)  # multiples of the first are exact
+_SIN = [(1 - n % 2 * 2) / math.factorial(2 * n + 1) for n in range(10)]  # of r^2 in sin(r) / r, |r| <= pi / 4
+_COS = [(1 - n % 2 * 2) / math.factorial(2 * n) for n in range(10)]
 _EXP_RANGE = (-104.0, 89.0)  # exp rounds to zero below it, to infinity above
 _EXP = [1 / math.factorial(n) for n in range(14)]  # of r in e^r, |r| <= ln 2 / 2
 _ATANH = [2 / (2 * n + 1) for n in range(12)]  # of s^2 in 2 atanh(s) / s, |s| <= 3 - sqrt 8
@@ -87,6 +93,16 @@ def power(base: float, exponents: NDArray[Any]) -> Floats:
     return _chunked(lambda x: _exp(x * high, x * low), exponents)
 
 
+def sin(angles: NDArray[Any]) -> Floats:
+    """The sine of each of `angles`, which are taken as F32, up to a million in either direction."""
+    return _chunked(lambda x: _wave(x, 0), angles)
+
+
+def cos(angles: NDArray[Any]) -> Floats:
+    """The cosine of each of `angles`, as `sin`."""
+    return _chunked(lambda x: _wave(x, 1), angles)
+
+
 def double_power(base: float, exponent: float) -> float:
     """`base` to the power of `exponent` as the nearest double; a number that none is near is infinite.
 
@@ -131,6 +147,16 @@ def _exp(x: Doubles, rest: Doubles | float) -> Doubles:
     r = (x - k * _LN2[0]) - k * _LN2[1] + rest
     power_of_2 = ((shifted.view(np.int64) + 1023) << 52).view(np.float64)
     return _polynomial(_EXP, r) * power_of_2
+
+
+def _wave(x: Doubles, ahead: int) -> Doubles:
+    """sin(x + ahead * pi / 2): x = k pi / 2 + r, and k says which of four waves of r it is."""
+    k = np.rint(x * (1 / _HALF_PI[0]))
+    r = (x - k * _HALF_PI[0]) - k * _HALF_PI[1]
+    which = k.astype(np.int64) + ahead
+    square = r * r
+    made = np.where(which & 1, _polynomial(_COS, square), r * _polynomial(_SIN, square))
+    return np.where(which & 2, -made, made)
 
 
 def _log1p(x: Floats) -> Doubles:

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from converter.tensors.elementary import (
     CHUNK,
+    cos,
     double_log,
     double_power,
     exp,
     log,
     power,
+    sin,
     softplus,
     softplus_inverse,
     torch_exp,
@@ -153,6 +155,15 @@ def test_the_exceptions_of_torch() -> None:
     if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("another exp")
     assert np.array_equal(ours, torch.exp(torch.from_numpy(values.copy())).numpy())
+
+
+def test_waves_round_correctly() -> None:
+    """The wider type of x86 is exact enough for all of these; elsewhere it may be a double."""
+    random = np.random.default_rng(5)
+    angles = np.concatenate([np.linspace(-2000, 2000, 40001), random.uniform(-1e6, 1e6, 20000), [0, -0.0, 1e-30]])
+    angles = angles.astype(np.float32)
+    assert np.array_equal(sin(angles), np.sin(angles.astype(np.longdouble)).astype(np.float32))
+    assert np.array_equal(cos(angles), np.cos(angles.astype(np.longdouble)).astype(np.float32))
 
 
 def test_powers_of_doubles_are_the_nearest_double() -> None:
