@@ -67,7 +67,7 @@ ARCHITECTURES = (
                 "Sarashina2VisionForCausalLM", "sarashina2_vision", DEFAULTS, when="0",
                 ignore=("norm.weight", "norm.bias"),
             ),
-            HFClass("GlmasrModel", "glmasr", DEFAULTS, when="0", tokenizer=GLM4),
+            HFClass("GlmasrModel", "Glmasr", DEFAULTS, when="0", tokenizer=GLM4),
             HFClass("VLlama3ForCausalLM", "vllama3", {**DEFAULTS, "num_attention_heads": 32}, when="0"),
         ),
         hparams=(*LLAMA_HPARAMS, ATTENTION_BIAS, MLP_BIAS),
