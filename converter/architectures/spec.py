@@ -109,6 +109,8 @@ class TensorRule:
         type: the type in an unquantized GGUF where it is not the usual one: a name, "F16 or F32" for F16 in a file of
             F16 and F32 in others, "as asked" for what the file has, whatever the tensor is called, or "I64" for ids.
         by_shape: the rule is for tensors of its shape only; those of other shapes go on to the next rule of the name.
+        said: the hparam that is its whole numbers, for a tensor that a GGUF has as a key and not among its tensors; it
+            is made of them again. Such a rule has no `gguf`.
         missed: what happens to a folder that lacks it, where a GGUF may and the class does not.
     """
 
@@ -125,6 +127,7 @@ class TensorRule:
     read_only: bool = False
     type: str | None = None
     by_shape: bool = False
+    said: str | None = None
     missed: str = ""
 
     @property
@@ -289,7 +292,7 @@ def _hparam_problems(hparam: HParam, known: list[str]) -> Iterator[str]:
 
 
 def _rule_problems(rule: TensorRule, known: list[str], outputs: set[str]) -> Iterator[str]:
-    if bool(rule.hf) == bool(rule.generator) or not rule.gguf:
+    if bool(rule.hf) == bool(rule.generator) or bool(rule.gguf) == bool(rule.said):
         yield "a tensor comes from the file or from a generator, and goes somewhere"
     for name in (*rule.hf, *rule.gguf):
         yield from _template_problems(name, (*NUMBERED, *known))
@@ -304,7 +307,7 @@ def _rule_problems(rule: TensorRule, known: list[str], outputs: set[str]) -> Ite
     if rule.type is not None and rule.type not in FORCED_TYPES:
         yield f"its type is one of {', '.join(FORCED_TYPES)}, not {rule.type}"
     blocks = [BLOCK] if rule.per_block else []
-    for text in (*_sizes(rule.shape), rule.when, *_sizes(rule.ops)):
+    for text in (*_sizes(rule.shape), rule.when, rule.said, *_sizes(rule.ops)):
         yield from _unknown(text, [*known, PRESENT, *blocks])
 
 
@@ -394,7 +397,7 @@ def before(name: str, rows: Iterable[HParam], hparams: Iterable[HParam]) -> tupl
 
 def without(rules: Iterable[TensorRule], *gguf: str) -> tuple[TensorRule, ...]:
     """Shared rows less those whose first GGUF name is in `gguf`."""
-    return tuple(rule for rule in rules if rule.gguf[0] not in gguf)
+    return tuple(rule for rule in rules if rule.gguf[:1] not in [(name,) for name in gguf])
 
 
 def retyped(rules: Iterable[TensorRule], type: str) -> tuple[TensorRule, ...]:

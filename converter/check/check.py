@@ -219,7 +219,7 @@ def _tensors(checking: Checking) -> Iterator[Finding]:
 
 def _tied(architecture: Architecture, found: Mapping[str, LazyTensor]) -> Iterator[Finding]:
     """A head that is stored although the config ties it to the embedding: fine where it is the same."""
-    names = {rule.gguf[0]: rule.hf[0] for rule in architecture.tensors if rule.hf and not rule.per_block}
+    names = {rule.gguf[0]: rule.hf[0] for rule in architecture.tensors if rule.hf and rule.gguf and not rule.per_block}
     for rule in architecture.tensors:
         own, other = found.get(rule.hf[0] if rule.hf else ""), found.get(names.get(rule.tied_to or "", ""))
         if rule.tied_to and own is not None and other is not None and not _same(own, other):

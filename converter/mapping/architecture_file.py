@@ -80,7 +80,7 @@ class _File:
         classes, hparams, rules = (self._rows(content, kind) for kind in _KINDS)
         dropped, ignore, aliases = (self._list(content, key) for key in ("without", "ignore", "aliases"))
         written = {(name, row.get("when")) for row in rules for name in row["gguf"]}
-        kept = [rule for rule in base.tensors if rule.gguf[0] not in dropped]
+        kept = [rule for rule in base.tensors if not {*rule.gguf[:1]} & {*dropped}]
         kept = [rule for rule in kept if rule.read_only or not written & {(name, rule.when) for name in rule.gguf}]
         name, hf = content.get("gguf", base.gguf), tuple(HFClass(**row) for row in classes) or base.hf
         if not isinstance(name, str) or not name or not hf:

@@ -67,9 +67,10 @@ from converter.mapping.nearest import nearest
 from converter.mapping.settings import lost_settings
 from converter.metadata import Metadata
 from converter.storage.slabs import row_ranges
-from converter.tensors.dtypes import F32, DType
+from converter.tensors.dtypes import DTYPES, F32, DType
 from converter.tensors.mxfp4 import joined, parted
 from converter.tensors.ops import Chain, Row, Stack, inverse
+from converter.tensors.shards import whole
 from converter.tensors.streams import compose
 from converter.tensors.tensor import LazyTensor, from_array
 
@@ -168,7 +169,7 @@ def to_gguf(
         tensor, a shape that the config contradicts, a model for another without that one.
         UsageError: another model beside one that needs none.
     """
-    checkpoint = checkpoint.replace(tensors=joined(checkpoint.tensors))
+    checkpoint = checkpoint.replace(tensors=whole(joined(checkpoint.tensors)))
     found, hf = _detected(checkpoint, name)
     _check_base(checkpoint, found)
     facts = {**({HEAD: 0} if no_head else {}), **({DENSE: 1} if dense_modules else {})}
@@ -286,6 +287,9 @@ def _mapped_forward(
     types: dict[str, str] = {}
     stored: dict[str, DType] = {}
     for rule, block, group in _group(_match_hf(model, checkpoint, events, no_nextn)):
+        if rule.said:  # a key has it
+            events.append(Note(f"{fill(rule.hf[0], block)}: {rule.said} of the file's keys"))
+            continue
         made = _forward(rule, block, group, model.scope)
         for tensor in made:
             if tensor.name in outputs:
@@ -296,7 +300,7 @@ def _mapped_forward(
         own = next(iter(group.values())).info.dtype
         stored.update((tensor.name, own) for tensor in made if tensor.info.dtype is not own)
     for rule in model.architecture.tensors:
-        head, embedding = rule.gguf[0], rule.tied_to or ""
+        head, embedding = rule.gguf[0] if rule.gguf else "", rule.tied_to or ""
         if rule.unless_equal and {head, embedding} <= outputs.keys() and equal(outputs[head], outputs[embedding]):
             del outputs[head]
             events.append(Note(f"{head}: left out, it repeats {embedding}"))
@@ -575,7 +579,15 @@ def _mapped_backward(architecture: Architecture, checkpoint: Checkpoint, hparams
             made.events.extend(Note(f"{name}: a row of {rule.hf[0]}") for name in rule.gguf)
         else:
             made.tensors.update((tensor.name, tensor) for tensor in _backward(rule, block, group, scope))
+    made.tensors.update((tensor.name, tensor) for rule in rules if rule.said for tensor in _of_keys(rule, scope))
     return made
+
+
+def _of_keys(rule: TensorRule, scope: Scope) -> list[LazyTensor]:
+    """The tensor that a rule says to be an hparam."""
+    if not scope.holds(rule.when) or not (numbers := scope.at(None)[str(rule.said)]):
+        return []
+    return [from_array(rule.hf[0], np.array(numbers, np.int64), DTYPES["I64"], f"the file's {rule.said}")]
 
 
 def _backward(

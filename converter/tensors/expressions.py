@@ -45,7 +45,7 @@ Sizes = Mapping[str, Any]
 _Node = Callable[[Sizes], Any]
 
 BLOCK, PRESENT = "block", "present"  # names that are no hyperparameters: the block meant, the names of the tensors read
-STORED, SHAPE = "stored", "shape"  # ask the same tensors
+STORED, SHAPE, VALUES_IN = "stored", "shape", "values_in"  # ask the same tensors
 MAX_LENGTH = 1000  # characters
 MAX_DEPTH = 32  # of parentheses, functions, signs
 MAX_BITS = 1 << 12  # of an integer on the way
@@ -213,10 +213,10 @@ def _present(sizes: Sizes, template: Any, block: Any = None) -> int:
     return int(name in sizes[PRESENT])
 
 
-def _tensor(sizes: Sizes, template: Any) -> Any:
+def _tensor(sizes: Sizes, template: Any, block: Any = None) -> Any:
     """The tensor of a name; None also where tensors are known by their names alone."""
     tensors = sizes[PRESENT]
-    name = str(template).replace("{block}", str(sizes.get(BLOCK)))
+    name = str(template).replace("{block}", str(sizes.get(BLOCK) if block is None else block))
     return tensors.get(name) if isinstance(tensors, Mapping) else None
 
 
@@ -225,9 +225,19 @@ def _stored(sizes: Sizes, template: Any, dtype: Any) -> int:
     return int(tensor is not None and tensor.info.dtype.name == dtype)
 
 
-def _shape(sizes: Sizes, template: Any, axis: Any) -> int:
-    tensor = _tensor(sizes, template)
+def _shape(sizes: Sizes, template: Any, axis: Any, block: Any = None) -> int:
+    tensor = _tensor(sizes, template, block)
     return int(_item(tensor.info.shape, axis)) if tensor is not None else 0
+
+
+def _values_in(sizes: Sizes, template: Any, block: Any = None) -> list[Any]:
+    tensor = _tensor(sizes, template, block)
+    if tensor is None:
+        return []
+    if tensor.info.n_elements > MAX_ITEMS:
+        raise ExpressionError(f"{tensor.name} has {tensor.info.n_elements} numbers")
+    found: list[Any] = tensor.array().reshape(-1).tolist()
+    return found
 
 
 # The fewest and the most arguments, and what it does with them.
@@ -247,7 +257,8 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "resized": (2, 2, _resized),
     PRESENT: (1, 2, _present),
     STORED: (2, 2, _stored),
-    SHAPE: (2, 2, _shape),
+    SHAPE: (2, 3, _shape),
+    VALUES_IN: (1, 2, _values_in),
 }
 RESERVED = frozenset((BLOCK, *_WORDS, *_FUNCTIONS))  # no hyperparameter may be called so
 
@@ -404,7 +415,7 @@ class _Parser:
         self.need(")")
         if not fewest <= len(arguments) <= most:
             raise ExpressionError(f"{name} takes {fewest} to {most} values, not {len(arguments)}")
-        if name in (PRESENT, STORED, SHAPE):
+        if name in (PRESENT, STORED, SHAPE, VALUES_IN):
             self.names.add(PRESENT)
         return lambda sizes: _bounded(function(sizes, *(argument(sizes) for argument in arguments)))
 

@@ -92,6 +92,13 @@ ONE_OF_EACH: dict[str, dict[str, Any]] = {
     "nemotron_h_moe": {**HALF_ATTENTION, "kinds": ["moe", "full_attention"]},
     "bert": OF_BERT,
     "jina-bert-v2": {"vocab": "bert", "tokenizer": "BertTokenizer"},
+    "qwen4exp": {
+        "recurrent": [True, False],
+        "ratios": [0, 12],
+        "ple_ids": [1],
+        "ple_blocks": [0],
+        "is_ple": [True, False],
+    },
     "step35": {"slides": [True, False], "moe_said": "1", "is_moe": [False, True]},
     "nomic-bert": {"types_first": 1, "with_head": 0, "moe_every": 0, "n_positions": 0},
     "nomic-bert-moe": {"types_first": 0, "with_head": 0, "moe_every": 2, "experts_biased": 0, "n_expert": 4},
@@ -127,7 +134,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 
 #: What the reference has and the gguf-py of the package index does not yet; the samples' facts hold these.
 NEWER = (
-    "deepseek4", "glm5-next", "kimi-k3",
+    "deepseek4", "glm5-next", "kimi-k3", "qwen4exp",
     "nanbeige", "granite_swa", "cohere2moe", "deepseek32", "mellum", "minimax-m3", "hy_v4", "maple", "spark2_5",
     "laguna", "muse-glimmer", "gemma4-assistant", "eagle3", "hrm_text",
 )  # fmt: skip
@@ -247,12 +254,14 @@ def test_templates_parse_and_format(architecture: Architecture, rule: TensorRule
             assert "{" not in part or f"{{{fields_of(part)[0]}}}" == part, "an index must be a component of its own"
     inside = {any("block" in names(field) for field in fields_of(name)) for name in (*rule.hf, *rule.gguf)}
     assert len(inside) == 1, "all names of a rule lie in blocks or none does"
-    assert rule.gguf
+    assert bool(rule.gguf) != bool(rule.said), "a tensor goes somewhere"
     assert bool(rule.hf) != bool(rule.generator), "a tensor comes from the file or from a generator"
     assert rule.generator is None or rule.generator in GENERATORS
 
 
-@pytest.mark.parametrize(("architecture", "rule"), [each for each in RULES if not each[1].generator], ids=rule_id)
+@pytest.mark.parametrize(
+    ("architecture", "rule"), [each for each in RULES if not (each[1].generator or each[1].said)], ids=rule_id
+)
 def test_rules_are_invertible_on_their_shapes(architecture: Architecture, rule: TensorRule) -> None:
     """Shapes go through the chain, as many tensors come out as there are names, and the inverse leads back."""
     hparams = sized(architecture, rule)
@@ -338,6 +347,8 @@ def test_config_and_metadata_are_each_others_inverse(architecture: Architecture)
     led_back = {name for row in architecture.hparams if isinstance(row.back, str) for name in names(row.back)}
     follows = [row for row in architecture.hparams if not row.config and row.name not in led_back]
     derived = {architecture.key(key) for row in follows for key in row.gguf}
+    told = {rule.said for rule in architecture.tensors if rule.said}  # which tensors tell
+    derived |= {architecture.key(key) for row in architecture.hparams if row.name in told for key in row.gguf}
     first = {key: row for row in reversed(architecture.hparams) for key in row.gguf}
     small = {
         name: small[name]

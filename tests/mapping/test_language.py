@@ -745,6 +745,54 @@ def test_a_rule_of_tensors_of_several_shapes_and_what_a_product_leaves(tmp_path:
         Trip(tmp_path / "wrong", (architecture,), CONFIG, {**norms(), **wrong})
 
 
+def test_whole_numbers_of_a_tensor_are_a_key_and_pieces_of_a_matrix_are_one(tmp_path: Path) -> None:
+    """They come back as a tensor of their own, and the matrix under the name of its first piece."""
+    at = "model.layers.{n_hash}.hash."
+    hparams = (
+        HParam("n_hash", ("hash_block",), ("hash_block",), required=True),
+        HParam(
+            "multipliers", (), ("hash.multipliers",), "u64[]", always=True,
+            default="values_in('model.layers.{block}.hash.multipliers', n_hash)",
+        ),
+        HParam(
+            "n_row", (), (), default="shape('model.layers.{block}.hash.table.shard_0.weight', 0, n_hash)",
+            back="shape('per_layer_token_embd.weight', 0)",
+        ),
+    )  # fmt: skip
+    rules = (
+        NORM,
+        T(at + "multipliers", (), said="multipliers", shape=(3,)),
+        T(at + "table.shard_0.weight", "per_layer_token_embd.weight", shape=("n_row", "n_embd")),
+    )
+    architecture = toy(*hparams, tensors=rules)
+    numbers = np.array([24_000_000_000_001, 3, (1 << 62) + 1], np.int64)
+    rows = np.arange(11 * 8, dtype=np.float32).reshape(11, 8)
+    pieces = {
+        f"model.layers.2.hash.table.shard_{i}.weight": rows[a:b] for i, (a, b) in enumerate([(0, 4), (4, 8), (8, 11)])
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detect, "architectures", lambda *_: {"toy": architecture})
+        folder = write(tmp_path / "m", {**CONFIG, "hash_block": 2}, norms(), "F32")
+        weights = {name: ("F32", value) for name, value in {**norms(), **pieces}.items()}
+        said = {**weights, "model.layers.2.hash.multipliers": ("I64", numbers)}
+        models.write_mixed_safetensors(folder / "model.safetensors", said)
+        converter.convert(folder, tmp_path / "m.gguf", NO_TOKENIZER, threads=1)
+        converter.convert(tmp_path / "m.gguf", f"{tmp_path / 'back'}/", NO_TOKENIZER, threads=1)
+        with converter.open_checkpoint(tmp_path / "m.gguf") as made:
+            key = made.config["toy.hash.multipliers"]
+            assert isinstance(key, Array) and (key.type, list(key.values)) == ("u64", numbers.tolist())
+            assert np.array_equal(made.tensors["per_layer_token_embd.weight"].array(), rows)
+        with open_safetensors(tmp_path / "back" / "model.safetensors") as back:
+            again = back.tensors["model.layers.2.hash.multipliers"]
+            assert again.info.dtype.name == "I64" and np.array_equal(again.array(), numbers)
+            assert np.array_equal(back.tensors["model.layers.2.hash.table.shard_0.weight"].array(), rows)
+            assert len(back.tensors) == 6
+        del said["model.layers.2.hash.table.shard_1.weight"]
+        models.write_mixed_safetensors(folder / "model.safetensors", said)
+        with pytest.raises(UnmatchedTensor, match="shard_2"):
+            converter.convert(folder, tmp_path / "less.gguf", NO_TOKENIZER, threads=1)
+
+
 def test_transformers_fills_in_nothing_for_a_class_with_code_of_its_own() -> None:
     own = HFClass("ToyForCausalLM", "toy", remote=True)
     config = {**CONFIG, "text_config": {"model_type": "llama"}}

@@ -406,6 +406,7 @@ OF_OTHERS = {
         "n_shared_experts", "num_experts_per_tok",
     },
     "nomic-bert-moe": {"head_dim"},
+    "qwen4exp": {"number_of_conv_states", "seed"},
     "t5encoder": {"num_decoder_layers", "scale_decoder_outputs"},
 }  # fmt: skip
 LIFTED = ("rope_parameters", "rope_scaling")  # flat_config has them under "rope"

@@ -34,6 +34,13 @@ NAMES = sorted(path.stem for path in EXPECTED.glob("*.json"))
 BASE = "base"
 #: Endings of tensors of whole numbers that begin again, because they choose among so many.
 CHOICES = {".tid2eid": 4}
+#: Endings of tensors whose numbers mean something: how n-grams are hashed, into how many rows of which part of a table.
+SIZES = (53, 59, 61, 67, 71, 73, 79, 83)  # primes from 50 on
+NUMBERS = {
+    ".layer_multipliers": (24_000_000_000_001, 13_000_000_000_037, 7_000_000_000_051, 3_000_000_000_013),
+    ".ngram_heads_vocab_sizes": SIZES,
+    ".ngram_heads_offsets": tuple(sum(SIZES[:i]) for i in range(len(SIZES))),
+}
 INTEGERS = {"I64": "<i8", "I32": "<i4", "U8": "u1", "I8": "i1", "BOOL": "?"}
 
 
@@ -164,8 +171,10 @@ def write(folder: Path, files: Mapping[str, Any], tokenizer: str, tensors: Mappi
 def values(sample: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> models.Array:
     """What stands in a tensor; integers count up."""
     if dtype in INTEGERS:
-        numbers = np.arange(int(np.prod(shape)))
-        numbers %= next((among for end, among in CHOICES.items() if tensor.endswith(end)), len(numbers) + 1)
+        said = next((numbers for end, numbers in NUMBERS.items() if tensor.endswith(end)), None)
+        numbers = np.arange(int(np.prod(shape))) if said is None else np.array(said[: shape[0]])
+        among = next((among for end, among in CHOICES.items() if tensor.endswith(end)), None)
+        numbers = numbers if among is None else numbers % among
         return numbers.astype(INTEGERS[dtype]).reshape(shape)
     return models.encode(models.seeded(sample, tensor, shape or (1,)), dtype).reshape(shape)
 
