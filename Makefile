@@ -43,6 +43,18 @@ test: $(VENV)/tests  ## lint, types, and every test
 slow: $(VENV)/tests  ## tests that take minutes: injected faults, signals and truncation at any moment, llama.cpp's logits
 	$(BIN)/python -m pytest -n 2 -m slow
 
+# Programs that load what we make, in environments of their own: optimum asks for an older transformers than the tests.
+CLIENTS := build/clients
+$(CLIENTS)/installed: $(VENV)/tests
+	$(PYTHON) -m venv $(CLIENTS)/venv
+	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'optimum-onnx[onnxruntime]'
+	npm install --silent --ignore-scripts --prefix $(CLIENTS) @huggingface/transformers@4.3.1
+	@touch $@
+
+clients: $(CLIENTS)/installed  ## what we make in the programs that people load it with: Transformers.js, optimum
+	$(BIN)/python -m pytest -m slow tests/clients
+
 $(CHECKS)/sanitize.txt: $(KERNELS)
 	native/build_check.sh $(CHECKS)/sanitize $(CC) -O1 $(SANITIZE)
 	ASAN_OPTIONS=detect_leaks=0 $(CHECKS)/sanitize tests/kernel_digests.json > $@
@@ -72,6 +84,6 @@ fuzz: $(VENV)/fuzz  ## every reader against bytes that a coverage-guided fuzzer 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test slow sanitize neon bench fuzz clean
+.PHONY: help install demo test slow clients sanitize neon bench fuzz clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

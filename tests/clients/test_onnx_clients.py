@@ -1,0 +1,85 @@
+"""ONNX folders in the programs that people load them with: the same tokens as transformers makes of the same weights.
+
+`make clients` installs them below build/clients, outside the environment of the other tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import models
+from support.paths import ROOT
+
+import converter
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+HERE, INSTALLED = Path(__file__).parent, ROOT / "build" / "clients"
+PYTHON = INSTALLED / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+KJV = models.FIXTURES / "kjv-llama"
+#: What is asked for -> the same of a GGUF, whose weights transformers reads.
+REQUESTS: dict[str, dict[str, Any]] = {
+    "f32": {}, "f16": {"dtype": "f16"}, "q4_0": {"quant": "q4_0"}, "q8_0": {"quant": "q8_0"},
+    "q4_k_m": {"quant": "q4_k_m"},
+}  # fmt: skip
+TEXTS = ["And God said", "In the beginning God created the heaven and the earth"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of folders, one for each request."""
+    folder = tmp_path_factory.mktemp("clients")
+    for name, asked in REQUESTS.items():
+        request = converter.Request(format="onnx", exact=True, **asked)
+        converter.convert(KJV, f"{folder / name}/", request)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[list[int]]]]:
+    """Of every request, what transformers makes of its weights."""
+    transformers = pytest.importorskip("transformers")
+    folder, found = tmp_path_factory.mktemp("decoded"), {}
+    for name, asked in REQUESTS.items():
+        weights = KJV
+        if "quant" in asked:
+            converter.convert(KJV, folder / f"{name}.gguf", converter.Request(**asked))
+            weights = folder / name
+            converter.convert(folder / f"{name}.gguf", f"{weights}/", converter.Request(dtype="f32"))
+        model = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype="float32")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(KJV, padding_side="left")
+        tokenizer.pad_token = tokenizer.eos_token
+
+        def generated(texts: list[str], model: Any = model, tokenizer: Any = tokenizer) -> list[list[int]]:
+            inputs = tokenizer(texts, return_tensors="pt", padding=len(texts) > 1)
+            inputs.pop("token_type_ids", None)
+            rows: list[list[int]] = model.generate(**inputs, max_new_tokens=32, do_sample=False).tolist()
+            return rows
+
+        found[name] = {"one": generated(["And God said unto Moses"]), "two": generated(TEXTS)}
+    return found
+
+
+def asked(*command: str | Path) -> Any:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_transformers_js(name: str, made: Path, tokens: Any) -> None:
+    if not (INSTALLED / "node_modules").is_dir():
+        pytest.skip("make clients installs Transformers.js")
+    assert asked("node", HERE / "transformers_js.mjs", INSTALLED, made, name) == tokens[name]
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_optimum(name: str, made: Path, tokens: Any) -> None:
+    if not PYTHON.is_file():
+        pytest.skip("make clients installs optimum")
+    assert asked(PYTHON, HERE / "optimum_client.py", made / name) == tokens[name]
