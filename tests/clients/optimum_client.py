@@ -1,4 +1,4 @@
-"""Greedy tokens of an ONNX folder in optimum: `python optimum_client.py FOLDER` prints JSON. Runs in its own environment."""
+"""Greedy tokens of an ONNX folder in optimum, in its own environment: `python optimum_client.py FOLDER` prints JSON."""
 
 import json
 import sys
