@@ -6,18 +6,15 @@ of it than a slab.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from converter.graphs.blocks import KINDS, Parts, parts
+from converter.graphs.blocks import Parts, parts
 from converter.graphs.builder import MICROSOFT, Builder
-from converter.storage.slabs import row_ranges
+from converter.storage.transposed import transposed
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.encode import Watch, encoded
-from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
-
-SLAB = 32 << 20  # bytes of a transposed matrix that are made together: each needs the whole source once
+from converter.tensors.operands import KINDS
+from converter.tensors.tensor import LazyTensor, TensorInfo
 
 
 class Matrices:
@@ -101,8 +98,8 @@ class Matrices:
         if kind.bits < 8:
             codes = self._apart(codes, kind.bits)
         numbers = build.cast(codes, build.dtype)
-        if zero := 0 if kind.minima and kind.bits < 8 else 1 << kind.bits - 1:
-            numbers = build.op("Sub", numbers, build.number(zero))
+        if kind.zero:
+            numbers = build.op("Sub", numbers, build.number(kind.zero))
         numbers = build.op("Mul", numbers, self._spread(matrix.scales.name, ids))
         if matrix.minima is not None:
             name = build.tensor(encoded(matrix.minima, build.dtype, self._watch))
@@ -125,20 +122,3 @@ class Matrices:
         """A number for each block of the rows, beside the elements of the block."""
         build = self._builder
         return build.op("Unsqueeze", build.op("Gather", name, ids), build.constant([-1]))
-
-
-def transposed(matrix: LazyTensor) -> LazyTensor:
-    """A matrix of plain numbers with its axes exchanged, made of columns of the source slab by slab."""
-    rows, columns = matrix.info.shape
-    kind = matrix.info.dtype.numpy
-    assert kind is not None  # blocks stay as they are
-    info = replace(matrix.info, shape=(columns, rows))
-
-    def read(start: int, stop: int) -> Rows:
-        out = np.empty((stop - start, rows), kind)
-        for low, high in row_ranges([matrix], matrix.info.row_nbytes):
-            out[:, low:high] = np.ascontiguousarray(matrix.rows(low, high)).view(kind)[:, start:stop].T
-        return out.view(np.uint8)
-
-    made = matrix.derived(info, read, work_nbytes=2 * info.row_nbytes, grain=1)
-    return replace(made, slab_nbytes=SLAB)

@@ -23,7 +23,6 @@ from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, Repo
 from converter.formats.base import Format, WriteOptions
 from converter.formats.gguf import open_gguf
 from converter.formats.hf_folder import beside_weights
-from converter.graphs.blocks import KINDS as PACKABLE
 from converter.graphs.decoder import decoder
 from converter.graphs.model import Model as GraphModel
 from converter.mapping.folder import with_small_files
@@ -52,6 +51,7 @@ from converter.storage.layout import Layout
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
 from converter.tensors.encode import encoded
 from converter.tensors.nvfp4 import parted
+from converter.tensors.operands import KINDS as PACKABLE
 from converter.tensors.tensor import LazyTensor
 
 QUANTIZATION_VERSION = 2
