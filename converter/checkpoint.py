@@ -47,6 +47,8 @@ class Checkpoint:
             (a checksum over bytes of which some were never asked for) fails the run with nothing written.
         opened: all files that were opened for it, as they were then; `check` compares them.
         structure: what the file has around its tensors, for a writer of the same format.
+        stored: the same file as its format has it, where that is not what it means (a graph that was written of a
+            GGUF); what a writer that keeps the structure works with.
         adapters: what is to be merged into it, one after the other, and how strongly.
         base: the model that an adapter is for, or whose words a draft model guesses: of this its small files alone.
         codes: what became of weights that arrived in codes, by the name of the tensor that held these.
@@ -66,6 +68,7 @@ class Checkpoint:
     checks: tuple[Callable[[], None], ...] = ()
     opened: Opened = field(default_factory=Opened)
     structure: Structure | None = None
+    stored: Checkpoint | None = None
     adapters: tuple[tuple[Checkpoint, float], ...] = ()
     base: Checkpoint | None = None
     codes: Mapping[str, Codes] = field(default_factory=dict)

@@ -163,6 +163,8 @@ def _model(source: Source, opened: Opened) -> Checkpoint:
         return checkpoint
     try:
         small = _small_files(source.config, "--config", opened)
+        if checkpoint.stored is not None:  # it says itself what it is
+            return checkpoint.replace(assets=small.assets)
         return checkpoint.replace(assets=small.assets, config=small.config, dialect="hf")
     except BaseException:
         checkpoint.close()

@@ -14,6 +14,7 @@ import numpy as np
 from converter.errors import UnsupportedFeature
 from converter.formats.onnx.program import Program, Value
 from converter.formats.onnx.values import CODES
+from converter.graphs import origin
 from converter.graphs.builder import MICROSOFT, Builder
 from converter.graphs.feedforward import FeedForward
 from converter.graphs.linear import Matrices
@@ -123,7 +124,7 @@ class _Decoder:
         self.refuse_unused()
         return Program(
             self.model.architecture.gguf, tuple(self.build.nodes), self.inputs(), self.outputs(),
-            self.build.initializers, OPSETS,
+            self.build.initializers, OPSETS, origin.texts(self.model, self.matrices, self.build.initializers),
         )  # fmt: skip
 
     def embedded(self) -> str:
@@ -275,7 +276,7 @@ class _Decoder:
         """A tensor that the graph did not use says that it computes something else."""
         n_layer = self.model.n_layer
         left = [name for name in self.model.tensors if name not in self.used | self.feed_forward.used]
-        left = [name for name in left if not _beyond(name, n_layer)]
+        left = [name for name in left if not origin.is_beyond(name, n_layer)]
         if left:
             raise UnsupportedFeature(
                 f"{left[0]}: no graph can be written with it yet ({self.model.architecture.gguf})\n"
@@ -296,9 +297,3 @@ class _Decoder:
             for block, heads in enumerate(self.caches)
             for part, size in (("key", heads.key), ("value", heads.value))
         )
-
-
-def _beyond(name: str, n_layer: int) -> bool:
-    """Whether a tensor belongs to a block that predicts further tokens."""
-    parts = name.split(".")
-    return parts[0] == "blk" and parts[1].isdigit() and int(parts[1]) >= n_layer

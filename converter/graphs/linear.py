@@ -30,6 +30,8 @@ class Matrices:
         self._parts: dict[str, Parts] = {}
         self._looked_up: set[str] = set()
         self._sums: dict[tuple[str, int], str] = {}
+        self.types: dict[str, str] = {}  # of matrices of blocks, by the name of their codes
+        self.turned: set[str] = set()  # what is in the graph with its axes exchanged, a matrix or the minima of one
 
     def plain(self, tensor: LazyTensor) -> str:
         """A tensor in the graph's own type, in its own shape."""
@@ -51,12 +53,14 @@ class Matrices:
     def _transposed(self, matrix: LazyTensor) -> str:
         if matrix.name in self._looked_up:  # the embedding is there, row by row: one copy serves both
             return self._builder.op("Transpose", matrix.name, perm=[1, 0])
+        self.turned.add(matrix.name)
         return self._builder.tensor(transposed(encoded(matrix, self._builder.dtype, self._watch)))
 
     def _blocks(self, matrix: LazyTensor) -> Parts:
         """The parts of a matrix of blocks, which are in the graph then; once, however often it is used."""
         if matrix.name not in self._parts:
             made = self._parts[matrix.name] = parts(matrix, matrix.name)
+            self.types[matrix.name] = matrix.info.dtype.name
             self._builder.tensor(made.codes)
             self._builder.tensor(encoded(made.scales, self._builder.dtype, self._watch))
         return self._parts[matrix.name]
@@ -72,6 +76,7 @@ class Matrices:
         )  # fmt: skip
         if matrix.minima is None:
             return y
+        self.turned.add(matrix.minima.name)
         minima = build.tensor(transposed(encoded(matrix.minima, build.dtype, self._watch)))
         return build.op("Sub", y, build.op("MatMul", self._summed(x, inner, kind.block), minima))
 

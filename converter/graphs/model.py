@@ -111,10 +111,20 @@ class Model:
         """A tensor under its Hugging Face name where it is one tensor there, too, with the rows in their order."""
         if not _is_alone(rule):
             return tensor
-        ropes = tuple(op for op in bound(rule, self._scope, block) if isinstance(op, Rope))
+        ropes = self._ropes(rule, block)
         name = fill(rule.hf[0].replace(".{expert}", ""), block)
         undone = tuple(op.inverse() for op in reversed(ropes))
         return compose(undone, [tensor], [name])[0] if undone else tensor.renamed(name)
+
+    def _ropes(self, rule: TensorRule, block: int | None) -> tuple[Rope, ...]:
+        return tuple(op for op in bound(rule, self._scope, block) if isinstance(op, Rope))
+
+    def undone(self, name: str) -> tuple[Rope, ...]:
+        """The rotations of rows that a tensor has in a GGUF and not in the graph."""
+        match = RuleNames([rule for rule in self.architecture.tensors if not rule.read_only], "gguf").find(
+            name, lambda rule, block: self._scope.holds(rule.when, block) or bool(rule.generator)
+        )
+        return self._ropes(match.rule, match.block) if match and _is_alone(match.rule) else ()
 
     def neighbours(self, name: str) -> bool:
         """Whether pairs that rotate are neighbours in the rows of a tensor, as the graph has it."""

@@ -122,10 +122,17 @@ def begin(
         path: the output; not asked for by those who do not lay it out.
         unnamed: `path` is a folder, and the file gets the name that the convention gives it.
     """
+    if opened.stored is not None and _keeps_structure(opened, target, request, unnamed):
+        opened = opened.stored.replace(opened=opened.opened)
     report = Report(strict=request.output.strict)
     report.extend(list(opened.events))
     planned, watch = route(opened, target, request), Watch(request.output.strict)
     return Draft(opened, opened, target, path or Path(), request, report, watch, planned, unnamed)
+
+
+def _keeps_structure(opened: Checkpoint, target: Format, request: Request, unnamed: bool) -> bool:
+    """Whether the target is what the source is, with other types at most, and not made anew of what it means."""
+    return target.name == opened.format and not (unnamed or request.types.quant or request.types.exact)
 
 
 def run(draft: Draft, passes: Iterable[Pass]) -> Draft:

@@ -47,9 +47,10 @@ from converter.quant.sources import unpacked
 from converter.quant.targets import packed, target
 from converter.request import KEEP_CODES, SCALES, Model, Request, Types
 from converter.storage.files import remembering
+from converter.storage.json import read_json
 from converter.storage.layout import Layout
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
-from converter.tensors.encode import encoded
+from converter.tensors.encode import Watch, encoded
 from converter.tensors.nvfp4 import parted
 from converter.tensors.operands import KINDS as PACKABLE
 from converter.tensors.tensor import LazyTensor
@@ -155,6 +156,37 @@ def detach(draft: Draft) -> Draft:
 
 
 # ------------------------------------------------------------- what the model is, in the target's own names
+
+
+def complete(draft: Draft) -> Draft:
+    """What a GGUF has and a graph that was written of it has not: vectors in F32, and the tokenizer, from files beside.
+
+    Raises:
+        MissingPart, TokenizerError: there are no such files, or they cannot be read.
+    """
+    own = draft.checkpoint
+    if own.stored is None or (draft.to_graph and not draft.whole):
+        return draft
+    tensors = {name: _wide(tensor, draft.watch) for name, tensor in own.tensors.items()}
+    own = own.replace(tensors=tensors, stored=None)
+    if not draft.request.model.no_tokenizer and (draft.to_gguf or draft.whole):
+        own = own.replace(config={**own.config, **_tokenizer_beside(own, draft.request, draft.report)})
+    return replace(draft, opened=own, checkpoint=own)
+
+
+def _wide(tensor: LazyTensor, watch: Watch) -> LazyTensor:
+    return encoded(tensor, F32, watch) if len(tensor.info.shape) == 1 and tensor.info.dtype is F16 else tensor
+
+
+def _tokenizer_beside(own: Checkpoint, request: Request, report: Report) -> Metadata:
+    from converter.tokenizers import read_tokenizer  # costs as much to import as all the rest
+
+    model = GraphModel.of(dict(own.config), own.tensors, request.model.arch)
+    config = read_json(own.assets["config.json"], python=True) if "config.json" in own.assets else {}
+    style, n_rows = model.architecture.traits.tokenizer, model.hparams["n_vocab"]
+    tokenizer = read_tokenizer(own.assets, config, n_rows=n_rows, style=style, pre=request.model.pre)
+    report.extend(list(tokenizer.events))
+    return tokenizer.metadata
 
 
 def unpack(draft: Draft) -> Draft:
@@ -585,7 +617,10 @@ def write_graph(draft: Draft) -> Draft:
     if not draft.to_graph:
         return draft
     own, types = draft.checkpoint, draft.request.types
-    asked, model = dtype((types.dtype or "f32").upper()), GraphModel.of(dict(own.config), own.tensors)
+    asked, metadata = dtype((types.dtype or "f32").upper()), _said(draft)
+    if not any(dtype(step.type).quantized for step in draft.steps):
+        metadata["general.file_type"] = Value("u32", RECIPES[asked.name].file_type or 0)
+    model = GraphModel.of(metadata, own.tensors)
     program = decoder(model, asked, draft.watch.again(), exact=types.exact)
     return replace(draft, checkpoint=own.replace(tensors=program.initializers, config={}, structure=program))
 
@@ -669,7 +704,7 @@ def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
 
 
 ASKED = (check, detach)
-MODEL = (unpack, merge, map_names, narrow, pack)
+MODEL = (complete, unpack, merge, map_names, narrow, pack)
 TYPES = (open_matrix, choose, weigh)
 FILES = (encode, describe, write_graph, name_file, lay_out)
 PASSES = (*ASKED, *MODEL, *TYPES, *FILES)

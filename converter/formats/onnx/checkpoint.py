@@ -18,7 +18,10 @@ from pathlib import Path
 from converter import __version__
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
+from converter.events import Note
 from converter.formats.base import WriteOptions
+from converter.formats.hub import folder_assets
+from converter.formats.onnx import origin
 from converter.formats.onnx.graph import Graph, rewritten
 from converter.formats.onnx.model import INLINE_NBYTES, Model
 from converter.formats.onnx.program import PRODUCER, Program, laid_out
@@ -46,10 +49,10 @@ def sniff(path: Path, start: bytes) -> bool:
 
 
 def open_onnx(path: Path) -> Checkpoint:
-    """The tensors of a `.onnx` model, with its external data.
+    """The tensors of a `.onnx` model, with its external data; of a graph of ours the GGUF that it was written of.
 
     Raises:
-        CorruptFile: truncated, contradictory, external data outside the folder.
+        CorruptFile: truncated, contradictory, external data outside the folder; as `origin.read`.
         MissingPart: a file of external data is not there.
         UnsupportedFeature: sparse tensors, parts of tensors, unknown types, no tensor at all.
     """
@@ -63,7 +66,7 @@ def open_onnx(path: Path) -> Checkpoint:
     except BaseException:
         model.close()
         raise
-    return Checkpoint(
+    stored = Checkpoint(
         format="onnx",
         path=path,
         dialect=None,
@@ -74,6 +77,36 @@ def open_onnx(path: Path) -> Checkpoint:
         closers=(model.close,),
         checks=tuple(model.external.checks()),
         structure=Graph(model, sites),
+    )
+    try:
+        return _meant(stored)
+    except BaseException:
+        model.close()
+        raise
+
+
+def _meant(stored: Checkpoint) -> Checkpoint:
+    """The GGUF that a graph of ours was written of; any other model as it is."""
+    said = stored.metadata.get(origin.KEY)
+    if said is None:
+        return stored
+    try:
+        found = origin.read(said, stored.path, stored.tensors)
+    except origin.Changed as changed:
+        note = Note(f"written of a GGUF and changed since, {short(str(changed))} is not there: its tensors are read")
+        return stored.replace(events=(*stored.events, note))
+    folder = stored.path.absolute().parent
+    if folder.name == "onnx" and not (folder / "config.json").is_file():
+        folder = folder.parent  # where clients look for the small files
+    return stored.replace(
+        dialect="gguf",
+        tensors=found.tensors,
+        config=found.keys,
+        metadata={key: text for key, text in stored.metadata.items() if key != origin.KEY},
+        assets=folder_assets(folder),
+        events=(),
+        structure=None,
+        stored=stored,
     )
 
 
