@@ -53,7 +53,7 @@ class Model:
         """
         if self.architecture.traits.decoder is None:
             raise UnsupportedFeature(
-                f"{self.architecture.gguf}: no graph can be written of this architecture yet\\n"
+                f"{self.architecture.gguf}: no graph can be written of this architecture yet\n"
                 "--tensors-only writes its tensors without one"
             )
         return self.architecture.traits.decoder
