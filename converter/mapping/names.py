@@ -147,7 +147,17 @@ def in_whole(architecture: Architecture, name: str) -> str:
     return next((new for pair in architecture.whole if (new := _respelled(pair, name)) is not None), name)
 
 
+@cache
+def _beginnings(alias: tuple[str, str]) -> tuple[str, str] | None:
+    """Of an alias that changes how names begin, the old and the new beginning."""
+    (old, _, rest), (new, _, other) = (template.rpartition("{") for template in alias)
+    return (old, new) if rest == other == "rest}" and "{" not in old + new else None
+
+
 def _respelled(alias: tuple[str, str], name: str) -> str | None:
+    if (begins := _beginnings(alias)) is not None:  # as nearly all do; a hundred thousand names are asked
+        old, new = begins
+        return new + name[len(old) :] if name.startswith(old) and len(name) > len(old) else None
     pattern, new = alias
     match = _pattern(pattern).fullmatch(name)
     for word, text in match.groupdict().items() if match else ():

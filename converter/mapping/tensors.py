@@ -403,14 +403,19 @@ def _rewriting(
     if len(sources) != len(group):
         extra = next(iter(group.keys() - {(slot, expert) for slot in range(len(rule.hf)) for expert in experts}))
         raise ShapeMismatch(f"{group[extra].name}: config.json says {len(experts)} experts")
-    for index, source in enumerate(sources):
-        expected = sizes(rule, scope, block, index // len(experts))
-        if rule.shape and source.info.shape != expected:
-            raise ShapeMismatch(
-                f"{source.name} is {list(source.info.shape)}, config.json makes it {list(expected)}\n"
-                "config.json does not belong to these weights"
-            )
+    for slot in range(len(rule.hf)) if rule.shape else ():
+        expected = sizes(rule, scope, block, slot)
+        for source in sources[slot * len(experts) : (slot + 1) * len(experts)]:
+            _check_shape(source, expected)
     return Rewriting(tuple(sources), bound(rule, scope, block), tuple(fill(name, block) for name in rule.gguf))
+
+
+def _check_shape(source: LazyTensor, expected: tuple[int, ...]) -> None:
+    if source.info.shape != expected:
+        raise ShapeMismatch(
+            f"{source.name} is {list(source.info.shape)}, config.json makes it {list(expected)}\n"
+            "config.json does not belong to these weights"
+        )
 
 
 def sizes(rule: TensorRule, scope: Scope, block: int | None, slot: int = 0) -> tuple[int, ...]:
