@@ -136,7 +136,7 @@ def small_hparams(architecture: Architecture, n_expert: int) -> dict[str, Any]:
 NEWER = (
     "deepseek4", "glm5-next", "kimi-k3", "qwen4exp",
     "nanbeige", "granite_swa", "cohere2moe", "deepseek32", "mellum", "minimax-m3", "hy_v4", "maple", "spark2_5",
-    "laguna", "muse-glimmer", "gemma4-assistant", "eagle3", "hrm_text",
+    "laguna", "muse-glimmer", "gemma4-assistant", "eagle3", "hrm_text", "hy_v3",
 )  # fmt: skip
 NEWER_TENSORS = {
     "qwen3": {"cls.output"},
@@ -396,8 +396,6 @@ def weights_of(rule: TensorRule) -> Iterator[tuple[str, str]]:
 def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
     gguf = pytest.importorskip("gguf")
     arch = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf), None)
-    if architecture.gguf in NEWER:
-        pytest.skip("gguf-py does not have it yet")
     assert arch is not None, f"gguf-py knows no architecture {architecture.gguf}"
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
     known |= NEWER_TENSORS.get(architecture.gguf, set())
@@ -411,8 +409,7 @@ def test_names_are_those_of_gguf_py(architecture: Architecture) -> None:
 #: What the reference's classes name by themselves, without the map; of the nextn blocks, glm4moe has all.
 BY_CODE = ("ssm_ba.weight", ".scale")
 ROWS_OF_THE_HEAD = ("lm_head.weight", "cls.output.weight")
-#: Architectures and keys of the reference's source tree that the gguf of PyPI does not have yet.
-NEWER = {"hy_v3"}
+#: Keys of the reference's source tree that the gguf of PyPI does not have yet.
 NEWER_KEYS = {
     "attention.recurrent_layers", "attention.rope_pattern", "attention.value_scale", "classifier.pooling_type",
     *(f"attention.indexer.{name}" for name in ("types", "head_count", "key_length", "top_k")),
@@ -438,8 +435,6 @@ def test_renames_are_those_of_gguf_py(architecture: Architecture, monkeypatch: p
     gguf = pytest.importorskip("gguf")
     shared = gguf.TensorNameMap.block_mappings_cfg  # which a map of some architectures changes for all after it
     monkeypatch.setattr(gguf.TensorNameMap, "block_mappings_cfg", dict(shared))
-    if architecture.gguf in NEWER:
-        pytest.skip("gguf-py does not have it yet")
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf)
     names = gguf.get_tensor_name_map(arch, 8)
     newer = {f"{name.format(bid=3)}.weight" for name in NEWER_TENSORS.get(architecture.gguf, ())}
