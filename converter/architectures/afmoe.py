@@ -28,7 +28,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when
 from converter.architectures.styles import LLAMA
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import SIGMOID, Decoder, SlidingWindow, Traits
 
 SPARSE = "block >= n_dense"
 
@@ -84,6 +84,11 @@ ARCHITECTURES = (
             *only_when(f"{SPARSE} and n_expert_shared > 0", SHARED_EXPERTS),
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(LLAMA, window=SlidingWindow(4), built_in={"mup_enabled": (True,), "score_func": ("sigmoid",)}),
+        traits=Traits(
+            LLAMA, window=SlidingWindow(4), built_in={"mup_enabled": (True,), "score_func": ("sigmoid",)},
+            decoder=Decoder(
+                embedding="sqrt(n_embd)", rotates="layer_types == 'sliding_attention'", gating=SIGMOID,
+            ),
+        ),
     ),
 )  # fmt: skip

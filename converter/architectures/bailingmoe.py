@@ -33,7 +33,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import At, Rope, Split
 
 ATTENTION = H + "attention."
@@ -74,7 +74,7 @@ ARCHITECTURES = (
             *only_when("n_expert_shared > 0", SHARED_EXPERTS),
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE, built_in={"norm_head": (False,)}),
+        traits=Traits(BPE, built_in={"norm_head": (False,)}, decoder=Decoder(neighbours=True)),
     ),
     Architecture(
         gguf="bailingmoe2",
@@ -122,6 +122,6 @@ ARCHITECTURES = (
             ),
         ),
         ignore=(*ROPE_BUFFERS, *BEYOND),
-        traits=Traits(BPE, told=NEXTN_TOLD),
+        traits=Traits(BPE, told=NEXTN_TOLD, decoder=Decoder()),
     ),
 )  # fmt: skip

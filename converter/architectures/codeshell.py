@@ -98,6 +98,6 @@ ARCHITECTURES = (
             ),
             T(B + "mlp.c_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
         ),
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(alibi="8", rotates="0")),
     ),
 )  # fmt: skip

@@ -182,6 +182,10 @@ ARCHITECTURES = (
             built_in={
                 "prefix_dense_sliding_window_pattern": (1,), "shared_expert_combination_strategy": ("average",),
             },
+            decoder=Decoder(
+                neighbours=True, logits="logit_scale", shared_mean=True, rms=True,
+                rotates="layer_types == 'sliding_attention' or block < n_dense",
+            ),
         ),
     ),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.styles import BPE
-from converter.architectures.traits import AS_ASKED, Traits
+from converter.architectures.traits import AS_ASKED, Decoder, Traits
 from converter.tensors.ops import Reshape, Transpose
 
 B = "transformer.blocks.{block}."
@@ -67,6 +67,6 @@ ARCHITECTURES = (
             T(EXPERTS + "w2", G + "ffn_down_exps.weight", APART, Transpose((0, 2, 1)), shape=STACKED),
             T(EXPERTS + "v1", G + "ffn_up_exps.weight", APART, shape=STACKED),
         ),
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(ffn_norm="attn_output_norm", weights_norm=True)),
     ),
 )  # fmt: skip

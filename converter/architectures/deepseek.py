@@ -57,7 +57,7 @@ from converter.architectures.spec import (
     without,
 )
 from converter.architectures.styles import BPE, GLM, SPM_OR_BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import ROW, At, Reshape, Split, Transpose
 
 # What a GGUF says of the cache stands before what the model has, under the keys of ordinary attention.
@@ -230,7 +230,12 @@ ARCHITECTURES = (
         # Youtu-VL's tower stands beside the text model.
         ignore=(*ROPE_BUFFERS, *BEYOND, "siglip2.{rest}", "merger.{rest}"),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, told=NEXTN_TOLD, built_in={"norm_topk_prob": (True, False)}),
+        traits=Traits(
+            BPE, told=NEXTN_TOLD, built_in={"norm_topk_prob": (True, False)},
+            decoder=Decoder(
+                neighbours=True, latent_epsilon=1e-6, best_of_group="2 if topk_method == 'noaux_tc' else 1",
+            ),
+        ),
     ),
     Architecture(
         gguf="deepseek32",
@@ -331,7 +336,7 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(neighbours=True, latent_epsilon=1e-6)),
     ),
     Architecture(
         gguf="deepseek",
@@ -365,7 +370,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(SPM_OR_BPE, built_in={"norm_topk_prob": (False,)}),
+        traits=Traits(SPM_OR_BPE, built_in={"norm_topk_prob": (False,)}, decoder=Decoder(weights_norm=False)),
     ),
     Architecture(
         gguf="deepseek2-ocr",

@@ -24,7 +24,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, amended
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 ARCHITECTURES = (
     Architecture(
@@ -49,6 +49,6 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_THEN_EXPERTS),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder()),
     ),
 )  # fmt: skip

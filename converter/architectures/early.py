@@ -109,7 +109,7 @@ ARCHITECTURES = (
             T(B + "mlp.c_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff // 2")),
         ),
         ignore=("transformer.rotary_emb.inv_freq",),
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(rms=True)),
     ),
     Architecture(
         gguf="arctic",

@@ -68,7 +68,7 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "mlp_AR.{rest}", "model.mlp_AR.{rest}", "model.projector.{rest}"),
         aliases=ALIASES,
-        traits=Traits(PREFIX_LAST),
+        traits=Traits(PREFIX_LAST, decoder=Decoder()),
     ),
     Architecture(
         gguf="ernie4_5-moe",
@@ -115,6 +115,6 @@ ARCHITECTURES = (
             "model.mtp_linear_proj.{rest}",
         ),
         aliases=ALIASES,
-        traits=Traits(PREFIX_LAST),
+        traits=Traits(PREFIX_LAST, decoder=Decoder(neighbours=True, weights_norm=True)),
     ),
 )  # fmt: skip

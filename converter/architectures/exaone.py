@@ -117,7 +117,7 @@ ARCHITECTURES = (
             LLAMA3_ROPE_FREQS,
         ),
         ignore=("transformer.rotary.inv_freq",),
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(rms=True)),
     ),
     Architecture(
         gguf="exaone4",
@@ -199,6 +199,9 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, "mtp.{rest}"),
         aliases=((H + "mlp.gate.e_score_correction_bias", BIAS),),
-        traits=Traits(BPE, window=SlidingWindow(4), told=NEXTN_TOLD),
+        traits=Traits(
+            BPE, window=SlidingWindow(4), told=NEXTN_TOLD,
+            decoder=Decoder(rotates="window == 0 or layer_types == 'sliding_attention'"),
+        ),
     ),
 )  # fmt: skip

@@ -219,6 +219,6 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, *BEYOND),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(GLM, told=NEXTN_TOLD),
+        traits=Traits(GLM, told=NEXTN_TOLD, decoder=Decoder(ffn_norm="post_attention_norm")),
     ),
 )  # fmt: skip

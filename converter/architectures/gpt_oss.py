@@ -18,7 +18,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import CHOSEN, Decoder, SlidingWindow, Traits
 from converter.tensors.ops import ROW, Reshape, Split, Transpose
 
 EXPERTS = H + "mlp.experts."
@@ -93,6 +93,9 @@ ARCHITECTURES = (
             BPE,
             window=SlidingWindow(2),
             built_in={"swiglu_alpha": (1.702,), "swiglu_limit": (7.0,), "rope.truncate": (False,)},
+            decoder=Decoder(
+                "clamped", ffn_norm="post_attention_norm", yarn_rounds=False, gating=CHOSEN, weights_norm=False,
+            ),
         ),
     ),
 )  # fmt: skip

@@ -113,6 +113,6 @@ ARCHITECTURES = (
             *pair(B + "mlp.dense_4h_to_h", G + "ffn_down", shape=("n_embd", "n_ff"), bias=True),
         ),
         aliases=(("{rest}", "transformer.{rest}"),),
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder("gelu_tanh", alibi="8", rotates="0")),
     ),
 )

@@ -98,7 +98,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(LLAMA),
+        traits=Traits(LLAMA, decoder=Decoder(logits="1 / logit_scale", weights_norm=True)),
     ),
     Architecture(
         gguf="granite_swa",
@@ -130,6 +130,6 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(LLAMA),
+        traits=Traits(LLAMA, decoder=Decoder(logits="1 / logit_scale", weights_norm=True)),
     ),
 )  # fmt: skip

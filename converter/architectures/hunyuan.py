@@ -150,7 +150,12 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *NORMS_OF_HEADS, *DENSE_FFN),
         ignore=(*ROPE_BUFFERS, "vit.{rest}", "model.vit.{rest}"),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(HUNYUAN),
+        traits=Traits(
+            HUNYUAN,
+            decoder=Decoder(
+                late_norm=True, theta="rope_theta * alpha ** (head_dim / (head_dim - 2)) if alpha > 0 else rope_theta",
+            ),
+        ),
     ),
     Architecture(
         gguf="hunyuan-moe",
@@ -188,7 +193,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(late_norm=True, weights_norm=True)),
     ),
     Architecture(
         gguf="hy_v3",
@@ -248,6 +253,6 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *BEYOND),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, told=NEXTN_TOLD),
+        traits=Traits(BPE, told=NEXTN_TOLD, decoder=Decoder()),
     ),
 )  # fmt: skip

@@ -101,7 +101,7 @@ ARCHITECTURES = (
             LLAMA,
             large="n_layer == 80 and n_head != n_head_kv",
             relations=(Relation("n_rot // 2 * 2 == n_rot", "n_rot", "is odd, and rotations take pairs"),),
-            decoder=Decoder(),
+            decoder=Decoder(weights_norm=True),
         ),
     ),
     Architecture(

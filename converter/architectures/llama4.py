@@ -19,7 +19,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended
 from converter.architectures.styles import BPE
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import SIGMOID, Decoder, SlidingWindow, Traits
 from converter.tensors.ops import Split, Transpose
 
 MLP = H + "feed_forward."
@@ -87,6 +87,10 @@ ARCHITECTURES = (
             BPE,
             window=SlidingWindow(4, size=8192),
             built_in={"attn_temperature_tuning": (True, 4), "layer_types": ("chunked_attention", "full_attention")},
+            decoder=Decoder(
+                neighbours=True, rotates="rotates", unit="rotates and use_qk_norm", chunked=True,
+                temperature=(0.1, 8192), gating=SIGMOID, weights_norm=False, weights_first=True, chosen_by_logits=True,
+            ),
         ),
     ),
 )

@@ -16,7 +16,7 @@ from converter.architectures.moe import N_FF_EXP
 from converter.architectures.qwen import EXPERTS, MOE_HPARAMS
 from converter.architectures.spec import Architecture, HFClass, HParam, amended, before
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Relation, SlidingWindow, Traits
+from converter.architectures.traits import Decoder, Relation, SlidingWindow, Traits
 
 ARCHITECTURES = (
     Architecture(
@@ -55,7 +55,6 @@ ARCHITECTURES = (
                     "window == 0 or rope_theta_swa == rope_theta", "rope_theta_swa",
                     "llama.cpp rotates the blocks with windows by the base of the others",
                 ),
-            ),
-        ),
+            ), decoder=Decoder(weights_norm=True)),
     ),
 )  # fmt: skip

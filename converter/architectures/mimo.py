@@ -17,7 +17,7 @@ from converter.architectures.common import (
 from converter.architectures.moe import EXPERTS, MOE_HPARAMS, N_FF_EXP, ROUTED, ROUTER, WITH_NEXTN
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, moved, only_when, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import SIGMOID, Decoder, Traits
 
 MTP = "model.mtp.layers.{block-n_main}."
 A, B = H + "self_attn.", G + "attn_"
@@ -155,6 +155,7 @@ ARCHITECTURES = (
                 "rope.partial_rotary_factor": (0.334,),
                 "rope_parameters.sliding_attention.partial_rotary_factor": (0.334,),
             },
+            decoder=Decoder(gating=SIGMOID, weights_norm=True),
         ),
     ),
 )  # fmt: skip

@@ -24,7 +24,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.styles import SPM
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 A, B = H + "self_attn.", G + "attn_"
 
@@ -52,7 +52,7 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN, LONGROPE_FACTORS),
         ignore=ROPE_BUFFERS,
-        traits=Traits(SPM),
+        traits=Traits(SPM, decoder=Decoder(logits="1 / logit_scale")),
     ),
     Architecture(
         gguf="minicpm3",
@@ -96,6 +96,11 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         # What llama.cpp computes, whatever the file says.
-        traits=Traits(SPM, built_in={"scale_emb": (12,), "scale_depth": (1.4,), "dim_model_base": (256,)}),
+        traits=Traits(
+            SPM, built_in={"scale_emb": (12,), "scale_depth": (1.4,), "dim_model_base": (256,)},
+            decoder=Decoder(
+                embedding="12", residual="1.4 / sqrt(n_layer)", logits="256 / n_embd", latent_epsilon=1e-6,
+            ),
+        ),
     ),
 )

@@ -22,7 +22,7 @@ from converter.architectures.common import (
 from converter.architectures.moe import MOE_HPARAMS, SHARED_EXPERTS, WEIGHTS_SCALE
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, moved, only_when, retyped
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Add, Split
 
 MOE = H + "block_sparse_moe."
@@ -88,7 +88,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(weights_norm=True)),
     ),
     Architecture(
         gguf="minimax-m3",

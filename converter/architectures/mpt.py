@@ -10,7 +10,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 B = "transformer.blocks.{block}."
 
@@ -48,6 +48,9 @@ ARCHITECTURES = (
             *pair(B + "ffn.up_proj", G + "ffn_up", shape=("n_ff", "n_embd")),
             *pair(B + "ffn.down_proj", G + "ffn_down", shape=("n_embd", "n_ff")),
         ),
-        traits=Traits(BPE, built_in={"layer_norm_epsilon": (1e-5,)}),
+        traits=Traits(
+            BPE, built_in={"layer_norm_epsilon": (1e-5,)},
+            decoder=Decoder("gelu", alibi="max_alibi", rotates="0"),
+        ),
     ),
 )

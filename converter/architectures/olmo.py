@@ -95,6 +95,6 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, built_in={"norm_topk_prob": (False,)}),
+        traits=Traits(BPE, built_in={"norm_topk_prob": (False,)}, decoder=Decoder(weights_norm=False)),
     ),
 )

@@ -170,6 +170,6 @@ ARCHITECTURES = (
             LONGROPE_FACTORS,
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(PHI3),
+        traits=Traits(PHI3, decoder=Decoder(sparse_mixer=0.02)),
     ),
 )

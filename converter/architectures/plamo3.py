@@ -6,7 +6,7 @@ Source: the reference converter's Plamo3Model; the authors' configuration class.
 from converter.architectures.common import DECODER_HPARAMS, NORM, VOCAB, Q
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before
 from converter.architectures.styles import BPE
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import Decoder, SlidingWindow, Traits
 from converter.tensors.ops import Add
 
 B, G = "model.layers.layers.{block}.", "blk.{block}."
@@ -71,6 +71,6 @@ ARCHITECTURES = (
             T(B + "mlp.gate_up_proj.weight", G + "ffn_up.weight", shape=("2 * n_ff", "n_embd")),
             T(B + "mlp.down_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
         ),
-        traits=Traits(BPE, window=SlidingWindow(8)),
+        traits=Traits(BPE, window=SlidingWindow(8), decoder=Decoder()),
     ),
 )  # fmt: skip

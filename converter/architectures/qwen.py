@@ -167,7 +167,7 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, built_in={"norm_topk_prob": (False,)}),
+        traits=Traits(BPE, built_in={"norm_topk_prob": (False,)}, decoder=Decoder(weights_norm=False)),
     ),
     Architecture(
         gguf="qwen3",
@@ -218,6 +218,6 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(SPM_OR_BPE),
+        traits=Traits(SPM_OR_BPE, decoder=Decoder(weights_norm=True)),
     ),
 )

@@ -111,6 +111,6 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *EXPERTS_AS_COLUMNS, *EXPERTS),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=VL_ALIASES,
-        traits=Traits(SPM_OR_BPE, built_in=INTERLEAVED),
+        traits=Traits(SPM_OR_BPE, built_in=INTERLEAVED, decoder=Decoder(weights_norm=True)),
     ),
 )

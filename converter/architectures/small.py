@@ -42,7 +42,7 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(neighbours=True, late_norm=True)),
     ),
     Architecture(
         gguf="nanbeige",

@@ -6,7 +6,7 @@ Source: the reference converter's SmallThinkerModel; the configuration class tha
 from converter.architectures.common import ATTENTION, DECODER_HPARAMS, NORM_TENSORS, ROPE_BUFFERS, TOP_TENSORS, G, H
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.styles import BPE
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import Decoder, SlidingWindow, Traits
 
 MOE = H + "block_sparse_moe."
 EXPERT = MOE + "experts.{expert}."
@@ -53,6 +53,9 @@ ARCHITECTURES = (
             T(EXPERT + "up.weight", G + "ffn_up_exps.weight", shape=("n_ff", "n_embd")),
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE, window=SlidingWindow(4, full_first=True)),
+        traits=Traits(
+            BPE, window=SlidingWindow(4, full_first=True),
+            decoder=Decoder("relu", rotates="rotates", weights_norm=True, routed_early=True),
+        ),
     ),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 A, SLIDING = H + "self_attn.", "rope_parameters.sliding_attention."
 
@@ -59,6 +59,6 @@ ARCHITECTURES = (
             *DENSE_FFN,
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE, built_in={"hidden_act": ("gelu",)}),
+        traits=Traits(BPE, built_in={"hidden_act": ("gelu",)}, decoder=Decoder("gelu")),
     ),
 )  # fmt: skip

@@ -17,6 +17,9 @@ Keys = tuple[tuple[str, Value], ...]
 #: whole numbers, which are ids.
 F16_OR_F32, AS_ASKED, IDS, INDEXES = "F16 or F32", "as asked", "I64", "I32"
 
+#: How a router's numbers become weights, as `expert_gating_func` counts; CHOSEN is a softmax over the chosen experts.
+SOFTMAX, SIGMOID, CHOSEN, SQRT_SOFTPLUS = 1, 2, 3, 4
+
 
 @dataclass(frozen=True)
 class TokenizerStyle:
@@ -105,7 +108,8 @@ class Decoder:
     Llama does, with the parts that there are tensors for and the numbers that there are keys for.
 
     Attributes:
-        activation: of the feed-forward part: "silu", "gelu" (exact), "gelu_tanh", "relu", "relu2".
+        activation: of the feed-forward part: "silu", "gelu" (exact), "gelu_tanh", "relu", "relu2", or
+            "clamped" (of gpt-oss).
         neighbours: pairs of a head that rotate are neighbours in its matrices as they are stored by Hugging Face, too.
         rotates: which blocks do.
         theta: the base of the angles of a block, where that is not one for all.
@@ -116,8 +120,26 @@ class Decoder:
         parallel: both parts of a block read the same input.
         ffn_norm: what the norm before the feed-forward part is called.
         late_norm: queries and keys are normalised after they were rotated.
+        rms: norms are of the root of the mean square, though keys have an epsilon for others, too.
         plain_norm: norms without weights stand where no tensor does.
         gate_first: the gate is the first half of a matrix for both, not the second.
+        attention_gate: the operator that makes a gate of attention of what its matrix does.
+        alibi: how steep the first head's slope is, as the exponent of a half, where positions are told by slopes.
+        unit: blocks whose queries and keys have heads of one length, without a norm's weight.
+        chunked: a window is a chunk of the text, not the tokens before one.
+        residual: what both parts of a block are multiplied by, where no key says so.
+        yarn_rounds: whether YaRN's ramp begins and ends at whole pairs.
+        temperature: what blocks that do not rotate sharpen queries of far tokens by, where no key says so, and of
+            how many tokens each step is.
+        gating: one of SOFTMAX and its like; 0 where the key says it, or nothing does.
+        weights_norm: whether the weights of the chosen experts are made to sum up to one; None where the key says it.
+        sparse_mixer: routers choose one expert after the other; how far below the best, relative to it, others count.
+        routed_early: experts are chosen by what the block is given.
+        weights_first: what experts are given is weighed, not what they make.
+        chosen_by_logits: experts are chosen by the router's numbers as they are.
+        shared_mean: with the shared experts it is the mean of both, not their sum.
+        best_of_group: how many experts of a group have the scores that choose it.
+        latent_epsilon: of the norms of latent vectors, where it is not that of the others.
     """
 
     activation: str = "silu"
@@ -131,8 +153,25 @@ class Decoder:
     parallel: str = ""
     ffn_norm: str = "ffn_norm"
     late_norm: bool = False
+    rms: bool = False
     plain_norm: bool = False
     gate_first: bool = True
+    attention_gate: str = "Sigmoid"
+    alibi: str = ""
+    unit: str = ""
+    chunked: bool = False
+    residual: str = ""
+    yarn_rounds: bool = True
+    temperature: tuple[float, int] = (0.0, 0)
+    gating: int = 0
+    weights_norm: bool | None = None
+    sparse_mixer: float = 0.0
+    routed_early: bool = False
+    weights_first: bool = False
+    chosen_by_logits: bool = False
+    shared_mean: bool = False
+    best_of_group: str = "2"
+    latent_epsilon: float | None = None
 
 
 @dataclass(frozen=True)

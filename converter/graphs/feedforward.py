@@ -3,43 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 from converter.graphs.builder import Builder
-from converter.graphs.linear import Matrices
-from converter.graphs.model import Model
-
-Linear = Callable[[str, str], str]
+from converter.graphs.experts import Experts
+from converter.graphs.layers import Layers
 
 
 class FeedForward:
     """Writes the feed-forward part of any block."""
 
-    def __init__(self, builder: Builder, model: Model, matrices: Matrices) -> None:
-        self._builder = builder
-        self._model = model
-        self._matrices = matrices
-        self.used: set[str] = set()
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+        self._builder, self._model = layers.build, layers.model
+        self._experts = Experts(layers)
 
-    def __call__(self, x: str, block: int, linear: Linear) -> str:
-        return self._dense(x, f"blk.{block}.ffn_", linear)
+    def __call__(self, x: str, block: int, given: str) -> str:
+        """What the part makes of `x`; `given` is what the block got."""
+        name, has = f"blk.{block}.ffn_", self._layers.has
+        dense = [self._dense(x, name, "")] if has(f"{name}down") else []
+        routed = given if self._model.facts.routed_early else x
+        experts = [self._experts(x, block, self.activated, routed)] if has(f"{name}down_exps") else []
+        shared = [self._shared(x, name)] if has(f"{name}down_shexp") else []
+        made = reduce(lambda a, b: self._builder.op("Add", a, b), (*dense, *experts, *shared))
+        return self._layers.times(made, 0.5) if shared and self._model.facts.shared_mean else made
 
-    def _dense(self, x: str, name: str, linear: Linear) -> str:
-        build, model = self._builder, self._model
-        up = linear(x, f"{name}up")
-        if model.tensor(f"{name}gate.weight") is not None:
-            return linear(build.op("Mul", self.activated(linear(x, f"{name}gate")), up), f"{name}down")
-        width = model.tensor(f"{name}down.weight")
+    def _shared(self, x: str, name: str) -> str:
+        """The experts that see every token, by a gate of their own where they have one."""
+        made = self._dense(x, name, "_shexp")
+        if not self._layers.has(f"{name}gate_inp_shexp"):
+            return made
+        gate = self._builder.op("Sigmoid", self._layers.linear(x, f"{name}gate_inp_shexp"))
+        return self._builder.op("Mul", made, gate)
+
+    def _dense(self, x: str, name: str, end: str) -> str:
+        build, model, down = self._builder, self._model, f"{name}down{end}"
+        up = self._layers.linear(x, f"{name}up{end}")
+        if self._layers.has(f"{name}gate{end}"):
+            return self._layers.linear(self.activated(self._layers.linear(x, f"{name}gate{end}"), up), down)
+        width, matrix = model.tensor(f"{down}.weight"), model.tensor(f"{name}up{end}.weight")
         inner = width.info.row if width is not None else 0
-        matrix = model.tensor(f"{name}up.weight")
         if matrix is not None and matrix.info.shape[0] == 2 * inner:
             first, second = build.split(up, (inner, inner))
             gate, up = (first, second) if model.facts.gate_first else (second, first)
-            return linear(build.op("Mul", self.activated(gate), up), f"{name}down")
-        return linear(self.activated(up), f"{name}down")
+            return self._layers.linear(self.activated(gate, up), down)
+        return self._layers.linear(self.activated(up), down)
 
-    def activated(self, x: str) -> str:
-        """The function of the architecture."""
-        return ACTIVATIONS[self._model.facts.activation](self._builder, x)
+    def activated(self, x: str, up: str | None = None) -> str:
+        """The function of the architecture; of a gate, times what it lets through."""
+        kind = self._model.facts.activation
+        if kind == "clamped" and up is not None:
+            return _clamped(self._builder, x, up)
+        made = ACTIVATIONS[kind](self._builder, x)
+        return made if up is None else self._builder.op("Mul", made, up)
 
 
 def _relu2(build: Builder, x: str) -> str:
@@ -47,6 +63,15 @@ def _relu2(build: Builder, x: str) -> str:
     return build.op("Mul", positive, positive)
 
 
+def _clamped(build: Builder, gate: str, up: str) -> str:
+    """The gated function of gpt-oss: neither side is large, and what is let through is one more."""
+    gate = build.op("Min", gate, build.number(CLAMP))
+    up = build.op("Clip", up, build.number(-CLAMP), build.number(CLAMP))
+    opened = build.op("Mul", gate, build.op("Sigmoid", build.op("Mul", gate, build.number(CLAMPED_ALPHA))))
+    return build.op("Mul", opened, build.op("Add", up, build.number(1)))
+
+
+CLAMP, CLAMPED_ALPHA = 7.0, 1.702
 ACTIVATIONS: dict[str, Callable[[Builder, str], str]] = {
     "silu": lambda build, x: build.op("Mul", x, build.op("Sigmoid", x)),
     "gelu": lambda build, x: build.op("Gelu", x, approximate="none"),

@@ -6,6 +6,8 @@ of it than a slab.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from converter.graphs.blocks import Parts, parts
@@ -30,8 +32,13 @@ class Matrices:
         self._parts: dict[str, Parts] = {}
         self._looked_up: set[str] = set()
         self._sums: dict[tuple[str, int], str] = {}
+        self._pieces: dict[tuple[str, str], tuple[str, ...]] = {}
         self.types: dict[str, str] = {}  # of matrices of blocks, by the name of their codes
         self.turned: set[str] = set()  # what is in the graph with its axes exchanged, a matrix or the minima of one
+
+    def is_turned(self, name: str) -> bool:
+        """Whether a matrix (or the minima of one) is in the graph with its axes exchanged."""
+        return name in self.turned or f"{name}.minima" in self.turned
 
     def plain(self, tensor: LazyTensor) -> str:
         """A tensor in the graph's own type, in its own shape."""
@@ -42,6 +49,31 @@ class Matrices:
         if matrix.info.dtype.name in KINDS:
             return self._by_blocks(x, self._blocks(matrix))
         return self._builder.op("MatMul", x, self._transposed(matrix))
+
+    def by_head(self, x: str, matrices: LazyTensor) -> str:
+        """Every head times its own matrix: (batch, heads, tokens, row) -> (batch, heads, tokens, rows of a matrix)."""
+        return self._builder.op("MatMul", x, self._builder.op("Transpose", self.plain(matrices), perm=[0, 2, 1]))
+
+    def multiply_each(self, rows: str, matrices: Sequence[LazyTensor], counts: str) -> str:
+        """The first of `counts` rows times the first matrix, and so on: (rows, row) -> (rows, rows of a matrix)."""
+        build, pieces = self._builder, self._cut(rows, counts, len(matrices))
+        if matrices[0].info.dtype.name not in KINDS:
+            made = [self.multiply(piece, matrix) for piece, matrix in zip(pieces, matrices, strict=True)]
+            return build.op("Concat", *made, axis=0)
+        each = [self._blocks(matrix) for matrix in matrices]
+        made = [self._by_codes(piece, blocks) for piece, blocks in zip(pieces, each, strict=True)]
+        y = build.op("Concat", *made, axis=0)
+        if each[0].minima is None:
+            return y
+        sums = self._cut(self._summed(rows, each[0], axes=1), counts, len(matrices))
+        less = [build.op("MatMul", piece, self._minima(blocks)) for piece, blocks in zip(sums, each, strict=True)]
+        return build.op("Sub", y, build.op("Concat", *less, axis=0))
+
+    def _cut(self, rows: str, counts: str, n: int) -> tuple[str, ...]:
+        """Rows in `n` pieces; once, however many matrices meet them."""
+        if (rows, counts) not in self._pieces:
+            self._pieces[rows, counts] = self._builder.ops("Split", rows, counts, outputs=[""] * n, axis=0)
+        return self._pieces[rows, counts]
 
     def rows(self, matrix: LazyTensor, ids: str) -> str:
         """Rows of a matrix: (batch, tokens) -> (batch, tokens, row)."""
@@ -66,25 +98,33 @@ class Matrices:
         return self._parts[matrix.name]
 
     def _by_blocks(self, x: str, matrix: Parts) -> str:
-        build, kind = self._builder, matrix.kind
+        y = self._by_codes(x, matrix)
+        if matrix.minima is None:
+            return y
+        return self._builder.op("Sub", y, self._builder.op("MatMul", self._summed(x, matrix), self._minima(matrix)))
+
+    def _by_codes(self, x: str, matrix: Parts) -> str:
+        """x @ matrix.T without the minima."""
+        kind = matrix.kind
         n_rows, inner, _ = matrix.codes.info.shape
         zero = (self._zeros(n_rows, inner, kind.bits),) if kind.minima and kind.bits < 8 else ()
-        y = build.op(
+        return self._builder.op(
             "MatMulNBits", x, matrix.codes.name, matrix.scales.name, *zero, domain=MICROSOFT,
             K=inner * kind.block, N=n_rows, bits=kind.bits, block_size=kind.block,
             accuracy_level=0 if self._exact else 4,
         )  # fmt: skip
-        if matrix.minima is None:
-            return y
-        self.turned.add(matrix.minima.name)
-        minima = build.tensor(transposed(encoded(matrix.minima, build.dtype, self._watch)))
-        return build.op("Sub", y, build.op("MatMul", self._summed(x, inner, kind.block), minima))
 
-    def _summed(self, x: str, inner: int, block: int) -> str:
-        """The sums of blocks of activations, once for all matrices that meet them."""
+    def _minima(self, matrix: Parts) -> str:
+        """The minima of a matrix, as sums of blocks meet them."""
+        assert matrix.minima is not None
+        self.turned.add(matrix.minima.name)
+        return self._builder.tensor(transposed(encoded(matrix.minima, self._builder.dtype, self._watch)))
+
+    def _summed(self, x: str, matrix: Parts, axes: int = 2) -> str:
+        """The sums of blocks of activations, once for all matrices that meet them; `axes` are before the last."""
+        build, block = self._builder, matrix.kind.block
         if (x, block) not in self._sums:
-            build = self._builder
-            apart = build.reshape(x, 0, 0, inner, block)
+            apart = build.reshape(x, *[0] * axes, -1, block)
             self._sums[x, block] = build.op("ReduceSum", apart, build.constant([-1]), keepdims=0)
         return self._sums[x, block]
 

@@ -6,8 +6,13 @@ by zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from converter.graphs.builder import Builder
 from converter.graphs.model import Model
+from converter.metadata import Array
 from converter.tensors.dtypes import DTYPES
 
 
@@ -19,6 +24,7 @@ class Masks:
         self._model = model
         self.total = builder.op("Shape", "attention_mask", start=1, end=2)
         self._made: dict[int, str] = {}
+        self._sloped: dict[tuple[int, tuple[float, ...]], str] = {}
         self._query = self._key = ""
 
     def of(self, block: int) -> str:
@@ -30,10 +36,36 @@ class Masks:
             if 0 not in self._made:
                 self._made[0] = self._causal()
             if window:
-                since = build.op("Sub", self._query, build.constant([window]))
-                self._made[window] = build.op("And", self._made[0], build.op("Greater", self._key, since))
+                near = self._in_chunk(window) if self._model.facts.chunked else self._in_window(window)
+                self._made[window] = build.op("And", self._made[0], near)
             build.scope = scope
         return self._made[window]
+
+    def sloped(self, block: int, slopes: Sequence[float]) -> str:
+        """What ALiBi adds to scores, below all where nothing is seen: (batch, heads, tokens, tokens so far)."""
+        build, mask, key = self._builder, self.of(block), (self.window(block), tuple(slopes))
+        if key not in self._sloped:
+            scope, build.scope = build.scope, ""
+            far = build.cast(build.op("Sub", self._key, self._query), build.dtype)
+            kind = build.dtype.numpy
+            assert kind is not None
+            steep = build.constant(np.reshape(slopes, (1, -1, 1, 1)), kind.type)
+            self._sloped[key] = build.op("Where", mask, build.op("Mul", steep, far), build.number(-np.inf))
+            build.scope = scope
+        return self._sloped[key]
+
+    def _in_window(self, size: int) -> str:
+        build = self._builder
+        return build.op("Greater", self._key, build.op("Sub", self._query, build.constant([size])))
+
+    def _in_chunk(self, size: int) -> str:
+        """Whether two tokens are of one chunk of the text, which begins behind the padding."""
+        build, length = self._builder, self._builder.constant(size)
+        one = build.constant(1)
+        places = build.op("Sub", build.op("CumSum", "attention_mask", one), one)
+        keys = build.op("Unsqueeze", build.op("Div", places, length), build.constant([1, 2]))
+        queries = build.op("Unsqueeze", build.op("Div", "position_ids", length), build.constant([1, 3]))
+        return build.op("Equal", queries, keys)
 
     def window(self, block: int) -> int:
         """Tokens that a block sees, itself among them; 0 where it sees all."""
@@ -41,13 +73,14 @@ class Masks:
         size = model.key("attention.sliding_window", default=rule.size if rule else 0)
         if not size:
             return 0
-        slides = model.key("attention.sliding_window_pattern", block)
-        if isinstance(slides, bool):
-            return int(size) if slides else 0
+        pattern = model.metadata.get(f"{model.architecture.gguf}.attention.sliding_window_pattern")
+        if isinstance(pattern, Array):
+            return int(size) if pattern.values[block] else 0
         if rule is None:
             return int(size)
-        at = block % rule.period
-        full = at == 0 if rule.full_first else at == rule.period - 1
+        period = int(model.key("attention.sliding_window_pattern", default=rule.period))
+        at = block % period
+        full = at == 0 if rule.full_first else at == period - 1
         return 0 if full else int(size)
 
     def _causal(self) -> str:

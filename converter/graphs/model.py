@@ -16,7 +16,7 @@ from converter.mapping.names import RuleNames, fill, resolved
 from converter.mapping.tensors import bound
 from converter.metadata import Array, Metadata, Value
 from converter.tensors.expressions import compute
-from converter.tensors.ops import At, Op, Rope
+from converter.tensors.ops import At, Op, Rope, Unstack
 from converter.tensors.streams import compose
 from converter.tensors.tensor import LazyTensor
 
@@ -98,12 +98,28 @@ class Model:
         """A tensor under the name that the graph has for it; None where there is none."""
         return self._named.get(name)
 
+    def experts(self, name: str) -> list[LazyTensor]:
+        """The matrices of a tensor that has one for each expert, each under a name of its own."""
+        whole = self._named[name]
+        n_expert = whole.info.shape[0]
+        match = self._rules.find(name, self._applies)
+        rule = match.rule if match and _is_alone(match.rule) else None
+        template = rule.hf[0] if rule and rule.stacked else f"{whole.name}.{{expert}}"
+        names = [fill(template, match.block if match else None, expert) for expert in range(n_expert)]
+        return compose((Unstack(n_expert),), [whole], names)
+
+    @cached_property
+    def _rules(self) -> RuleNames:
+        return RuleNames([rule for rule in self.architecture.tensors if not rule.read_only], "gguf")
+
+    def _applies(self, rule: TensorRule, block: int | None) -> bool:
+        return self._scope.holds(rule.when, block) or bool(rule.generator)
+
     @cached_property
     def _named(self) -> Mapping[str, LazyTensor]:
-        rules = RuleNames([rule for rule in self.architecture.tensors if not rule.read_only], "gguf")
         found = {}
         for name, tensor in self.tensors.items():
-            match = rules.find(name, lambda rule, block: self._scope.holds(rule.when, block) or bool(rule.generator))
+            match = self._rules.find(name, self._applies)
             found[name] = self._as_stored(tensor, match.rule, match.block) if match else tensor
         return found
 
@@ -121,15 +137,12 @@ class Model:
 
     def undone(self, name: str) -> tuple[Rope, ...]:
         """The rotations of rows that a tensor has in a GGUF and not in the graph."""
-        match = RuleNames([rule for rule in self.architecture.tensors if not rule.read_only], "gguf").find(
-            name, lambda rule, block: self._scope.holds(rule.when, block) or bool(rule.generator)
-        )
+        match = self._rules.find(name, self._applies)
         return self._ropes(match.rule, match.block) if match and _is_alone(match.rule) else ()
 
     def neighbours(self, name: str) -> bool:
         """Whether pairs that rotate are neighbours in the rows of a tensor, as the graph has it."""
-        rules = RuleNames(self.architecture.tensors, "gguf")
-        match = rules.find(name, lambda rule, block: self._scope.holds(rule.when, block))
+        match = self._rules.find(name, self._applies)
         if match is None or not any(isinstance(_moving(op), Rope) for op in match.rule.ops):
             return self.facts.neighbours
         return not _is_alone(match.rule)

@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from converter.formats.onnx import origin
 from converter.formats.onnx.origin import MAX_VALUES, Form
+from converter.graphs.experts import is_of_experts
 from converter.graphs.linear import Matrices
 from converter.graphs.model import Model
 from converter.metadata import Array, Metadata, Value
@@ -32,12 +33,15 @@ def texts(model: Model, matrices: Matrices, initializers: Container[str]) -> dic
 
 
 def _form(model: Model, name: str, tensor: LazyTensor, matrices: Matrices, initializers: Container[str]) -> Form | None:
+    if is_of_experts(name):
+        each = tuple(tensor.name for tensor in model.experts(name))
+        known = len(each) > 1 and all(stored in initializers for stored in each)
+        return Form(each, matrices.types.get(each[0], ""), matrices.is_turned(each[0])) if known else None
     own = model.tensor(name)
     stored = own.name if own is not None else name
     if stored in initializers:
         heads = tuple((int(op.heads), None if op.n_rot is None else int(op.n_rot)) for op in model.undone(name))
-        turned = stored in matrices.turned or f"{stored}.minima" in matrices.turned
-        return Form((stored,), matrices.types.get(stored, ""), turned, heads)
+        return Form((stored,), matrices.types.get(stored, ""), matrices.is_turned(stored), heads)
     if len(tensor.info.shape) == 1 and tensor.info.n_elements <= MAX_VALUES:
         return Form(values=tuple(tensor.array().astype("<f4").tolist()))
     return None

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from converter.errors import UnsupportedFeature
 from converter.graphs.builder import Builder
+from converter.graphs.masks import Masks
 from converter.graphs.model import Model
 from converter.tensors.dtypes import F32
 from converter.tensors.elementary import double_log, power
 from converter.tensors.tensor import LazyTensor
 
 Floats = NDArray[np.float32]
+#: Tensors whose numbers go into the angles.
+READ = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 BETA_FAST, BETA_SLOW = 32.0, 1.0
 
 
@@ -35,10 +38,10 @@ class Angles:
 class Rotary:
     """Makes the angles of each kind of block once."""
 
-    def __init__(self, builder: Builder, model: Model, total: str) -> None:
+    def __init__(self, builder: Builder, model: Model, masks: Masks) -> None:
         self._builder = builder
         self._model = model
-        self._total = total  # tokens so far, by name
+        self._masks = masks
         self._made: dict[tuple[object, ...], Angles] = {}
         self._positions = ""
 
@@ -52,7 +55,11 @@ class Rotary:
         width = model.size("embedding_length") // model.size("attention.head_count", block)
         head_dim = model.size("attention.key_length", block, width)
         n_rot = model.size("rope.dimension_count", block, head_dim)
-        theta = model.number(facts.theta, block) if facts.theta else float(model.key("rope.freq_base", block, 10000.0))
+        theta = float(model.key("rope.freq_base", block, 10000.0))
+        if self._masks.window(block):
+            n_rot = model.size("rope.dimension_count_swa", block, n_rot)
+            theta = float(model.key("rope.freq_base_swa", block, theta))
+        theta = model.number(facts.theta, block) if facts.theta else theta
         scaled = model.holds(facts.scaled, block)
         key = (n_rot, theta, scaled)
         if key not in self._made:
@@ -104,8 +111,8 @@ class Rotary:
     def _by_length(self, plain: Floats, short: Floats, long: Floats) -> str:
         """Longrope: other frequencies as soon as a text is longer than those of the training."""
         build, model = self._builder, self._model
-        n_ctx_orig = model.size("rope.scaling.original_context_length")
-        longer = build.op("Greater", self._total, build.constant([n_ctx_orig]))
+        n_ctx_orig = model.size("rope.scaling.original_context_length", default=model.key("context_length"))
+        longer = build.op("Greater", self._masks.total, build.constant([n_ctx_orig]))
         return build.op("Where", longer, self._constant(plain / long), self._constant(plain / short))
 
     def _yarn(self, plain: Floats, n_rot: int, theta: float, factor: float) -> Floats:
@@ -117,8 +124,10 @@ class Rotary:
             """The pair that turns so often within the context of the training."""
             return n_rot * double_log(n_ctx_orig / (turns * 2 * math.pi)) / (2 * double_log(theta))
 
-        low = math.floor(turning(float(model.key("rope.scaling.yarn_beta_fast", default=BETA_FAST))))
-        high = math.ceil(turning(float(model.key("rope.scaling.yarn_beta_slow", default=BETA_SLOW))))
+        low = turning(float(model.key("rope.scaling.yarn_beta_fast", default=BETA_FAST)))
+        high = turning(float(model.key("rope.scaling.yarn_beta_slow", default=BETA_SLOW)))
+        if model.facts.yarn_rounds:
+            low, high = math.floor(low), math.ceil(high)
         first, last = max(low, 0), min(high, n_rot - 1)
         width = np.float32(last - first if last != first else 0.001)
         ramp = np.clip((np.arange(n_rot // 2, dtype=np.float32) - np.float32(first)) / width, 0, 1)

@@ -33,6 +33,13 @@ def test_the_gguf_again(quant: str, tmp_path: Path) -> None:
     assert (tmp_path / "back.gguf").read_bytes() == gguf.read_bytes()
 
 
+@pytest.mark.parametrize(("name", "quant"), [("mixtral-256", "q4_k_m"), ("qwen3moe-256", "q3_k_m")])
+def test_the_gguf_of_a_mixture_again(name: str, quant: str, tmp_path: Path) -> None:
+    graph, gguf = graph_and_gguf(models.build_model(name, tmp_path), tmp_path, quant)
+    converter.convert(graph, tmp_path / "back.gguf")
+    assert (tmp_path / "back.gguf").read_bytes() == gguf.read_bytes()
+
+
 def test_of_plain_numbers(tmp_path: Path) -> None:
     graph, gguf = graph_and_gguf(STORIES, tmp_path, "f32")
     converter.convert(graph, tmp_path / "back.gguf")
