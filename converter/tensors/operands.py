@@ -220,8 +220,9 @@ def apart(data: Bytes, bits: int) -> Bytes:
 
 def numbers(blocks: Unpacked, kind: Kind) -> Floats:
     """What blocks stand for, (blocks, elements), as ggml decodes them."""
-    found: Floats = blocks.scales[:, None] * (blocks.codes.astype(np.float32) - np.float32(kind.zero))
-    return found if blocks.minima is None else found - blocks.minima[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: Floats = blocks.scales[:, None] * (blocks.codes.astype(np.float32) - np.float32(kind.zero))
+        return found if blocks.minima is None else found - blocks.minima[:, None]
 
 
 def _halves(numbers: Floats) -> Bytes:

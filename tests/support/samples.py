@@ -269,6 +269,7 @@ def every_kind(folder: Path) -> None:
     tensorflow_files.good(folder / "tf")
     _tiny_folders(folder / "hf-whole", folder / "hf-shards", folder / "mistral-own")
     pipeline.convert(folder / "hf-whole", folder / "hf-whole" / "model.gguf", threads=1)
+    _graphs(folder / "graphs", folder / "hf-whole")
     _packed_folders(folder / "packed")
     for kind in adapters.SMALL:
         adapters.small(kind, folder / "adapters" / kind)
@@ -276,6 +277,18 @@ def every_kind(folder: Path) -> None:
     matrix = importance.build_matrix("m", {"blk.0.attn_q.weight": (2, 32), "blk.0.ffn_down.weight": (2, 64)})
     importance.write_matrix(folder / "imatrix" / "imatrix.gguf", matrix)
     (folder / "imatrix" / "imatrix.dat").write_bytes(importance.dat_bytes(matrix.means()))
+
+
+def _graphs(folder: Path, whole: Path) -> None:
+    """Models that run, which say of what they were written: of numbers, and of blocks with minima and without."""
+    folder.mkdir()
+    pipeline.convert(whole, folder / "plain.onnx", pipeline.Request(external_data="never"), threads=1)
+    source = folder / "source"
+    builders.llama_folder(source)
+    for quant in ("q4_0", "q4_1", "q5_0"):
+        request = pipeline.Request(quant=quant, pure=True, external_data="never")
+        pipeline.convert(source, folder / f"{quant}.onnx", request, threads=1)
+    shutil.rmtree(source)
 
 
 def _packed_folders(folder: Path) -> None:
