@@ -40,7 +40,9 @@ def _form(model: Model, name: str, tensor: LazyTensor, matrices: Matrices, initi
     own = model.tensor(name)
     stored = own.name if own is not None else name
     if stored in initializers:
-        heads = tuple((int(op.heads), None if op.n_rot is None else int(op.n_rot)) for op in model.undone(name))
+        heads = tuple(
+            (int(op.heads), None if op.n_rot is None else int(op.n_rot), op.undo) for op in model.undone(name)
+        )
         return Form((stored,), matrices.types.get(stored, ""), matrices.is_turned(stored), heads)
     if len(tensor.info.shape) == 1 and tensor.info.n_elements <= MAX_VALUES:
         return Form(values=tuple(tensor.array().astype("<f4").tolist()))

@@ -66,6 +66,16 @@ def test_in_half_precision(tmp_path: Path) -> None:
                 assert np.array_equal(own.array(), tensor.array()), name
 
 
+@pytest.mark.parametrize("name", ["glm4v-tiny", "gemma3-tiny", "phi4-mini"])
+def test_other_rows_than_llama_has(name: str, tmp_path: Path) -> None:
+    folder = architectures.build(name, tmp_path)
+    converter.convert(folder, tmp_path / "model.onnx")
+    request = converter.Request(no_tokenizer=True)
+    converter.convert(folder, tmp_path / "model.gguf", request.replace(quant="f32"))
+    converter.convert(tmp_path / "model.onnx", tmp_path / "back.gguf", request)
+    assert (tmp_path / "back.gguf").read_bytes() == (tmp_path / "model.gguf").read_bytes()
+
+
 def test_the_folder_again(tmp_path: Path) -> None:
     graph, _ = graph_and_gguf(STORIES, tmp_path, "f32")
     converter.convert(graph, f"{tmp_path / 'back'}/")
@@ -155,10 +165,11 @@ Q, NORM = "blk.0.attn_q.weight", "output_norm.weight"
         (("tensors", NORM), {"stored": ["model.norm.weight"], "transposed": True}, "none to exchange"),
         (("tensors", NORM), {"stored": ["model.norm.weight"], "type": "F32"}, "type is"),
         (("tensors", NORM), {"stored": ["model.norm.weight"], "type": {}}, "type is"),
-        (("tensors", Q, "heads"), [[7, None]], "tensor 'blk.0.attn_q.weight'"),
-        (("tensors", Q, "heads"), [[8, 7]], "tensor 'blk.0.attn_q.weight'"),
-        (("tensors", Q, "heads"), [[0, None]], "heads is"),
+        (("tensors", Q, "heads"), [[7, None, False]], "tensor 'blk.0.attn_q.weight'"),
+        (("tensors", Q, "heads"), [[8, 7, False]], "tensor 'blk.0.attn_q.weight'"),
+        (("tensors", Q, "heads"), [[0, None, False]], "heads is"),
         (("tensors", Q, "heads"), [8], "heads is"),
+        (("tensors", Q, "heads"), [[8, None]], "heads is"),
         (("tensors", Q, "type"), "Q8_0", "Q8_0 has as codes"),
         (("tensors", Q, "type"), "Q3_K", "Q3_K has as codes"),
         (("tensors", Q, "type"), "IQ2_XS", "type is"),

@@ -49,14 +49,15 @@ class Form:
         stored: its initializers; several where each expert has its own.
         type: of its blocks, whose scales and minima are called like the codes and `.scales`, `.minima`; "" for numbers.
         transposed: whether the axes of the numbers, or of the minima, are exchanged.
-        heads: for each rotation that was undone in its rows, the heads and how many rows of each rotate.
+        heads: for each `Rope` that the GGUF has in its rows and the graph has not, the heads, how many rows of each
+            rotate, and whether it goes the other way.
         values: its numbers, where it has no initializer.
     """
 
     stored: tuple[str, ...] = ()
     type: str = ""
     transposed: bool = False
-    heads: tuple[tuple[int, int | None], ...] = ()
+    heads: tuple[tuple[int, int | None, bool], ...] = ()
     values: tuple[float, ...] | None = None
 
 
@@ -184,7 +185,7 @@ class _Reader:
         for key, value in said.items():
             if isinstance(value, dict) or not known[key](value if key != "type" else str(value)):
                 raise self._corrupt(f"tensor {short(name)}: {key} is {short(str(value))}")
-        heads = tuple((n, n_rot) for n, n_rot in said.get("heads", ()))
+        heads = tuple((n, n_rot, undo) for n, n_rot, undo in said.get("heads", ()))
         values = tuple(said["values"]) if "values" in said else None
         return Form(tuple(said.get("stored", ())), said.get("type", ""), "transposed" in said, heads, values)
 
@@ -195,7 +196,10 @@ class _Reader:
             with np.errstate(over="ignore"):
                 return from_array(name, np.array(form.values, np.float32), F32, str(self._path))
         made = [self._blocks(stored, form) if form.type else self._numbers(stored, form) for stored in form.stored]
-        chain = (*((Stack(len(made)),) if len(made) > 1 else ()), *(Rope(n, n_rot=rotate) for n, rotate in form.heads))
+        chain = (
+            *((Stack(len(made)),) if len(made) > 1 else ()),
+            *(Rope(n, undo, n_rot) for n, n_rot, undo in form.heads),
+        )
         if len({each.info for each in (tensor.renamed(name) for tensor in made)}) > 1:
             raise self._corrupt(f"tensor {short(name)} is of parts of several shapes")
         if 0 in made[0].info.shape:
@@ -309,8 +313,12 @@ def _is_true(value: Any) -> bool:
 
 def _is_heads(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and _is_size(pair[0]) and (pair[1] is None or _is_size(pair[1]))
-        for pair in value
+        isinstance(each, list)
+        and len(each) == 3
+        and _is_size(each[0])
+        and isinstance(each[2], bool)
+        and (each[1] is None or _is_size(each[1]))
+        for each in value
     )
 
 
