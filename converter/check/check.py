@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from converter.errors import (
 from converter.findings import Finding
 from converter.formats.registry import open_checkpoint
 from converter.mapping.hparams import HParams
-from converter.mapping.view import ModelView, view
+from converter.mapping.view import ModelView, tokenizer_beside, view
+from converter.metadata import Metadata
 from converter.quant.sources import unpacked
 from converter.request import PathLike, Source
 from converter.runtimes.generation import Ran, try_out
@@ -236,6 +237,9 @@ def _same(one: LazyTensor, other: LazyTensor) -> bool:
 
 def _tokenizer(checking: Checking) -> Iterator[Finding]:
     model, metadata = checking.model, checking.checkpoint.config
+    if checking.checkpoint.stored is not None:
+        yield from _of_files(checking, lambda: tokenizer_beside(checking.checkpoint)[0], model.n_rows)
+        return
     has_any = any(key.startswith("tokenizer.") for key in metadata)
     if has_any or (model.whole and model.architecture is not None):
         yield from TokenizerKeys(metadata, model.n_rows if model.whole else None).findings()
@@ -250,16 +254,22 @@ def _tokenizer_files(checking: Checking) -> Iterator[Finding]:
         return
     architecture, hparams = checking.known
     yield from _config_ids(checking.model, hparams["n_vocab"])
+    style = architecture.tokenizer(checking.model.hf_class)
+    read = partial(read_tokenizer, checkpoint.assets, checkpoint.config, n_rows=n_rows, style=style)
+    yield from _of_files(checking, lambda: read().metadata, n_rows)
+
+
+def _of_files(checking: Checking, read: Callable[[], Metadata], n_rows: int | None) -> Iterator[Finding]:
+    """What is to be said of a tokenizer in files; none at all is only told."""
     try:
-        style = architecture.tokenizer(checking.model.hf_class)
-        tokenizer = read_tokenizer(checkpoint.assets, checkpoint.config, n_rows=n_rows, style=style)
+        metadata = read()
     except (MissingPart, UnknownPreTokenizer) as error:
-        yield Finding("tokenizer", checkpoint.path.name, str(error).partition("\n")[0], failed=False)
+        yield Finding("tokenizer", checking.checkpoint.path.name, str(error).partition("\n")[0], failed=False)
     except ConverterError as error:
-        yield Finding("tokenizer", checkpoint.path.name, str(error))
+        yield Finding("tokenizer", checking.checkpoint.path.name, str(error))
     else:
-        yield from TokenizerKeys(tokenizer.metadata, n_rows).findings()
-        yield from templates(tokenizer.metadata)
+        yield from TokenizerKeys(metadata, n_rows).findings()
+        yield from templates(metadata)
 
 
 def _config_ids(model: ModelView, n_vocab: int) -> Iterator[Finding]:

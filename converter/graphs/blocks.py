@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from converter.tensors.dtypes import DTYPES, F32
-from converter.tensors.operands import KINDS, Kind, Unpacked, packed
+from converter.tensors.operands import KINDS, Floats, Kind, Unpacked, numbers, packed
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 U8 = DTYPES["U8"]
@@ -54,3 +55,19 @@ def parts(tensor: LazyTensor, name: str) -> Parts:
         tensor.derived(TensorInfo(f"{name}.scales", shape, F32), scales, work_nbytes=work),
         tensor.derived(TensorInfo(f"{name}.minima", shape, F32), minima, work_nbytes=work) if kind.minima else None,
     )
+
+
+def rounded(tensor: LazyTensor) -> LazyTensor:
+    """The numbers of blocks whose scales and minima are those of a graph that calculates in F16."""
+    kind, ggml = KINDS[tensor.info.dtype.name], tensor.info.dtype.type_size
+
+    def half(numbers: Floats | None) -> Any:
+        return None if numbers is None else numbers.astype(np.float16).astype(np.float32)
+
+    def read(start: int, stop: int) -> Rows:
+        found = kind.unpack(np.ascontiguousarray(tensor.rows(start, stop)).reshape(-1, ggml))
+        made = numbers(replace(found, scales=half(found.scales), minima=half(found.minima)), kind)
+        return made.view(np.uint8).reshape(stop - start, -1)
+
+    info = replace(tensor.info, dtype=F32)
+    return tensor.derived(info, read, work_nbytes=tensor.row_work + 16 * info.row)

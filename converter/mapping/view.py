@@ -15,6 +15,7 @@ from typing import Any
 from converter.architectures.spec import Architecture, HFClass, HParam, TensorRule
 from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, ConverterError, UnknownArchitecture
+from converter.events import Event
 from converter.formats.hub import module_of
 from converter.mapping.companions import with_companions
 from converter.mapping.detect import detect, detect_gguf
@@ -22,6 +23,7 @@ from converter.mapping.hparams import TOKENS, HParams, Scope, flat_config, read_
 from converter.mapping.names import Spelled, block_beyond, fill, is_ignored, is_own, spellings
 from converter.mapping.tensors import Translation, bound, sizes, to_gguf
 from converter.metadata import Metadata, Value, text_of
+from converter.storage.json import read_json
 from converter.tensors.mxfp4 import joined
 from converter.tensors.ops import Shape, infer
 from converter.tensors.tensor import LazyTensor
@@ -342,8 +344,30 @@ class GGUFView(ModelView):
         return self.checkpoint.tensors
 
     def tokenizer(self, pre: str | None = None) -> Metadata | None:
+        from converter.tokenizers import FILES  # costs as much to import as all the rest
+
         keys = {key: value for key, value in self.checkpoint.config.items() if key.startswith("tokenizer.")}
-        return keys if TOKENS in keys else None
+        if TOKENS in keys or self.checkpoint.stored is None:
+            return keys if TOKENS in keys else None
+        beside = any(name in self.checkpoint.assets for name in FILES)
+        return tokenizer_beside(self.checkpoint, self.arch, pre)[0] if beside else None
+
+
+def tokenizer_beside(
+    checkpoint: Checkpoint, arch: str | None = None, pre: str | None = None
+) -> tuple[Metadata, list[Event]]:
+    """The `tokenizer.*` keys of a model of ggml's names, and what is to be said, from files beside it.
+
+    Raises:
+        ArchitectureError, TokenizerError, MissingPart: there are no such files, or they cannot be read.
+    """
+    from converter.tokenizers import read_tokenizer
+
+    assets, architecture = checkpoint.assets, detect_gguf(checkpoint.config, arch)
+    config = read_json(assets["config.json"], python=True) if "config.json" in assets else {}
+    n_rows = GGUFView(checkpoint, arch).n_rows
+    found = read_tokenizer(assets, config, n_rows=n_rows, style=architecture.traits.tokenizer, pre=pre)
+    return found.metadata, list(found.events)
 
 
 VIEWS: dict[str | None, type[ModelView]] = {None: ModelView, "peft": ModelView, "hf": HFView, "gguf": GGUFView}

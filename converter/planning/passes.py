@@ -29,6 +29,7 @@ from converter.graphs.model import Model as GraphModel
 from converter.mapping.folder import with_small_files
 from converter.mapping.general_keys import default_file_name, general_metadata
 from converter.mapping.tensors import Translation, projector_to_gguf, to_gguf, to_hf
+from converter.mapping.view import tokenizer_beside
 from converter.metadata import Array, Metadata, Value
 from converter.planning.draft import Draft
 from converter.planning.plan import Step
@@ -48,7 +49,6 @@ from converter.quant.sources import unpacked
 from converter.quant.targets import packed, target
 from converter.request import KEEP_CODES, SCALES, Model, Request, Types
 from converter.storage.files import remembering
-from converter.storage.json import read_json
 from converter.storage.layout import Layout
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
 from converter.tensors.encode import Watch, encoded
@@ -159,35 +159,17 @@ def detach(draft: Draft) -> Draft:
 # ------------------------------------------------------------- what the model is, in the target's own names
 
 
-def complete(draft: Draft) -> Draft:
-    """What a GGUF has and a graph that was written of it has not: vectors in F32, and the tokenizer, from files beside.
-
-    Raises:
-        MissingPart, TokenizerError: there are no such files, or they cannot be read.
-    """
+def widen(draft: Draft) -> Draft:
+    """Vectors in F32, as llama.cpp wants them in a GGUF, where a graph had them in F16."""
     own = draft.checkpoint
-    if own.stored is None or (draft.to_graph and not draft.whole):
+    if own.stored is None or not draft.to_gguf or draft.to_graph:
         return draft
     tensors = {name: _wide(tensor, draft.watch) for name, tensor in own.tensors.items()}
-    own = own.replace(tensors=tensors, stored=None)
-    if not draft.request.model.no_tokenizer and (draft.to_gguf or draft.whole):
-        own = own.replace(config={**own.config, **_tokenizer_beside(own, draft.request, draft.report)})
-    return replace(draft, opened=own, checkpoint=own)
+    return replace(draft, checkpoint=own.replace(tensors=tensors))
 
 
 def _wide(tensor: LazyTensor, watch: Watch) -> LazyTensor:
     return encoded(tensor, F32, watch) if len(tensor.info.shape) == 1 and tensor.info.dtype is F16 else tensor
-
-
-def _tokenizer_beside(own: Checkpoint, request: Request, report: Report) -> Metadata:
-    from converter.tokenizers import read_tokenizer  # costs as much to import as all the rest
-
-    model = GraphModel.of(dict(own.config), own.tensors, request.model.arch)
-    config = read_json(own.assets["config.json"], python=True) if "config.json" in own.assets else {}
-    style, n_rows = model.architecture.traits.tokenizer, model.hparams["n_vocab"]
-    tokenizer = read_tokenizer(own.assets, config, n_rows=n_rows, style=style, pre=request.model.pre)
-    report.extend(list(tokenizer.events))
-    return tokenizer.metadata
 
 
 def unpack(draft: Draft) -> Draft:
@@ -589,6 +571,24 @@ def _tell(step: Step, draft: Draft) -> None:
         draft.report.add(Requantized(step.name, own.name, choice.type))
 
 
+def speak(draft: Draft) -> Draft:
+    """The tokenizer of a graph that was written of a GGUF, from the files beside it.
+
+    Raises:
+        MissingPart, TokenizerError: there are no such files, or they cannot be read.
+    """
+    own = draft.opened
+    wanted = draft.whole or (draft.to_gguf and not draft.to_graph)
+    if own.stored is None or not wanted or draft.request.model.no_tokenizer:
+        return draft
+    keys, events = tokenizer_beside(own, draft.request.model.arch, draft.request.model.pre)
+    draft.report.extend(events)
+    opened, checkpoint = own.replace(config={**own.config, **keys}), draft.checkpoint
+    if checkpoint.dialect == "gguf":
+        checkpoint = checkpoint.replace(config={**checkpoint.config, **keys})
+    return replace(draft, opened=opened, checkpoint=checkpoint)
+
+
 def describe(draft: Draft) -> Draft:
     """What the output says of itself: a GGUF in its key/values, a folder in its small files."""
     if draft.to_gguf and not draft.to_graph:
@@ -706,7 +706,7 @@ def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:
 
 
 ASKED = (check, detach)
-MODEL = (complete, unpack, merge, map_names, narrow, pack)
+MODEL = (widen, unpack, merge, map_names, narrow, pack)
 TYPES = (open_matrix, choose, weigh)
-FILES = (encode, describe, write_graph, name_file, lay_out)
+FILES = (encode, speak, describe, write_graph, name_file, lay_out)
 PASSES = (*ASKED, *MODEL, *TYPES, *FILES)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import QuantizationError
+from converter.errors import CorruptFile, QuantizationError
 from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback
 from converter.tensors import kernels
@@ -53,6 +53,7 @@ class Measured:
             first element.
         reference_zero, zero: nothing but zeros, on either side.
         histogram: of |error|, by BUCKETS; empty where nothing differs.
+        unreadable: why the target's rows cannot be read; "" where they can.
     """
 
     pair: Pair
@@ -70,6 +71,7 @@ class Measured:
     reference_zero: bool = True
     zero: bool = True
     histogram: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
+    unreadable: str = ""
 
     @property
     def lossless(self) -> bool:
@@ -198,12 +200,17 @@ def _together(pair: Pair, parts: Sequence[Measured], histogram: NDArray[np.uint6
         reference_zero=all(part.reference_zero for part in parts),
         zero=all(part.zero for part in parts),
         histogram=histogram,
+        unreadable=next((part.unreadable for part in parts if part.unreadable), ""),
     )
 
 
 def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> Measured:
     info, part = pair.candidate.info, Measured(pair)
-    stored = np.ascontiguousarray(pair.candidate.rows(start, stop))
+    try:
+        stored = np.ascontiguousarray(pair.candidate.rows(start, stop))
+    except CorruptFile as error:
+        part.unreadable = str(error).partition("\n")[0]
+        return part
     if not info.dtype.floating or not pair.reference.info.dtype.floating:
         return _measure_plain(pair, stored, start, stop)
     reference = values(pair.reference, start, stop)

@@ -33,7 +33,8 @@ def compare_metadata(
     `expected` is what follows from the source in the target's dialect; empty where nothing does.
     """
     if target.keyed:
-        return compare_gguf(expected, target.checkpoint.config) if expected else []
+        beside = compare_tokenizers(source, target, pre) if target.checkpoint.stored is not None else []
+        return (compare_gguf(expected, target.checkpoint.config) if expected else []) + beside
     if not target.named:
         return []
     config = compare_config(expected, target.checkpoint.config) if expected else []

@@ -14,18 +14,20 @@ from converter.errors import ArchitectureError, MissingImportance
 from converter.events import Report, SettingLost
 from converter.findings import Finding
 from converter.formats.base import Format
+from converter.graphs.blocks import rounded
 from converter.mapping.view import HEADS, view
 from converter.metadata import number_of, text_of
 from converter.planning.draft import Draft, begin, run
 from converter.planning.passes import MODEL, choose, open_matrix, weigh
 from converter.planning.plan import Step
 from converter.quant import imatrix
-from converter.quant.recipes import RECIPES, Recipe
+from converter.quant.recipes import RECIPES, Choice, Recipe
 from converter.quant.sources import scheme_of
 from converter.quant.targets import told
 from converter.request import Request
-from converter.tensors.dtypes import F32, DType
-from converter.tensors.encode import Importance
+from converter.tensors.dtypes import F16, F32, DType, dtype
+from converter.tensors.encode import Importance, encoded
+from converter.tensors.operands import KINDS
 from converter.tensors.tensor import LazyTensor
 
 #: Metadata that says that an importance matrix was used.
@@ -70,6 +72,10 @@ def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Reques
     """
     if target.dialect == "gguf" and text_of(target.config, "general.type") == "mmproj":
         request = request.replace(mmproj=True)
+    if target.stored is not None:  # what is compared is what both mean
+        source = source.replace(stored=None)
+    if writer.runs and not view(target).keyed:
+        request = request.replace(tensors_only=True)
     draft = begin(source, writer, request.replace(strict=False))
     if draft.to_gguf and (draft.route.map or view(source).keyed):
         return _with_gguf(draft, target)
@@ -84,19 +90,47 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     quant = draft.request.types.quant or (None if _kept(draft, target) else _said_recipe(target, draft.opened))
     draft = replace(draft, request=draft.request.replace(quant=quant), weighted=weighted)
     draft = run(draft, (*MODEL, open_matrix, choose))
+    if draft.to_graph:
+        draft = replace(draft, choices=_as_calculated(draft.choices, target))
     steps, recipe = {step.name: step for step in _weighed(draft, target)}, draft.recipe
     pairs, findings = _match(draft.read, target)
     made = []
     for found in pairs:
         step, type_ = steps[found.name], found.candidate.info.dtype.name
         unknown = weighted and draft.matrix is None and type_ in imatrix.WEIGHTED
+        if draft.to_graph and type_ == F32.name and step.type in KINDS:
+            made.append(replace(found, rounded=_with_short_scales(step, draft), explained=not unknown))
+            continue
         made.append(replace(found, rounded=step.intermediate, weights=step.weights, explained=not unknown))
         if type_ != step.type and (type_ != step.source_type or (recipe is not None and recipe.quantized)):
             findings.append(_type_finding(step, type_, recipe))
     lost = (event for event in draft.report.events if isinstance(event, SettingLost))
     findings += [Finding("metadata", f"config.json: {event.key}", event.told, failed=False) for event in lost]
     left_over, closers = _left_over(draft.read, target), (draft.matrix.close,) if draft.matrix else ()
-    return Pairing(tuple(made), tuple(findings), draft.checkpoint.config, left_over, closers)
+    return Pairing(tuple(made), tuple(findings), _keys(draft, target), left_over, closers)
+
+
+def _as_calculated(choices: Mapping[str, Choice], target: Checkpoint) -> dict[str, Choice]:
+    """The choices, with the type that a graph calculates in where they are plain numbers: that is its own affair."""
+    made = dict(choices)
+    for name, choice in choices.items():
+        tensor = target.tensors.get(name)
+        if tensor is not None and {tensor.info.dtype.name, choice.type} <= {F32.name, F16.name}:
+            made[name] = replace(choice, type=tensor.info.dtype.name)
+    return made
+
+
+def _with_short_scales(step: Step, draft: Draft) -> LazyTensor:
+    """The numbers of blocks in a graph that has finer scales than F16 in F16."""
+    return rounded(encoded(step.intermediate, dtype(step.type), draft.watch, step.weights))
+
+
+def _keys(draft: Draft, target: Checkpoint) -> Mapping[str, object]:
+    """The keys that the target must have; a graph's tokenizer is in files beside it."""
+    keys = draft.checkpoint.config
+    if draft.to_graph:
+        return {key: value for key, value in keys.items() if not key.startswith("tokenizer.")}
+    return keys if draft.opened.stored is None else {**keys, **(view(draft.opened).tokenizer() or {})}
 
 
 def _kept(draft: Draft, target: Checkpoint) -> bool:

@@ -40,7 +40,7 @@ def judge(measured: Sequence[Measured], left_over: Mapping[str, LazyTensor]) -> 
     found: list[Finding] = []
     for each in measured:
         finding = _judge_one(each, strict)
-        if finding is not None and finding.failed and len(found) < MOST_HINTS:
+        if finding is not None and finding.failed and not each.unreadable and len(found) < MOST_HINTS:
             others = [other.pair for other in measured if other is not each]
             finding = _with_hint(finding, hint(each.pair, others, left_over))
         if finding is not None:
@@ -61,6 +61,8 @@ def _with_hint(finding: Finding, text: str) -> Finding:
 
 def _judge_one(m: Measured, strict: bool) -> Finding | None:
     name, info = m.pair.name, m.pair.candidate.info
+    if m.unreadable:
+        return Finding("values", name, m.unreadable)
     if m.found.mismatched:
         return Finding("nonfinite", name, f"{m.found.mismatched:,} values are NaN or infinite on one side only")
     if m.zero and not m.reference_zero:

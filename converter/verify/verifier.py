@@ -165,9 +165,9 @@ def round_trip(
 
 
 def _known(made: Path, source: Source) -> Source:
-    """A file that was made of `source`; one of tensors alone has its config and tokenizer from there."""
+    """A file that was made of `source`; one without a tokenizer, or of tensors alone, has what it lacks from there."""
     with open_checkpoint(made) as checkpoint:
-        if view(checkpoint).named:
+        if view(checkpoint).named and checkpoint.stored is None:
             return Source(made)
     folder = source.config or source.path
     folder = folder if folder.is_dir() else folder.parent

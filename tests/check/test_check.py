@@ -524,9 +524,17 @@ def test_what_cannot_be_opened_is_a_finding_and_its_own_exit_code(
 
 def test_other_formats_are_checked_as_far_as_they_say_something(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    converter.convert(STORIES / "model.safetensors", path)
+    converter.convert(STORIES / "model.safetensors", path, converter.Request(tensors_only=True))
     result = check(path)
     assert (result.findings, result.steps, result.format) == ((), ("structure", "values"), "onnx")
+
+
+def test_a_graph_of_ours_is_checked_as_the_gguf_that_it_is(tmp_path: Path) -> None:
+    converter.convert(STORIES, tmp_path / "model.onnx")
+    assert [str(finding.failed) for finding in check(tmp_path / "model.onnx").findings] == ["False"]  # no tokenizer
+    converter.convert(STORIES, f"{tmp_path / 'out'}/", converter.Request(format="onnx"))
+    result = check(tmp_path / "out/onnx/model.onnx")
+    assert not result.findings and "tokenizer" in result.steps
 
 
 def test_text_json_and_junit(good: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,8 +167,8 @@ def test_a_plan_names_its_ends(source: Source | None, tmp_path: Path) -> None:
 def test_the_groups_are_the_whole_way() -> None:
     assert PASSES == (*ASKED, *MODEL, *TYPES, *FILES)
     assert [each.__name__ for each in PASSES] == [
-        "check", "detach", "unpack", "merge", "map_names", "narrow", "pack", "open_matrix", "choose", "weigh", "encode",
-        "describe", "write_graph", "name_file", "lay_out",
+        "check", "detach", "widen", "unpack", "merge", "map_names", "narrow", "pack", "open_matrix", "choose", "weigh",
+        "encode", "speak", "describe", "write_graph", "name_file", "lay_out",
     ]  # fmt: skip
 
 

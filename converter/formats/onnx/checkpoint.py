@@ -13,6 +13,7 @@ outside then. The data file is `<name>.onnx.data`, its tensors at offsets that c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from converter import __version__
@@ -87,8 +88,8 @@ def open_onnx(path: Path) -> Checkpoint:
 
 def _meant(stored: Checkpoint) -> Checkpoint:
     """The GGUF that a graph of ours was written of; any other model as it is."""
-    said = stored.metadata.get(origin.KEY)
-    if said is None:
+    said, structure = stored.metadata.get(origin.KEY), stored.structure
+    if said is None or not isinstance(structure, Graph):
         return stored
     try:
         found = origin.read(said, stored.path, stored.tensors)
@@ -106,7 +107,7 @@ def _meant(stored: Checkpoint) -> Checkpoint:
         assets=folder_assets(folder),
         events=(),
         structure=None,
-        stored=stored,
+        stored=stored.replace(structure=replace(structure, minima=found.minima)),
     )
 
 

@@ -9,7 +9,7 @@ Runtimes fold such Casts when they load a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,16 +27,20 @@ from converter.tensors.tensor import LazyTensor
 
 @dataclass(frozen=True)
 class Graph:
-    """What an ONNX model is around its tensors: see `converter.checkpoint.Structure`."""
+    """What an ONNX model is around its tensors: see `converter.checkpoint.Structure`.
+
+    `minima` are tensors that go with a matrix of codes.
+    """
 
     model: Model
     sites: Mapping[str, Site]
+    minima: Set[str] = frozenset()
 
     @cached_property
     def fixed(self) -> Mapping[str, str]:
         """Tensors whose type the graph relies on, and why."""
         reasons = ((name, self.model.why_fixed(site)) for name, site in self.sites.items())
-        return {name: why for name, why in reasons if why}
+        return {name: why for name, why in reasons if why} | dict.fromkeys(self.minima, "the minima of blocks of codes")
 
     def leave(self) -> tuple[Event, ...]:
         """What is lost where only the tensors go on.

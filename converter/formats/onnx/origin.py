@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +96,11 @@ def _said(entry: Value | Array) -> list[Any]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Keys, tensors under ggml's names, and whether blocks among them are numbers now."""
+    """Keys, tensors under ggml's names, and which initializers are minima of blocks."""
 
     keys: Metadata
     tensors: Mapping[str, LazyTensor]
+    minima: Set[str]
 
 
 class Changed(Exception):
@@ -124,6 +125,7 @@ class _Reader:
         self._path = path
         self._tensors = tensors
         self._taken: set[str] = set()
+        self._minima: set[str] = set()
 
     def _corrupt(self, what: str) -> CorruptFile:
         return CorruptFile(f"{self._path}: {KEY}: {what}")
@@ -134,7 +136,7 @@ class _Reader:
         declared = sum(tensor.info.nbytes for tensor in made.values())
         if expands_too_far(declared, sum(tensor.info.nbytes for tensor in self._tensors.values())):
             raise self._corrupt(f"its tensors declare {declared} bytes")
-        return Origin({key: self._entry(key, value) for key, value in keys.items()}, made)
+        return Origin({key: self._entry(key, value) for key, value in keys.items()}, made, self._minima)
 
     def _object(self, value: Any, longest: int) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -234,8 +236,9 @@ class _Reader:
         kind, codes = KINDS[form.type], self._initializer(stored)
         scales = self._initializer(f"{stored}.scales")
         minima = self._initializer(f"{stored}.minima") if kind.minima else None
-        if minima is not None and form.transposed and len(minima.info.shape) == 2:
-            minima = transposed(minima)
+        if minima is not None:
+            self._minima.add(minima.name)
+            minima = transposed(minima) if form.transposed and len(minima.info.shape) == 2 else minima
         shape, beside = codes.info.shape, [each for each in (scales, minima) if each is not None]
         fits = len(shape) == 3 and shape[2] == kind.nbytes and codes.info.dtype is DTYPES["U8"] and 0 not in shape
         fits &= all(each.info.shape == shape[:2] and each.info.dtype in (F32, F16) for each in beside)
