@@ -117,6 +117,8 @@ class Matrices:
     def _minima(self, matrix: Parts) -> str:
         """The minima of a matrix, as sums of blocks meet them."""
         assert matrix.minima is not None
+        if matrix.minima.name in self._looked_up:  # the embedding's, row by row, as in `_transposed`
+            return self._builder.op("Transpose", matrix.minima.name, perm=[1, 0])
         self.turned.add(matrix.minima.name)
         return self._builder.tensor(transposed(encoded(matrix.minima, self._builder.dtype, self._watch)))
 
@@ -147,6 +149,7 @@ class Matrices:
             numbers = build.op("Sub", numbers, build.number(kind.zero))
         numbers = build.op("Mul", numbers, self._spread(matrix.scales.name, ids))
         if matrix.minima is not None:
+            self._looked_up.add(matrix.minima.name)
             name = build.tensor(encoded(matrix.minima, build.dtype, self._watch))
             numbers = build.op("Sub", numbers, self._spread(name, ids))
         return build.reshape(numbers, 0, 0, row)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import architectures, models
+from support import architectures, models, onnx_cases
 from support.onnx_files import retold
 
 import converter
@@ -38,6 +38,19 @@ def test_the_gguf_of_a_mixture_again(name: str, quant: str, tmp_path: Path) -> N
     graph, gguf = graph_and_gguf(models.build_model(name, tmp_path), tmp_path, quant)
     converter.convert(graph, tmp_path / "back.gguf")
     assert (tmp_path / "back.gguf").read_bytes() == gguf.read_bytes()
+
+
+def test_a_tied_head_has_the_minima_of_the_embedding(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("transformers")
+    converter.convert(STORIES, tmp_path / "model.gguf", converter.Request(quant="q4_1", pure=True))
+    converter.convert(tmp_path / "model.gguf", f"{tmp_path / 'decoded'}/", converter.Request(dtype="f32"))
+    converter.convert(tmp_path / "model.gguf", tmp_path / "model.onnx", converter.Request(exact=True))
+    with open_checkpoint(tmp_path / "model.onnx") as graph, open_checkpoint(tmp_path / "model.gguf") as gguf:
+        assert gguf.tensors["token_embd.weight"].info.dtype.name == "Q4_1" and "output.weight" not in gguf.tensors
+        assert np.array_equal(*(each.tensors["token_embd.weight"].array() for each in (graph, gguf)))
+    reference, n_vocab = onnx_cases.torch_reference(tmp_path / "decoded")
+    assert max(onnx_cases.differences(tmp_path / "model.onnx", reference, n_vocab).values()) < 2e-5
 
 
 def test_of_plain_numbers(tmp_path: Path) -> None:
