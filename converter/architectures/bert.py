@@ -19,7 +19,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import HEAD, Architecture, HFClass, HParam, T, only_when, pair
 from converter.architectures.styles import BERT, ROBERTA, XLM_ROBERTA
-from converter.architectures.traits import Relation, Traits
+from converter.architectures.traits import Encoder, Relation, Traits
 from converter.tensors.ops import Rows
 
 B, D = "encoder.layer.{block}.", "transformer.layer.{block}."
@@ -179,7 +179,7 @@ ARCHITECTURES = (
             ("{rest}.gamma", "{rest}.weight"), ("{rest}.beta", "{rest}.bias"),
         ),
         traits=Traits(
-            BERT, told=(DISTIL_HEAD,),
+            BERT, told=(DISTIL_HEAD,), encoder=Encoder("gelu", head=(("relu", "distil"), ("tanh", ""))),
             built_in={"hidden_act": ("gelu",), "activation": ("gelu",), "position_embedding_type": ("absolute",)},
         ),
     ),

@@ -16,7 +16,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, amended
 from converter.architectures.styles import NO_BOS
-from converter.architectures.traits import TokenizerStyle, Traits
+from converter.architectures.traits import Encoder, TokenizerStyle, Traits
 
 ARCHITECTURES = (
     Architecture(
@@ -44,6 +44,6 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS[:2], *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
         aliases=(("{rest}", "model.{rest}"),),
-        traits=Traits(TokenizerStyle(("bpe",), first=NO_BOS)),
+        traits=Traits(TokenizerStyle(("bpe",), first=NO_BOS), encoder=Encoder()),
     ),
 )

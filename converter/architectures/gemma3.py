@@ -22,7 +22,7 @@ from converter.architectures.common import (
 from converter.architectures.gemma import NORM_TENSORS_LESS_ONE, TOP_TENSORS_LESS_ONE
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before
 from converter.architectures.styles import GEMMA3
-from converter.architectures.traits import Decoder, SlidingWindow, Traits
+from converter.architectures.traits import Decoder, Encoder, SlidingWindow, Traits
 from converter.tensors.ops import Add
 
 DEFAULTS = {"rope_local_base_freq": 10000.0}
@@ -93,7 +93,12 @@ ARCHITECTURES = (
         ignore=(*ROPE_BUFFERS, "lm_head.weight"),
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
-            GEMMA3, told=(DENSE_LINEAR,), built_in={**BUILT_IN, "use_bidirectional_attention": (True,)}
+            GEMMA3, window=SlidingWindow(6), told=(DENSE_LINEAR,),
+            built_in={**BUILT_IN, "use_bidirectional_attention": (True,)},
+            encoder=Encoder(
+                "gelu_tanh", embedding="sqrt(n_embd)", scale="query_scale ** -0.5",
+                scaled="layer_types == 'full_attention'",
+            ),
         ),
     ),
 )

@@ -7,7 +7,7 @@ two classes that the published models bring along, of which that for code has mo
 from converter.architectures.common import LABELS, N_EMBD, N_FF, N_HEAD, N_LAYER, N_VOCAB, NORM, POOLING, G
 from converter.architectures.spec import HEAD, Architecture, HFClass, HParam, T, only_when, optional, pair
 from converter.architectures.styles import JINA
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Encoder, Traits
 
 B = "encoder.layer.{block}."
 SQUARE, DOUBLE, NARROWER = ("n_embd", "n_embd"), ("2 * n_ff", "n_embd"), ("n_embd", "n_ff")
@@ -86,6 +86,7 @@ ARCHITECTURES = (
         aliases=(("bert.{rest}", "{rest}"), ("{rest}.gamma", "{rest}.weight"), ("{rest}.beta", "{rest}.bias")),
         traits=Traits(
             JINA, built_in={"hidden_act": ("gelu",), "position_embedding_type": ("alibi",)},
+            encoder=Encoder("gelu", rotates="0", alibi="8"),
         ),
     ),
 )  # fmt: skip

@@ -23,7 +23,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, before, only_when, without
 from converter.architectures.styles import GLM4, LLAMA
-from converter.architectures.traits import Decoder, Relation, Traits
+from converter.architectures.traits import Decoder, Encoder, Relation, Traits
 from converter.tensors.ops import Split
 
 MOE = H + "block_sparse_moe."
@@ -111,7 +111,7 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN, LLAMA3_ROPE_FREQS),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(LLAMA, large="n_layer == 80 and n_head != n_head_kv"),
+        traits=Traits(LLAMA, large="n_layer == 80 and n_head != n_head_kv", encoder=Encoder()),
     ),
     Architecture(
         gguf="arcee",

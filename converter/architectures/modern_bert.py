@@ -17,7 +17,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import HEAD, Architecture, HFClass, HParam, T, amended, before, only_when, pair
 from converter.architectures.styles import MODERN_BERT
-from converter.architectures.traits import Relation, Traits
+from converter.architectures.traits import MEAN, Encoder, Relation, SlidingWindow, Traits
 
 B = "layers.{block}."
 SQUARE = ("n_embd", "n_embd")
@@ -122,6 +122,10 @@ ARCHITECTURES = (
         # Predictions of words, which the runtime does without, and of classes, where they are not wanted.
         ignore=("head.{rest}", "decoder.{rest}", "classifier.{rest}"),
         aliases=(("model.{rest}", "{rest}"),),
-        traits=Traits(MODERN_BERT, told=(PERIODIC, UNBIASED), built_in={"classifier_activation": ("gelu",)}),
+        traits=Traits(
+            MODERN_BERT, window=SlidingWindow(3, full_first=True), told=(PERIODIC, UNBIASED),
+            built_in={"classifier_activation": ("gelu",)},
+            encoder=Encoder("gelu", head=(("gelu", ""),), pooling=MEAN),
+        ),
     ),
 )

@@ -24,7 +24,7 @@ from converter.architectures.spec import (
     pair,
 )
 from converter.architectures.styles import BERT, NOMIC_MOE
-from converter.architectures.traits import Relation, Traits
+from converter.architectures.traits import Encoder, Relation, Traits
 from converter.tensors.ops import ROW, Reshape, Transpose
 
 B = "encoder.layers.{block}."
@@ -115,7 +115,9 @@ ARCHITECTURES = (
         ),
         ignore=IGNORED,
         aliases=ALIASES,
-        traits=Traits(BERT, built_in={**BUILT_IN, "hidden_act": ("silu",), "activation_function": ("swiglu",)}),
+        traits=Traits(
+            BERT, built_in={**BUILT_IN, "hidden_act": ("silu",), "activation_function": ("swiglu",)}, encoder=Encoder()
+        ),
     ),
     Architecture(
         gguf="nomic-bert-moe",
@@ -168,7 +170,7 @@ ARCHITECTURES = (
         aliases=ALIASES,
         traits=Traits(
             NOMIC_MOE, told=(UNBIASED,),
-            built_in={**BUILT_IN, "hidden_act": ("silu",), "activation_function": ("gelu",)},
+            built_in={**BUILT_IN, "hidden_act": ("silu",), "activation_function": ("gelu",)}, encoder=Encoder("gelu"),
         ),
     ),
 )

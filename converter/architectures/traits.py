@@ -20,6 +20,9 @@ F16_OR_F32, AS_ASKED, IDS, INDEXES = "F16 or F32", "as asked", "I64", "I32"
 #: How a router's numbers become weights, as `expert_gating_func` counts; CHOSEN is a softmax over the chosen experts.
 SOFTMAX, SIGMOID, CHOSEN, SQRT_SOFTPLUS = 1, 2, 3, 4
 
+#: How the vectors of a text's tokens become one, as `pooling_type` counts: their mean, that of the first, of the last.
+MEAN, CLS, LAST = 1, 2, 3
+
 
 @dataclass(frozen=True)
 class TokenizerStyle:
@@ -101,8 +104,8 @@ class Relation:
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """How a decoder computes, for graphs that are written of it: what neither its keys nor its tensors say.
+class Blocks:
+    """How a model's blocks compute, for graphs that are written of it: what neither its keys nor its tensors say.
 
     Conditions and numbers are expressions over its hyperparameters; "" where the rule holds: what llama.cpp's graph of
     Llama does, with the parts that there are tensors for and the numbers that there are keys for.
@@ -116,7 +119,6 @@ class Decoder:
         scaled: blocks whose angles follow the scaling of the context.
         scale: what scores are multiplied by.
         embedding: what embeddings are multiplied by.
-        logits: what logits are multiplied by.
         parallel: both parts of a block read the same input.
         ffn_norm: what the norm before the feed-forward part is called.
         late_norm: queries and keys are normalised after they were rotated.
@@ -149,7 +151,6 @@ class Decoder:
     scaled: str = ""
     scale: str = ""
     embedding: str = ""
-    logits: str = ""
     parallel: str = ""
     ffn_norm: str = "ffn_norm"
     late_norm: bool = False
@@ -175,6 +176,30 @@ class Decoder:
 
 
 @dataclass(frozen=True)
+class Decoder(Blocks):
+    """A decoder, whose tokens see earlier ones.
+
+    Attributes:
+        logits: what logits are multiplied by.
+    """
+
+    logits: str = ""
+
+
+@dataclass(frozen=True)
+class Encoder(Blocks):
+    """An encoder, whose tokens all see each other.
+
+    Attributes:
+        head: functions between the matrices of a classifier, each with the condition where it is the one.
+        pooling: how a classifier makes one vector of a text's tokens, where no key says it: MEAN, CLS, LAST.
+    """
+
+    head: tuple[tuple[str, str], ...] = (("tanh", ""),)
+    pooling: int = CLS
+
+
+@dataclass(frozen=True)
 class Traits:
     """The facts of one architecture for rooms other than the mapping.
 
@@ -187,7 +212,7 @@ class Traits:
         protected: parts of names of tensors that no mixture stores below 8 bits.
         relations: what must hold besides the relations of every architecture.
         told: what is said on the way to GGUF where it does not hold.
-        decoder: how it computes, where a graph can be written of it.
+        decoder, encoder: how it computes, where a graph can be written of it, as the one or the other.
         built_in: settings of config.json that its runtime computes without being told, where they are not the usual
             ones of `architectures.settings.NEUTRAL`, or of no interest elsewhere.
     """
@@ -201,4 +226,5 @@ class Traits:
     relations: tuple[Relation, ...] = ()
     told: tuple[Relation, ...] = ()
     decoder: Decoder | None = None
+    encoder: Encoder | None = None
     built_in: Mapping[str, tuple[object, ...]] = field(default_factory=dict)

@@ -61,8 +61,7 @@ class Attention:
         sinks = self.layers.tensor(f"blk.{block}.attn_sinks.weight")
         if sinks is not None:
             return self.with_sink(q, k, v, block, heads, self.layers.matrices.plain(sinks))
-        past = (f"past_key_values.{block}.key", f"past_key_values.{block}.value")
-        present = (f"present.{block}.key", f"present.{block}.value")
+        past, present = ((), ()) if self.model.is_encoder else cache(block)
         return self.build.ops(
             "Attention", q, k, v, self.bias(block, heads), *past, outputs=("", *present),
             q_num_heads=heads.n, kv_num_heads=heads.n_kv, scale=self.scale(block, heads), softcap=self.cap,
@@ -242,8 +241,7 @@ class Attention:
         every = build.op("Concat", *[build.reshape(k_rot, 0, 0, 1, n_rot)] * heads.n, axis=2)
         k = build.reshape(build.op("Concat", k_nope, every, axis=-1), 0, 0, -1)
         q = build.op("Concat", q_nope, build.reshape(q_rot, 0, 0, heads.n, n_rot), axis=-1)
-        past = (f"past_key_values.{block}.key", f"past_key_values.{block}.value")
-        present = (f"present.{block}.key", f"present.{block}.value")
+        past, present = cache(block)
         return build.ops(
             "Attention", build.reshape(q, 0, 0, -1), k, build.reshape(values, 0, 0, -1), self.masks.of(block), *past,
             outputs=("", *present), q_num_heads=heads.n, kv_num_heads=heads.n,
@@ -280,6 +278,12 @@ class Attention:
             self.temperature = build.cast(build.op("Unsqueeze", grown, build.constant([-1])), build.dtype)
             build.scope = scope
         return self.build.op("Mul", q, self.temperature)
+
+
+def cache(block: int) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The keys and values of a block, as they come in and as they go out."""
+    names = [(f"{whose}.{block}.key", f"{whose}.{block}.value") for whose in ("past_key_values", "present")]
+    return names[0], names[1]
 
 
 def slopes(n_head: int, steepest: float) -> list[float]:

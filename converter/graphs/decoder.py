@@ -6,70 +6,29 @@ Inputs and outputs are those that optimum and Transformers.js know: `input_ids`,
 
 from __future__ import annotations
 
-from converter.errors import UnsupportedFeature
+from converter.architectures.traits import Decoder
 from converter.formats.onnx.program import Program, Value
-from converter.formats.onnx.values import CODES
-from converter.graphs import origin
-from converter.graphs.attention import Attention
-from converter.graphs.builder import MICROSOFT, Builder
-from converter.graphs.feedforward import FeedForward
-from converter.graphs.layers import Layers
-from converter.graphs.linear import Matrices
 from converter.graphs.model import Model
-from converter.tensors.dtypes import F32, DType
+from converter.graphs.network import BATCH, TOKENS, Network
+from converter.tensors.dtypes import DType
 from converter.tensors.encode import Watch
 
-OPSETS = {"": 23, MICROSOFT: 1}
-BATCH, TOKENS, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+PAST, TOTAL = "past_sequence_length", "total_sequence_length"
 
 
-def decoder(model: Model, dtype: DType, watch: Watch, *, exact: bool = False) -> Program:
-    """The graph of a decoder.
-
-    Args:
-        model: keys, tensors and facts.
-        dtype: what numbers are calculated in, F32 or F16; logits are F32.
-        watch: counts what casts lose.
-        exact: blocks of codes meet activations as they are, not in 8 bits.
+def decoder(model: Model, facts: Decoder, dtype: DType, watch: Watch, *, exact: bool = False) -> Program:
+    """The graph of a decoder; `model`, `dtype`, `watch` and `exact` as `Network`'s.
 
     Raises:
         UnsupportedFeature: a part that no graph can be written of yet.
     """
-    return _Decoder(model, dtype, watch, exact=exact).program()
+    return _Decoder(model, facts, dtype, watch, exact=exact).program()
 
 
-class _Decoder:
-    def __init__(self, model: Model, dtype: DType, watch: Watch, *, exact: bool) -> None:
-        self.model, self.facts = model, model.facts
-        self.build = Builder(dtype)
-        self.matrices = Matrices(self.build, watch, exact=exact)
-        self.layers = Layers(self.build, model, self.matrices)
-        self.attention = Attention(self.layers)
-        self.feed_forward = FeedForward(self.layers)
-        self.norm, self.first_norm, self.times = self.layers.norm, self.layers.first_norm, self.layers.times
-
-    # -------------------------------------------------------------------------------------------- blocks
-
-    def program(self) -> Program:
-        x = self.embedded()
-        for block in range(self.model.n_layer):
-            self.build.scope = f"blk.{block}/"
-            x = self.block(x, block)
-        self.build.scope = ""
-        self.head(x)
-        self.refuse_unused()
-        return Program(
-            self.model.architecture.gguf, tuple(self.build.nodes), self.inputs(), self.outputs(),
-            self.build.initializers, OPSETS, origin.texts(self.model, self.matrices, self.build.initializers),
-        )  # fmt: skip
-
-    def embedded(self) -> str:
-        x = self.matrices.rows(self.layers.needed("token_embd.weight"), "input_ids")
-        scale = self.model.number(self.facts.embedding) if self.facts.embedding else self.model.key("embedding_scale")
-        x = self.times(x, scale)
-        if (positions := self.layers.tensor("position_embd.weight")) is not None:
-            x = self.build.op("Add", x, self.matrices.rows(positions, "position_ids"))
-        return self.norm(x, "token_embd_norm") or x
+class _Decoder(Network):
+    def __init__(self, model: Model, facts: Decoder, dtype: DType, watch: Watch, *, exact: bool) -> None:
+        super().__init__(model, dtype, watch, exact=exact)
+        self.facts = facts
 
     def block(self, x: str, block: int) -> str:
         name = f"blk.{block}."
@@ -115,22 +74,8 @@ class _Decoder:
         if cap := self.model.key("final_logit_softcapping"):
             size = self.build.number(cap)
             logits = self.build.op("Mul", self.build.op("Tanh", self.build.op("Div", logits, size)), size)
-        if self.build.dtype is F32:
-            self.build.op("Identity", logits, output="logits")
-        else:
-            self.build.op("Cast", logits, output="logits", to=CODES[F32.name])
+        self.output("logits", logits)
         self.n_vocab = head.info.shape[0]
-
-    def refuse_unused(self) -> None:
-        """A tensor that the graph did not use says that it computes something else."""
-        n_layer = self.model.n_layer
-        left = [name for name in self.model.tensors if name not in self.layers.used]
-        left = [name for name in left if not origin.is_beyond(name, n_layer)]
-        if left:
-            raise UnsupportedFeature(
-                f"{left[0]}: no graph can be written with it yet ({self.model.architecture.gguf})\n"
-                "--tensors-only writes the tensors without a graph"
-            )
 
     def inputs(self) -> tuple[Value, ...]:
         ids = ("input_ids", TOKENS), ("attention_mask", TOTAL), ("position_ids", TOKENS)

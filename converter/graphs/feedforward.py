@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 
+from converter.errors import UnsupportedFeature
 from converter.graphs.builder import Builder
 from converter.graphs.experts import Experts
 from converter.graphs.layers import Layers
@@ -51,9 +52,11 @@ class FeedForward:
 
     def activated(self, x: str, up: str | None = None) -> str:
         """The function of the architecture; of a gate, times what it lets through."""
-        kind = self._model.facts.activation
+        kind = self._model.key("hidden_activation", default=self._model.facts.activation)
         if kind == "clamped" and up is not None:
             return _clamped(self._builder, x, up)
+        if kind not in ACTIVATIONS:
+            raise UnsupportedFeature(f"{self._model.architecture.gguf}: {kind}, a function that no graph can have yet")
         made = ACTIVATIONS[kind](self._builder, x)
         return made if up is None else self._builder.op("Mul", made, up)
 
@@ -78,4 +81,5 @@ ACTIVATIONS: dict[str, Callable[[Builder, str], str]] = {
     "gelu_tanh": lambda build, x: build.op("Gelu", x, approximate="tanh"),
     "relu": lambda build, x: build.op("Relu", x),
     "relu2": _relu2,
+    "tanh": lambda build, x: build.op("Tanh", x),
 }

@@ -1,7 +1,7 @@
-"""Which tokens a token sees: earlier ones that are no padding, in some blocks within a window. One mask a kind.
+"""Which tokens a token sees: earlier ones, an encoder's all; none of padding, in some blocks those of a window.
 
-A token always sees itself, so that rows of padding stay finite: a NaN there would come back through what is multiplied
-by zero.
+One mask a kind. A token always sees itself, so that rows of padding stay finite: a NaN there would come back through
+what is multiplied by zero.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Masks:
             build = self._builder
             scope, build.scope = build.scope, ""
             if 0 not in self._made:
-                self._made[0] = self._causal()
+                self._made[0] = self._seen()
             if window:
                 near = self._in_chunk(window) if self._model.facts.chunked else self._in_window(window)
                 self._made[window] = build.op("And", self._made[0], near)
@@ -46,7 +46,7 @@ class Masks:
         build, mask, key = self._builder, self.of(block), (self.window(block), tuple(slopes))
         if key not in self._sloped:
             scope, build.scope = build.scope, ""
-            far = build.cast(build.op("Sub", self._key, self._query), build.dtype)
+            far = build.cast(build.op("Neg", self._distance()), build.dtype)
             kind = build.dtype.numpy
             assert kind is not None
             steep = build.constant(np.reshape(slopes, (1, -1, 1, 1)), kind.type)
@@ -56,7 +56,12 @@ class Masks:
 
     def _in_window(self, size: int) -> str:
         build = self._builder
+        if self._model.is_encoder:  # half of it to either side
+            return build.op("LessOrEqual", self._distance(), build.constant([size // 2]))
         return build.op("Greater", self._key, build.op("Sub", self._query, build.constant([size])))
+
+    def _distance(self) -> str:
+        return self._builder.op("Abs", self._builder.op("Sub", self._key, self._query))
 
     def _in_chunk(self, size: int) -> str:
         """Whether two tokens are of one chunk of the text, which begins behind the padding."""
@@ -83,7 +88,7 @@ class Masks:
         full = at == 0 if rule.full_first else at == period - 1
         return 0 if full else int(size)
 
-    def _causal(self) -> str:
+    def _seen(self) -> str:
         build = self._builder
         tokens = build.op("Shape", "input_ids", start=1, end=2)
         total = build.op("Squeeze", self.total)
@@ -94,4 +99,6 @@ class Masks:
         real = build.cast(build.op("Unsqueeze", "attention_mask", build.constant([1, 2])), DTYPES["BOOL"])
         itself = build.op("Equal", self._key, self._query)
         seen = build.op("Or", real, itself)
+        if self._model.is_encoder:
+            return seen
         return build.op("And", build.op("LessOrEqual", self._key, self._query), seen)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from converter.architectures.spec import Architecture, TensorRule
-from converter.architectures.traits import Decoder
+from converter.architectures.traits import Blocks, Encoder
 from converter.errors import UnsupportedFeature
 from converter.mapping.detect import detect_gguf
 from converter.mapping.hparams import HParams, Scope, read_metadata
@@ -45,18 +45,14 @@ class Model:
         return cls(architecture, metadata, tensors, hparams)
 
     @property
-    def facts(self) -> Decoder:
-        """How it computes.
+    def facts(self) -> Blocks:
+        """How its blocks compute: whoever writes a graph has one of both."""
+        return self.architecture.traits.decoder or self.architecture.traits.encoder or Blocks()
 
-        Raises:
-            UnsupportedFeature: nothing says so.
-        """
-        if self.architecture.traits.decoder is None:
-            raise UnsupportedFeature(
-                f"{self.architecture.gguf}: no graph can be written of this architecture yet\n"
-                "--tensors-only writes its tensors without one"
-            )
-        return self.architecture.traits.decoder
+    @property
+    def is_encoder(self) -> bool:
+        """Whether its tokens all see each other, and nothing is kept of them for later ones."""
+        return isinstance(self.facts, Encoder)
 
     @cached_property
     def _scope(self) -> Scope:

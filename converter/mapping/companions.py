@@ -88,6 +88,11 @@ def _read_pooling(assets: Assets, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"mode": next(flagged, said.get("pooling_mode", "unknown"))}
 
 
+def normalises(assets: Assets) -> bool:
+    """Whether the list of modules ends with one that divides a text's vector by its length; no GGUF says so."""
+    return any(kind.endswith("Normalize") for kind, _ in modules(assets))
+
+
 def _write_pooling(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     flags = {flag: said["mode"] == mode for mode, flag in POOLING_FLAGS}
     if not any(flags.values()):  # a classifier's, of which these files say nothing

@@ -24,8 +24,10 @@ from converter.formats.base import Format, WriteOptions
 from converter.formats.gguf import open_gguf
 from converter.formats.hf_folder import beside_weights
 from converter.graphs.decoder import decoder
+from converter.graphs.encoder import encoder
 from converter.graphs.experts import is_of_experts
 from converter.graphs.model import Model as GraphModel
+from converter.mapping.companions import normalises
 from converter.mapping.folder import with_small_files
 from converter.mapping.general_keys import default_file_name, general_metadata
 from converter.mapping.tensors import Translation, projector_to_gguf, to_gguf, to_hf
@@ -623,7 +625,17 @@ def write_graph(draft: Draft) -> Draft:
     if not any(dtype(step.type).quantized for step in draft.steps):
         metadata["general.file_type"] = Value("u32", RECIPES[asked.name].file_type or 0)
     model = GraphModel.of(metadata, own.tensors)
-    program = decoder(model, asked, draft.watch.again(), exact=types.exact)
+    traits, watch = model.architecture.traits, draft.watch.again()
+    if traits.encoder is not None:
+        normalised = normalises(draft.opened.assets)
+        program = encoder(model, traits.encoder, asked, watch, exact=types.exact, normalised=normalised)
+    elif traits.decoder is not None:
+        program = decoder(model, traits.decoder, asked, watch, exact=types.exact)
+    else:
+        raise UnsupportedFeature(
+            f"{model.architecture.gguf}: no graph can be written of this architecture yet\n"
+            "--tensors-only writes its tensors without one"
+        )
     return replace(draft, checkpoint=own.replace(tensors=program.initializers, config={}, structure=program))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support import architectures
 from support.llama_runner import ask
+from support.onnx_cases import session
 from support.torch_logits import TOKENS, logits
 
 import converter
@@ -71,6 +72,21 @@ def test_the_folder_that_comes_back_computes_the_same(folder: Path, tmp_path: Pa
     converter.convert(folder, tmp_path / "m.gguf", converter.Request(quant="f32"), threads=1)
     converter.convert(tmp_path / "m.gguf", tmp_path / "back", converter.Request(format="hf"), threads=1)
     assert np.array_equal(pooled(tmp_path / "back"), pooled(folder))
+
+
+@pytest.mark.slow
+def test_its_graph_computes_the_same(folder: Path, tmp_path: Path) -> None:
+    """All texts in one batch, and vectors of length one, as its list of modules says."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("onnxruntime")
+    converter.convert(folder, tmp_path / "m.onnx", threads=1)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(TEXTS, return_tensors="np", truncation=True, max_length=512, padding=True)
+    (found,) = session(tmp_path / "m.onnx").run(["sentence_embedding"], dict(batch))
+    wanted = pooled(folder)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    print("largest difference", np.abs(found - wanted).max())
+    assert np.abs(found - wanted).max() < 1e-5
 
 
 @pytest.mark.slow

@@ -1,0 +1,110 @@
+"""What decoders and encoders share: embeddings in front, blocks of attention and feed-forward, nothing left over."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from converter.errors import UnsupportedFeature
+from converter.formats.onnx.program import Program, Value
+from converter.formats.onnx.values import CODES
+from converter.graphs import origin
+from converter.graphs.attention import Attention
+from converter.graphs.builder import MICROSOFT, Builder
+from converter.graphs.feedforward import FeedForward
+from converter.graphs.layers import Layers
+from converter.graphs.linear import Matrices
+from converter.graphs.model import Model
+from converter.tensors.dtypes import F32, DType
+from converter.tensors.encode import Watch
+
+OPSETS = {"": 23, MICROSOFT: 1}
+BATCH, TOKENS = "batch_size", "sequence_length"
+
+
+class Network(ABC):
+    """Writes the graph of a model.
+
+    Args:
+        model: keys, tensors and facts.
+        dtype: what numbers are calculated in, F32 or F16; outputs are F32.
+        watch: counts what casts lose.
+        exact: blocks of codes meet activations as they are, not in 8 bits.
+    """
+
+    def __init__(self, model: Model, dtype: DType, watch: Watch, *, exact: bool) -> None:
+        self.model = model
+        self.build = Builder(dtype)
+        self.matrices = Matrices(self.build, watch, exact=exact)
+        self.layers = Layers(self.build, model, self.matrices)
+        self.attention = Attention(self.layers)
+        self.feed_forward = FeedForward(self.layers)
+        self.norm, self.first_norm, self.times = self.layers.norm, self.layers.first_norm, self.layers.times
+
+    @abstractmethod
+    def block(self, x: str, block: int) -> str:
+        """What a block makes of its input: (batch, tokens, elements), as it is."""
+
+    @abstractmethod
+    def head(self, x: str) -> None:
+        """Makes the outputs of what the last block made."""
+
+    @abstractmethod
+    def inputs(self) -> tuple[Value, ...]: ...
+
+    @abstractmethod
+    def outputs(self) -> tuple[Value, ...]: ...
+
+    def program(self) -> Program:
+        """The whole graph.
+
+        Raises:
+            UnsupportedFeature: a part that no graph can be written of yet.
+        """
+        x = self.embedded()
+        for block in range(self.model.n_layer):
+            self.build.scope = f"blk.{block}/"
+            x = self.block(x, block)
+        self.build.scope = ""
+        self.head(x)
+        self.refuse_unused()
+        return Program(
+            self.model.architecture.gguf, tuple(self.build.nodes), self.inputs(), self.outputs(),
+            self.build.initializers, OPSETS, origin.texts(self.model, self.matrices, self.build.initializers),
+        )  # fmt: skip
+
+    def embedded(self) -> str:
+        """Tokens, with the types and the positions that there are tensors for."""
+        build, model = self.build, self.model
+        x = self.matrices.rows(self.layers.needed("token_embd.weight"), "input_ids")
+        embedding = model.facts.embedding
+        x = self.times(x, model.number(embedding) if embedding else model.key("embedding_scale"))
+        if (types := self.layers.tensor("token_types.weight")) is not None:
+            ids = "token_type_ids" if self.has_types else build.constant([[0]])
+            x = build.op("Add", x, self.matrices.rows(types, ids))
+        if (positions := self.layers.tensor("position_embd.weight")) is not None:
+            x = build.op("Add", x, self.matrices.rows(positions, "position_ids"))
+        return self.norm(x, "token_embd_norm") or x
+
+    @property
+    def has_types(self) -> bool:
+        """Whether tokens are of more than one type."""
+        types = self.model.tensor("token_types.weight")
+        return types is not None and types.info.shape[0] > 1
+
+    def output(self, name: str, x: str) -> None:
+        """An output, in F32."""
+        if self.build.dtype is F32:
+            self.build.op("Identity", x, output=name)
+        else:
+            self.build.op("Cast", x, output=name, to=CODES[F32.name])
+
+    def refuse_unused(self) -> None:
+        """A tensor that the graph did not use says that it computes something else."""
+        n_layer = self.model.n_layer
+        left = [name for name in self.model.tensors if name not in self.layers.used]
+        left = [name for name in left if not origin.is_beyond(name, n_layer)]
+        if left:
+            raise UnsupportedFeature(
+                f"{left[0]}: no graph can be written with it yet ({self.model.architecture.gguf})\n"
+                "--tensors-only writes the tensors without a graph"
+            )
