@@ -143,6 +143,6 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(ARCTIC),
+        traits=Traits(ARCTIC, decoder=Decoder(weights_norm=True)),
     ),
 )  # fmt: skip

@@ -19,13 +19,15 @@ from converter.graphs.builder import Builder
 from converter.graphs.layers import Layers
 from converter.tensors.dtypes import DTYPES
 
+#: How names of stacked matrices end.
+STACKED = tuple(f".ffn_{part}_exps.weight" for part in ("gate", "up", "down", "gate_up"))
 LEAST_SUM = 6.103515625e-5  # what a sum of weights is at least: F16's smallest normal number
 Activation = Callable[[str, str | None], str]
 
 
 def is_of_experts(name: str) -> bool:
     """Whether a tensor of a GGUF has a matrix for each expert, which a graph multiplies by one by one."""
-    return name.endswith("_exps.weight")
+    return name.endswith(STACKED)
 
 
 @dataclass(frozen=True)

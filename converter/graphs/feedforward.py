@@ -23,11 +23,15 @@ class FeedForward:
         """What the part makes of `x`; `given` is what the block got."""
         name, has = f"blk.{block}.ffn_", self._layers.has
         dense = [self._dense(x, name, "")] if has(f"{name}down") else []
-        routed = given if self._model.facts.routed_early else x
-        experts = [self._experts(x, block, self.activated, routed)] if has(f"{name}down_exps") else []
+        experts = [self._mixture(x, block, given)] if has(f"{name}down_exps") else []
         shared = [self._shared(x, name)] if has(f"{name}down_shexp") else []
         made = reduce(lambda a, b: self._builder.op("Add", a, b), (*dense, *experts, *shared))
         return self._layers.times(made, 0.5) if shared and self._model.facts.shared_mean else made
+
+    def _mixture(self, x: str, block: int, given: str) -> str:
+        """The chosen experts, of what stands before the attention where they have a norm of their own."""
+        own = self._layers.norm(given, f"blk.{block}.ffn_norm_exps") or x
+        return self._experts(own, block, self.activated, given if self._model.facts.routed_early else own)
 
     def _shared(self, x: str, name: str) -> str:
         """The experts that see every token, by a gate of their own where they have one."""
