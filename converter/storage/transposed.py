@@ -21,7 +21,7 @@ def transposed(matrix: LazyTensor) -> LazyTensor:
 
     def read(start: int, stop: int) -> Rows:
         out = np.empty((stop - start, rows), kind)
-        for low, high in row_ranges([matrix], matrix.info.row_nbytes):
+        for low, high in row_ranges([matrix], matrix.row_work):
             out[:, low:high] = np.ascontiguousarray(matrix.rows(low, high)).view(kind)[:, start:stop].T
         return out.view(np.uint8)
 
