@@ -22,6 +22,13 @@ N_HEAD = HParam("n_head", ("num_attention_heads",), ("attention.head_count",), r
 RMS_EPS = HParam("rms_eps", ("rms_norm_eps",), ("attention.layer_norm_rms_epsilon",), "f32", required=True)
 NORM_EPS = HParam("norm_eps", ("layer_norm_epsilon",), ("attention.layer_norm_epsilon",), "f32", required=True)
 
+# Latent attention (MLA): the width of what heads share, of a row of the cache, and of a head's keys and values.
+KV_LORA = HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), required=True)
+K_CACHE = HParam("k_cache", (), ("attention.key_length",), default="kv_lora + n_rot", always=True)
+V_CACHE = HParam("v_cache", (), ("attention.value_length",), default="kv_lora", always=True)
+K_MLA = HParam("k_mla", (), ("attention.key_length_mla",), default="k_nope + n_rot", always=True)
+V_MLA = HParam("v_mla", ("v_head_dim",), ("attention.value_length_mla",), required=True)
+
 # In the order in which the reference converter writes the keys.
 DECODER_HPARAMS = (
     HParam("n_layer", ("num_hidden_layers", "n_layers", "n_layer"), ("block_count",), required=True),

@@ -9,6 +9,7 @@ Source: the reference converter's DeepseekV4Model; transformers' configuration c
 from converter.architectures.common import G
 from converter.architectures.deepseek import INDEXER_HPARAMS
 from converter.architectures.moe import (
+    BOUNDED,
     MOE_HPARAMS,
     N_EXPERT_SHARED,
     N_FF_EXP,
@@ -110,11 +111,7 @@ ARCHITECTURES = (
             N_EXPERT_SHARED,
             WEIGHTS_SCALE,
             WEIGHTS_NORM,
-            HParam(
-                "bounds", (), ("swiglu_clamp_exp", "swiglu_clamp_shexp"), "f32[]", per_block=True, default="bound",
-                follows="bound",
-            ),
-            HParam("bound", ("swiglu_limit",), (), "f32", back="max(bounds)", follows="bounds"),
+            *BOUNDED,
             *INDEXER_HPARAMS[:3],
             HParam("n_group_out", ("o_groups",), ("attention.output_group_count",), required=True),
             HParam("o_lora", ("o_lora_rank",), ("attention.output_lora_rank",), required=True),

@@ -7,17 +7,22 @@ Source: the reference converter's KimiK3Model; transformers has no such class.
 
 from converter.architectures.common import (
     DENSE_FFN,
+    K_CACHE,
+    K_MLA,
+    KV_LORA,
     NORM_TENSORS,
     OTHER_INPUTS,
     ROPE_BUFFERS,
     TEXT_MODEL_ALIASES,
     TOP_TENSORS,
+    V_CACHE,
+    V_MLA,
     G,
     H,
 )
 from converter.architectures.deepseek import MLA_TENSORS, A, B
-from converter.architectures.kimi_linear import CACHED, CHANNELS, EXPERT, EXPERTS, KDA, KINDS, LINEAR, MOE
-from converter.architectures.moe import MOE_HPARAMS, N_DENSE, N_EXPERT_SHARED, N_FF_EXP, WEIGHTS_NORM, WEIGHTS_SCALE
+from converter.architectures.kimi_linear import CACHED, CHANNELS, EXPERT, EXPERTS, KDA, KIMI_HPARAMS, KINDS, LINEAR, MOE
+from converter.architectures.moe import N_DENSE, N_EXPERT_SHARED, N_FF_EXP, WEIGHTS_NORM, WEIGHTS_SCALE
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, without
 from converter.architectures.styles import KIMI_K3
 from converter.architectures.traits import Traits
@@ -65,26 +70,18 @@ ARCHITECTURES = (
             ),
         ),
         hparams=(
-            *amended(
-                MOE_HPARAMS,
-                n_ctx={"config": ("max_position_embeddings", "model_max_length")},
-                n_head_kv={"back": "n_head", "always": True},
-                n_expert_used={"config": ("num_experts_per_token", "num_experts_per_tok")},
-                n_expert={"config": ("num_experts", "num_local_experts")},
-                gating={"config": ("moe_router_activation_func",)},
-                n_vocab={"gguf": ("vocab_size",)},
-            ),
+            *amended(KIMI_HPARAMS, n_ctx={"config": ("max_position_embeddings", "model_max_length")}),
             CACHED,
             HParam("conv_kernel", (LINEAR + "short_conv_kernel_size",), ("ssm.conv_kernel",)),
             HParam("head_kda", (LINEAR + "head_dim",), ("kda.head_dim",)),
             HParam("lower_bound", (LINEAR + "gate_lower_bound",), ("kda.gate_lower_bound",), "f32"),
             HParam("q_lora", ("q_lora_rank",), ("attention.q_lora_rank",), null=0),
-            HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), required=True),
+            KV_LORA,
             HParam("n_rot", ("qk_rope_head_dim",), ("rope.dimension_count",), required=True),
-            HParam("k_cache", (), ("attention.key_length",), default="kv_lora + n_rot", always=True),
-            HParam("v_cache", (), ("attention.value_length",), default="kv_lora", always=True),
-            HParam("k_mla", (), ("attention.key_length_mla",), default="k_nope + n_rot", always=True),
-            HParam("v_mla", ("v_head_dim",), ("attention.value_length_mla",), required=True),
+            K_CACHE,
+            V_CACHE,
+            K_MLA,
+            V_MLA,
             N_FF_EXP,
             *amended((N_EXPERT_SHARED,), n_expert_shared={"config": ("num_shared_experts",)}),
             *amended((N_DENSE,), n_dense={"always": True}),

@@ -3,7 +3,18 @@
 Source: the reference converter's KimiLinearModel; transformers' configuration class for the defaults.
 """
 
-from converter.architectures.common import DENSE_FFN, NORM_TENSORS, ROPE_BUFFERS, TOP_TENSORS, G, H
+from converter.architectures.common import (
+    DENSE_FFN,
+    K_CACHE,
+    K_MLA,
+    KV_LORA,
+    NORM_TENSORS,
+    ROPE_BUFFERS,
+    TOP_TENSORS,
+    V_MLA,
+    G,
+    H,
+)
 from converter.architectures.deepseek import MLA_TENSORS, A, B
 from converter.architectures.moe import (
     MOE_HPARAMS,
@@ -53,6 +64,14 @@ EXPERTS = (
     ),
 )
 
+KIMI_HPARAMS = amended(
+    MOE_HPARAMS,
+    n_head_kv={"back": "n_head", "always": True},
+    n_expert_used={"config": ("num_experts_per_token", "num_experts_per_tok")},
+    n_expert={"config": ("num_experts", "num_local_experts")},
+    gating={"config": ("moe_router_activation_func",)},
+    n_vocab={"gguf": ("vocab_size",)},
+)
 CACHED = HParam(
     "cached", (), ("attention.head_count_kv",), "i32[]", per_block=True, always=True,
     default="1 if kinds == 'full_attention' else 0",
@@ -83,26 +102,18 @@ ARCHITECTURES = (
             ),
         ),
         hparams=(
-            *amended(
-                MOE_HPARAMS,
-                n_ctx={"config": ("model_max_length", "max_position_embeddings")},
-                n_head_kv={"back": "n_head", "always": True},
-                n_expert_used={"config": ("num_experts_per_token", "num_experts_per_tok")},
-                n_expert={"config": ("num_experts", "num_local_experts")},
-                gating={"config": ("moe_router_activation_func",)},
-                n_vocab={"gguf": ("vocab_size",)},
-            ),
+            *amended(KIMI_HPARAMS, n_ctx={"config": ("model_max_length", "max_position_embeddings")}),
             CACHED,
             HParam(
                 "conv_kernel", (LINEAR + "short_conv_kernel_size", "linear_conv_kernel_dim"), ("ssm.conv_kernel",),
             ),
             HParam("head_kda", (LINEAR + "head_dim", "linear_head_dim"), ("kda.head_dim",)),
             HParam("q_lora", ("q_lora_rank",), ("attention.q_lora_rank",), null=0),
-            HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), required=True),
+            KV_LORA,
             HParam("n_rot", ("qk_rope_head_dim",), ("rope.dimension_count",), required=True),
-            HParam("k_cache", (), ("attention.key_length",), default="kv_lora + n_rot", always=True),
-            HParam("k_mla", (), ("attention.key_length_mla",), default="k_nope + n_rot", always=True),
-            HParam("v_mla", ("v_head_dim",), ("attention.value_length_mla",), required=True),
+            K_CACHE,
+            K_MLA,
+            V_MLA,
             N_FF_EXP,
             *amended((N_EXPERT_SHARED,), n_expert_shared={"config": ("num_shared_experts",)}),
             *amended((N_DENSE,), n_dense={"default": "sum(is_dense)", "always": True}),

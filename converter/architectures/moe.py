@@ -42,6 +42,15 @@ N_DENSE = HParam("n_dense", ("first_k_dense_replace",), ("leading_dense_block_co
 WEIGHTS_SCALE = HParam("weights_scale", ("routed_scaling_factor",), ("expert_weights_scale",), "f32")
 WEIGHTS_NORM = HParam("weights_norm", ("norm_topk_prob",), ("expert_weights_norm",), "bool")
 
+# What a gated function gets is at most as large as one number of the config, in every block.
+BOUNDED = (
+    HParam(
+        "bounds", (), ("swiglu_clamp_exp", "swiglu_clamp_shexp"), "f32[]", per_block=True, default="bound",
+        follows="bound",
+    ),
+    HParam("bound", ("swiglu_limit",), (), "f32", back="max(bounds)", follows="bounds"),
+)
+
 EXPERT = H + "mlp.experts.{expert}."
 ROUTER: tuple[TensorRule, ...] = (
     T(H + "mlp.gate.weight", G + "ffn_gate_inp.weight", shape=("n_expert", "n_embd")),

@@ -9,6 +9,7 @@ from converter.architectures.common import (
     ATTENTION_INTERLEAVED,
     DECODER_HPARAMS,
     DENSE_FFN,
+    KV_LORA,
     LLAMA3_ROPE_FREQS,
     LLAMA_HPARAMS,
     N_ROT,
@@ -79,7 +80,7 @@ ARCHITECTURES = (
         hf=(HFClass("PLMForCausalLM", "plm", DEFAULTS),),
         hparams=(
             *amended(DECODER_HPARAMS, n_vocab={"gguf": ("vocab_size",)}, head_dim={"config": (), "gguf": ()}),
-            HParam("kv_lora", ("kv_lora_rank",), ("attention.kv_lora_rank",), required=True),
+            KV_LORA,
             HParam("key_length", (), ("attention.key_length",), default="qk_nope + n_rot", always=True),
             HParam("v_dim", ("v_head_dim",), ("attention.value_length",), required=True),
             HParam("n_rot", ("qk_rope_head_dim",), ("rope.dimension_count",), required=True),

@@ -266,18 +266,21 @@ class Attention:
         if not beta or (own and self.model.holds(self.facts.rotates, block)):
             return q
         if not self.temperature:
-            build, scope = self.build, self.build.scope
-            build.scope = ""
-            trained = length or self.model.key("rope.scaling.original_context_length")
-            steps = build.constant(self.model.size("attention.temperature_length", default=trained))
-            place = build.op("Add", "position_ids", build.constant(1)) if own else "position_ids"
-            contexts = build.cast(build.op("Div", place, steps), F32)
-            grown = build.op("Log", build.op("Add", contexts, build.constant(1, np.float32)))
-            grown = build.op("Mul", grown, build.constant(beta, np.float32))
-            grown = build.op("Add", grown, build.constant(1, np.float32))
-            self.temperature = build.cast(build.op("Unsqueeze", grown, build.constant([-1])), build.dtype)
-            build.scope = scope
+            with self.build.outside_blocks():
+                self.temperature = self._temperature(beta, own, length)
         return self.build.op("Mul", q, self.temperature)
+
+    def _temperature(self, beta: float, own: float, length: int) -> str:
+        """What queries are multiplied by: (batch, tokens, 1)."""
+        build = self.build
+        trained = length or self.model.key("rope.scaling.original_context_length")
+        steps = build.constant(self.model.size("attention.temperature_length", default=trained))
+        place = build.op("Add", "position_ids", build.constant(1)) if own else "position_ids"
+        contexts = build.cast(build.op("Div", place, steps), F32)
+        grown = build.op("Log", build.op("Add", contexts, build.constant(1, np.float32)))
+        grown = build.op("Mul", grown, build.constant(beta, np.float32))
+        grown = build.op("Add", grown, build.constant(1, np.float32))
+        return build.cast(build.op("Unsqueeze", grown, build.constant([-1])), build.dtype)
 
 
 def cache(block: int) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from converter.formats.onnx.program import Attribute, Node
 from converter.formats.onnx.values import CODES
@@ -53,8 +54,15 @@ class Builder:
             self._constants[key] = name
         return self._constants[key]
 
-    def number(self, value: float) -> str:
-        """A constant of the graph's own type, without an axis."""
+    @contextmanager
+    def outside_blocks(self) -> Iterator[None]:
+        """For what blocks share: it has no block in its names."""
+        scope, self.scope = self.scope, ""
+        yield
+        self.scope = scope
+
+    def number(self, value: ArrayLike) -> str:
+        """A constant of the graph's own type: a number without an axis, or several."""
         kind = self.dtype.numpy
         assert kind is not None
         return self.constant(value, kind.type)

@@ -34,7 +34,8 @@ class _Decoder(Network):
         name = f"blk.{block}."
         inner = self.first_norm(x, f"{name}attn_norm")
         attended = self.attention(self.norm(x, f"{name}attn_norm_2") or inner or x, block)
-        attended = self.norm(attended, f"{name}post_attention_norm") or attended if self.has_late(name) else attended
+        if self.has_late:
+            attended = self.norm(attended, f"{name}post_attention_norm") or attended
         if inner is not None and self.is_parallel(name, block):
             second = self.norm(x, f"{name}ffn_norm") or inner
             made = self.build.op("Add", attended, self.feed_forward(second, block, x))
@@ -52,8 +53,9 @@ class _Decoder(Network):
         found = self.model.key("residual_scale")
         return None if found is None else float(found)
 
-    def has_late(self, name: str) -> bool:
-        """Whether the norm that is called so stands behind the attention, and not before what follows."""
+    @property
+    def has_late(self) -> bool:
+        """Whether a `post_attention_norm` stands behind the attention, and not before what follows."""
         return self.facts.ffn_norm != "post_attention_norm"
 
     def is_parallel(self, name: str, block: int) -> bool:

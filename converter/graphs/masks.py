@@ -31,27 +31,22 @@ class Masks:
         """The mask of a block."""
         window = self.window(block)
         if window not in self._made:
-            build = self._builder
-            scope, build.scope = build.scope, ""
-            if 0 not in self._made:
-                self._made[0] = self._seen()
-            if window:
-                near = self._in_chunk(window) if self._model.facts.chunked else self._in_window(window)
-                self._made[window] = build.op("And", self._made[0], near)
-            build.scope = scope
+            with self._builder.outside_blocks():
+                if 0 not in self._made:
+                    self._made[0] = self._seen()
+                if window:
+                    near = self._in_chunk(window) if self._model.facts.chunked else self._in_window(window)
+                    self._made[window] = self._builder.op("And", self._made[0], near)
         return self._made[window]
 
     def sloped(self, block: int, slopes: Sequence[float]) -> str:
         """What ALiBi adds to scores, below all where nothing is seen: (batch, heads, tokens, tokens so far)."""
         build, mask, key = self._builder, self.of(block), (self.window(block), tuple(slopes))
         if key not in self._sloped:
-            scope, build.scope = build.scope, ""
-            far = build.cast(build.op("Neg", self._distance()), build.dtype)
-            kind = build.dtype.numpy
-            assert kind is not None
-            steep = build.constant(np.reshape(slopes, (1, -1, 1, 1)), kind.type)
-            self._sloped[key] = build.op("Where", mask, build.op("Mul", steep, far), build.number(-np.inf))
-            build.scope = scope
+            with build.outside_blocks():
+                far = build.cast(build.op("Neg", self._distance()), build.dtype)
+                steep = build.number(np.reshape(slopes, (1, -1, 1, 1)))
+                self._sloped[key] = build.op("Where", mask, build.op("Mul", steep, far), build.number(-np.inf))
         return self._sloped[key]
 
     def _in_window(self, size: int) -> str:

@@ -68,15 +68,14 @@ class Rotary:
 
     def _angles(self, n_rot: int, theta: float, scaled: bool) -> Angles:
         build = self._builder
-        scope, build.scope = build.scope, ""
         plain: Floats = np.float32(1) / power(theta, np.arange(0, n_rot, 2, dtype=np.float32) / np.float32(n_rot))
-        frequencies, magnitude = self._scaled(plain, n_rot, theta) if scaled else (self._constant(plain), 1.0)
-        if not self._positions:
-            floats = build.cast("position_ids", F32)
-            self._positions = build.op("Unsqueeze", floats, build.constant([-1]))
-        angles = build.op("Mul", self._positions, frequencies)
-        cos, sin = (self._waves(wave, angles, magnitude) for wave in ("Cos", "Sin"))
-        build.scope = scope
+        with build.outside_blocks():
+            frequencies, magnitude = self._scaled(plain, n_rot, theta) if scaled else (self._constant(plain), 1.0)
+            if not self._positions:
+                floats = build.cast("position_ids", F32)
+                self._positions = build.op("Unsqueeze", floats, build.constant([-1]))
+            angles = build.op("Mul", self._positions, frequencies)
+            cos, sin = (self._waves(wave, angles, magnitude) for wave in ("Cos", "Sin"))
         return Angles(cos, sin, n_rot)
 
     def _waves(self, wave: str, angles: str, magnitude: float) -> str:

@@ -92,7 +92,7 @@ def laid_out(program: Program, target: Path, external_data: str) -> Layout:
         head = dims + number(2, CODES[tensor.info.dtype.name]) + blob(8, name.encode())
         message = [head, *values(tensor, data if outside else None)]
         tensors += [blob_key(5, nbytes(message)), *message]
-    nodes = b"".join(blob(1, _node(node, number)) for number, node in enumerate(program.nodes))
+    nodes = b"".join(blob(1, _node(node, index)) for index, node in enumerate(program.nodes))
     ends = [*(blob(11, _value(each)) for each in program.inputs), *(blob(12, _value(each)) for each in program.outputs)]
     graph: list[Piece] = [nodes, blob(2, program.name.encode()), *tensors, *ends]
     head = number(1, IR_VERSION) + blob(2, PRODUCER.encode()) + blob(3, __version__.encode())
