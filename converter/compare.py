@@ -31,8 +31,9 @@ from converter.inspection import running_memory
 from converter.metadata import number_of, text_of
 from converter.planning.build import finished
 from converter.planning.draft import Draft, begin, run
-from converter.planning.passes import ASKED, FILES, MODEL, choose, open_matrix, weigh
+from converter.planning.passes import ASKED, FILES, MODEL
 from converter.planning.plan import Plan, Step
+from converter.planning.types import choose, open_matrix, weigh
 from converter.quant.recipes import recipe
 from converter.request import PathLike, Request, Source
 from converter.runtimes.behaviour import Behaviour, behaviour

@@ -129,6 +129,11 @@ class Model:
     def __post_init__(self) -> None:
         _settle(self, mmproj=self.mmproj if isinstance(self.mmproj, bool) else Path(self.mmproj))
 
+    @property
+    def parts(self) -> dict[str, bool]:
+        """Which parts of a model are wanted that a runtime can do without."""
+        return {"no_nextn": self.no_nextn, "no_head": self.no_head, "dense_modules": self.dense_modules}
+
 
 @dataclass(frozen=True)
 class Output:

@@ -14,12 +14,14 @@ from converter.planning.plan import Route, Step, route, target_dialect
 from converter.quant.imatrix import ImportanceMatrix, Weights
 from converter.quant.recipes import Choice, Recipe, recipe
 from converter.quant.targets import Packed
-from converter.request import Request
+from converter.request import KEEP_CODES, Request
 from converter.storage.layout import Layout
 from converter.tensors.bound import EXACT, Bound, Codes, loosest
 from converter.tensors.dtypes import dtype
 from converter.tensors.encode import Watch
 from converter.tensors.tensor import LazyTensor
+
+PLAIN = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,14 @@ class Draft:
         """What the request calls for; None keeps every type."""
         quant = self.request.types.quant
         return recipe(quant) if quant is not None else None
+
+    @property
+    def stays_packed(self) -> bool:
+        """Whether a Hugging Face model has packed weights that no other type is asked for."""
+        kept = self.request.types.keep_codes in KEEP_CODES[1:] or self.recipe is None or self.recipe.base in PLAIN
+        if self.route.map != "hf->gguf" or not kept:
+            return False
+        return any(tensor.info.dtype.quantized for tensor in self.intermediate.values())
 
 
 Pass = Callable[[Draft], Draft]

@@ -18,8 +18,9 @@ from converter.graphs.blocks import rounded
 from converter.mapping.view import HEADS, view
 from converter.metadata import number_of, text_of
 from converter.planning.draft import Draft, begin, run
-from converter.planning.passes import MODEL, choose, open_matrix, weigh
+from converter.planning.passes import MODEL
 from converter.planning.plan import Step
+from converter.planning.types import choose, open_matrix, weigh
 from converter.quant import imatrix
 from converter.quant.recipes import RECIPES, Choice, Recipe
 from converter.quant.sources import scheme_of

@@ -18,9 +18,13 @@ from converter.errors import ArchitectureError, ConverterError, QuantizationErro
 from converter.events import Decoded, Event, MetadataLost, NamesKept, Note, NotFinite, Requantized, TypeFallback
 from converter.formats.registry import formats, open_checkpoint
 from converter.metadata import Array, Metadata, Value, text, u32
-from converter.planning import passes
+from converter.planning import types
+from converter.planning.asked import check, detach
 from converter.planning.draft import Draft, begin, run
-from converter.planning.passes import ASKED, MODEL, PASSES, TYPES, check, choose, detach, lay_out, map_names, name_file
+from converter.planning.files import encode, lay_out, name_file
+from converter.planning.model import map_names
+from converter.planning.passes import ASKED, MODEL, PASSES, TYPES
+from converter.planning.types import choose
 from converter.quant import imatrix
 from converter.quant.recipes import Choice, ModelFacts, Options
 from converter.request import Request
@@ -211,8 +215,8 @@ def test_what_mapping_has_to_say_is_in_the_report(tmp_path: Path) -> None:
 def test_what_the_rules_ask_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers, per layer or not; what is not there or no whole number counts as nothing."""
     seen: list[ModelFacts] = []
-    assign = passes.assign
-    monkeypatch.setattr(passes, "assign", lambda *given: seen.append(given[2]) or assign(*given))
+    assign = types.assign
+    monkeypatch.setattr(types, "assign", lambda *given: seen.append(given[2]) or assign(*given))
 
     def facts(**keys: Any) -> ModelFacts:
         values = {f"llama.{key.replace('__', '.')}": value for key, value in keys.items()}
@@ -235,8 +239,8 @@ def test_what_the_rules_ask_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_option_reaches_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Options] = []
-    assign = passes.assign
-    monkeypatch.setattr(passes, "assign", lambda *given: seen.append(given[3]) or assign(*given))
+    assign = types.assign
+    monkeypatch.setattr(types, "assign", lambda *given: seen.append(given[3]) or assign(*given))
     wishes: dict[str, Any] = {
         "pure": True, "tensor_types": ((".", "q8_0"),), "output_type": "q5_0", "embedding_type": "f16",
         "leave_output": True, "no_fallback": True,
@@ -390,7 +394,7 @@ def test_free_texts_without_a_place_are_lost() -> None:
 
     def lost(kept: frozenset[str] | None) -> list[Event]:
         draft = replace(drafted(opened, "npz"), target=replace(npz, free_metadata=kept))
-        return lay_out(run(draft, (*ASKED, *MODEL, *TYPES, passes.encode))).report.events
+        return lay_out(run(draft, (*ASKED, *MODEL, *TYPES, encode))).report.events
 
     assert lost(frozenset()) == [MetadataLost(key, "npz holds no free texts") for key in ("author", "note")]
     assert lost(frozenset({"author"})) == [MetadataLost("note", "npz holds no free texts")]

@@ -1,0 +1,98 @@
+"""What is asked of a source: refused where it contradicts itself, the source or the target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from converter.errors import ArchitectureError, UsageError
+from converter.planning.draft import PLAIN, Draft
+from converter.quant.recipes import recipe
+from converter.request import SCALES, Types
+
+EXTERNAL_DATA = ("auto", "always", "never")
+
+
+def check(draft: Draft) -> Draft:
+    """Refuse what contradicts itself, the source or the target.
+
+    Raises:
+        UsageError: options that do not go together, or have no effect on this target.
+        ArchitectureError: nothing says what the names would be in a GGUF.
+    """
+    target, request = draft.target, draft.request
+    if request.types.quant and not draft.to_gguf:
+        raise UsageError(
+            f"--quant {request.types.quant}: {target.name} holds plain types; --dtype f16|bf16|f32 is for it"
+        )
+    if request.types.scheme and not target.folder:
+        raise UsageError(
+            f"--scheme {request.types.scheme}: packs the weights of a folder; end the output's name in a slash"
+        )
+    if draft.whole and not target.folder and not draft.to_graph:
+        raise UsageError(f"{draft.path}: a folder of {target.name} is for models that run; a file takes tensors alone")
+    if request.types.scale != SCALES[0] and not request.types.scheme:
+        raise UsageError(f"--scale {request.types.scale}: says how --scheme finds scales, and has no effect without")
+    _check_imatrix(request.types)
+    if draft.opened.dialect == "peft" and target.dialect != "peft":
+        _check_adapter(draft)
+    elif draft.opened.base is not None and draft.route.map != "hf->gguf":
+        raise UsageError(
+            f"--base {draft.opened.base.path}: has a part in a GGUF of a draft model, and in no other file"
+        )
+    if request.types.dtype and draft.to_gguf and not draft.to_graph:
+        raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
+    if isinstance(request.model.mmproj, Path) and draft.route.map != "gguf->hf":
+        raise UsageError("--mmproj FILE makes a GGUF the folder of a whole model, and has no effect on others")
+    for option, asked in request.model.parts.items():
+        if asked and draft.route.map != "hf->gguf":
+            raise UsageError(
+                f"--{option.replace('_', '-')} says which parts of a Hugging Face model a GGUF has, "
+                "and has no effect on others"
+            )
+    if request.types.exact and not draft.to_graph:
+        raise UsageError(f"--exact: says how a graph computes with blocks of codes, and {target.name} gets none here")
+    if request.output.external_data not in EXTERNAL_DATA:
+        raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
+    if request.output.external_data != "auto" and not target.runs:
+        raise UsageError(f"--external-data {request.output.external_data}: only ONNX has data files, not {target.name}")
+    if draft.to_gguf and draft.opened.dialect is None and not request.model.tensors_only:
+        raise ArchitectureError(
+            f"{draft.opened.path}: no config.json beside it, so the names cannot be mapped to GGUF\n"
+            "--config DIR takes config and tokenizer from a folder, --tensors-only keeps names as they are"
+        )
+    return draft
+
+
+def _check_adapter(draft: Draft) -> None:
+    base, quant = draft.opened.base, draft.request.types.quant
+    assert base is not None
+    if draft.route.map != "peft->gguf":
+        raise UsageError(
+            f"--base {base.path}: makes a GGUF adapter, with its own names, and nothing else\n"
+            f"to merge {draft.opened.path} into the model: convert {base.path} OUT --lora {draft.opened.path}"
+        )
+    if quant is not None and recipe(quant).base not in PLAIN:
+        raise UsageError(f"--quant {quant}: the matrices of an adapter are small; f32, f16 and bf16 are for them")
+
+
+def _check_imatrix(types: Types) -> None:
+    if types.imatrix is not None and (types.quant is None or recipe(types.quant).base is None):
+        raise UsageError("--imatrix has no effect without a type to encode to; say --quant TYPE")
+    if types.imatrix is None and (types.include_weights or types.exclude_weights):
+        raise UsageError("--include-weights and --exclude-weights choose from an importance matrix: pass --imatrix")
+    if types.include_weights and types.exclude_weights:
+        raise UsageError("--include-weights and --exclude-weights cannot be used together")
+
+
+def detach(draft: Draft) -> Draft:
+    """Leave what the source has around its tensors, which only a target of its own format can keep.
+
+    Raises:
+        UnsupportedFeature: that is too much to lose.
+    """
+    structure = draft.checkpoint.structure
+    if structure is None or draft.target.name == draft.opened.format:
+        return draft
+    draft.report.extend(list(structure.leave()))
+    return replace(draft, checkpoint=draft.checkpoint.replace(structure=None))

@@ -1,0 +1,132 @@
+"""Which type each tensor gets, and what its encoder follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from converter.architectures import traits_of
+from converter.errors import QuantizationError, UsageError
+from converter.events import Decoded, Note, Report
+from converter.formats.base import Format
+from converter.metadata import Array, Value
+from converter.planning.draft import Draft
+from converter.planning.graph import for_graph
+from converter.quant import imatrix
+from converter.quant.recipes import Choice, ModelFacts, Options, TensorSpec, assign, recipe
+from converter.storage.files import remembering
+from converter.tensors.dtypes import F32, DType, dtype
+from converter.tensors.tensor import LazyTensor
+
+
+def open_matrix(draft: Draft) -> Draft:
+    """The importance matrix that the request names, which the output then also reads from.
+
+    Raises:
+        CorruptFile, UsageError, OutputError: as `quant.imatrix.open_imatrix`.
+    """
+    types = draft.request.types
+    if types.imatrix is None:
+        return draft
+    with remembering(draft.checkpoint.opened):
+        matrix = imatrix.open_imatrix(types.imatrix, types.include_weights, types.exclude_weights)
+    own = draft.checkpoint
+    own = own.replace(files=(*own.files, matrix.path), closers=(*own.closers, matrix.close))
+    return replace(draft, checkpoint=own, matrix=matrix, weighted=True)
+
+
+def choose(draft: Draft) -> Draft:
+    """The type of each tensor, and why: by the recipe in a GGUF, by what the format can hold in others.
+
+    Raises:
+        UsageError, QuantizationError: as `quant.recipes.assign`; a type that the format cannot hold.
+    """
+    if draft.to_graph:
+        return replace(draft, choices=for_graph(draft, _by_recipe(draft)))
+    return replace(draft, choices=_by_recipe(draft) if draft.to_gguf else _plain(draft))
+
+
+def _by_recipe(draft: Draft) -> dict[str, Choice]:
+    types, tensors = draft.request.types, draft.checkpoint.tensors
+    specs = [TensorSpec(name, tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()]
+    options = Options(
+        pure=types.pure,
+        tensor_types=types.tensor_types,
+        output_type=types.output_type,
+        embedding_type=types.embedding_type,
+        leave_output=types.leave_output,
+        no_fallback=types.no_fallback,
+        has_imatrix=draft.weighted,
+    )
+    choices = assign(draft.recipe or recipe("COPY"), specs, _facts(draft), options)
+    if draft.recipe is None:
+        choices = {name: Choice(choice.type, "as in the source") for name, choice in choices.items()}
+    if draft.stays_packed:
+        packed = (spec for spec in specs if dtype(spec.source).quantized)
+        choices |= {spec.name: Choice(spec.source, "kept: arrives quantized") for spec in packed}
+    return choices
+
+
+def _facts(draft: Draft) -> ModelFacts:
+    """What the mixture rules ask of a model; a number that differs per layer counts for layer 0."""
+    metadata = draft.checkpoint.config
+    arch = metadata.get("general.architecture")
+    name = str(arch.value) if isinstance(arch, Value) else ""
+
+    def number(key: str, default: int) -> int:
+        entry = metadata.get(f"{name}.{key}")
+        value = entry.values[0] if isinstance(entry, Array) and len(entry) else getattr(entry, "value", default)
+        return int(value) if isinstance(value, int) else default
+
+    n_head = number("attention.head_count", 0)
+    n_head_kv, n_expert = number("attention.head_count_kv", n_head), number("expert_count", 0)
+    traits = draft.mapped.architecture.traits if draft.mapped else traits_of(name)
+    return ModelFacts(name, number("block_count", 0), n_head, n_head_kv, n_expert, traits)
+
+
+def _plain(draft: Draft) -> dict[str, Choice]:
+    asked, structure = draft.request.types.dtype, draft.checkpoint.structure
+    wanted = dtype(asked) if asked else None
+    if wanted is not None and (wanted.quantized or not wanted.floating):
+        raise UsageError(f"--dtype {asked}: give a plain floating type such as f32, f16 or bf16")
+    fixed = structure.fixed if structure is not None and wanted is not None else {}
+    choices, n_kept = {}, 0
+    for name, tensor in draft.checkpoint.tensors.items():
+        if draft.packed is not None and name in draft.packed.bounds:
+            choices[name] = Choice(tensor.info.dtype.name, f"--scheme {draft.request.types.scheme}")
+            continue
+        kept = name in fixed and tensor.info.dtype.floating
+        choices[name] = _plain_type(tensor, None if name in fixed else wanted, draft.target, draft.report)
+        if kept:
+            choices[name] = replace(choices[name], rule=f"as in the source: {fixed[name]}")
+        n_kept += kept and tensor.info.dtype is not wanted
+    if n_kept:
+        draft.report.add(Note(f"{n_kept} tensors keep their type, which the graph relies on; `convert plan` says why"))
+    return choices
+
+
+def _plain_type(tensor: LazyTensor, wanted: DType | None, target: Format, report: Report) -> Choice:
+    """The type of a tensor in a file of plain numbers, and why. What is packed becomes F32, which holds all of it."""
+    own = tensor.info.dtype
+    if wanted is not None and own.floating:
+        return Choice(wanted.name, f"--dtype {wanted.name.lower()}")
+    if own.name in target.dtypes:
+        return Choice(own.name, "as in the source")
+    if not own.quantized:
+        raise QuantizationError(f"{tensor.name}: {target.name} cannot hold {own}")
+    report.add(Decoded(tensor.name, own.name, F32.name))
+    return Choice(F32.name, f"{target.name} cannot hold {own}")
+
+
+def weigh(draft: Draft) -> Draft:
+    """The entry of the importance matrix that each tensor's encoder follows.
+
+    Raises:
+        MissingImportance, QuantizationError: as `quant.imatrix.assign_weights`.
+    """
+    if draft.recipe is None:
+        return draft
+    infos = [tensor.info for tensor in draft.checkpoint.tensors.values()]
+    types = {name: choice.type for name, choice in draft.choices.items()}
+    weights, events = imatrix.assign_weights(draft.matrix, draft.recipe, infos, types)
+    draft.report.extend(events)
+    return replace(draft, weights=weights)
