@@ -18,7 +18,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, pair, read_only
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Reshape, Split
 
 CONV, ATTN, FFN = H + "conv.", H + "self_attn.", H + "feed_forward."
@@ -133,7 +133,7 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=ALIASES,
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(last_norm="token_embd_norm")),
     ),
     Architecture(
         gguf="lfm2moe",
@@ -156,6 +156,6 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS),
         aliases=ALIASES,
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(last_norm="token_embd_norm", weights_norm=True)),
     ),
 )  # fmt: skip

@@ -121,6 +121,7 @@ class Blocks:
         embedding: what embeddings are multiplied by.
         parallel: both parts of a block read the same input.
         ffn_norm: what the norm before the feed-forward part is called.
+        last_norm: and the one after the last block.
         late_norm: queries and keys are normalised after they were rotated.
         rms: norms are of the root of the mean square, though keys have an epsilon for others, too.
         plain_norm: norms without weights stand where no tensor does.
@@ -142,6 +143,7 @@ class Blocks:
         shared_mean: with the shared experts it is the mean of both, not their sum.
         best_of_group: how many experts of a group have the scores that choose it.
         latent_epsilon: of the norms of latent vectors, where it is not that of the others.
+        logits: what logits are multiplied by.
     """
 
     activation: str = "silu"
@@ -153,6 +155,7 @@ class Blocks:
     embedding: str = ""
     parallel: str = ""
     ffn_norm: str = "ffn_norm"
+    last_norm: str = "output_norm"
     late_norm: bool = False
     rms: bool = False
     plain_norm: bool = False
@@ -173,17 +176,12 @@ class Blocks:
     shared_mean: bool = False
     best_of_group: str = "2"
     latent_epsilon: float | None = None
+    logits: str = ""
 
 
 @dataclass(frozen=True)
 class Decoder(Blocks):
-    """A decoder, whose tokens see earlier ones.
-
-    Attributes:
-        logits: what logits are multiplied by.
-    """
-
-    logits: str = ""
+    """A decoder, whose tokens see earlier ones."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from converter.graphs.builder import PAST, TOTAL
 from converter.graphs.layers import Layers
 from converter.graphs.masks import Masks
 from converter.graphs.rotary import READ, Rotary
@@ -30,13 +31,12 @@ class Heads:
 
 
 class Attention:
-    """Writes the attention of any block; `caches` are those of the blocks so far."""
+    """Writes the attention of any block."""
 
     def __init__(self, layers: Layers) -> None:
         self.layers, self.build, self.model, self.facts = layers, layers.build, layers.model, layers.model.facts
         self.masks = Masks(self.build, self.model)
         self.rotary = Rotary(self.build, self.model, self.masks)
-        self.caches: list[Heads] = []
         self.temperature = ""
         layers.used |= READ
 
@@ -53,7 +53,6 @@ class Attention:
         q, k, v = self.projected(x, block, heads)
         q, k = self.positioned(q, k, block, heads)
         q = self.sharpened(q, block)
-        self.caches.append(heads)
         return self.attended(q, k, v, block, heads)
 
     def attended(self, q: str, k: str, v: str, block: int, heads: Heads) -> str:
@@ -61,7 +60,7 @@ class Attention:
         sinks = self.layers.tensor(f"blk.{block}.attn_sinks.weight")
         if sinks is not None:
             return self.with_sink(q, k, v, block, heads, self.layers.matrices.plain(sinks))
-        past, present = ((), ()) if self.model.is_encoder else cache(block)
+        past, present = self.kept(block, heads)
         return self.build.ops(
             "Attention", q, k, v, self.bias(block, heads), *past, outputs=("", *present),
             q_num_heads=heads.n, kv_num_heads=heads.n_kv, scale=self.scale(block, heads), softcap=self.cap,
@@ -70,6 +69,7 @@ class Attention:
     def with_sink(self, q: str, k: str, v: str, block: int, heads: Heads, sinks: str) -> str:
         """A key of zeros before all others, whose score is the head's sink, and which has nothing to give."""
         build = self.build
+        self.kept(block, heads)
         keys = self.remembered(self.apart(k, heads.n_kv, heads.key), block, "key")
         values = self.remembered(self.apart(v, heads.n_kv, heads.value), block, "value")
         keys, values = (build.op("Pad", each, build.constant([0, 0, 1, 0, 0, 0, 0, 0])) for each in (keys, values))
@@ -91,8 +91,20 @@ class Attention:
         steepest = self.model.number(self.facts.alibi) if self.facts.alibi else 0.0
         return self.masks.sloped(block, slopes(heads.n, steepest)) if steepest else self.masks.of(block)
 
+    def kept(self, block: int, heads: Heads) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The keys and values of a block, as they come in and as they go out; nothing where there is no cache."""
+        if not self.model.has_cache:
+            return (), ()
+        for part, size in (("key", heads.key), ("value", heads.value)):
+            shapes = ((heads.n_kv, length, size) for length in (PAST, TOTAL))
+            self.layers.keep(f"past_key_values.{block}.{part}", f"present.{block}.{part}", self.build.dtype, *shapes)
+        past, present = zip(*((a.name, b.name) for a, b in self.layers.states[-2:]), strict=True)
+        return past, present
+
     def remembered(self, x: str, block: int, part: str) -> str:
         """Keys or values (batch, heads, tokens, elements) after those of the cache."""
+        if not self.model.has_cache:
+            return x
         past, present = f"past_key_values.{block}.{part}", f"present.{block}.{part}"
         return self.build.op("Concat", past, x, output=present, axis=2)
 
@@ -219,7 +231,7 @@ class Attention:
         """Queries meet the common vector itself, which is all that the cache has."""
         build, layers, name = self.build, self.layers, f"blk.{block}.attn_"
         kv_lora, n_rot = self.model.size("attention.kv_lora_rank"), self.model.size("rope.dimension_count")
-        self.caches.append(Heads(heads.n, 1, kv_lora, n_rot))
+        self.kept(block, Heads(heads.n, 1, kv_lora, n_rot))
         q_nope = build.op("Transpose", q_nope, perm=[0, 2, 1, 3])
         q_nope = layers.matrices.by_head(q_nope, layers.needed(f"{name}k_b.weight"))
         q = build.op("Concat", q_nope, self.apart(q_rot, heads.n, n_rot), axis=-1)
@@ -234,14 +246,13 @@ class Attention:
     def unfolded(self, q_nope: str, q_rot: str, common: str, k_rot: str, block: int, heads: Heads) -> str:
         """Every head's keys and values, as the cache has them."""
         build, n_rot = self.build, self.model.size("rope.dimension_count")
-        self.caches.append(heads)
         both = self.layers.linear(common, f"blk.{block}.attn_kv_b")
         both = build.reshape(both, 0, 0, heads.n, heads.key - n_rot + heads.value)
         k_nope, values = build.split(both, (heads.key - n_rot, heads.value))
         every = build.op("Concat", *[build.reshape(k_rot, 0, 0, 1, n_rot)] * heads.n, axis=2)
         k = build.reshape(build.op("Concat", k_nope, every, axis=-1), 0, 0, -1)
         q = build.op("Concat", q_nope, build.reshape(q_rot, 0, 0, heads.n, n_rot), axis=-1)
-        past, present = cache(block)
+        past, present = self.kept(block, heads)
         return build.ops(
             "Attention", build.reshape(q, 0, 0, -1), k, build.reshape(values, 0, 0, -1), self.masks.of(block), *past,
             outputs=("", *present), q_num_heads=heads.n, kv_num_heads=heads.n,
@@ -281,12 +292,6 @@ class Attention:
         grown = build.op("Mul", grown, build.constant(beta, np.float32))
         grown = build.op("Add", grown, build.constant(1, np.float32))
         return build.cast(build.op("Unsqueeze", grown, build.constant([-1])), build.dtype)
-
-
-def cache(block: int) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The keys and values of a block, as they come in and as they go out."""
-    names = [(f"{whose}.{block}.key", f"{whose}.{block}.value") for whose in ("past_key_values", "present")]
-    return names[0], names[1]
 
 
 def slopes(n_head: int, steepest: float) -> list[float]:

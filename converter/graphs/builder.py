@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from converter.formats.onnx.program import Attribute, Node
+from converter.formats.onnx.program import Attribute, Body, Node
 from converter.formats.onnx.values import CODES
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, from_array
 
 MICROSOFT = "com.microsoft"
+BATCH, TOKENS, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+END = (1 << 63) - 1  # of an axis, however long it is
+Step = Callable[[Sequence[str], Sequence[str]], tuple[Sequence[str], Sequence[str]]]
 _OURS = {"float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
 
 
@@ -30,6 +33,7 @@ class Builder:
         self.initializers: dict[str, LazyTensor] = {}
         self.scope = ""
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._count = 0
 
     def op(self, op: str, *inputs: str, domain: str = "", output: str = "", **attributes: Attribute) -> str:
         """One operator with one output; its name."""
@@ -39,7 +43,7 @@ class Builder:
         self, op: str, *inputs: str, outputs: Sequence[str], domain: str = "", **attributes: Attribute
     ) -> tuple[str, ...]:
         """One operator; the names of its outputs, those without one (an empty text) get one."""
-        stem = f"{self.scope}{op}_{len(self.nodes)}"
+        stem, self._count = f"{self.scope}{op}_{self._count}", self._count + 1
         names = tuple(name or (f"{stem}.{index}" if index else stem) for index, name in enumerate(outputs))
         self.nodes.append(Node(op, inputs, names, attributes, domain))
         return names
@@ -71,6 +75,30 @@ class Builder:
         """A tensor of the model; one that was added under its name already is not looked at again."""
         self.initializers.setdefault(tensor.name, tensor)
         return tensor.name
+
+    def scan(self, step: Step, states: Sequence[str], tokens: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
+        """What `step` makes of one token after the other: the states after the last, and what it made of each.
+
+        Args:
+            step: of (states, what there is of one token): new states and what it made, both in their order.
+            states: before the first token.
+            tokens: each (batch, tokens, ...).
+            outputs: names of the last states, then of what is made, as `ops`'.
+        """
+        own = tuple(f"{self.scope}state_{self._count}.{index}" for index in range(len(states)))
+        each = tuple(f"{self.scope}token_{self._count}.{index}" for index in range(len(tokens)))
+        outer, self.nodes = self.nodes, []
+        after, made = step(own, each)
+        body, self.nodes = Body(tuple(self.nodes), (*own, *each), (*after, *made)), outer
+        return self.ops(
+            "Scan", *states, *tokens, outputs=outputs, body=body, num_scan_inputs=len(tokens),
+            scan_input_axes=[1] * len(tokens), scan_output_axes=[1] * len(made),
+        )  # fmt: skip
+
+    def slice(self, value: str, first: int | str, axis: int = -1, output: str = "") -> str:
+        """An axis from its `first` (from behind, where that is negative) to its end."""
+        begin = first if isinstance(first, str) else self.constant([first])
+        return self.op("Slice", value, begin, self.constant([END]), self.constant([axis]), output=output)
 
     def cast(self, value: str, dtype: DType) -> str:
         return self.op("Cast", value, to=CODES[dtype.name])

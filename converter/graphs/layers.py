@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from converter.errors import UnsupportedFeature
-from converter.graphs.builder import Builder
+from converter.formats.onnx.program import Size, Value
+from converter.graphs.builder import BATCH, Builder
 from converter.graphs.linear import Matrices
 from converter.graphs.model import Model
+from converter.tensors.dtypes import DType
 from converter.tensors.tensor import LazyTensor
 
 
 class Layers:
-    """What the parts of a graph are made of; `used` collects the tensors that they looked at."""
+    """What the parts of a graph are made of.
+
+    `used` collects the tensors that they looked at, `states` what is kept of earlier tokens: as it comes in and as it
+    goes out.
+    """
 
     def __init__(self, builder: Builder, model: Model, matrices: Matrices) -> None:
         self.build = builder
         self.model = model
         self.matrices = matrices
         self.used: set[str] = set()
+        self.states: list[tuple[Value, Value]] = []
+
+    def keep(self, past: str, present: str, dtype: DType, shape: Sequence[Size], after: Sequence[Size] = ()) -> None:
+        """A state (batch, ...) comes in as `past` and goes out as `present`, of another shape where `after` says so."""
+        ends = zip((past, present), (shape, after or shape), strict=True)
+        first, last = (Value(name, dtype.name, (BATCH, *sizes)) for name, sizes in ends)
+        self.states.append((first, last))
 
     def has(self, name: str) -> bool:
         """Whether there is a matrix (or a norm) of that name."""

@@ -25,7 +25,7 @@ class Masks:
         self.total = builder.op("Shape", "attention_mask", start=1, end=2)
         self._made: dict[int, str] = {}
         self._sloped: dict[tuple[int, tuple[float, ...]], str] = {}
-        self._query = self._key = ""
+        self._query = self._key = self._real = ""
 
     def of(self, block: int) -> str:
         """The mask of a block."""
@@ -51,7 +51,7 @@ class Masks:
 
     def _in_window(self, size: int) -> str:
         build = self._builder
-        if self._model.is_encoder:  # half of it to either side
+        if not self._model.is_causal:  # half of it to either side
             return build.op("LessOrEqual", self._distance(), build.constant([size // 2]))
         return build.op("Greater", self._key, build.op("Sub", self._query, build.constant([size])))
 
@@ -66,6 +66,16 @@ class Masks:
         keys = build.op("Unsqueeze", build.op("Div", places, length), build.constant([1, 2]))
         queries = build.op("Unsqueeze", build.op("Div", "position_ids", length), build.constant([1, 3]))
         return build.op("Equal", queries, keys)
+
+    def real(self) -> str:
+        """One of every token, zero of padding: (batch, tokens, 1)."""
+        if not self._real:
+            build = self._builder
+            with build.outside_blocks():
+                first = build.op("Neg", build.op("Shape", "input_ids", start=1, end=2))
+                new = build.slice("attention_mask", first, axis=1)
+                self._real = build.cast(build.op("Unsqueeze", new, build.constant([-1])), build.dtype)
+        return self._real
 
     def window(self, block: int) -> int:
         """Tokens that a block sees, itself among them; 0 where it sees all."""
@@ -94,6 +104,6 @@ class Masks:
         real = build.cast(build.op("Unsqueeze", "attention_mask", build.constant([1, 2])), DTYPES["BOOL"])
         itself = build.op("Equal", self._key, self._query)
         seen = build.op("Or", real, itself)
-        if self._model.is_encoder:
+        if not self._model.is_causal:
             return seen
         return build.op("And", build.op("LessOrEqual", self._key, self._query), seen)

@@ -50,9 +50,19 @@ class Model:
         return self.architecture.traits.decoder or self.architecture.traits.encoder or Blocks()
 
     @property
-    def is_encoder(self) -> bool:
-        """Whether its tokens all see each other, and nothing is kept of them for later ones."""
-        return isinstance(self.facts, Encoder)
+    def is_causal(self) -> bool:
+        """Whether its tokens see earlier ones only."""
+        return not isinstance(self.facts, Encoder) and bool(self.key("attention.causal", default=True))
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether something is kept of its tokens for later ones: not where a text is read at once, as a whole."""
+        return self.is_causal and not self.is_of_texts
+
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether it makes vectors of texts or of their tokens, or tells texts apart."""
+        return bool(self.key("pooling_type", default=0)) or "dense_2.weight" in self.tensors
 
     @cached_property
     def _scope(self) -> Scope:

@@ -9,7 +9,8 @@ from converter.formats.onnx.program import Program, Value
 from converter.formats.onnx.values import CODES
 from converter.graphs import origin
 from converter.graphs.attention import Attention
-from converter.graphs.builder import MICROSOFT, Builder
+from converter.graphs.builder import BATCH, MICROSOFT, TOKENS, Builder
+from converter.graphs.convolution import Convolution
 from converter.graphs.feedforward import FeedForward
 from converter.graphs.layers import Layers
 from converter.graphs.linear import Matrices
@@ -18,7 +19,6 @@ from converter.tensors.dtypes import F32, DType
 from converter.tensors.encode import Watch
 
 OPSETS = {"": 23, MICROSOFT: 1}
-BATCH, TOKENS = "batch_size", "sequence_length"
 
 
 class Network(ABC):
@@ -29,14 +29,20 @@ class Network(ABC):
         dtype: what numbers are calculated in, F32 or F16; outputs are F32.
         watch: counts what casts lose.
         exact: blocks of codes meet activations as they are, not in 8 bits.
+        normalised: a text's vector is divided by its length.
     """
 
-    def __init__(self, model: Model, dtype: DType, watch: Watch, *, exact: bool) -> None:
+    def __init__(
+        self, model: Model, dtype: DType, watch: Watch, *, exact: bool = False, normalised: bool = False
+    ) -> None:
         self.model = model
+        self.normalised = normalised
+        self.made: list[Value] = []
         self.build = Builder(dtype)
         self.matrices = Matrices(self.build, watch, exact=exact)
         self.layers = Layers(self.build, model, self.matrices)
         self.attention = Attention(self.layers)
+        self.convolution = Convolution(self.layers, self.attention.masks)
         self.feed_forward = FeedForward(self.layers)
         self.norm, self.first_norm, self.times = self.layers.norm, self.layers.first_norm, self.layers.times
 
@@ -51,8 +57,9 @@ class Network(ABC):
     @abstractmethod
     def inputs(self) -> tuple[Value, ...]: ...
 
-    @abstractmethod
-    def outputs(self) -> tuple[Value, ...]: ...
+    def outputs(self) -> tuple[Value, ...]:
+        """What was made, then what is kept for later tokens."""
+        return (*self.made, *(present for _, present in self.layers.states))
 
     def program(self) -> Program:
         """The whole graph.
@@ -83,7 +90,7 @@ class Network(ABC):
             x = build.op("Add", x, self.matrices.rows(types, ids))
         if (positions := self.layers.tensor("position_embd.weight")) is not None:
             x = build.op("Add", x, self.matrices.rows(positions, "position_ids"))
-        return self.norm(x, "token_embd_norm") or x
+        return x if self.model.facts.last_norm == "token_embd_norm" else self.norm(x, "token_embd_norm") or x
 
     @property
     def has_types(self) -> bool:
@@ -91,12 +98,35 @@ class Network(ABC):
         types = self.model.tensor("token_types.weight")
         return types is not None and types.info.shape[0] > 1
 
-    def output(self, name: str, x: str) -> None:
+    def output(self, name: str, x: str, width: int) -> None:
+        """An output of every token."""
+        self.give(name, x)
+        self.made.append(Value(name, "F32", (BATCH, TOKENS, width)))
+
+    def give(self, name: str, x: str) -> None:
         """An output, in F32."""
         if self.build.dtype is F32:
             self.build.op("Identity", x, output=name)
         else:
             self.build.op("Cast", x, output=name, to=CODES[F32.name])
+
+    def logits(self, x: str) -> str:
+        """What the head makes of states, or the embedding in its place."""
+        head = self.layers.tensor("output.weight")
+        head = self.layers.needed("token_embd.weight") if head is None else head
+        logits = self.layers.biased(self.matrices.multiply(x, head), "output.bias")
+        if scale := self.model.facts.logits:
+            logits = self.times(logits, self.model.number(scale))
+        if cap := self.model.key("final_logit_softcapping"):
+            size = self.build.number(cap)
+            logits = self.build.op("Mul", self.build.op("Tanh", self.build.op("Div", logits, size)), size)
+        return logits
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the head."""
+        head = self.model.tensor("output.weight") or self.layers.needed("token_embd.weight")
+        return head.info.shape[0]
 
     def refuse_unused(self) -> None:
         """A tensor that the graph did not use says that it computes something else."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from converter.errors import UnsupportedFeature, UsageError
+from converter.errors import UsageError
 from converter.events import Decoded
-from converter.graphs.decoder import decoder
-from converter.graphs.encoder import encoder
 from converter.graphs.experts import is_of_experts
 from converter.graphs.model import Model as GraphModel
+from converter.graphs.write import program
 from converter.mapping.companions import normalises
 from converter.metadata import Value
 from converter.planning.draft import Draft
@@ -56,15 +55,5 @@ def write_graph(draft: Draft) -> Draft:
     if not any(dtype(step.type).quantized for step in draft.steps):
         metadata["general.file_type"] = Value("u32", RECIPES[asked.name].file_type or 0)
     model = GraphModel.of(metadata, own.tensors)
-    traits, watch = model.architecture.traits, draft.watch.again()
-    if traits.encoder is not None:
-        normalised = normalises(draft.opened.assets)
-        program = encoder(model, traits.encoder, asked, watch, exact=types.exact, normalised=normalised)
-    elif traits.decoder is not None:
-        program = decoder(model, traits.decoder, asked, watch, exact=types.exact)
-    else:
-        raise UnsupportedFeature(
-            f"{model.architecture.gguf}: no graph can be written of this architecture yet\n"
-            "--tensors-only writes its tensors without one"
-        )
-    return replace(draft, checkpoint=own.replace(tensors=program.initializers, config={}, structure=program))
+    made = program(model, asked, draft.watch.again(), exact=types.exact, normalised=normalises(draft.opened.assets))
+    return replace(draft, checkpoint=own.replace(tensors=made.initializers, config={}, structure=made))

@@ -30,6 +30,7 @@ FEEDS: dict[str, Callable[[int], list[list[int]]]] = {
     "token_type_ids": lambda length: [[0] * length],
 }
 PAST = "past_key_values."  # (batch, heads, past tokens, width): none
+STATES = ("past_conv.", "past_ssm.", "past_recurrent.")  # (batch, ...) of what else is kept: zeros before a text
 
 
 class OnnxRuntime(Runtime):
@@ -82,6 +83,8 @@ class OnnxRuntime(Runtime):
         shape = self._inputs[name].shape
         if name.startswith(PAST) and len(shape) == 4 and isinstance(shape[1], int) and isinstance(shape[3], int):
             return np.zeros((1, shape[1], 0, shape[3]))
+        if name.startswith(STATES) and shape and all(isinstance(size, int) for size in shape[1:]):
+            return np.zeros((1, *shape[1:]))
         raise UnsupportedFeature(f"{self._path}: no value for its input {short(name)}")
 
     def inputs(self, random: np.random.Generator) -> Named:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ def run(session: Any, ids: Ids, mask: Ids, past: dict[str, Any] | None) -> dict[
     positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]
     feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     for each in session.get_inputs():
-        if each.name.startswith("past_key_values"):
-            empty = np.zeros((len(ids), each.shape[1], 0, each.shape[3]), KINDS[each.type])
-            feeds[each.name] = past[each.name.replace("past_key_values", "present")] if past else empty
+        if each.name.startswith("past_"):
+            empty = np.zeros([0 if size == "past_sequence_length" else size for size in each.shape[1:]])
+            empty = np.broadcast_to(empty, (len(ids), *empty.shape)).astype(KINDS[each.type])
+            name = re.sub("^past_key_values|^past", "present", each.name)
+            feeds[each.name] = past[name] if past else empty
     wanted = {each.name for each in session.get_inputs()}
     names = [each.name for each in session.get_outputs()]
     return dict(zip(names, session.run(None, {k: v for k, v in feeds.items() if k in wanted}), strict=True))

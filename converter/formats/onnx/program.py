@@ -23,8 +23,19 @@ PRODUCER = "model-converter"
 DATA_SUFFIX = "_data"
 IR_VERSION = 10
 
-Attribute = int | float | str | Sequence[int]
 Size = int | str  # a name where it is not known before the model runs
+
+
+@dataclass(frozen=True)
+class Body:
+    """What an operator does again and again: nodes, and the names of what they are given and of what they make."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+Attribute = int | float | str | Sequence[int] | Body
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ def _node(node: Node, index: int) -> bytes:
 
 
 def _attribute(name: str, value: Attribute) -> bytes:
-    """AttributeProto: its value, and which type that has (1 a float, 2 a number, 3 a text, 7 numbers)."""
+    """AttributeProto: its value, and which type that has (1 a float, 2 a number, 3 a text, 5 a graph, 7 numbers)."""
     head = blob(1, name.encode())
     if isinstance(value, float):
         return head + float32(2, value) + number(20, 1)
@@ -118,7 +129,17 @@ def _attribute(name: str, value: Attribute) -> bytes:
         return head + number(3, value) + number(20, 2)
     if isinstance(value, str):
         return head + blob(4, value.encode()) + number(20, 3)
+    if isinstance(value, Body):
+        return head + blob(6, _body(value)) + number(20, 5)
     return head + b"".join(number(8, each) for each in value) + number(20, 7)
+
+
+def _body(body: Body) -> bytes:
+    """GraphProto; types and shapes are those of what it is given."""
+    nodes = b"".join(blob(1, _node(node, index)) for index, node in enumerate(body.nodes))
+    given = b"".join(blob(11, blob(1, name.encode())) for name in body.inputs)
+    made = b"".join(blob(12, blob(1, name.encode())) for name in body.outputs)
+    return nodes + blob(2, b"body") + given + made
 
 
 def _value(value: Value) -> bytes:

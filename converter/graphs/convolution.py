@@ -1,0 +1,54 @@
+"""Convolutions over a few tokens, each channel by itself, which keep the last inputs for later tokens.
+
+Source: `ggml_ssm_conv`, and llama.cpp's lfm2.cpp for the one that is a whole part of a block.
+"""
+
+from __future__ import annotations
+
+from converter.graphs.builder import Builder
+from converter.graphs.layers import Layers
+from converter.graphs.masks import Masks
+
+
+class Convolution:
+    """Writes the convolution of any block."""
+
+    def __init__(self, layers: Layers, masks: Masks) -> None:
+        self._layers, self._masks = layers, masks
+        self._build: Builder = layers.build
+
+    def __call__(self, x: str, name: str, block: int) -> str:
+        """What the tensors of that name make of each token and those before it: (batch, tokens, channels).
+
+        Padding is zeros, as what stands before the first token. A model that sees both ways has the token in the
+        middle.
+        """
+        build, model = self._build, self._layers.model
+        weight = self._layers.needed(f"{name}.weight")
+        channels, size = weight.info.shape
+        bias = self._layers.tensor(f"{name}.bias")
+        kernel = build.reshape(self._layers.matrices.plain(weight), channels, 1, size)
+        more = () if bias is None else (self._layers.matrices.plain(bias),)
+        x = build.op("Transpose", build.op("Mul", x, self._masks.real()), perm=[0, 2, 1])
+        before = size - 1 if model.is_causal else (size - 1) // 2
+        pads = [before, size - 1 - before]
+        if model.has_cache:
+            x, pads = self._continued(x, block, channels, size), [0, 0]
+        made = build.op("Conv", x, kernel, *more, group=channels, kernel_shape=[size], pads=pads)
+        return build.op("Transpose", made, perm=[0, 2, 1])
+
+    def _continued(self, x: str, block: int, channels: int, size: int) -> str:
+        """Inputs (batch, channels, tokens) behind all but the first of those that were kept."""
+        build, past, present = self._build, f"past_conv.{block}", f"present_conv.{block}"
+        self._layers.keep(past, present, build.dtype, (channels, size))
+        every = build.op("Concat", past, x, axis=-1)
+        build.slice(every, -size, output=present)
+        return build.slice(every, 1)
+
+    def short(self, x: str, block: int) -> str:
+        """The part of a block that is a convolution between two gates."""
+        build, name = self._build, f"blk.{block}.shortconv."
+        width = self._layers.model.size("embedding_length")
+        first, second, x = build.split(self._layers.linear(x, f"{name}in_proj"), (width,) * 3)
+        made = self(build.op("Mul", first, x), f"{name}conv", block)
+        return self._layers.linear(build.op("Mul", second, made), f"{name}out_proj")

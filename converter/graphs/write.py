@@ -1,0 +1,29 @@
+"""The graph of a model, by what its architecture and its keys say it is."""
+
+from __future__ import annotations
+
+from converter.errors import UnsupportedFeature
+from converter.formats.onnx.program import Program
+from converter.graphs import decoder, encoder
+from converter.graphs.model import Model
+from converter.tensors.dtypes import DType
+from converter.tensors.encode import Watch
+
+
+def program(model: Model, dtype: DType, watch: Watch, *, exact: bool = False, normalised: bool = False) -> Program:
+    """The whole graph; arguments as `Network`'s.
+
+    Raises:
+        UnsupportedFeature: nothing says how the architecture computes, or a part that no graph can be written of yet.
+    """
+    traits = model.architecture.traits
+    if traits.encoder is not None:
+        kind: type[encoder.Encoder | decoder.Blocks] = encoder.Encoder
+    elif traits.decoder is None:
+        raise UnsupportedFeature(
+            f"{model.architecture.gguf}: no graph can be written of this architecture yet\n"
+            "--tensors-only writes its tensors without one"
+        )
+    else:
+        kind = decoder.Decoder if model.has_cache else decoder.TextDecoder
+    return kind(model, dtype, watch, exact=exact, normalised=normalised).program()
