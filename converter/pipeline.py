@@ -66,6 +66,7 @@ def convert(
     threads: int | None = None,
     progress: ProgressCallback | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    resume: bool = False,
 ) -> Plan:
     """Convert `source` to `target`; returns the plan that was carried out, its report completed.
 
@@ -78,13 +79,15 @@ def convert(
         threads: workers; by default as many as there are processors. The result does not depend on it.
         progress: called after every slab with a `Progress`; returning False cancels.
         on_plan: called with the plan before anything is written.
+        resume: what is done stays where the run is stopped, and the same conversion goes on with it later. What a run
+            that was killed left is gone on with in any case.
 
     Raises:
         ConverterError: as its kind, with nothing written and an old output untouched.
     """
     made = plan(source, target, request)
     with made.checkpoint:
-        run(made, force=force, threads=threads, progress=progress, on_plan=on_plan)
+        run(made, force=force, threads=threads, progress=progress, on_plan=on_plan, resume=resume)
     return made
 
 
@@ -95,6 +98,7 @@ def run(
     threads: int | None = None,
     progress: ProgressCallback | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    resume: bool = False,
 ) -> None:
     """Carry out a plan. Arguments and errors are those of `convert`."""
 
@@ -104,7 +108,7 @@ def run(
         return LossyError(f"{plan.watch.events()[0]}\nrefused under --strict; nothing was written")
 
     with about(plan.source.path):
-        target = Disk(plan.layout, replace=force)
+        target = Disk(plan.layout, replace=force, key=plan.key(), keep=resume)
         try:
             plan.report.extend([Note(found) for found in target.claim()])
             _refuse_existing(plan.layout, force, target.lock)

@@ -211,6 +211,11 @@ class Plan:
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def key(self) -> str:
+        """What tells a run of this plan from any other: its fingerprint, and the files that it reads as they are."""
+        said = [self.fingerprint(), *(f"{path}: {identity}" for path, identity in self.checkpoint.opened.identities())]
+        return hashlib.sha256("\n".join(said).encode(errors="surrogateescape")).hexdigest()
+
     def __eq__(self, other: object) -> bool:
         return self.fingerprint() == other.fingerprint() if isinstance(other, Plan) else NotImplemented
 

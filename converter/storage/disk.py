@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import secrets
 import shutil
 import threading
@@ -14,8 +13,10 @@ from io import FileIO
 from pathlib import Path
 
 from converter.errors import DiskFull, OutputError
-from converter.storage import swap
+from converter.storage import leftovers, swap
+from converter.storage.checksums import CRC32C
 from converter.storage.handles import Handles
+from converter.storage.journal import Journal
 from converter.storage.layout import Layout
 from converter.storage.lock import Lock
 
@@ -30,25 +31,37 @@ class Disk:
     Args:
         layout: what will be written.
         replace: whether files of the same names are replaced, also those that come there meanwhile.
+        key: what tells this run from any other that could write here. A run of the same key that was killed is gone on
+            with; without one, nothing is.
+        keep: what is written stays for such a run, should this one be stopped.
 
     Raises:
         OutputError: a file of the layout lies outside its folder.
     """
 
-    def __init__(self, layout: Layout, *, replace: bool = True) -> None:
-        self._layout, self._replace = layout, replace
+    def __init__(self, layout: Layout, *, replace: bool = True, key: str | None = None, keep: bool = False) -> None:
+        self._layout, self._replace, self._key, self._keep = layout, replace, key, keep and key is not None
         folder = layout.folder
         self._new_folder = folder is not None and not folder.exists()
         anchor = layout.files[0].path if folder is None else folder if self._new_folder else folder / folder.name
         self._root = anchor.parent if folder is None else folder
         self._names = [_name_in(self._root, file.path) for file in layout.files]
         self._claim = Lock(anchor.with_name(f".{_short(anchor.name)}.lock"))
-        temporary = anchor.with_name(f".{_short(anchor.name)}.{secrets.token_hex(4)}.part")
-        self._stage = temporary if folder is not None or len(layout.files) > 1 else None
-        made = temporary if self._new_folder else temporary / swap.NEW
-        self._paths = [made / name for name in self._names] if self._stage is not None else [temporary]
-        self._handles = Handles(self._paths)
         self._lock = threading.Lock()
+        self._build_in(anchor.with_name(f".{_short(anchor.name)}.{secrets.token_hex(4)}.part"))
+
+    def _build_in(self, temporary: Path) -> None:
+        """Take `temporary`, a name that is free or what a run of the same key left, to write into."""
+        self._temporary = temporary
+        self._stage = temporary if self._layout.folder is not None or len(self._layout.files) > 1 else None
+        self._paths = self._paths_in(temporary)
+        self._handles = Handles(self._paths)
+        self._journal = Journal(leftovers.journal_of(temporary), self._key or "")
+
+    def _paths_in(self, temporary: Path) -> list[Path]:
+        if self._layout.folder is None and len(self._layout.files) == 1:
+            return [temporary]
+        return [(temporary if self._new_folder else temporary / swap.NEW) / name for name in self._names]
 
     @property
     def lock(self) -> Path:
@@ -56,7 +69,8 @@ class Disk:
         return self._claim.path
 
     def claim(self) -> list[str]:
-        """Take the place for this run, end what dead runs began there, and remove what they left.
+        """Take the place for this run, end what dead runs began there, and remove what they left, but for what this
+        one goes on with.
 
         Returns:
             What was found of dead runs, for the report. Where no lock can be had, none is held and nothing is found.
@@ -70,11 +84,34 @@ class Disk:
                 raise OutputError(f"{place}: another run is writing it; wait for its end")
         except OSError:
             return []
-        removed = [_removed(path) for path in self._unfinished() if self._is_dead(path)]
+        found = [self._ended(path) for path in self._unfinished() if self._is_dead(path)]
         with contextlib.suppress(OSError):
             if (beside := self._beside) is not None and beside.path.exists() and beside.take():
                 beside.release()
-        return removed
+        return [note for note in found if note is not None]
+
+    def _ended(self, temporary: Path) -> str | None:
+        """Go on with what a dead run left, where it can be, or remove it; says which."""
+        if temporary in (self._temporary, self._journal.path):  # gone on with already
+            return None
+        if leftovers.is_journal(temporary):
+            temporary.unlink(missing_ok=True)
+            return None
+        if self._goes_on(temporary):
+            return f"goes on where a run was stopped: {self._journal.nbytes:,} bytes are there"
+        return leftovers.removed(temporary)
+
+    def _goes_on(self, temporary: Path) -> bool:
+        """Whether a dead run with this one's key left all its files, and had not begun to give them their names."""
+        if self._key is None or self._journal.done or (temporary / swap.JOURNAL).exists():
+            return False
+        files = zip(self._paths_in(temporary), self._layout.files, strict=True)
+        journal = Journal(leftovers.journal_of(temporary), self._key)
+        if not (journal.read() and all(_is_of_size(path, file.size) for path, file in files)):
+            return False
+        self._build_in(temporary)
+        self._journal = journal
+        return True
 
     @property
     def _beside(self) -> Lock | None:
@@ -89,23 +126,14 @@ class Disk:
         for lock in (self._claim, self._beside):
             with contextlib.suppress(OSError):
                 found += sorted(lock.path.parent.glob(".*.part")) if lock is not None else []
-        return found
+        return sorted(found, key=leftovers.is_journal)
 
     def _is_dead(self, temporary: Path) -> bool:
         """Whether its run is certainly gone: we hold its lock, or could have it."""
-        if (match := _TEMPORARY.fullmatch(temporary.name)) is None:
-            return False
-        lock = Lock(temporary.with_name(f".{match[1]}.lock"))
-        if lock.path == self.lock:
-            return True
-        if not lock.path.exists():  # no run of ours has died there
-            return False
-        try:
-            return lock.take()
-        except OSError:
-            return False
-        finally:
-            lock.release()
+        lock = leftovers.lock_of(temporary)
+        if lock is None or lock.path == self.lock:
+            return lock is not None
+        return lock.path.exists() and leftovers.is_free(lock)  # without one, no run of ours has died there
 
     def check_room(self) -> None:
         """Compare what will be written with what is free.
@@ -120,28 +148,43 @@ class Disk:
             free = shutil.disk_usage(folder).free
         except OSError as error:
             raise OutputError(f"{folder}: {error.strerror}") from error
-        if layout.size > free:
+        if layout.size > free + self._journal.nbytes:
             raise DiskFull(f"{folder}: the output needs {layout.size:,} bytes, {free:,} are free")
 
     def create(self) -> None:
         self.claim()
         for file, path in zip(self._layout.files, self._paths, strict=True):
+            if self._journal.done:
+                break
             if self._stage is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "xb", buffering=0) as out:
                 _reserve(out, file.size)
+        if self._key is not None:
+            self._journal.open()
+
+    def kept(self, file: int, offset: int, nbytes: int) -> memoryview | None:
+        crc = self._journal.done.get((file, offset, nbytes))
+        if crc is None:
+            return None
+        with open(self._paths[file], "rb") as source:
+            source.seek(offset)
+            data = source.read(nbytes)
+        return memoryview(data) if len(data) == nbytes and CRC32C.of(data) == crc else None
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
+        left, at = data, offset
         with self._handles.opened(file) as out:
             if hasattr(os, "pwrite"):
-                while data:
-                    written = os.pwrite(out.fileno(), data, offset)
-                    data, offset = data[written:], offset + written
-                return
-            with self._lock:
-                out.seek(offset)
-                while data:
-                    data = data[out.write(data) or 0 :]
+                while left:
+                    written = os.pwrite(out.fileno(), left, at)
+                    left, at = left[written:], at + written
+            else:
+                with self._lock:
+                    out.seek(at)
+                    while left:
+                        left = left[out.write(left) or 0 :]
+        self._journal.wrote(file, offset, data)
 
     def flush(self) -> None:
         for number in range(len(self._paths)):
@@ -150,6 +193,8 @@ class Disk:
         self._handles.close()
 
     def publish(self) -> None:
+        self._journal.remove()
+        self._keep = False
         if self._stage is None:
             ((file, path),) = zip(self._layout.files, self._paths, strict=True)
             if self._replace:
@@ -172,8 +217,17 @@ class Disk:
                 raise
         swap.flush_folders({self._root.parent if self._new_folder else self._root})
 
+    @property
+    def keeps(self) -> bool:
+        return self._keep
+
     def abandon(self) -> None:
         self._handles.close()
+        if self._keep:
+            self._journal.close()
+            self._claim.release()
+            return
+        self._journal.remove()
         if self._stage is not None:
             shutil.rmtree(self._stage, ignore_errors=True)
         else:
@@ -183,8 +237,8 @@ class Disk:
         self._claim.release()
 
 
-# What a run that was killed leaves: the name of the lock that it held, without its end, is in it.
-_TEMPORARY = re.compile(r"\.(.*)\.[0-9a-f]{8}\.part", re.DOTALL)
+def _is_of_size(path: Path, size: int) -> bool:
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == size
 
 
 def _short(name: str) -> str:
@@ -197,17 +251,6 @@ def _name_in(root: Path, path: Path) -> str:
     if not path.is_relative_to(root) or path == root or ".." in path.relative_to(root).parts:
         raise OutputError(f"{path}: lies outside {root}, where the output goes; its writer is wrong")
     return path.relative_to(root).as_posix()
-
-
-def _removed(temporary: Path) -> str:
-    """Remove what a dead run left; says what it was."""
-    if temporary.is_dir() and not temporary.is_symlink():
-        size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-        swap.recover(temporary)
-    else:
-        size = temporary.lstat().st_size
-        temporary.unlink(missing_ok=True)
-    return f"{temporary.name}: left by a run that was killed, removed ({size:,} bytes)"
 
 
 def _reserve(file: FileIO, size: int) -> None:

@@ -74,6 +74,10 @@ class Opened:
             with suppress(OSError):
                 self._identities[path] = Identity.of(os.stat(path) if status is None else status)
 
+    def identities(self) -> list[tuple[Path, Identity]]:
+        """Every file, and which it was."""
+        return sorted(self._identities.items())
+
     def lost(self) -> OutputError | None:
         """What to say where bytes of a file could not be read, and were seen as zeros."""
         for file in self._mapped:

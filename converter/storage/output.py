@@ -31,14 +31,21 @@ from converter.tensors.tensor import LazyTensor, Rows
 class Output(Protocol):
     """Where the files of a layout go, by their numbers in it. Nothing is to be seen of them before `publish`.
 
-    A method may raise a ConverterError or an OSError.
+    A method may raise a ConverterError or an OSError. `keeps`: what is written stays where the run is stopped, and the
+    next one of its kind goes on with it.
     """
+
+    @property
+    def keeps(self) -> bool: ...
 
     def check_room(self) -> None:
         """Raises DiskFull where all files together do not fit."""
 
     def create(self) -> None:
         """Make every file, as long as it will be and all zero."""
+
+    def kept(self, file: int, offset: int, nbytes: int) -> memoryview | None:
+        """What a run that was stopped wrote there, where it is still that."""
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
         """Write all of `data`, bytes, at `offset`; from any thread and in any order."""
@@ -88,9 +95,12 @@ class Prepared:
 
     def _fill(self, file: int, index: int, start: int, stop: int) -> None:
         slot, summed = self.layout.files[file].slots[index], self.layout.files[file].finish is not None
-        raw = np.ascontiguousarray(_checked(slot.tensor, start, stop)).data.cast("B")
-        at = start * slot.tensor.info.row_nbytes
-        self.output.write(file, slot.offset + at, raw)
+        size = slot.tensor.info.row_nbytes
+        at = start * size
+        raw = self.output.kept(file, slot.offset + at, (stop - start) * size)
+        if raw is None:
+            raw = np.ascontiguousarray(_checked(slot.tensor, start, stop)).data.cast("B")
+            self.output.write(file, slot.offset + at, raw)
         crc = zlib.crc32(raw) if summed else 0  # for the writers that finish with it
         with self._lock:
             self.pieces[file][index].add(at, at + len(raw), crc)
@@ -197,15 +207,16 @@ def write(
         ConverterError: what a source raised while it was read.
     """
     prepared = Prepared(layout, output or Disk(layout))
+    left = "what is done is kept, the same command goes on with it" if prepared.output.keeps else "nothing was written"
     try:
         prepared.create()
         fill(prepared, threads=threads, progress=progress, stop=stop)
         check()
         publish(prepared)
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; nothing was written") from None
+        raise Interrupted(f"interrupted; {left}") from None
     except Interrupted as error:
-        raise Interrupted(f"{error}; nothing was written") from None
+        raise Interrupted(f"{error}; {left}") from None
     except OSError as error:
         raise _output_error(layout.files[0].path, error) from error
     finally:

@@ -37,6 +37,7 @@ VERBS = {
     "quants": ("quants",),
     "architectures": ("architectures",),
     "completion": ("completion", "bash"),
+    "clean": ("clean", "{folder}"),
 }
 
 

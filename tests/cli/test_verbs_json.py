@@ -32,6 +32,7 @@ WORKS = {
     "quants": ("quants",),
     "architectures": ("architectures",),
     "completion": ("completion", "bash"),
+    "clean": ("clean", "{tmp}"),
 }
 FAILS: dict[str, tuple[tuple[str, ...], type[errors.ConverterError]]] = {
     "convert": (("{broken}", "{tmp}/o.gguf"), errors.CorruptFile),
@@ -45,6 +46,7 @@ FAILS: dict[str, tuple[tuple[str, ...], type[errors.ConverterError]]] = {
     "quants": (("quants", "one"), errors.UsageError),
     "architectures": (("architectures", "-x"), errors.UsageError),
     "completion": (("completion", "tcsh"), errors.UsageError),
+    "clean": (("clean", "{tmp}/absent"), errors.OutputError),
 }
 
 

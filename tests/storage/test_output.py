@@ -453,6 +453,8 @@ def test_memory_in_flight_is_what_the_plan_says(tmp_path: Path, monkeypatch: pyt
 class Memory:
     """An output that is no disk: what it was told to do, and what is to be seen of it."""
 
+    keeps = False
+
     def __init__(self, layout: Layout, room: int = 1 << 30) -> None:
         self._layout, self._room = layout, room
         self._files: list[bytearray] = []
@@ -467,6 +469,9 @@ class Memory:
     def create(self) -> None:
         self.calls.append("create")
         self._files = [bytearray(file.size) for file in self._layout.files]
+
+    def kept(self, file: int, offset: int, nbytes: int) -> None:
+        """Nothing."""
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
         assert data.format == "B" and offset + len(data) <= len(self._files[file])

@@ -69,6 +69,11 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
 def _output_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("-f", "--force", action="store_true", help="replace an existing output")
+    add(
+        "--resume",
+        action="store_true",
+        help="keep what is done when the run is stopped; the same command then goes on (after a kill it does anyway)",
+    )
     add("--strict", action="store_true", help="fail on any loss: fallback, overflow, NaN, dropped tensor")
     add(
         "--split-max-size",
@@ -103,6 +108,7 @@ def run(args: argparse.Namespace) -> Outcome:
             force=args.force,
             threads=args.threads,
             progress=progress,
+            resume=args.resume,
         )
     seconds = time.monotonic() - started
     proof = _verified(args, plan) if args.verify else None
