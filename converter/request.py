@@ -98,6 +98,7 @@ class Types:
     scheme: str | None = None
     scale: str = SCALES[0]
     exact: bool = False
+    profile: str | None = None
 
     def __post_init__(self) -> None:
         _settle(
@@ -166,6 +167,7 @@ class Fields(TypedDict, total=False):
     scheme: str | None
     scale: str
     exact: bool
+    profile: str | None
     arch: str | None
     pre: str | None
     name: str | None

@@ -46,6 +46,7 @@ OTHER: dict[str, Any] = {
     "scheme": "fp8",
     "scale": "mse",
     "exact": True,
+    "profile": "opset18",
 }
 
 

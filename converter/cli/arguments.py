@@ -134,6 +134,11 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     )
     add("--exact", action="store_true", help="ONNX: matrices of codes meet activations as they are, not in 8 bits")
     add(
+        "--profile",
+        choices=("standard", "opset18", "genai"),
+        help="ONNX: operators of today (standard, the default), of set 18, or what onnxruntime-genai wants",
+    )
+    add(
         "--scale",
         choices=("nearest", "mse"),
         default="nearest",

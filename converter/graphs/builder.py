@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,22 +18,28 @@ MICROSOFT = "com.microsoft"
 BATCH, TOKENS, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 END = (1 << 63) - 1  # of an axis, however long it is
 Step = Callable[[Sequence[str], Sequence[str]], tuple[Sequence[str], Sequence[str]]]
+#: Operators whose outputs are booleans.
+COMPARISONS = frozenset({"And", "Or", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _OURS = {"float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
 
 
 class Builder:
     """Nodes and initializers of a graph whose numbers are `dtype` (F32 or F16).
 
-    `scope` begins the names of what is made: the block that it belongs to.
+    `scope` begins the names of what is made: the block that it belongs to. `lowered` writes operators that the graph
+    shall not have by others.
     """
 
-    def __init__(self, dtype: DType) -> None:
+    def __init__(self, dtype: DType, lowered: Mapping[str, Lowering] | None = None) -> None:
         self.dtype = dtype
         self.nodes: list[Node] = []
         self.initializers: dict[str, LazyTensor] = {}
         self.scope = ""
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
+        self._lowered = lowered or {}
+        self._makers: dict[str, str] = {}
+        self._shared: dict[tuple[object, ...], str] = {}
 
     def op(self, op: str, *inputs: str, domain: str = "", output: str = "", **attributes: Attribute) -> str:
         """One operator with one output; its name."""
@@ -45,8 +51,25 @@ class Builder:
         """One operator; the names of its outputs, those without one (an empty text) get one."""
         stem, self._count = f"{self.scope}{op}_{self._count}", self._count + 1
         names = tuple(name or (f"{stem}.{index}" if index else stem) for index, name in enumerate(outputs))
-        self.nodes.append(Node(op, inputs, names, attributes, domain))
+        self._lowered.get(op, Builder.add)(self, Node(op, inputs, names, attributes, domain))
         return names
+
+    def add(self, node: Node) -> None:
+        """A node as it is."""
+        self.nodes.append(node)
+        self._makers |= dict.fromkeys(node.outputs, node.op)
+
+    def once(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """An operator that blocks share: one for the same inputs, outside of them."""
+        key = (op, inputs, *attributes.items())
+        if key not in self._shared:
+            with self.outside_blocks():
+                self._shared[key] = self.op(op, *inputs, **attributes)
+        return self._shared[key]
+
+    def is_boolean(self, value: str) -> bool:
+        """Whether an operator made it that compares."""
+        return self._makers.get(value) in COMPARISONS
 
     def constant(self, value: Any, dtype: type[np.generic] = np.int64) -> str:
         """A small tensor; equal ones are one."""
@@ -110,3 +133,7 @@ class Builder:
     def split(self, value: str, sizes: Sequence[int]) -> tuple[str, ...]:
         """`value` cut along its last axis."""
         return self.ops("Split", value, self.constant(sizes), outputs=[""] * len(sizes), axis=-1)
+
+
+#: Writes an operator by others, the last of which have the names of its outputs.
+Lowering = Callable[[Builder, Node], None]

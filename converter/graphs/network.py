@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from converter.errors import UnsupportedFeature
 from converter.formats.onnx.program import Program, Value
 from converter.formats.onnx.values import CODES
 from converter.graphs import origin
 from converter.graphs.attention import Attention
-from converter.graphs.builder import BATCH, MICROSOFT, TOKENS, Builder
+from converter.graphs.builder import BATCH, TOKENS, Builder
 from converter.graphs.convolution import Convolution
 from converter.graphs.feedforward import FeedForward
 from converter.graphs.layers import Layers
 from converter.graphs.linear import Matrices
 from converter.graphs.model import Model
+from converter.graphs.profiles import STANDARD, Profile
 from converter.tensors.dtypes import F32, DType
 from converter.tensors.encode import Watch
 
-OPSETS = {"": 23, MICROSOFT: 1}
 
+@dataclass(frozen=True)
+class Options:
+    """How a graph is written.
 
-class Network(ABC):
-    """Writes the graph of a model.
-
-    Args:
-        model: keys, tensors and facts.
+    Attributes:
         dtype: what numbers are calculated in, F32 or F16; outputs are F32.
         watch: counts what casts lose.
         exact: blocks of codes meet activations as they are, not in 8 bits.
         normalised: a text's vector is divided by its length.
+        profile: which operators it is made of.
     """
 
-    def __init__(
-        self, model: Model, dtype: DType, watch: Watch, *, exact: bool = False, normalised: bool = False
-    ) -> None:
+    dtype: DType
+    watch: Watch
+    exact: bool = False
+    normalised: bool = False
+    profile: Profile = STANDARD
+
+
+class Network(ABC):
+    """Writes the graph of a model, from its keys, tensors and facts."""
+
+    def __init__(self, model: Model, options: Options) -> None:
         self.model = model
-        self.normalised = normalised
+        self.normalised, self.profile = options.normalised, options.profile
         self.made: list[Value] = []
-        self.build = Builder(dtype)
-        self.matrices = Matrices(self.build, watch, exact=exact)
+        self.build = Builder(options.dtype, options.profile.lowered)
+        self.matrices = Matrices(self.build, options.watch, exact=options.exact)
         self.layers = Layers(self.build, model, self.matrices)
         self.attention = Attention(self.layers)
         self.convolution = Convolution(self.layers, self.attention.masks)
@@ -76,7 +85,8 @@ class Network(ABC):
         self.refuse_unused()
         return Program(
             self.model.architecture.gguf, tuple(self.build.nodes), self.inputs(), self.outputs(),
-            self.build.initializers, OPSETS, origin.texts(self.model, self.matrices, self.build.initializers),
+            self.build.initializers, self.profile.opsets, self.profile.ir_version,
+            origin.texts(self.model, self.matrices, self.build.initializers),
         )  # fmt: skip
 
     def embedded(self) -> str:

@@ -6,12 +6,11 @@ from converter.errors import UnsupportedFeature
 from converter.formats.onnx.program import Program
 from converter.graphs import decoder, encoder
 from converter.graphs.model import Model
-from converter.tensors.dtypes import DType
-from converter.tensors.encode import Watch
+from converter.graphs.network import Options
 
 
-def program(model: Model, dtype: DType, watch: Watch, *, exact: bool = False, normalised: bool = False) -> Program:
-    """The whole graph; arguments as `Network`'s.
+def program(model: Model, options: Options) -> Program:
+    """The whole graph.
 
     Raises:
         UnsupportedFeature: nothing says how the architecture computes, or a part that no graph can be written of yet.
@@ -26,4 +25,4 @@ def program(model: Model, dtype: DType, watch: Watch, *, exact: bool = False, no
         )
     else:
         kind = decoder.Decoder if model.has_cache else decoder.TextDecoder
-    return kind(model, dtype, watch, exact=exact, normalised=normalised).program()
+    return kind(model, options).program()

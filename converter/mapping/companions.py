@@ -26,6 +26,7 @@ MAX_TOKENIZER, MAX_README = 256 << 20, 4 << 20
 RERANKERS = ("qwen3-reranker", "qwen3-vl-reranker")
 WIDTHS = ("hidden_size", "dim", "n_embd", "d_model")  # what configs call that of a token's vector
 GENERATION, POOLING = "generation_config.json", "1_Pooling"
+_SAYING = ("config.json", GENERATION)
 #: How the vectors of a text's tokens become one, and the flag that says so where no text does.
 POOLING_FLAGS = (
     ("mean", "pooling_mode_mean_tokens"), ("cls", "pooling_mode_cls_token"), ("lasttoken", "pooling_mode_lasttoken"),
@@ -124,6 +125,17 @@ def _list_of_modules(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _read_generation(assets: Assets, config: Mapping[str, Any]) -> dict[str, Any]:
     return read_json(assets[GENERATION], python=True) if GENERATION in assets else {}
+
+
+def ways_to_generate(folder: Checkpoint) -> dict[str, Any]:
+    """What config.json and generation_config.json of a folder to be say together; where both do, the second counts.
+
+    Raises:
+        CorruptFile: as `read_json`.
+    """
+    own = {name: read_json(path, python=True) for name, path in folder.assets.items() if name in _SAYING}
+    own |= {name: json.loads(content) for name, content in folder.made.items() if name in _SAYING}
+    return {**flat_config(own.get("config.json", {})), **own.get(GENERATION, {})}
 
 
 def _write_generation(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from converter.errors import ArchitectureError, UsageError
+from converter.graphs.profiles import PROFILES
 from converter.planning.draft import PLAIN, Draft
 from converter.quant.recipes import recipe
 from converter.request import SCALES, Types
@@ -52,6 +53,7 @@ def check(draft: Draft) -> Draft:
             )
     if request.types.exact and not draft.to_graph:
         raise UsageError(f"--exact: says how a graph computes with blocks of codes, and {target.name} gets none here")
+    _check_profile(draft)
     if request.output.external_data not in EXTERNAL_DATA:
         raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
     if request.output.external_data != "auto" and not target.runs:
@@ -74,6 +76,14 @@ def _check_adapter(draft: Draft) -> None:
         )
     if quant is not None and recipe(quant).base not in PLAIN:
         raise UsageError(f"--quant {quant}: the matrices of an adapter are small; f32, f16 and bf16 are for them")
+
+
+def _check_profile(draft: Draft) -> None:
+    asked = draft.request.types.profile
+    if asked not in (None, *PROFILES):
+        raise UsageError(f"--profile {asked}: say {', '.join(PROFILES)}")
+    if asked is not None and not draft.to_graph:
+        raise UsageError(f"--profile {asked}: says what a graph is made of, and {draft.target.name} gets none here")
 
 
 def _check_imatrix(types: Types) -> None:

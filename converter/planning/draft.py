@@ -9,6 +9,7 @@ from pathlib import Path
 from converter.checkpoint import Checkpoint
 from converter.events import Report
 from converter.formats.base import Format
+from converter.graphs.profiles import PROFILES, STANDARD, Profile
 from converter.mapping.tensors import Translation
 from converter.planning.plan import Route, Step, route, target_dialect
 from converter.quant.imatrix import ImportanceMatrix, Weights
@@ -103,6 +104,12 @@ class Draft:
         return self.to_gguf and self.target.runs
 
     @property
+    def profile(self) -> Profile:
+        """What a graph is made of."""
+        asked = self.request.types.profile
+        return STANDARD if asked is None else PROFILES[asked]
+
+    @property
     def recipe(self) -> Recipe | None:
         """What the request calls for; None keeps every type."""
         quant = self.request.types.quant
@@ -142,7 +149,8 @@ def begin(
 
 def _keeps_structure(opened: Checkpoint, target: Format, request: Request, unnamed: bool) -> bool:
     """Whether the target is what the source is, with other types at most, and not made anew of what it means."""
-    return target.name == opened.format and not (unnamed or request.types.quant or request.types.exact)
+    anew = unnamed or request.types.quant or request.types.exact or request.types.profile
+    return target.name == opened.format and not anew
 
 
 def run(draft: Draft, passes: Iterable[Pass]) -> Draft:

@@ -106,7 +106,7 @@ def lay_out(draft: Draft) -> Draft:
     assert draft.target.layout is not None
     wishes = draft.request.output
     options = WriteOptions(wishes.split_max_size, wishes.split_max_tensors, wishes.external_data)
-    inner = draft.target.in_folder if draft.whole else ""
+    inner = (draft.profile.in_folder or draft.target.in_folder) if draft.whole else ""
     layout = draft.target.layout(draft.checkpoint, draft.path / inner, options)
     if inner:
         small, events = beside_weights(draft.checkpoint, draft.path)

@@ -9,8 +9,9 @@ from converter.errors import UsageError
 from converter.events import Decoded
 from converter.graphs.experts import is_of_experts
 from converter.graphs.model import Model as GraphModel
+from converter.graphs.network import Options
 from converter.graphs.write import program
-from converter.mapping.companions import normalises
+from converter.mapping.companions import normalises, ways_to_generate
 from converter.metadata import Value
 from converter.planning.draft import Draft
 from converter.planning.said import said
@@ -55,5 +56,8 @@ def write_graph(draft: Draft) -> Draft:
     if not any(dtype(step.type).quantized for step in draft.steps):
         metadata["general.file_type"] = Value("u32", RECIPES[asked.name].file_type or 0)
     model = GraphModel.of(metadata, own.tensors)
-    made = program(model, asked, draft.watch.again(), exact=types.exact, normalised=normalises(draft.opened.assets))
-    return replace(draft, checkpoint=own.replace(tensors=made.initializers, config={}, structure=made))
+    normalised = normalises(draft.opened.assets)
+    options = Options(asked, draft.watch.again(), types.exact, normalised, draft.profile)
+    graph = program(model, options)
+    made = {**own.made, **draft.profile.beside(graph, model, ways_to_generate(own))}
+    return replace(draft, checkpoint=own.replace(tensors=graph.initializers, config={}, structure=graph, made=made))

@@ -46,11 +46,16 @@ def run(session: Any, ids: Ids, mask: Ids, past: dict[str, Any] | None) -> dict[
     return dict(zip(names, session.run(None, {k: v for k, v in feeds.items() if k in wanted}), strict=True))
 
 
-def differences(path: Path, reference: Callable[[Ids, Ids], Logits], n_vocab: int) -> dict[str, float]:
-    """Per case the largest difference of logits from those of `reference(ids, mask)`, relative to the largest logit."""
+def differences(
+    path: Path, reference: Callable[[Ids, Ids], Logits], n_vocab: int, without: str = ""
+) -> dict[str, float]:
+    """Per case (but one) the largest difference of logits from those of `reference(ids, mask)`, relative to the
+    largest logit."""
     own, found = session(path), {}
     random = np.random.default_rng(7)
     for name, (batch, cuts, padding) in CASES.items():
+        if name == without:
+            continue
         length = LENGTHS.get(name, LENGTH)
         ids = random.integers(3, n_vocab, (batch, length))
         mask = np.ones_like(ids)
@@ -63,6 +68,17 @@ def differences(path: Path, reference: Callable[[Ids, Ids], Logits], n_vocab: in
             worst = max(worst, float(error.max()) if np.isfinite(error).all() else float("inf"))
         found[name] = worst / float(np.abs(want[mask > 0]).max())
     return found
+
+
+def graph_reference(path: Path) -> tuple[Callable[[Ids, Ids], Logits], int]:
+    """Another graph, which is given whole texts, and the size of its vocabulary."""
+    own = session(path)
+
+    def logits(ids: Ids, mask: Ids) -> Logits:
+        found: Logits = run(own, ids, mask, None)["logits"]
+        return found
+
+    return logits, int(next(each.shape[-1] for each in own.get_outputs() if each.name == "logits"))
 
 
 def torch_reference(folder: Path) -> tuple[Callable[[Ids, Ids], Logits], int]:

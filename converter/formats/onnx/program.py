@@ -21,7 +21,6 @@ from converter.tensors.tensor import LazyTensor
 PRODUCER = "model-converter"
 #: What Transformers.js and optimum call a model's data file, behind the model's own name.
 DATA_SUFFIX = "_data"
-IR_VERSION = 10
 
 Size = int | str  # a name where it is not known before the model runs
 
@@ -68,6 +67,7 @@ class Program:
         inputs, outputs: of the model.
         initializers: its tensors by name; a small one stands in the model's file, others in its data file.
         opsets: domain -> version.
+        ir_version: of the file; a runtime refuses one that is newer than itself.
         texts: what else the file says of itself.
     """
 
@@ -77,6 +77,7 @@ class Program:
     outputs: tuple[Value, ...]
     initializers: Mapping[str, LazyTensor]
     opsets: Mapping[str, int]
+    ir_version: int
     texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -106,7 +107,7 @@ def laid_out(program: Program, target: Path, external_data: str) -> Layout:
     nodes = b"".join(blob(1, _node(node, index)) for index, node in enumerate(program.nodes))
     ends = [*(blob(11, _value(each)) for each in program.inputs), *(blob(12, _value(each)) for each in program.outputs)]
     graph: list[Piece] = [nodes, blob(2, program.name.encode()), *tensors, *ends]
-    head = number(1, IR_VERSION) + blob(2, PRODUCER.encode()) + blob(3, __version__.encode())
+    head = number(1, program.ir_version) + blob(2, PRODUCER.encode()) + blob(3, __version__.encode())
     sets = b"".join(blob(8, blob(1, name.encode()) + number(2, version)) for name, version in program.opsets.items())
     texts = b"".join(blob(14, entry(key, value)) for key, value in program.texts.items())
     return assembled(target, [head, blob_key(7, nbytes(graph)), *graph, sets + texts], None, data)
