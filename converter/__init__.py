@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the same names for type checkers, to whom __getattr__ would
     from converter.errors import ConverterError as ConverterError
     from converter.formats.registry import open_checkpoint as open_checkpoint
     from converter.pipeline import convert as convert
+    from converter.pipeline import convert_several as convert_several
     from converter.pipeline import plan as plan
     from converter.pipeline import run as run
     from converter.planning.plan import Plan as Plan
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "convert": "pipeline",
+    "convert_several": "pipeline",
     "open_checkpoint": "formats.registry",
     "plan": "pipeline",
     "run": "pipeline",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
@@ -12,6 +12,7 @@ from converter.events import Note
 from converter.formats.registry import open_checkpoint, target_format, writers
 from converter.planning.build import build
 from converter.planning.plan import Plan
+from converter.planning.several import build_several, together
 from converter.request import PathLike, Request, Source
 from converter.storage import output
 from converter.storage.disk import Disk
@@ -27,7 +28,21 @@ def plan(source: PathLike | Source, target: PathLike, request: Request | None = 
     Raises:
         ConverterError: whatever makes it impossible, as its kind.
     """
-    source, request = Source.of(source), request or Request()
+    return plan_several(source, target, [request or Request()])[0]
+
+
+def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence[Request]) -> list[Plan]:
+    """The plans of several outputs of one source, which is opened once; the requests differ in `quant` alone.
+
+    Args:
+        source: as for `convert`.
+        target: a folder, or a file whose name has `{quant}` in it.
+        requests: one for each output.
+
+    Raises:
+        ConverterError: whatever makes one of them impossible, as its kind.
+    """
+    source, request = Source.of(source), requests[0]
     with about(source.path):
         folder = _is_folder(target)
         wanted = request.output.format
@@ -39,14 +54,18 @@ def plan(source: PathLike | Source, target: PathLike, request: Request | None = 
             raise MissingPart(f"{target}: a {writer.name} file needs a name, or for GGUF a folder that is there")
         opened = open_checkpoint(source)
         try:
-            made = build(opened, Path(target), writer, request, source=source, unnamed=unnamed)
-            opened = made.checkpoint
-            _refuse_elsewhere(made.layout, Path(target))
-            _refuse_same(made.layout, opened)
+            if len(requests) == 1:
+                plans = [build(opened, Path(target), writer, request, source=source, unnamed=unnamed)]
+            else:
+                plans = build_several(opened, Path(target), writer, requests, source, unnamed=unnamed)
+            opened = plans[0].checkpoint
+            for made in plans:
+                _refuse_elsewhere(made.layout, Path(target))
+                _refuse_same(made.layout, opened)
         except BaseException:
             with opened:  # closed, and a source that was changed explains the error
                 raise
-        return made
+        return plans
 
 
 def _is_folder(target: PathLike) -> bool:
@@ -91,6 +110,29 @@ def convert(
     return made
 
 
+def convert_several(
+    source: PathLike | Source,
+    target: PathLike,
+    requests: Sequence[Request],
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    resume: bool = False,
+) -> list[Plan]:
+    """Several quants of one source, every part of which is read and widened once; arguments are `plan_several`'s and
+    `convert`'s.
+
+    Raises:
+        ConverterError: as its kind, with nothing written and old outputs untouched.
+    """
+    plans = plan_several(source, target, requests)
+    with plans[0].checkpoint:
+        run_several(plans, force=force, threads=threads, progress=progress, on_plan=on_plan, resume=resume)
+    return plans
+
+
 def run(
     plan: Plan,
     *,
@@ -101,28 +143,46 @@ def run(
     resume: bool = False,
 ) -> None:
     """Carry out a plan. Arguments and errors are those of `convert`."""
+    run_several([plan], force=force, threads=threads, progress=progress, on_plan=on_plan, resume=resume)
+
+
+def run_several(
+    plans: Sequence[Plan],
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    resume: bool = False,
+) -> None:
+    """Carry out plans of `plan_several`: all of their files are written, or none. Other arguments are `convert`'s."""
+    first, layout = plans[0], together(plans)
+    opened = first.checkpoint.opened
 
     def stop() -> ConverterError | None:
-        if not plan.watch.tripped:
-            return plan.checkpoint.opened.lost()
-        return LossyError(f"{plan.watch.events()[0]}\nrefused under --strict; nothing was written")
+        tripped = next((plan.watch for plan in plans if plan.watch.tripped), None)
+        if tripped is None:
+            return opened.lost()
+        return LossyError(f"{tripped.events()[0]}\nrefused under --strict; nothing was written")
 
-    with about(plan.source.path):
-        target = Disk(plan.layout, replace=force, key=plan.key(), keep=resume)
+    with about(first.source.path):
+        target = Disk(layout, replace=force, key=" ".join(plan.key() for plan in plans), keep=resume)
         try:
-            plan.report.extend([Note(found) for found in target.claim()])
-            _refuse_existing(plan.layout, force, target.lock)
+            first.report.extend([Note(found) for found in target.claim()])
+            _refuse_existing(layout, force, target.lock)
             target.check_room()
             if on_plan is not None:
-                on_plan(plan)
-            check = plan.checkpoint.check
-            output.write(plan.layout, target, threads=threads, progress=progress, stop=stop, check=check)
+                for plan in plans:
+                    on_plan(plan)
+            check = first.checkpoint.check
+            output.write(layout, target, threads=threads, progress=progress, stop=stop, check=check)
         except Exception as error:
-            plan.checkpoint.opened.explain(error)
+            opened.explain(error)
             raise
         finally:
             target.abandon()
-    plan.report.extend(plan.watch.events())
+    for plan in plans:
+        plan.report.extend(plan.watch.events())
 
 
 def _refuse_elsewhere(layout: Layout, target: Path) -> None:

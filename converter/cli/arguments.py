@@ -89,7 +89,7 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     """What decides the types of the output; --quant and --via only where the verb has none of its own."""
     add = group.add_argument
     if quant:
-        add("-q", "--quant", metavar="TYPE", help="q4_k_m, Q8_0, f16, ... (`convert quants` lists them)")
+        add("-q", "--quant", metavar="TYPE", help="q4_k_m, Q8_0, f16, ... (`convert quants`); several as a,b,c")
     add(
         "--tensor-type",
         type=pattern,
@@ -264,3 +264,17 @@ def request_of(args: argparse.Namespace) -> Request:
 
     given = vars(args) | {"tensor_types": args.tensor_type, "format": args.target_type}
     return Request(**{name: given[name] for name in FIELDS if name in given})
+
+
+def requests_of(args: argparse.Namespace) -> list[Request]:
+    """A request for each quant that the arguments name; one where they name none.
+
+    Raises:
+        UsageError: commas without names between.
+    """
+    if args.quant is None:
+        return [request_of(args)]
+    names = [name.strip() for name in args.quant.split(",")]
+    if not all(names):
+        raise UsageError(f"--quant {args.quant}: a name is missing between commas")
+    return [request_of(args).replace(quant=name) for name in dict.fromkeys(names)]

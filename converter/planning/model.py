@@ -20,7 +20,7 @@ from converter.planning.draft import PLAIN, Draft
 from converter.quant.recipes import Recipe, converter_type, recipe
 from converter.quant.sources import unpacked
 from converter.quant.targets import packed, target
-from converter.request import KEEP_CODES, Request
+from converter.request import KEEP_CODES, Request, Types
 from converter.storage.files import remembering
 from converter.tensors.dtypes import BF16, F16, F32, DType, dtype
 from converter.tensors.encode import Watch, encoded
@@ -66,6 +66,16 @@ def unpack(draft: Draft) -> Draft:
     return replace(draft, opened=plain, checkpoint=plain)
 
 
+def meaning(types: Types) -> tuple[bool | str, ...]:
+    """Whatever of the types decides what the model is: outputs that share it can be made of the same tensors."""
+    asked = recipe(types.quant) if types.quant is not None else None
+    return _keeps(asked), _is_wide(types), types.quant is None
+
+
+def _is_wide(types: Types) -> bool:
+    return "F32" in (name.upper() for name in (types.dtype, types.quant, types.via) if name)
+
+
 def _keeps(recipe: Recipe | None) -> str:
     if recipe is None:
         return "exact"
@@ -84,7 +94,7 @@ def merge(draft: Draft) -> Draft:
         raise UsageError(
             f"--lora {own.adapters[0][0].path}: adapters are merged into Hugging Face models, {own.path} is none"
         )
-    wide = "F32" in (name.upper() for name in (types.dtype, types.quant, types.via) if name)
+    wide = _is_wide(types)
     for adapter, strength in own.adapters:
         tensors, events = merged(own, adapter, strength, draft.watch.again(), wide=wide)
         draft.report.extend(events)

@@ -20,7 +20,7 @@ FORMAT = 1
 _RECORD = struct.Struct("<IQQI")  # file, offset, bytes, their CRC-32C
 _SUM = struct.Struct("<I")
 _SIZE = _RECORD.size + _SUM.size
-_LONGEST_KEY = 1 << 10
+_LONGEST_KEY = 1 << 12
 
 Piece = tuple[int, int, int]  # file, offset, bytes
 

@@ -41,11 +41,13 @@ class Layout:
         files: what to write.
         folder: the folder that they make together, created where it is absent; None for files beside each other.
         events: what the writer has to say.
+        together: slots of equal names hold what is made of the same rows, which are read once for all of them.
     """
 
     files: tuple[FileLayout, ...]
     folder: Path | None = None
     events: tuple[Event, ...] = ()
+    together: bool = False
 
     @property
     def size(self) -> int:

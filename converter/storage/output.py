@@ -25,6 +25,7 @@ from converter.storage.checksums import Pieces
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout, Slot
 from converter.storage.slabs import Job, ProgressCallback, Slab, run, slab_rows, slabs_of
+from converter.tensors.streams import once
 from converter.tensors.tensor import LazyTensor, Rows
 
 
@@ -66,21 +67,36 @@ def working_nbytes(layout: Layout, threads: int) -> int:
     return threads * max((slab_rows((tensor,), tensor.row_work) * tensor.row_work for tensor in tensors), default=0)
 
 
+Place = tuple[int, int]  # a slot: the number of its file, and its own in there
+
+
+def _grouped(layout: Layout) -> list[list[Place]]:
+    """Slots that are filled together, in the order of files and slots."""
+    groups: dict[object, list[Place]] = {}
+    for number, file in enumerate(layout.files):
+        for index, slot in enumerate(file.slots):
+            info = slot.tensor.info
+            key = (info.name, info.n_rows) if layout.together else (number, index)
+            groups.setdefault(key, []).append((number, index))
+    return list(groups.values())
+
+
 class Prepared:
     """A layout whose files exist and wait for their slabs: what `prepare` makes and `fill` and `publish` take.
 
-    A job of it is a slot of the layout, in the order of files and slots.
+    A job of it is a slot of the layout, in the order of files and slots, or all slots that are filled together.
     """
 
     def __init__(self, layout: Layout, output: Output) -> None:
         self.layout, self.output = layout, output
         self.pieces = [[Pieces() for _ in file.slots] for file in layout.files]
-        self.jobs = [
-            Job((slot.tensor,), partial(self._fill, number, index), slot.tensor.row_work)
-            for number, file in enumerate(layout.files)
-            for index, slot in enumerate(file.slots)
-        ]
+        self.jobs = [self._job(places) for places in _grouped(layout)]
         self._lock = threading.Lock()
+
+    def _job(self, places: Sequence[Place]) -> Job:
+        tensors = tuple(self.layout.files[file].slots[index].tensor for file, index in places)
+        work = partial(self._fill, *places[0]) if len(places) == 1 else partial(self._fill_all, places)
+        return Job(tensors, work, max(tensor.row_work for tensor in tensors))
 
     def slabs(self) -> Iterator[Slab]:
         """All there is to fill, in file order; equal for equal layouts, also in another process."""
@@ -92,6 +108,12 @@ class Prepared:
         self.output.create()
         for number, file in enumerate(self.layout.files):
             self.output.write(number, 0, memoryview(file.header))
+
+    def _fill_all(self, places: Sequence[Place], start: int, stop: int) -> None:
+        """Rows of tensors that are made of the same ones."""
+        with once():
+            for file, index in places:
+                self._fill(file, index, start, stop)
 
     def _fill(self, file: int, index: int, start: int, stop: int) -> None:
         slot, summed = self.layout.files[file].slots[index], self.layout.files[file].finish is not None

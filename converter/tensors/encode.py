@@ -68,6 +68,12 @@ class Watch:
         second._first = False
         return second
 
+    def beside(self) -> Watch:
+        """The watch of another output of the same numbers: what the source held is shared, what is lost its own."""
+        second = self.again()
+        second._overflow, second._blocks, second._scales = Counter(), Counter(), Counter()
+        return second
+
     def not_finite(self, tensor: str, count: int) -> None:
         with self._lock:
             if count and self._first:

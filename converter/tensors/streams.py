@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby, islice
@@ -36,8 +38,44 @@ def decoded(tensor: LazyTensor) -> LazyTensor:
     return tensor.derived(TensorInfo(info.name, info.shape, F32), read, work_nbytes=tensor.row_work + 4 * info.row)
 
 
+class _Memory(threading.local):
+    """What a thread has as numbers already, while `once` lasts."""
+
+    numbers: dict[tuple[int, int, int], NDArray[np.float32]] | None = None
+
+
+_memory = _Memory()
+
+
+@contextmanager
+def once() -> Iterator[None]:
+    """While it lasts, rows that this thread asks for again as numbers are neither read nor widened again.
+
+    What such rows are made of is not kept.
+    """
+    _memory.numbers = {}
+    try:
+        yield
+    finally:
+        _memory.numbers = None
+
+
 def values(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float32]:
     """Rows [start, stop) as float32 of shape (stop - start, row)."""
+    memory, key = _memory.numbers, (id(tensor), start, stop)
+    if memory is None:
+        return _values(tensor, start, stop)
+    if key not in memory:
+        _memory.numbers = None
+        try:
+            numbers = memory[key] = _values(tensor, start, stop)
+        finally:
+            _memory.numbers = memory
+        numbers.flags.writeable = False
+    return memory[key]
+
+
+def _values(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float32]:
     dtype, data = tensor.info.dtype, tensor.rows(start, stop)
     if dtype.floating:
         numbers = kernels.decode(data, dtype)

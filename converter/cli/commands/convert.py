@@ -14,6 +14,7 @@ from converter.cli.arguments import (
     positive,
     quant_arguments,
     request_of,
+    requests_of,
     size,
     source_of,
     threads_argument,
@@ -35,6 +36,7 @@ VERB = Verb(
     description="Convert and quantize a model.",
     examples=(
         ("convert model.safetensors model-q4.gguf --quant q4_k_m", "quantize in one step"),
+        ("convert folder/ out/ -q q4_k_m,q6_k,q8_0", "several quants, the model read once"),
         ("convert llama-folder/ llama.gguf", "GGUF in the source's own precision"),
         ("convert model.gguf model.safetensors --dtype bf16", "back to Hugging Face names"),
         ("convert model.gguf folder/", "a Hugging Face folder: weights, config, tokenizer"),
@@ -101,30 +103,36 @@ def run(args: argparse.Namespace) -> Outcome:
 
     started = time.monotonic()
     with ProgressBar(args.quiet or args.json) as progress:
-        plan = pipeline.convert(
+        plans = pipeline.convert_several(
             source_of(args),
             args.target,
-            request_of(args),
+            requests_of(args),
             force=args.force,
             threads=args.threads,
             progress=progress,
             resume=args.resume,
         )
     seconds = time.monotonic() - started
-    proof = _verified(args, plan) if args.verify else None
+    proofs = [_verified(args, plan) if args.verify else None for plan in plans]
 
     def data() -> dict[str, Any]:
-        proven = {} if proof is None else {"verification": proof.as_dict()}
-        return plan.as_dict() | {"seconds": round(seconds, 3)} | proven
+        made = [_data(plan, proof) | {"seconds": round(seconds, 3)} for plan, proof in zip(plans, proofs, strict=True)]
+        return made[0] if len(made) == 1 else {"outputs": made, "seconds": round(seconds, 3)}
 
     def show() -> None:
-        if not args.quiet:
-            print_events(plan.report.events)
-            _show_result(plan, seconds)
-        if proof is not None and not (args.quiet and proof.passed):
-            _show_verdict(proof)
+        for plan, proof in zip(plans, proofs, strict=True):
+            if not args.quiet:
+                print_events(plan.report.events)
+                _show_result(plan, seconds)
+            if proof is not None and not (args.quiet and proof.passed):
+                _show_verdict(proof)
 
-    return Outcome(data, show, 0 if proof is None or proof.passed else FidelityError.exit_code)
+    passed = all(proof is None or proof.passed for proof in proofs)
+    return Outcome(data, show, 0 if passed else FidelityError.exit_code)
+
+
+def _data(plan: Plan, proof: Verification | None) -> dict[str, Any]:
+    return plan.as_dict() | ({} if proof is None else {"verification": proof.as_dict()})
 
 
 def _extracted(args: argparse.Namespace) -> Outcome:
@@ -177,7 +185,7 @@ def _verified(args: argparse.Namespace, plan: Plan) -> Verification:
     written = plan.layout.files[0].path if runs else plan.layout.folder or plan.layout.files[0].path
     with ProgressBar(args.quiet or args.json) as progress:
         target = Source(written, args.target_type)
-        return verify(source_of(args), target, request_of(args), threads=args.threads, progress=progress)
+        return verify(source_of(args), target, plan.request, threads=args.threads, progress=progress)
 
 
 def _show_result(plan: Plan, seconds: float) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from converter.cli.arguments import request_of, source_of
+from converter.cli.arguments import requests_of, source_of
 from converter.cli.commands import convert
 from converter.cli.console import print_events, print_table
 from converter.cli.verbs import Outcome, Verb
@@ -29,15 +29,20 @@ def run(args: argparse.Namespace) -> Outcome:
     """Plan, and let go of the source again."""
     from converter import pipeline
 
-    plan = pipeline.plan(source_of(args), args.target, request_of(args))
-    plan.checkpoint.close()
+    plans = pipeline.plan_several(source_of(args), args.target, requests_of(args))
+    plans[0].checkpoint.close()
 
     def show() -> None:
-        _show(plan, args.threads)
-        if not args.quiet:
-            print_events(plan.report.events)
+        for plan in plans:
+            _show(plan, args.threads)
+            if not args.quiet:
+                print_events(plan.report.events)
 
-    return Outcome(plan.as_dict, show)
+    return Outcome(lambda: _data(plans), show)
+
+
+def _data(plans: list[Plan]) -> dict[str, Any]:
+    return plans[0].as_dict() if len(plans) == 1 else {"outputs": [plan.as_dict() for plan in plans]}
 
 
 def _show(plan: Plan, threads: int | None) -> None:
