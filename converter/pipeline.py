@@ -61,7 +61,7 @@ def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence
             opened = plans[0].checkpoint
             for made in plans:
                 _refuse_elsewhere(made.layout, Path(target))
-                _refuse_same(made.layout, opened)
+                refuse_same(made.layout, opened)
         except BaseException:
             with opened:  # closed, and a source that was changed explains the error
                 raise
@@ -169,7 +169,7 @@ def run_several(
         target = Disk(layout, replace=force, key=" ".join(plan.key() for plan in plans), keep=resume)
         try:
             first.report.extend([Note(found) for found in target.claim()])
-            _refuse_existing(layout, force, target.lock)
+            refuse_existing(layout, force, target.lock)
             target.check_room()
             if on_plan is not None:
                 for plan in plans:
@@ -192,7 +192,12 @@ def _refuse_elsewhere(layout: Layout, target: Path) -> None:
         raise OutputError(f"{place}: is not where {target} was to go; its writer is wrong")
 
 
-def _refuse_same(layout: Layout, checkpoint: Checkpoint) -> None:
+def refuse_same(layout: Layout, checkpoint: Checkpoint) -> None:
+    """Refuse to write what is read.
+
+    Raises:
+        SameFile: as said.
+    """
     read = {checkpoint.path, *checkpoint.files, *checkpoint.assets.values()}
     for file in layout.files:
         if file.path.exists() and any(source.exists() and file.path.samefile(source) for source in read):
@@ -213,7 +218,12 @@ def refuse_filled(folder: Path, force: bool, lock: Path | None = None) -> None:
         raise OutputExists(f"{folder}: is not empty; --force replaces files of the same names and keeps the others")
 
 
-def _refuse_existing(layout: Layout, force: bool, lock: Path) -> None:
+def refuse_existing(layout: Layout, force: bool, lock: Path) -> None:
+    """Refuse what is there already, unless `force` allows to replace it; what is no file is refused in any case.
+
+    Raises:
+        OutputExists: as said.
+    """
     folder = layout.folder
     if folder is not None:
         refuse_filled(folder, force, lock)

@@ -31,7 +31,7 @@ TIERS = (
     ("mapping", "adapters", "inspection"),
     ("graphs",),
     ("planning", "pipeline"),
-    ("extract", "verify", "check", "diff", "compare"),
+    ("extract", "verify", "check", "diff", "compare", "housekeeping"),
     ("reports",),
     ("cli",),
     ("__main__",),

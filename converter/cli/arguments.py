@@ -216,6 +216,12 @@ def threads_argument(add: Callable[..., object]) -> None:
     add("-j", "--threads", type=positive, metavar="N", help="workers (default: all processors)")
 
 
+def rewrite_arguments(add: Callable[..., object]) -> None:
+    """What every verb takes that writes a checkpoint again; `add` is `add_argument` of a parser or a group."""
+    add("-f", "--force", action="store_true", help="replace an existing output")
+    threads_argument(add)
+
+
 def report_argument(add: Callable[..., object], extensions: str) -> None:
     """Reports as files; `add` is `add_argument` of a parser or a group, `extensions` are those of `reports.files`."""
     help = f"write {extensions}; may be repeated"

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from converter.cli.verbs import Outcome
 from converter.errors import OutputError
-from converter.text import printable, table
+from converter.text import human_bytes, printable, table
 
 if TYPE_CHECKING:
     from converter.events import Event
+    from converter.housekeeping.rewrite import Rewritten
     from converter.storage.slabs import Progress
 
 
@@ -127,6 +128,20 @@ def print_events(events: Iterable[Event]) -> None:
     for kind, count in seen.items():
         if count > _SHOWN_PER_KIND:
             print(f"note: {count - _SHOWN_PER_KIND} more {kind} events (--json lists all)", file=sys.stderr)
+
+
+def rewritten(made: Rewritten, quiet: bool) -> Outcome:
+    """The outcome of a verb that writes a checkpoint again: its files, a line each."""
+
+    def show() -> None:
+        if quiet:
+            return
+        print_events(made.events)
+        for path, size in made.files:
+            print(f"{printable(str(path))}: {human_bytes(size)}")
+        print(f"{made.tensors} tensors, {human_bytes(made.nbytes)}, {made.seconds:.2f} s")
+
+    return Outcome(made.as_dict, show)
 
 
 def listed(verb: str, rows: Sequence[Mapping[str, Any]]) -> Outcome:

@@ -14,7 +14,7 @@ from converter.cli.arguments import Parser, common_arguments
 from converter.errors import exit_codes
 
 DEFAULT = "convert"  # the verb that is not named
-GROUPS = ("convert", "prove what was made", "look at what is there", "set up the shell")
+GROUPS = ("convert", "change what is there", "prove what was made", "look at what is there", "set up the shell")
 
 
 class Verb(NamedTuple):  # a dataclass would cost `--help` 10 ms

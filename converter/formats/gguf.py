@@ -16,11 +16,11 @@ import numpy as np
 
 from converter import _native
 from converter.checkpoint import Checkpoint
-from converter.errors import CorruptFile, MissingPart, QuantizationError, UnsupportedFeature, short
+from converter.errors import CorruptFile, MissingPart, QuantizationError, UnsupportedFeature, UsageError, short
 from converter.formats.base import Format, WriteOptions, check_elements, check_name, child, split_evenly
 from converter.metadata import ARRAY_GGUF, TYPES, Array, Metadata, Strings, Value, number_of, text_or_bytes
 from converter.metadata import BY_GGUF as VALUE_TYPES
-from converter.storage.files import Bytes, open_bytes
+from converter.storage.files import Bytes, extent_of, open_bytes
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.storage.windows import WINDOW, Cursor
 from converter.tensors.dtypes import BY_GGUF, DType
@@ -37,6 +37,7 @@ MAX_KEY = 65535
 SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 ARCHITECTURE = "general.architecture"
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+MAX_SHARDS = 65535  # split.count is a u16
 REMOVED = frozenset((4, 5, 31, 32, 33, 36, 37, 38))
 
 _STEP = 1 << 12  # texts of an array that are looked for at once
@@ -120,7 +121,7 @@ def open_gguf(path: Path) -> Checkpoint:
     parts = [_read(path)]
     try:
         count = _split(parts[0], "split.count", 1)
-        if count == 0 or (count == 1 and _split(parts[0], "split.no", 0)):
+        if count < 2 and _split(parts[0], "split.no", 0):
             raise CorruptFile(f"{path}: split.no and split.count make no sense")
         if count > 1:
             parts += _others(path, parts[0], count)
@@ -134,7 +135,7 @@ def open_gguf(path: Path) -> Checkpoint:
             tensors.update(part.tensors)
             owner.update(dict.fromkeys(part.tensors, part.mapped.path.name))
         total = _split(parts[0], "split.tensors.count", len(tensors))
-        if count > 1 and total != len(tensors):
+        if count != 1 and total != len(tensors):  # 0: a set that llama.cpp's gguf-split has merged
             raise CorruptFile(f"{parts[0].mapped.path}: the set should hold {total} tensors, it holds {len(tensors)}")
     except BaseException:
         for part in parts:
@@ -340,7 +341,7 @@ def _tensor(mapped: Bytes, entry: _Entry, start: int) -> LazyTensor:
         data = mapped.view(offset + first * row_nbytes, (last - first) * row_nbytes, f"tensor {short(entry.info.name)}")
         return data.reshape(last - first, row_nbytes)
 
-    return LazyTensor(entry.info, read, f"{mapped.path}@{offset}")
+    return LazyTensor(entry.info, read, f"{mapped.path}@{offset}", extent=extent_of(mapped, offset))
 
 
 def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
@@ -357,16 +358,43 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
     shards = split_evenly([tensor.info.nbytes for tensor in tensors], options)
     if len(shards) == 1:
         return Layout((_file(target, metadata, tensors, alignment),))
-    files = []
-    for number, indices in enumerate(shards):
-        split: Metadata = {
+    return _shards(target, metadata, [[tensors[index] for index in indices] for indices in shards], SPLIT_KEYS)
+
+
+def split_layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:
+    """The shards that llama.cpp's gguf-split makes of a file, byte for byte.
+
+    They differ from those of its converter and its quantizer, which are `layout`'s: padding counts for a shard's size,
+    the number of shards is said last, and there may be one alone.
+
+    Raises:
+        UnsupportedFeature: a tensor GGUF cannot hold.
+        UsageError: a limit that is not positive, or that makes too many shards.
+    """
+    tensors = list(checkpoint.tensors.values())
+    for tensor in tensors:
+        _check_writable(target, tensor)
+    shards = split_evenly([-(-tensor.info.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors], options)
+    number, count, total = SPLIT_KEYS
+    grouped = [[tensors[index] for index in indices] for indices in shards]
+    return _shards(target, dict(checkpoint.config), grouped, (number, total, count))
+
+
+def _shards(target: Path, metadata: Metadata, shards: list[list[LazyTensor]], keys: tuple[str, ...]) -> Layout:
+    """A file for each of `shards`; what they say of the set, in the order of `keys`, follows all else in the first."""
+    count = len(shards)
+    if count > MAX_SHARDS:
+        raise UsageError(f"{target}: {count:,} shards are more than GGUF can number, {MAX_SHARDS:,}; allow larger ones")
+    alignment, files = _alignment(target, metadata), []
+    for number, tensors in enumerate(shards):
+        said = {
             "split.no": Value("u16", number),
-            "split.count": Value("u16", len(shards)),
-            "split.tensors.count": Value("i32", len(tensors)),
+            "split.count": Value("u16", count),
+            "split.tensors.count": Value("i32", sum(map(len, shards))),
         }
-        path = target.with_name(f"{target.stem}-{number + 1:05d}-of-{len(shards):05d}.gguf")
-        own = {**metadata, **split} if number == 0 else split
-        files.append(_file(path, own, [tensors[index] for index in indices], alignment if number == 0 else ALIGNMENT))
+        own = {**(metadata if number == 0 else {}), **{key: said[key] for key in keys}}
+        path = target.with_name(f"{target.stem}-{number + 1:05d}-of-{count:05d}.gguf")
+        files.append(_file(path, own, tensors, alignment if number == 0 else ALIGNMENT))
     return Layout(tuple(files))
 
 

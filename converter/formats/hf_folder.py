@@ -20,7 +20,7 @@ from converter.storage.files import regular_size
 from converter.storage.layout import FileLayout, Layout, Slot, whole_file
 from converter.storage.stand_ins import stand_in
 from converter.tensors.dtypes import BY_SAFETENSORS, DTYPES
-from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
+from converter.tensors.tensor import Extent, LazyTensor, Rows, TensorInfo
 
 WEIGHTS = ("model.safetensors", f"model{INDEX_SUFFIX}")
 # Only where there is no safetensors file, and no other name: such folders hold pickles of other things, too.
@@ -240,7 +240,9 @@ def _copy(source: Path, target: Path) -> FileLayout:
             raise CorruptFile(f"{source}: became shorter while it was read")
         return np.frombuffer(data, np.uint8).reshape(stop - start, 1)
 
-    return FileLayout(target, b"", (Slot(0, LazyTensor(info, read, str(source))),), info.nbytes)
+    return FileLayout(
+        target, b"", (Slot(0, LazyTensor(info, read, str(source), extent=Extent(source, 0))),), info.nbytes
+    )
 
 
 FORMATS = (

@@ -17,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name, sharded
 from converter.formats.hub import check_index, folder_assets, read_config, whole_set
-from converter.storage.files import Bytes, open_bytes
+from converter.storage.files import Bytes, extent_of, open_bytes
 from converter.storage.json import parse_json
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.tensors.dtypes import BY_SAFETENSORS
@@ -149,7 +149,7 @@ def _tensor(mapped: Bytes, info: TensorInfo, offset: int) -> LazyTensor:
         data = mapped.view(offset + start * row_nbytes, (stop - start) * row_nbytes, f"tensor {short(info.name)}")
         return data.reshape(stop - start, row_nbytes)
 
-    return LazyTensor(info, read, f"{mapped.path}@{offset}")
+    return LazyTensor(info, read, f"{mapped.path}@{offset}", extent=extent_of(mapped, offset))
 
 
 def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layout:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from converter.errors import CorruptFile, Interrupted, OutputError
 from converter.storage.mapping import Mapping
 from converter.storage.stand_ins import LOOKED_AT, refuse_stand_in
+from converter.tensors.tensor import Extent
 
 # Pages that were read stay resident until somebody lets go of them. After this many bytes the whole
 # map is released; what is still in use is simply faulted in again from the page cache.
@@ -156,6 +157,14 @@ class Bytes(Protocol):
         """Let go of the file. Arrays that are still held stay valid."""
 
 
+@runtime_checkable
+class Local(Protocol):
+    """`Bytes` that lie in a file of this machine as they are."""
+
+    def extent(self, offset: int) -> Extent:
+        """Where those from `offset` on do."""
+
+
 def open_bytes(path: Path) -> Bytes:
     """The one way by which readers open a file.
 
@@ -219,6 +228,9 @@ class MappedFile:
         self._account(nbytes)
         return self._bytes[offset : offset + nbytes]
 
+    def extent(self, offset: int) -> Extent:
+        return Extent(self.path, offset)
+
     @contextmanager
     def scattered(self) -> Iterator[None]:
         """The system reads the pages that are asked for and none ahead; afterwards they are let go of."""
@@ -264,6 +276,11 @@ class Part:
 
     def close(self) -> None:
         """Nothing: the whole is closed by whoever opened it."""
+
+
+def extent_of(source: Bytes, offset: int) -> Extent | None:
+    """Where bytes from `offset` on lie, if that is a file of this machine."""
+    return source.extent(offset) if isinstance(source, Local) else None
 
 
 class InMemory:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from converter.storage.disk import Disk
 from converter.storage.layout import Layout, Slot
 from converter.storage.slabs import Job, ProgressCallback, Slab, run, slab_rows, slabs_of
 from converter.tensors.streams import once
-from converter.tensors.tensor import LazyTensor, Rows
+from converter.tensors.tensor import Extent, LazyTensor, Rows
 
 
 class Output(Protocol):
@@ -59,6 +59,14 @@ class Output(Protocol):
 
     def abandon(self) -> None:
         """Remove what was not published; it may be called at any time, and again."""
+
+
+@runtime_checkable
+class Copying(Protocol):
+    """An `Output` that may copy what is stored as it is without reading it."""
+
+    def copy(self, file: int, offset: int, source: Extent, nbytes: int) -> bool:
+        """Write `nbytes` of `source` at `offset`; False where that has to be done by reading them."""
 
 
 def working_nbytes(layout: Layout, threads: int) -> int:
@@ -117,15 +125,25 @@ class Prepared:
 
     def _fill(self, file: int, index: int, start: int, stop: int) -> None:
         slot, summed = self.layout.files[file].slots[index], self.layout.files[file].finish is not None
-        size = slot.tensor.info.row_nbytes
-        at = start * size
-        raw = self.output.kept(file, slot.offset + at, (stop - start) * size)
+        at, end = (row * slot.tensor.info.row_nbytes for row in (start, stop))
+        if not summed and self._copied(file, slot, at, end):
+            with self._lock:
+                self.pieces[file][index].add(at, end, 0)
+            return
+        raw = self.output.kept(file, slot.offset + at, end - at)
         if raw is None:
             raw = np.ascontiguousarray(_checked(slot.tensor, start, stop)).data.cast("B")
             self.output.write(file, slot.offset + at, raw)
         crc = zlib.crc32(raw) if summed else 0  # for the writers that finish with it
         with self._lock:
-            self.pieces[file][index].add(at, at + len(raw), crc)
+            self.pieces[file][index].add(at, end, crc)
+
+    def _copied(self, file: int, slot: Slot, start: int, stop: int) -> bool:
+        """Whether bytes [start, stop) of a slot could be copied from where they are stored as they are."""
+        extent = slot.tensor.extent
+        if extent is None or not isinstance(self.output, Copying):
+            return False
+        return self.output.copy(file, slot.offset + start, Extent(extent.path, extent.offset + start), stop - start)
 
     def finish(self) -> None:
         """What writers add when their slots are full.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +65,13 @@ class Beside:
     prec_a4: bool = True
 
 
+class Extent(NamedTuple):
+    """Where rows lie one after the other as they are: in a file of this machine, from `offset` on."""
+
+    path: Path
+    offset: int
+
+
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
     """Stored rows on demand.
@@ -76,6 +85,7 @@ class LazyTensor:
     the tensor can only be had whole. `slab_nbytes` is the memory that rows asked for together should take, where
     whoever computes them wants another amount than the kernels.
     `beside` is what blocks do not say themselves; numbers that are decoded have it in them.
+    `extent` is where the rows are stored as they are, so that they can be copied without being read.
     """
 
     info: TensorInfo
@@ -86,6 +96,7 @@ class LazyTensor:
     grain: int = 1
     slab_nbytes: int | None = None
     beside: Beside | None = None
+    extent: Extent | None = None
 
     @property
     def name(self) -> str:
@@ -131,6 +142,7 @@ class LazyTensor:
         The one way to wrap a tensor, so that no field is lost on the way; what stands beside blocks goes with them.
         """
         blocks = info is None or info.dtype is self.info.dtype
+        stored = read is None and (info is None or info.nbytes == self.info.nbytes)
         return replace(
             self,
             info=self.info if info is None else info,
@@ -139,6 +151,7 @@ class LazyTensor:
             work_nbytes=self.row_work if work_nbytes is None else work_nbytes,
             grain=self.grain if grain is None else grain,
             beside=self.beside if blocks else None,
+            extent=self.extent if stored else None,
         )
 
     def renamed(self, name: str) -> LazyTensor:

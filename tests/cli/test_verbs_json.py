@@ -14,6 +14,7 @@ from support.paths import ROOT
 from converter import errors, pipeline
 from converter.cli import verbs
 from converter.cli.main import main
+from converter.housekeeping.shards import split
 from converter.request import Request
 
 STORIES = models.FIXTURES / "stories260K"
@@ -23,6 +24,8 @@ DOCUMENT = (ROOT / "docs/json.md").read_text("utf-8")
 WORKS = {
     "convert": ("{stories}", "{tmp}/o.gguf", "-q", "q8_0"),
     "plan": ("plan", "{stories}", "{tmp}/o.gguf"),
+    "split": ("split", "{model}", "{tmp}/part", "--max-tensors", "20"),
+    "merge": ("merge", "{shard}", "{tmp}/whole"),
     "compare": ("compare", "{stories}", "-q", "q8_0"),
     "verify": ("verify", "{stories}", "{model}"),
     "check": ("check", "{model}"),
@@ -37,6 +40,8 @@ WORKS = {
 FAILS: dict[str, tuple[tuple[str, ...], type[errors.ConverterError]]] = {
     "convert": (("{broken}", "{tmp}/o.gguf"), errors.CorruptFile),
     "plan": (("plan", "{stories}", "{tmp}/o.gguf", "--arch", "nonsense"), errors.UnknownArchitecture),
+    "split": (("split", "{broken}", "{tmp}/part", "--max-size", "1M"), errors.CorruptFile),
+    "merge": (("merge", "{model}", "{tmp}/whole"), errors.UsageError),
     "compare": (("compare", "{broken}"), errors.CorruptFile),
     "verify": (("verify", "{stories}", "{broken}"), errors.CorruptFile),
     "check": (("check", "{broken}"), errors.CorruptFile),
@@ -55,7 +60,13 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("json")
     pipeline.convert(STORIES, folder / "model.gguf", Request(quant="q8_0"))
     (folder / "broken.gguf").write_bytes((folder / "model.gguf").read_bytes()[:5000])
-    return {"stories": STORIES, "model": folder / "model.gguf", "broken": folder / "broken.gguf"}
+    parts = split(folder / "model.gguf", folder / "part", max_tensors=20)
+    return {
+        "stories": STORIES,
+        "model": folder / "model.gguf",
+        "broken": folder / "broken.gguf",
+        "shard": parts.files[0][0],
+    }
 
 
 def run(

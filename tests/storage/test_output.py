@@ -24,7 +24,7 @@ from converter.storage.slabs import Progress, Slab
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.encode import Watch, encoded
-from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
+from converter.tensors.tensor import Extent, LazyTensor, TensorInfo, from_array
 
 F32, Q8_0 = DTYPES["F32"], DTYPES["Q8_0"]
 HEADER = b"header" + bytes(26)
@@ -625,3 +625,89 @@ def test_a_prepared_folder_is_not_there_before_it_is_published(tmp_path: Path) -
     assert (folder / "inner" / "file").read_bytes() == assembled(file)
     output.abandon(prepared)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# ------------------------------------------------------------------------------------- bytes that are copied
+
+
+def stored(path: Path, *shape: int, offset: int = 0) -> LazyTensor:
+    """A tensor that says where its bytes lie, and cannot be read in any other way."""
+
+    def unread(start: int, stop: int) -> Any:
+        raise AssertionError("read")
+
+    return LazyTensor(TensorInfo("stored", shape, F32), unread, "test", extent=Extent(path, offset))
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="a system without it reads")
+@pytest.mark.parametrize("offset", [0, 100, 4096, 5000, 5000 - len(HEADER)])
+@pytest.mark.parametrize("slab", [1000, 1 << 30])
+def test_what_is_stored_is_copied_without_being_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int, slab: int
+) -> None:
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", slab)
+    content = np.random.default_rng(1).bytes(40_000)
+    (tmp_path / "in").write_bytes(content)
+    layout = layout_of(numbers("a", 5), stored(tmp_path / "in", 60, 90, offset=offset), path=tmp_path / "out")
+    write(layout, threads=2)
+    found = (tmp_path / "out").read_bytes()
+    assert found[layout.files[0].slots[1].offset :][:21600] == content[offset : offset + 21600]
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="a system without it reads")
+def test_blocks_can_be_shared_where_both_files_have_a_boundary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems share whole blocks at best: what is before the first goes by itself, where both begin alike."""
+    asked: list[tuple[int, int, int]] = []
+
+    def copy(read: int, out: int, count: int, at: int, to: int) -> int:
+        asked.append((count, at, to))
+        return count
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    (tmp_path / "in").write_bytes(bytes(40_000))
+    out = disk.Disk(Layout((FileLayout(tmp_path / "out", b"", (), 40_000),)))
+    out.create()
+    for target, offset, nbytes in ((5000, 904, 20_000), (5000, 900, 20_000), (8192, 4096, 20_000), (5000, 904, 10)):
+        assert out.copy(0, target, Extent(tmp_path / "in", offset), nbytes)
+    out.abandon()
+    assert asked == [
+        (3192, 904, 5000), (16_808, 4096, 8192), (20_000, 900, 5000), (20_000, 4096, 8192), (10, 904, 5000),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", ["no such call", "other file system", "nothing copied", "gone"])
+def test_what_cannot_be_copied_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    (tmp_path / "in").write_bytes(bytes(400))
+
+    def copy(*_: int) -> int:
+        if fails == "nothing copied":
+            return 0
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if fails == "no such call":
+        monkeypatch.setattr(disk.sys, "platform", "somewhere")
+    elif fails == "gone":
+        (tmp_path / "in").unlink()
+    monkeypatch.setattr(os, "copy_file_range", copy, raising=False)
+    tensor = replace(numbers("a", 10, 10), extent=Extent(tmp_path / "in", 0))
+    layout = layout_of(tensor, path=tmp_path / "out")
+    write(layout, threads=2)
+    assert (tmp_path / "out").read_bytes() == assembled(layout.files[0])
+
+
+def test_what_is_summed_or_computed_is_read(tmp_path: Path) -> None:
+    """Writers that finish with the sums of their slots, and tensors that are made of stored ones."""
+    (tmp_path / "in").write_bytes(bytes(400))
+    plain = replace(numbers("a", 10, 10), extent=Extent(tmp_path / "in", 0))
+    sums: list[int] = []
+
+    def finish(crcs: Sequence[int]) -> Iterable[tuple[int, bytes]]:
+        sums.extend(crcs)
+        return ()
+
+    file = replace(layout_of(plain, path=tmp_path / "out").files[0], finish=finish)
+    write(Layout((file,)))
+    assert sums == [zlib.crc32(plain.rows(0, 10).tobytes())] and (tmp_path / "out").read_bytes() == assembled(file)
+    assert plain.renamed("b").extent == plain.extent
+    assert plain.derived(read=plain.read).extent is None
+    assert plain.derived(replace(plain.info, shape=(9, 10))).extent is None

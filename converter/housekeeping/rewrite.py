@@ -1,0 +1,122 @@
+"""A checkpoint written again by its own format, its tensors as they are stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from converter.errors import UnsupportedFeature
+from converter.events import Event, Note
+from converter.pipeline import refuse_existing, refuse_same
+from converter.storage import output
+from converter.storage.disk import Disk
+from converter.storage.layout import Layout
+from converter.storage.slabs import ProgressCallback
+
+#: Formats that hold one model in one file or in several, and whose tensors are their stored bytes.
+FORMATS = ("gguf", "safetensors", "hf")
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What was written: files with their sizes, how many tensors they hold, and what there is to say."""
+
+    source: Path
+    files: tuple[tuple[Path, int], ...]
+    tensors: int
+    events: tuple[Event, ...]
+    seconds: float
+
+    @property
+    def nbytes(self) -> int:
+        return sum(size for _, size in self.files)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "source": str(self.source),
+            "files": [{"path": str(path), "bytes": size} for path, size in self.files],
+            "tensors": self.tensors,
+            "total_bytes": self.nbytes,
+            "seconds": round(self.seconds, 3),
+            "events": [event.as_dict() for event in self.events],
+        }
+
+
+def check_format(checkpoint: Checkpoint, verb: str) -> None:
+    """Refuse a format that cannot be written as it is.
+
+    Raises:
+        UnsupportedFeature: as said.
+    """
+    if checkpoint.format not in FORMATS:
+        raise UnsupportedFeature(
+            f"{checkpoint.path}: a {checkpoint.format} file; `convert {verb}` is for {', '.join(FORMATS)}\n"
+            "`convert IN OUT` makes another format of it"
+        )
+
+
+def rewrite(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    events: Sequence[Event] = (),
+) -> Rewritten:
+    """Write `layout`, which was made of `checkpoint`, whole or not at all; the checkpoint is closed.
+
+    Args:
+        checkpoint: what is read.
+        layout: what is to be.
+        force: replace what is there, the checkpoint's own file included.
+        threads, progress: as for `convert`.
+        events: what there is to say already.
+
+    Raises:
+        OutputExists, SameFile, DiskFull, OutputError: it cannot be written.
+        CorruptFile, OutputError: it cannot be read, or was changed meanwhile.
+        Interrupted: `progress` returned False.
+    """
+
+    def finished() -> None:
+        checkpoint.check()
+        checkpoint.close()  # a file that is mapped cannot be replaced everywhere
+
+    started, target = time.monotonic(), Disk(layout, replace=force)
+    try:
+        found = tuple(Note(each) for each in target.claim())
+        refuse_existing(layout, force, target.lock)
+        lost = checkpoint.opened.lost
+        output.write(layout, target, threads=threads, progress=progress, stop=lost, check=finished)
+    except Exception as error:
+        checkpoint.opened.explain(error)
+        raise
+    finally:
+        target.abandon()
+    files = tuple((file.path, file.size) for file in layout.files)
+    said = (*checkpoint.events, *layout.events, *events, *found)
+    return Rewritten(checkpoint.path, files, len(checkpoint.tensors), said, time.monotonic() - started)
+
+
+def write_elsewhere(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+    events: Sequence[Event] = (),
+) -> Rewritten:
+    """`rewrite` to files that are none of the checkpoint's own.
+
+    Raises:
+        SameFile: one of them is; otherwise as `rewrite`.
+    """
+    refuse_same(layout, checkpoint)
+    return rewrite(checkpoint, layout, force=force, threads=threads, progress=progress, events=events)

@@ -1,0 +1,116 @@
+"""A checkpoint cut into shards, and a set of shards joined, byte for byte what was there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint
+from converter.errors import MissingPart, UsageError, about
+from converter.formats import gguf, hf_folder, safetensors
+from converter.formats.base import INDEX, WriteOptions
+from converter.formats.hub import shard_of
+from converter.formats.registry import formats, open_checkpoint
+from converter.housekeeping.rewrite import Rewritten, check_format, write_elsewhere
+from converter.request import PathLike
+from converter.storage.layout import Layout
+from converter.storage.slabs import ProgressCallback
+
+#: What lays out a set of shards, by the name of the format.
+_SPLIT: dict[str, Callable[[Checkpoint, Path, WriteOptions], Layout]] = {
+    "gguf": gguf.split_layout,
+    "safetensors": safetensors.layout,
+    "hf": hf_folder.layout,
+}
+
+
+def split(
+    source: PathLike,
+    target: PathLike,
+    *,
+    max_size: int | None = None,
+    max_tensors: int | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Rewritten:
+    """Cut a model into shards: GGUF as llama.cpp's gguf-split does, safetensors with an index as the hub has them.
+
+    Args:
+        source: a GGUF or safetensors file, a set of them by any of its files, or a Hugging Face folder.
+        target: the name of the whole, of which `NAME-00001-of-0000N` are made, or a folder for files of the old name.
+        max_size: bytes of a shard's tensors, at most; a larger tensor gets a shard of its own.
+        max_tensors: tensors of a shard, at most.
+        force, threads, progress: as for `convert`.
+
+    Raises:
+        UsageError: neither limit is given, or one is not positive.
+        UnsupportedFeature: another format.
+        ConverterError: as `rewrite`.
+    """
+    if max_size is None and max_tensors is None:
+        raise UsageError("say how large a shard may be: --max-size 2G or --max-tensors N")
+    options = WriteOptions(split_max_size=max_size, split_max_tensors=max_tensors)
+    with about(Path(source)), open_checkpoint(source) as checkpoint:
+        check_format(checkpoint, "split")
+        layout = _SPLIT[checkpoint.format](checkpoint, _place(checkpoint, target), options)
+        return write_elsewhere(checkpoint, layout, force=force, threads=threads, progress=progress)
+
+
+def merge(
+    source: PathLike,
+    target: PathLike,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Rewritten:
+    """Join a set of shards: the file that was cut, byte for byte, where its own writer was as regular as ours.
+
+    Args:
+        source: any file of the set, its index, or a Hugging Face folder with a set in it.
+        target: the file to be, or a folder for a file of the old name.
+        force, threads, progress: as for `convert`.
+
+    Raises:
+        UsageError: the source is one file already.
+        MissingPart, CorruptFile: a shard is not there, or is of another set.
+        UnsupportedFeature: another format.
+        ConverterError: as `rewrite`.
+    """
+    with about(Path(source)), open_checkpoint(source) as checkpoint:
+        check_format(checkpoint, "merge")
+        if len(checkpoint.files) == 1 and shard_of(checkpoint.files[0]) is None:
+            raise UsageError(f"{checkpoint.files[0]}: is one file already")
+        layout_of = formats()[checkpoint.format].layout
+        assert layout_of is not None  # of the formats that `check_format` lets through
+        whole = WriteOptions(split_max_size=sys.maxsize)
+        layout = layout_of(checkpoint, _place(checkpoint, target), whole)
+        return write_elsewhere(checkpoint, layout, force=force, threads=threads, progress=progress)
+
+
+def _place(checkpoint: Checkpoint, target: PathLike) -> Path:
+    """The name of the whole: with its extension, in a folder that is there.
+
+    Raises:
+        MissingPart: the folder is not there.
+    """
+    form, path = formats()[checkpoint.format], Path(target)
+    if not form.folder:
+        (extension,) = form.extensions
+        if path.is_dir() or os.fspath(target).endswith(("/", os.sep)):
+            path /= _name_of_whole(checkpoint.path, extension)
+        elif path.suffix.lower() != extension:
+            path = path.with_name(path.name + extension)
+    if not path.absolute().parent.is_dir():
+        raise MissingPart(f"{path}: the folder {path.parent} does not exist; make it first")
+    return path
+
+
+def _name_of_whole(path: Path, extension: str) -> str:
+    """What the whole is called that `path` is, or is the index or a shard of."""
+    name = path.name.removesuffix(INDEX)
+    shard = shard_of(path.with_name(name))
+    return f"{shard[0]}{extension}" if shard is not None else name
