@@ -426,6 +426,13 @@ def _file(path: Path, metadata: Metadata, tensors: list[LazyTensor], alignment: 
     return FileLayout(path, header, slots, len(header) + offset)
 
 
+def value_bytes(value: Value | Array) -> bytes:
+    """A value as a header has it, its type in front."""
+    out = bytearray()
+    _put_value(out, value)
+    return bytes(out)
+
+
 def _put_string(out: bytearray, text: str | bytes) -> None:
     data = text.encode() if isinstance(text, str) else text
     out += _U64.pack(len(data))
