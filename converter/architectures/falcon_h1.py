@@ -20,7 +20,7 @@ from converter.architectures.common import (
 from converter.architectures.granite_hybrid import BIASES, CHANNELS, MAMBA, MAMBA2
 from converter.architectures.spec import Architecture, HFClass, HParam, T, without
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Relation, Traits
+from converter.architectures.traits import Decoder, Relation, Traits
 from converter.tensors.ops import At, Concat, Mul, Reshape, Split
 
 ATTENTION, MLP = H + "self_attn.", H + "feed_forward."
@@ -121,6 +121,7 @@ ARCHITECTURES = (
         ignore=ROPE_BUFFERS,
         traits=Traits(
             BPE,
+            decoder=Decoder(),
             told=(
                 Relation(
                     "m_head == m_embedding or present('lm_head.weight')", "m_head",

@@ -14,7 +14,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.granite import DEFAULTS, HPARAMS, MOE, SHARED
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, only_when, pair
-from converter.architectures.traits import Relation, TokenizerStyle, Traits
+from converter.architectures.traits import Decoder, Relation, TokenizerStyle, Traits
 from converter.tensors.ops import NegExp, Reshape, Split
 
 MAMBA = H + "mamba."
@@ -135,6 +135,7 @@ ARCHITECTURES = (
                 "layer_types": ("mamba", "linear_attention", "attention", "full_attention"),
             },
             told=TOLD,
+            decoder=Decoder(rotates="use_rope", logits="1 / logit_scale", weights_norm=True),
         ),
     ),
 )  # fmt: skip

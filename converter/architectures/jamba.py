@@ -29,7 +29,7 @@ from converter.architectures.spec import (
     read_only,
 )
 from converter.architectures.styles import NO_PREFIX
-from converter.architectures.traits import TokenizerStyle, Traits
+from converter.architectures.traits import Decoder, TokenizerStyle, Traits
 
 MLP = H + "feed_forward."
 IN_SSM, IN_ATTENTION = "n_head_kv == 0", "n_head_kv > 0"
@@ -120,6 +120,9 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         aliases=(("{rest}.moe.{more}", "{rest}.feed_forward.{more}"),),
-        traits=Traits(TokenizerStyle(("spm", "hf-spm", "bpe"), last=NO_PREFIX, last_reader="hf-spm")),
+        traits=Traits(
+            TokenizerStyle(("spm", "hf-spm", "bpe"), last=NO_PREFIX, last_reader="hf-spm"),
+            decoder=Decoder(rotates="0", weights_norm=False),
+        ),
     ),
 )  # fmt: skip

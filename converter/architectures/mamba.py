@@ -9,7 +9,7 @@ from converter.architectures.granite_hybrid import MAMBA, MAMBA2
 from converter.architectures.nemotron_h import MIXER, B
 from converter.architectures.spec import Architecture, HFClass, HParam, T, TensorRule, moved, pair
 from converter.architectures.styles import MAMBA2_TOKENS, MAMBA_TOKENS
-from converter.architectures.traits import Relation, Traits
+from converter.architectures.traits import Decoder, Relation, Traits
 from converter.tensors.ops import NegExp, Reshape
 
 # The authors' package rounds the vocabulary up, and says the number before.
@@ -97,6 +97,7 @@ ARCHITECTURES = (
         aliases=ALIASES,
         traits=Traits(
             MAMBA_TOKENS,
+            decoder=Decoder(),
             relations=(Relation("n_inner == 2 * n_embd", "n_inner", "must be twice the width in llama.cpp"),),
             # llama.cpp takes the epsilon of the other norms.
             built_in={"mixer_rms_eps": (1e-6,)},
@@ -130,6 +131,6 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP, *moved(MAMBA, MIXER, MAMBA2)),
         aliases=ALIASES,
-        traits=Traits(MAMBA2_TOKENS),
+        traits=Traits(MAMBA2_TOKENS, decoder=Decoder()),
     ),
 )  # fmt: skip

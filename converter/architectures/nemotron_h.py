@@ -9,7 +9,7 @@ from converter.architectures.common import ATTENTION_INTERLEAVED, LLAMA_HPARAMS,
 from converter.architectures.granite_hybrid import BIASES, MAMBA, MAMBA2
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, moved, only_when, pair
 from converter.architectures.styles import NEMOTRON_H
-from converter.architectures.traits import Traits
+from converter.architectures.traits import SIGMOID, Decoder, Traits
 
 B = "backbone.layers.{block}."
 MIXER = B + "mixer."
@@ -87,7 +87,10 @@ EXPERTS = (
     T(MIXER + "fc2_latent_proj.weight", G + "ffn_latent_up.weight", shape=("n_embd", "n_latent"), optional=True),
 )
 ALIASES = (("model.{rest}", "backbone.{rest}"),)
-TRAITS = Traits(NEMOTRON_H, built_in={"mlp_hidden_act": ("relu2",), "mamba_hidden_act": ("silu",)})
+TRAITS = Traits(
+    NEMOTRON_H, decoder=Decoder("relu2", rotates="0", rms=True, gating=SIGMOID),
+    built_in={"mlp_hidden_act": ("relu2",), "mamba_hidden_act": ("silu",)},
+)
 
 ARCHITECTURES = (
     Architecture(

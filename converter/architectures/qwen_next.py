@@ -7,6 +7,8 @@ Source: the reference converter's Qwen3NextModel, Qwen3_5TextModel, Qwen3_5MoeTe
 classes for the defaults.
 """
 
+from dataclasses import replace
+
 from converter.architectures.common import (
     ATTENTION_BIAS,
     DECODER_HPARAMS,
@@ -36,7 +38,7 @@ from converter.architectures.spec import (
     without,
 )
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Relation, Traits
+from converter.architectures.traits import Decoder, Relation, Traits
 from converter.tensors.ops import Add, At, Concat, NegExp, PermuteColumns, PermuteRows, Reshape, Split
 
 MTP, MTP_BLOCK = "mtp.layers.{block-n_main}.", "blk.{n_main}."
@@ -168,6 +170,7 @@ SECTIONS = HParam(
 )
 SAID_ANYWAY = {"mrope_sections": {"back": "resized(rope_sections_anyway, min(3, len(rope_sections_anyway)))"}}
 MIXTURE = (*EXPERTS, *SHARED_EXPERT)
+DECODER = Decoder(ffn_norm="post_attention_norm")
 MAIN, LAST = "block < n_main", "block >= n_main"
 
 ARCHITECTURES = (
@@ -189,7 +192,7 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, "mtp.{rest}"),
         aliases=ALIASES,
-        traits=Traits(BPE, told=TOLD),
+        traits=Traits(BPE, told=TOLD, decoder=replace(DECODER, weights_norm=True)),
     ),
     Architecture(
         gguf="qwen35",
@@ -211,7 +214,7 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "mtp.{rest}"),
         aliases=ALIASES,
-        traits=Traits(BPE, told=TOLD, built_in=INTERLEAVED),
+        traits=Traits(BPE, told=TOLD, built_in=INTERLEAVED, decoder=replace(DECODER, shared_by_neighbours=False)),
     ),
     Architecture(
         gguf="qwen35moe",
@@ -232,6 +235,9 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, "mtp.{rest}"),
         aliases=ALIASES,
-        traits=Traits(BPE, told=TOLD, built_in=INTERLEAVED),
+        traits=Traits(
+            BPE, told=TOLD, built_in=INTERLEAVED,
+            decoder=replace(DECODER, shared_by_neighbours=False, weights_norm=True),
+        ),
     ),
 )

@@ -142,6 +142,7 @@ class Blocks:
         chosen_by_logits: experts are chosen by the router's numbers as they are.
         shared_mean: with the shared experts it is the mean of both, not their sum.
         best_of_group: how many experts of a group have the scores that choose it.
+        shared_by_neighbours: heads that share a group or a key of a state stand together, not a whole round apart.
         latent_epsilon: of the norms of latent vectors, where it is not that of the others.
         logits: what logits are multiplied by.
     """
@@ -175,6 +176,7 @@ class Blocks:
     chosen_by_logits: bool = False
     shared_mean: bool = False
     best_of_group: str = "2"
+    shared_by_neighbours: bool = True
     latent_epsilon: float | None = None
     logits: str = ""
 

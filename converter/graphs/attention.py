@@ -40,6 +40,10 @@ class Attention:
         self.temperature = ""
         layers.used |= READ
 
+    def has(self, block: int) -> bool:
+        """Whether a block has attention."""
+        return self.layers.has(f"blk.{block}.attn_output")
+
     def __call__(self, x: str, block: int) -> str:
         name = f"blk.{block}.attn_"
         made = self.latent(x, block) if self.layers.has(f"{name}kv_a_mqa") else self.whole(x, block)
@@ -51,9 +55,20 @@ class Attention:
         """Keys and values of every head, or of several: (batch, tokens, heads * elements)."""
         heads = self.heads(block)
         q, k, v = self.projected(x, block, heads)
+        q, gate = self.from_gates(q, block, heads)
         q, k = self.positioned(q, k, block, heads)
         q = self.sharpened(q, block)
-        return self.attended(q, k, v, block, heads)
+        made = self.attended(q, k, v, block, heads)
+        return self.build.op("Mul", made, self.build.op("Sigmoid", gate)) if gate else made
+
+    def from_gates(self, q: str, block: int, heads: Heads) -> tuple[str, str]:
+        """Queries, and the gates of what attention makes, which may stand behind each head's query."""
+        matrix = self.model.tensor(f"blk.{block}.attn_q.weight")
+        if matrix is None or matrix.info.shape[0] != 2 * heads.n * heads.key:
+            return q, ""
+        apart = self.build.split(self.build.reshape(q, 0, 0, heads.n, -1), (heads.key, heads.key))
+        q, gate = (self.build.reshape(part, 0, 0, -1) for part in apart)
+        return q, gate
 
     def attended(self, q: str, k: str, v: str, block: int, heads: Heads) -> str:
         """Values by how keys meet queries, after those of the cache."""

@@ -5,6 +5,8 @@ Source: `ggml_ssm_conv`, and llama.cpp's lfm2.cpp for the one that is a whole pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from converter.graphs.builder import Builder
 from converter.graphs.layers import Layers
 from converter.graphs.masks import Masks
@@ -17,18 +19,20 @@ class Convolution:
         self._layers, self._masks = layers, masks
         self._build: Builder = layers.build
 
-    def __call__(self, x: str, name: str, block: int) -> str:
-        """What the tensors of that name make of each token and those before it: (batch, tokens, channels).
+    def __call__(self, x: str, names: Sequence[str], block: int) -> str:
+        """What the tensors of these names make of each token and those before it: (batch, tokens, channels).
 
-        Padding is zeros, as what stands before the first token. A model that sees both ways has the token in the
-        middle.
+        Several tensors are those of one channel after the other. Padding is zeros, as what stands before the first
+        token. A model that sees both ways has the token in the middle.
         """
         build, model = self._build, self._layers.model
-        weight = self._layers.needed(f"{name}.weight")
-        channels, size = weight.info.shape
-        bias = self._layers.tensor(f"{name}.bias")
-        kernel = build.reshape(self._layers.matrices.plain(weight), channels, 1, size)
-        more = () if bias is None else (self._layers.matrices.plain(bias),)
+        weights = [self._layers.needed(f"{name}.weight") for name in names]
+        size = weights[0].info.row
+        channels = sum(weight.info.n_elements for weight in weights) // size
+        kernels = [build.reshape(self._layers.matrices.plain(weight), -1, 1, size) for weight in weights]
+        kernel = build.op("Concat", *kernels, axis=0) if len(kernels) > 1 else kernels[0]
+        biases = [self._layers.tensor(f"{name}.bias") for name in names]
+        more = tuple(self._layers.matrices.plain(bias) for bias in biases if bias is not None)
         x = build.op("Transpose", build.op("Mul", x, self._masks.real()), perm=[0, 2, 1])
         before = size - 1 if model.is_causal else (size - 1) // 2
         pads = [before, size - 1 - before]
@@ -45,10 +49,14 @@ class Convolution:
         build.slice(every, -size, output=present)
         return build.slice(every, 1)
 
+    def has(self, block: int) -> bool:
+        """Whether a block has a convolution in place of attention."""
+        return self._layers.has(f"blk.{block}.shortconv.conv")
+
     def short(self, x: str, block: int) -> str:
         """The part of a block that is a convolution between two gates."""
         build, name = self._build, f"blk.{block}.shortconv."
         width = self._layers.model.size("embedding_length")
         first, second, x = build.split(self._layers.linear(x, f"{name}in_proj"), (width,) * 3)
-        made = self(build.op("Mul", first, x), f"{name}conv", block)
+        made = self(build.op("Mul", first, x), (f"{name}conv",), block)
         return self._layers.linear(build.op("Mul", second, made), f"{name}out_proj")

@@ -19,24 +19,39 @@ class Blocks(Network):
     def block(self, x: str, block: int) -> str:
         name = f"blk.{block}."
         inner = self.first_norm(x, f"{name}attn_norm")
+        if not self.looks(block):
+            return self.added(x, self.feed_forward(inner or x, block, x))
+        if not self.feed_forward.has(block):
+            return self.added(x, self.mixed(inner or x, block))
         attended = self.mixed(self.norm(x, f"{name}attn_norm_2") or inner or x, block)
         if self.has_late:
             attended = self.norm(attended, f"{name}post_attention_norm") or attended
         if inner is not None and self.is_parallel(name, block):
             second = self.norm(x, f"{name}ffn_norm") or inner
             made = self.build.op("Add", attended, self.feed_forward(second, block, x))
-            return self.build.op("Add", x, self.times(made, self.residual()))
-        given, x = x, self.build.op("Add", x, self.times(attended, self.residual()))
+            return self.added(x, made)
+        given, x = x, self.added(x, attended)
         inner = self.first_norm(x, f"{name}{self.model.facts.ffn_norm}") or x
         made = self.feed_forward(inner, block, given)
         made = self.norm(made, f"{name}post_ffw_norm") or made
+        return self.added(x, made)
+
+    def added(self, x: str, made: str) -> str:
+        """What a part made, beside what it was given."""
         return self.build.op("Add", x, self.times(made, self.residual()))
 
     def mixed(self, x: str, block: int) -> str:
         """What the part makes that looks at other tokens."""
-        if self.layers.has(f"blk.{block}.shortconv.conv"):
+        if self.convolution.has(block):
             return self.convolution.short(x, block)
-        return self.attention(x, block)
+        if not self.recurrent.has(block):
+            return self.attention(x, block)
+        made = self.recurrent(x, block)
+        return self.build.op("Add", made, self.attention(x, block)) if self.attention.has(block) else made
+
+    def looks(self, block: int) -> bool:
+        """Whether a block has such a part."""
+        return any(part.has(block) for part in (self.attention, self.convolution, self.recurrent))
 
     def residual(self) -> float | None:
         """What a part of a block is multiplied by."""
@@ -54,7 +69,7 @@ class Blocks(Network):
         facts = self.model.facts
         if facts.parallel:
             return self.model.holds(facts.parallel, block)
-        return not facts.plain_norm and self.model.tensor(f"{name}{facts.ffn_norm}.weight") is None
+        return not facts.plain_norm and not self.layers.has_norm(f"{name}{facts.ffn_norm}")
 
 
 class Decoder(Blocks):

@@ -55,7 +55,7 @@ class Experts:
             routed: what the router is given.
         """
         build, name = self._builder, f"blk.{block}."
-        n_embd = self._model.size("embedding_length")
+        n_embd = self._layers.needed(f"{name}ffn_down_exps.weight").info.shape[1]
         chosen, weights, n_used = self._routed(routed, block)
         flat = build.reshape(chosen, -1)
         order, back = self._sorted(flat)

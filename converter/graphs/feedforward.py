@@ -19,6 +19,10 @@ class FeedForward:
         self._builder, self._model = layers.build, layers.model
         self._experts = Experts(layers)
 
+    def has(self, block: int) -> bool:
+        """Whether a block has such a part."""
+        return any(self._layers.has(f"blk.{block}.ffn_down{end}") for end in ("", "_exps"))
+
     def __call__(self, x: str, block: int, given: str) -> str:
         """What the part makes of `x`; `given` is what the block got."""
         name, has = f"blk.{block}.ffn_", self._layers.has
@@ -29,9 +33,17 @@ class FeedForward:
         return self._layers.times(made, 0.5) if shared and self._model.facts.shared_mean else made
 
     def _mixture(self, x: str, block: int, given: str) -> str:
-        """The chosen experts, of what stands before the attention where they have a norm of their own."""
+        """The chosen experts, of what stands before the attention where they have a norm of their own.
+
+        They may work on a shorter vector than the model's.
+        """
         own = self._layers.norm(given, f"blk.{block}.ffn_norm_exps") or x
-        return self._experts(own, block, self.activated, given if self._model.facts.routed_early else own)
+        routed = given if self._model.facts.routed_early else own
+        name = f"blk.{block}.ffn_latent_"
+        if not self._layers.has(f"{name}down"):
+            return self._experts(own, block, self.activated, routed)
+        made = self._experts(self._layers.linear(own, f"{name}down"), block, self.activated, routed)
+        return self._layers.linear(made, f"{name}up")
 
     def _shared(self, x: str, name: str) -> str:
         """The experts that see every token, by a gate of their own where they have one."""

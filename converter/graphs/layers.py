@@ -37,6 +37,10 @@ class Layers:
         """Whether there is a matrix (or a norm) of that name."""
         return self.model.tensor(f"{name}.weight") is not None
 
+    def has_norm(self, name: str) -> bool:
+        """Whether there is a norm of that name; some have no ending."""
+        return self.has(name) or self.model.tensor(name) is not None
+
     def tensor(self, name: str) -> LazyTensor | None:
         """A tensor that the graph uses; None where there is none."""
         self.used.add(name)
@@ -63,10 +67,7 @@ class Layers:
         return x if bias is None else self.build.op("Add", x, self.matrices.plain(bias))
 
     def norm(self, x: str, name: str, epsilon: float | None = None) -> str | None:
-        """The norm of that name; None where the model has none. `epsilon` stands for the one of the keys.
-
-        Those of PLaMo 3 have no ending.
-        """
+        """The norm of that name; None where the model has none. `epsilon` stands for the one of the keys."""
         weight, bias = self.tensor(f"{name}.weight") or self.tensor(name), self.tensor(f"{name}.bias")
         if weight is None:
             return None
@@ -82,11 +83,11 @@ class Layers:
 
     def normalised(self, x: str, weight: str, bias: str | None = None, epsilon: float | None = None) -> str:
         """The norm that the model's keys name."""
-        rms = self.model.key("attention.layer_norm_rms_epsilon")
-        both = self.model.key("attention.layer_norm_epsilon") is not None
-        if rms is not None and bias is None and (self.model.facts.rms or not both):
-            return self.build.op("RMSNormalization", x, weight, axis=-1, epsilon=float(epsilon or rms), stash_type=1)
-        epsilon = float(epsilon or self.model.key("attention.layer_norm_epsilon", default=rms or 1e-5))
+        rms, other = (self.model.key(f"attention.layer_norm_{name}") for name in ("rms_epsilon", "epsilon"))
+        if bias is None and (self.model.facts.rms or (rms is not None and other is None)):
+            epsilon = float(epsilon or rms or other)
+            return self.build.op("RMSNormalization", x, weight, axis=-1, epsilon=epsilon, stash_type=1)
+        epsilon = float(epsilon or other or rms or 1e-5)
         more = () if bias is None else (bias,)
         return self.build.op("LayerNormalization", x, weight, *more, axis=-1, epsilon=epsilon, stash_type=1)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from converter.architectures.spec import Architecture, TensorRule
 from converter.architectures.traits import Blocks, Encoder
 from converter.errors import UnsupportedFeature
@@ -80,7 +82,7 @@ class Model:
         """The value of `ARCHITECTURE.name`, or its element of a block."""
         found = self.metadata.get(f"{self.architecture.gguf}.{name}")
         if isinstance(found, Array):
-            values = list(found.values)
+            values = found.values.tolist() if isinstance(found.values, np.ndarray) else list(found.values)
             return values[block] if block < len(values) else default
         return found.value if isinstance(found, Value) else default
 

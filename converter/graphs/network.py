@@ -17,6 +17,7 @@ from converter.graphs.layers import Layers
 from converter.graphs.linear import Matrices
 from converter.graphs.model import Model
 from converter.graphs.profiles import STANDARD, Profile
+from converter.graphs.recurrent import Recurrent
 from converter.tensors.dtypes import F32, DType
 from converter.tensors.encode import Watch
 
@@ -52,6 +53,7 @@ class Network(ABC):
         self.layers = Layers(self.build, model, self.matrices)
         self.attention = Attention(self.layers)
         self.convolution = Convolution(self.layers, self.attention.masks)
+        self.recurrent = Recurrent(self.layers, self.attention.masks, self.convolution)
         self.feed_forward = FeedForward(self.layers)
         self.norm, self.first_norm, self.times = self.layers.norm, self.layers.first_norm, self.layers.times
 

@@ -79,7 +79,10 @@ def test_in_half_precision(tmp_path: Path) -> None:
                 assert np.array_equal(own.array(), tensor.array()), name
 
 
-@pytest.mark.parametrize("name", ["glm4v-tiny", "gemma3-tiny", "phi4-mini"])
+@pytest.mark.parametrize(
+    "name",
+    ["glm4v-tiny", "gemma3-tiny", "phi4-mini", "lfm2moe-odd", "qwen35-tiny", "nemotron-h-moe-latent", "jamba-tiny"],
+)
 def test_other_rows_than_llama_has(name: str, tmp_path: Path) -> None:
     folder = architectures.build(name, tmp_path)
     converter.convert(folder, tmp_path / "model.onnx")
