@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -14,15 +14,39 @@ from converter.tensors.bound import Codes
 from converter.tensors.tensor import LazyTensor
 
 
+@dataclass(frozen=True)
+class Use:
+    """What computes with a tensor of a graph.
+
+    Attributes:
+        module: the module of the model that was exported in which it does so, as the graph tells; "" where it does not.
+        op: the operator.
+        bias: whether what it does with it is to add it, as a bias.
+        turned: whether the rows of a matrix are its inputs, where those of a model's linear layer are its outputs;
+            None where the operator does not tell.
+    """
+
+    module: str
+    op: str
+    bias: bool = False
+    turned: bool | None = None
+
+
 class Structure(Protocol):
     """What a file has around its tensors (an ONNX model's graph) and a writer of the same format keeps.
 
     `fixed` are the tensors whose type it relies on, and why: `--dtype` leaves them as they are. `leave` says what is
-    lost where another format gets the tensors alone; it raises UnsupportedFeature where that is too much.
+    lost where another format gets the tensors alone; it raises UnsupportedFeature where that is too much. `uses` are
+    the tensors that something computes with, and what; a graph of ours has none, whose tensors have their names.
+    `decoded` are, by the names of codes, the numbers that it computes with.
     """
 
     @property
     def fixed(self) -> Mapping[str, str]: ...
+    @property
+    def uses(self) -> Mapping[str, Sequence[Use]]: ...
+    @property
+    def decoded(self) -> Mapping[str, LazyTensor]: ...
     def leave(self) -> tuple[Event, ...]: ...
 
 

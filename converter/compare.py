@@ -26,8 +26,9 @@ from converter import pipeline
 from converter.errors import Interrupted, UsageError, about
 from converter.events import Event, Report, TypeFallback
 from converter.extras import package
-from converter.formats.registry import open_checkpoint, source_format, target_format
+from converter.formats.registry import source_format, target_format
 from converter.inspection import running_memory
+from converter.mapping.recovered import open_model
 from converter.metadata import number_of, text_of
 from converter.planning.build import finished
 from converter.planning.draft import Draft, begin, run
@@ -217,7 +218,7 @@ def compare(
         raise UsageError("no quants to compare; --quants q4_k_m,q6_k names them")
     source, request = Source.of(source), request or Request()
     with about(source.path):
-        opened = open_checkpoint(source)
+        opened = open_model(source, request.model.arch)
     with opened, about(source.path):
         draft = begin(opened, target_format(_TARGET, "gguf"), request.replace(strict=False, quant=names[0]), _TARGET)
         draft = run(draft, (*MODEL, open_matrix))

@@ -20,6 +20,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ArchitectureError, MissingPart, TokenizerError, about
 from converter.events import SettingLost
 from converter.formats.registry import formats, open_checkpoint
+from converter.mapping.recovered import alike, open_model
 from converter.mapping.view import view
 from converter.metadata import Array, Value
 from converter.planning.build import build
@@ -118,7 +119,9 @@ def diff(
     """
     started = time.monotonic()
     left, right = Source(before, before_type), Source(after, after_type)
-    with open_checkpoint(left) as one, open_checkpoint(right) as other:
+    opener = open_checkpoint if raw else open_model
+    with opener(left) as one, opener(right) as other:
+        one, other = alike(one, other)
         mapped = not raw and view(one).named and view(other).named and one.dialect != other.dialect
         changes: list[Change] = []
         if mapped:

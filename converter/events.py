@@ -154,6 +154,17 @@ class NamesKept(Event):
 
 
 @dataclass(frozen=True)
+class NamesUnknown(Event):
+    """Tensors of a graph keep their names, because not all of those that the model has were found again."""
+
+    architecture: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"tensors keep the graph's names, those of {self.architecture} were not found again: {self.reason}"
+
+
+@dataclass(frozen=True)
 class NoImportance(Event):
     """An importance matrix is given, but a tensor whose type would follow it is encoded without."""
 

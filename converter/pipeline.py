@@ -10,6 +10,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, LossyError, MissingPart, OutputError, OutputExists, SameFile, about
 from converter.events import Note
 from converter.formats.registry import open_checkpoint, target_format, writers
+from converter.mapping.recovered import open_model
 from converter.planning.build import build
 from converter.planning.plan import Plan
 from converter.planning.several import build_several, together
@@ -52,7 +53,7 @@ def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence
         unnamed = folder and not writer.folder
         if unnamed and not writer.in_folder and (writer.name != "gguf" or not Path(target).is_dir()):
             raise MissingPart(f"{target}: a {writer.name} file needs a name, or for GGUF a folder that is there")
-        opened = open_checkpoint(source)
+        opened = open_checkpoint(source) if request.model.tensors_only else open_model(source, request.model.arch)
         try:
             if len(requests) == 1:
                 plans = [build(opened, Path(target), writer, request, source=source, unnamed=unnamed)]

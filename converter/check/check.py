@@ -28,8 +28,8 @@ from converter.errors import (
     UnknownPreTokenizer,
 )
 from converter.findings import Finding
-from converter.formats.registry import open_checkpoint
 from converter.mapping.hparams import HParams
+from converter.mapping.recovered import open_model
 from converter.mapping.view import ModelView, tokenizer_beside, view
 from converter.metadata import Metadata
 from converter.quant.sources import unpacked
@@ -127,7 +127,7 @@ def check(
 
 def _opened(source: Source) -> Checkpoint:
     """The model, whose tensors are numbers and not the codes of a scheme."""
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_model(source)
     try:
         return unpacked(checkpoint)
     except BaseException:

@@ -67,6 +67,12 @@ def folder_assets(folder: Path) -> dict[str, Path]:
     return assets
 
 
+def client_folder(model: Path) -> Path:
+    """Where the small files of a model's file lie: in its folder, or in that above `onnx/`, where clients look."""
+    folder = model.absolute().parent
+    return folder.parent if folder.name == "onnx" and not (folder / "config.json").is_file() else folder
+
+
 def modules(assets: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """(type, folder) of each step from a text to its vector, as modules.json of sentence-transformers lists them.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConverterError
-from converter.formats.registry import open_checkpoint
+from converter.mapping.recovered import open_model
 from converter.mapping.view import ModelView, view
 from converter.metadata import Array, Metadata, Value
 from converter.request import PathLike, Source
@@ -118,7 +118,7 @@ def inspect(path: PathLike, *, format: str | None = None) -> Description:
     Raises:
         FormatError, OutputError: unknown, damaged or missing.
     """
-    with open_checkpoint(Source(path, format)) as checkpoint:
+    with open_model(Source(path, format)) as checkpoint:
         model = view(checkpoint)
         described = Description(
             path=checkpoint.path,

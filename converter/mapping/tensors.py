@@ -410,6 +410,27 @@ def _rewriting(
     return Rewriting(tuple(sources), bound(rule, scope, block), tuple(fill(name, block) for name in rule.gguf))
 
 
+def canonical_tensors(
+    architecture: Architecture, scope: Scope, tensors: Mapping[str, LazyTensor]
+) -> dict[str, LazyTensor]:
+    """Tensors under names of the rows, those of layouts that are only read in the layout that is written.
+
+    Raises:
+        ArchitectureError and its kinds: one of such a layout is missing, or does not fit.
+    """
+    rules = RuleNames(architecture.tensors, "hf")
+    n_layer = scope.size("n_layer")
+    found = [(rules.find(n, _Applies(scope, n_layer, t.info.shape)), t) for n, t in tensors.items()]
+    made = {tensor.name: tensor for match, tensor in found if match is None or not match.rule.read_only}
+    others = _group((match, tensor) for match, tensor in found if match and match.rule.read_only)
+    ggml = [tensor for rule, block, group in others for tensor in _forward(rule, block, group, scope)]
+    back = RuleNames([rule for rule in architecture.tensors if not rule.read_only], "gguf")
+    matches = [(match, tensor) for tensor in ggml if (match := back.find(tensor.name, _Applies(scope)))]
+    for rule, block, group in _group(matches):
+        made.update((tensor.name, tensor) for tensor in _backward(rule, block, group, scope))
+    return made
+
+
 def _check_shape(source: LazyTensor, expected: tuple[int, ...]) -> None:
     if source.info.shape != expected:
         raise ShapeMismatch(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from converter.errors import ArchitectureError, UsageError
+from converter.events import NamesUnknown
 from converter.graphs.profiles import PROFILES
 from converter.planning.draft import PLAIN, Draft
 from converter.quant.recipes import recipe
@@ -58,12 +59,24 @@ def check(draft: Draft) -> Draft:
         raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
     if request.output.external_data != "auto" and not target.runs:
         raise UsageError(f"--external-data {request.output.external_data}: only ONNX has data files, not {target.name}")
-    if draft.to_gguf and draft.opened.dialect is None and not request.model.tensors_only:
+    if draft.opened.dialect is None and not request.model.tensors_only:
+        _check_names(draft)
+    return draft
+
+
+def _check_names(draft: Draft) -> None:
+    """Refuse names that nobody reads."""
+    unknown = next((event for event in draft.opened.events if isinstance(event, NamesUnknown)), None)
+    if unknown is not None and (draft.to_gguf or draft.target.folder):
+        raise ArchitectureError(
+            f"{draft.opened.path}: {unknown}\n"
+            "is config.json that of this model? --tensors-only keeps the names as they are"
+        )
+    if draft.to_gguf:
         raise ArchitectureError(
             f"{draft.opened.path}: no config.json beside it, so the names cannot be mapped to GGUF\n"
             "--config DIR takes config and tokenizer from a folder, --tensors-only keeps names as they are"
         )
-    return draft
 
 
 def _check_adapter(draft: Draft) -> None:

@@ -61,7 +61,7 @@ def speak(draft: Draft) -> Draft:
     """
     own = draft.opened
     wanted = draft.whole or (draft.to_gguf and not draft.to_graph)
-    if own.stored is None or not wanted or draft.request.model.no_tokenizer:
+    if own.stored is None or own.dialect != "gguf" or not wanted or draft.request.model.no_tokenizer:
         return draft
     keys, events = tokenizer_beside(own, draft.request.model.arch, draft.request.model.pre)
     draft.report.extend(events)

@@ -31,7 +31,7 @@ from converter.tensors.tensor import LazyTensor
 def widen(draft: Draft) -> Draft:
     """Vectors in F32, as llama.cpp wants them in a GGUF, where a graph had them in F16."""
     own = draft.checkpoint
-    if own.stored is None or not draft.to_gguf or draft.to_graph:
+    if own.stored is None or own.dialect != "gguf" or not draft.to_gguf or draft.to_graph:
         return draft
     tensors = {name: _wide(tensor, draft.watch) for name, tensor in own.tensors.items()}
     return replace(draft, checkpoint=own.replace(tensors=tensors))

@@ -131,7 +131,9 @@ def _keys(draft: Draft, target: Checkpoint) -> Mapping[str, object]:
     keys = draft.checkpoint.config
     if draft.to_graph:
         return {key: value for key, value in keys.items() if not key.startswith("tokenizer.")}
-    return keys if draft.opened.stored is None else {**keys, **(view(draft.opened).tokenizer() or {})}
+    if draft.opened.stored is None or not view(draft.opened).keyed:
+        return keys
+    return {**keys, **(view(draft.opened).tokenizer() or {})}
 
 
 def _kept(draft: Draft, target: Checkpoint) -> bool:

@@ -17,6 +17,7 @@ from converter.errors import UsageError, about
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.formats.registry import open_checkpoint, source_format
+from converter.mapping.recovered import alike, open_model
 from converter.mapping.view import HEADS, view
 from converter.pipeline import convert
 from converter.request import PathLike, Request, Source
@@ -60,8 +61,8 @@ def verify(
     request = (request or Request()).replace(allow_requantize=True)
     source, target = Source.of(source), Source.of(target)
     with about(source.path):
-        left = open_checkpoint(source)
-    with left, about(target.path), open_checkpoint(target) as right:
+        left = open_model(source, request.model.arch)
+    with left, about(target.path), open_model(target, request.model.arch) as right:
         writer = source_format(target.path, target.format)
         measured, findings = _verify(left, right, writer, request, encode, threads, progress)
         values = worst_distributions(measured, distributions) if distributions else {}
@@ -85,6 +86,7 @@ def _verify(
     threads: int | None,
     progress: ProgressCallback | None,
 ) -> tuple[list[Measured], list[Finding]]:
+    left, right = alike(left, right)
     pairing = pair(left, right, writer, request)
     try:
         if not pairing.pairs:

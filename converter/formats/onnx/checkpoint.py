@@ -21,7 +21,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.events import Note
 from converter.formats.base import WriteOptions
-from converter.formats.hub import folder_assets
+from converter.formats.hub import client_folder, folder_assets
 from converter.formats.onnx import origin
 from converter.formats.onnx.graph import Graph, rewritten
 from converter.formats.onnx.model import INLINE_NBYTES, Model
@@ -96,15 +96,12 @@ def _meant(stored: Checkpoint) -> Checkpoint:
     except origin.Changed as changed:
         note = Note(f"written of a GGUF and changed since, {short(str(changed))} is not there: its tensors are read")
         return stored.replace(events=(*stored.events, note))
-    folder = stored.path.absolute().parent
-    if folder.name == "onnx" and not (folder / "config.json").is_file():
-        folder = folder.parent  # where clients look for the small files
     return stored.replace(
         dialect="gguf",
         tensors=found.tensors,
         config=found.keys,
         metadata={key: text for key, text in stored.metadata.items() if key != origin.KEY},
-        assets=folder_assets(folder),
+        assets=folder_assets(client_folder(stored.path)),
         events=(),
         structure=None,
         stored=stored.replace(structure=replace(structure, minima=found.minima)),

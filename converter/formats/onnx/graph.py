@@ -9,16 +9,18 @@ Runtimes fold such Casts when they load a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from converter.checkpoint import Checkpoint
+from converter.checkpoint import Checkpoint, Use
 from converter.errors import UnsupportedFeature, short
 from converter.events import Event
-from converter.formats.onnx.model import INLINE_NBYTES, SUFFIX, Box, Model, Site
-from converter.formats.onnx.values import CODES, PACKED, TYPES, as_stored, whole_only
+from converter.formats.onnx.coded import decoded
+from converter.formats.onnx.model import INLINE_NBYTES, SUFFIX, Box, Model, Operator, Site
+from converter.formats.onnx.uses import SCOPES, uses
+from converter.formats.onnx.values import CODES, PACKED, TYPES, as_stored, lazy, whole_only
 from converter.formats.onnx.writer import MAX_MESSAGE, DataFile, Piece, assembled, nbytes, values
 from converter.storage.layout import Layout
 from converter.storage.protobuf import blob, number, varint_bytes
@@ -41,6 +43,28 @@ class Graph:
         """Tensors whose type the graph relies on, and why."""
         reasons = ((name, self.model.why_fixed(site)) for name, site in self.sites.items())
         return {name: why for name, why in reasons if why} | dict.fromkeys(self.minima, "the minima of blocks of codes")
+
+    @cached_property
+    def uses(self) -> Mapping[str, Sequence[Use]]:
+        """The tensors that a graph computes with, and where; nothing of a file of tensors alone.
+
+        Raises:
+            CorruptFile: the nodes cannot be read.
+        """
+        return uses(self._operators, self.sites)
+
+    @cached_property
+    def decoded(self) -> Mapping[str, LazyTensor]:
+        """By the names of codes, the numbers that a graph computes with.
+
+        Raises:
+            CorruptFile: the nodes cannot be read.
+        """
+        return decoded(self._operators, {name: lazy(name, site.stored) for name, site in self.sites.items()})
+
+    @cached_property
+    def _operators(self) -> tuple[Operator, ...]:
+        return () if self.model.bare else tuple(self.model.operators({SCOPES}))
 
     def leave(self) -> tuple[Event, ...]:
         """What is lost where only the tensors go on.

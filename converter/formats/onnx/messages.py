@@ -51,6 +51,11 @@ NODE = Schema(
     {3: ("name", _B), 4: ("op_type", _B), 7: ("domain", _B)},
     {1: ("input", _B), 2: ("output", _B), 5: ("attribute", _B)},
 )
+OPERATOR = Schema(
+    "a node",
+    NODE.once,
+    {**NODE.many, 9: ("metadata_props", _B)},
+)
 ATTRIBUTE = Schema(
     "an attribute",
     {1: ("name", _B), 2: ("f", (FIXED32,)), 3: ("i", _V), 5: ("t", _B), 6: ("g", _B), 22: ("sparse_tensor", _B)},

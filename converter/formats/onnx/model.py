@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from converter.formats.onnx.messages import (
     GRAPH,
     MODEL,
     NODE,
+    OPERATOR,
     OPSET,
     SPARSE,
     TENSOR,
@@ -130,6 +131,25 @@ class _Node:
     label: str
     box: Box
     output: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A node as it computes.
+
+    Attributes:
+        op, name: its operator, and what it is called.
+        inputs, outputs: names; an input that is left out is empty.
+        numbers: its attributes that are whole numbers.
+        said: what its metadata says under the keys that were asked for.
+    """
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    numbers: Mapping[str, tuple[int, ...]]
+    said: Mapping[str, str]
 
 
 _AS_NUMBERS = "a Constant given as numbers"
@@ -458,6 +478,47 @@ class Model:
         for name, site in named.items():
             if (packed := PACKED.get(site.stored.code)) is not None:
                 yield Decoded(name, packed.name, packed.dtype.name)
+
+    # -- for names
+
+    def operators(self, keys: Container[str]) -> Iterator[Operator]:
+        """The nodes of the graph and of those in it; of their metadata, the `keys`.
+
+        Raises:
+            CorruptFile
+        """
+        model = self._gather((0, self.file.size), MODEL)
+        queue = deque([(span_of(model["graph"][0]), 0)])
+        while queue:
+            span, depth = queue.popleft()
+            for field in self._gather(span, GRAPH)["node"]:
+                found = self._gather(span_of(field), OPERATOR)
+                attributes = [self._gather(span_of(each), ATTRIBUTE) for each in found["attribute"]]
+                yield self._operator(found, attributes, keys)
+                inner = (each for attribute in attributes for each in (*attribute["g"], *attribute["graphs"]))
+                queue.extend((span_of(each), depth + 1) for each in inner if depth < MAX_DEPTH)
+
+    def _operator(self, found: Message, attributes: Sequence[Message], keys: Container[str]) -> Operator:
+        numbers = {self._text(each["name"]): self._whole_numbers(each) for each in attributes}
+        numbers = {name: values for name, values in numbers.items() if values}
+        said = {}
+        for field in found["metadata_props"]:
+            entry = self._gather(span_of(field), ENTRY)
+            if (key := self._text(entry["key"])) in keys:
+                said[key] = self._text(entry["value"], MAX_TEXT)
+        inputs, outputs = (tuple(self._text([each]) for each in found[key]) for key in ("input", "output"))
+        return Operator(self._text(found["op_type"]), self._text(found["name"]), inputs, outputs, numbers, said)
+
+    def _whole_numbers(self, attribute: Message) -> tuple[int, ...]:
+        found: list[int] = []
+        for field in (*attribute["i"], *attribute["ints"]):
+            if len(found) > MAX_AXES:
+                break
+            if field.wire == VARINT:
+                found.append(field.signed)
+            else:
+                found += varints(self._view(span_of(field)), self.path).view(np.int64)[:MAX_AXES].tolist()
+        return tuple(found)
 
     # -- for writing the file again
 

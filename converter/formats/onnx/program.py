@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter import __version__
+from converter.checkpoint import Use
 from converter.events import Event
 from converter.formats.onnx.model import INLINE_NBYTES
 from converter.formats.onnx.values import CODES
@@ -84,6 +85,14 @@ class Program:
     def fixed(self) -> Mapping[str, str]:
         """Types were chosen before it was written: all of them stay."""
         return dict.fromkeys(self.initializers, "of a graph that was written for it")
+
+    @property
+    def uses(self) -> Mapping[str, Sequence[Use]]:
+        return {}
+
+    @property
+    def decoded(self) -> Mapping[str, LazyTensor]:
+        return {}
 
     def leave(self) -> tuple[Event, ...]:
         return ()
