@@ -48,7 +48,7 @@ CLIENTS := build/clients
 $(CLIENTS)/installed: $(VENV)/tests
 	$(PYTHON) -m venv $(CLIENTS)/venv
 	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'optimum-onnx[onnxruntime]'
+	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'optimum-onnx[onnxruntime]' onnxscript
 	npm install --silent --ignore-scripts --prefix $(CLIENTS) @huggingface/transformers@4.3.1
 	@touch $@
 

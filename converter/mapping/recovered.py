@@ -23,6 +23,7 @@ from converter.mapping.names import Spelled, is_ignored, resolved, spellings
 from converter.mapping.tensors import canonical_tensors, equal, to_gguf
 from converter.mapping.view import HFView, Instance
 from converter.request import PathLike, Source
+from converter.storage.files import expands_too_far
 from converter.storage.json import read_json
 from converter.storage.transposed import transposed
 from converter.tensors.ops import Add, Concat, Split, Transpose, inverse
@@ -285,7 +286,14 @@ class _Search:
         tensors = {name: each.tensor for name, each in chosen.items()}
         if missing := self._missing(tensors.keys()):
             raise MissingTensor(f"{_few(missing)}: not found in the graph")
+        self._check_growth(tensors.values())
         return _Result(canonical_tensors(self._architecture, self._scope, tensors), tuple(self._events))
+
+    def _check_growth(self, tensors: Iterable[LazyTensor]) -> None:
+        """Refuse many tensors that are the same one of the graph."""
+        declared = sum(tensor.info.nbytes for tensor in tensors)
+        if expands_too_far(declared, sum(tensor.info.nbytes for tensor in self._tensors.values())):
+            raise ArchitectureError(f"one tensor of the graph would be {declared} bytes of the model's")
 
     def _missing(self, names: Set[str]) -> list[str]:
         """What no layout of the model does without, heads that may be the embedding aside."""

@@ -30,6 +30,7 @@ from converter.formats.hdf5 import file as hdf5_file
 from converter.formats.registry import source_format
 from converter.formats.tensorflow import checkpoint as tensorflow
 from converter.formats.tensorflow import sstable
+from converter.mapping.recovered import open_model
 from converter.planning.build import build
 from converter.plugins import BrokenPlugin
 from converter.quant.imatrix import open_imatrix
@@ -131,6 +132,7 @@ TARGETS: dict[str, Target] = {
     "torch": Target("torch", ("f.pt",), ("*.pt|*.pth|*.bin",)),
     "pickle": Target("torch", ("f.pt",), ("*.pt|*.pth|*.bin",), pack=_archive),
     "onnx": Target("onnx", ("f.onnx", "w.data"), ("*.onnx", "*.data")),
+    "onnx-names": Target("onnx", ("f.onnx", "config.json"), ("exported*.onnx", "config.json")),
     "hdf5": Target("hdf5", ("f.h5",), ("*.h5|*.hdf5",)),
     "keras": Target("keras", ("f.keras",), ("*.keras",)),
     "npy": Target("npy", ("f.npy",), ("*.npy",)),
@@ -262,7 +264,7 @@ def _open(target: Target, path: Path) -> None:
         source_format(path)  # asks every format whether it is one of its files
     except ConverterError as error:
         _check_message(str(error))
-    with registry.open_checkpoint(target.source(path)) as checkpoint:
+    with open_model(target.source(path)) as checkpoint:
         _read(checkpoint, path)
         made = build(checkpoint, _folder(path) / "out", registry.formats()[target.to], Request())
         _read_some(list(made.checkpoint.tensors.values()))

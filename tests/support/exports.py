@@ -27,6 +27,13 @@ def folder(model: str, parent: Path) -> Path:
     return architectures.write(parent / model, {"config.json": said["config"]}, "", said["tensors"])
 
 
+def config(model: str, parent: Path) -> Path:
+    """The model's config.json, in a folder that is there."""
+    path = parent / "config.json"
+    path.write_text(json.dumps(models()[model]["config"]), "utf-8")
+    return path
+
+
 def graph(name: str, parent: Path) -> Path:
     """A recorded graph, in a folder of the model's name, from which `general.name` is derived."""
     path = parent / name / name.rpartition("-")[2] / "model.onnx"

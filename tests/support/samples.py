@@ -23,6 +23,7 @@ from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
 from support import (
     adapters,
     builders,
+    exports,
     ggml_files,
     importance,
     llama2c_files,
@@ -270,6 +271,9 @@ def every_kind(folder: Path) -> None:
     _tiny_folders(folder / "hf-whole", folder / "hf-shards", folder / "mistral-own")
     pipeline.convert(folder / "hf-whole", folder / "hf-whole" / "model.gguf", threads=1)
     _graphs(folder / "graphs", folder / "hf-whole")
+    exported = exports.graph("genai-int4-llama", folder / "exports")
+    exported.rename(exported.with_name("exported.onnx"))
+    exports.config("llama", exported.parent)
     _packed_folders(folder / "packed")
     for kind in adapters.SMALL:
         adapters.small(kind, folder / "adapters" / kind)

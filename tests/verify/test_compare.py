@@ -154,11 +154,11 @@ def test_the_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
         return replace(tensor, read=read)
 
-    def opened(source: Source) -> Checkpoint:
+    def opened(source: Source, arch: str | None) -> Checkpoint:
         checkpoint = open_checkpoint(source)
         return checkpoint.replace(tensors={name: counted(each) for name, each in checkpoint.tensors.items()})
 
-    monkeypatch.setattr(comparison, "open_checkpoint", opened)
+    monkeypatch.setattr(comparison, "open_model", opened)
     compare(source, ["q4_k_m", "q5_k_m", "q6_k", "q8_0"])
     with open_checkpoint(source) as checkpoint:
         rows = {name: tensor.info.n_rows for name, tensor in checkpoint.tensors.items()}
