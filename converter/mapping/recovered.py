@@ -397,10 +397,13 @@ class _Search:
 
     def _join(self, name: str) -> None:
         """Rows of one tensor that the model has apart, or rows that it has in one."""
-        start, word, leaf = name.rsplit(".", 2)
+        *start, word, leaf = name.split(".")
         for whole, parts in JOINED.items():
-            names = [f"{start}.{part}.{leaf}" for part in parts]
-            apart, joined = [self._by_ggml.get(each) for each in names], self._by_ggml.get(f"{start}.{whole}.{leaf}")
+            names = [".".join((*start, part, leaf)) for part in parts]
+            apart, joined = (
+                [self._by_ggml.get(each) for each in names],
+                self._by_ggml.get(".".join((*start, whole, leaf))),
+            )
             if word == whole and None not in apart:
                 self._split(self._parts[name], [_Place(each, 0) for each in apart if each])
             elif word == parts[0] and joined and self._parts.keys() >= set(names):
