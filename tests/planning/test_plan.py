@@ -235,6 +235,7 @@ WITH: dict[str, tuple[str, dict[str, Any]]] = {
     "external_data": ("out.onnx", {"tensors_only": True}),
     "scheme": ("folder", {"format": "hf"}),
     "exact": ("out.onnx", {"quant": "q4_0"}),
+    "profile": ("out.onnx", {}),
     "scale": ("folder", {"format": "hf", "scheme": "mlx-4"}),
 }
 OTHER: dict[str, Any] = {
@@ -246,6 +247,7 @@ OTHER: dict[str, Any] = {
     "mmproj": True,
     "format": "safetensors", "strict": True, "split_max_size": 100_000, "split_max_tensors": 20,
     "external_data": "always", "keep_codes": "near", "scheme": "fp8", "scale": "mse", "exact": True,
+    "profile": "opset18",
 }  # fmt: skip
 
 
