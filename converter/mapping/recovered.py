@@ -26,7 +26,7 @@ from converter.request import PathLike, Source
 from converter.storage.files import expands_too_far
 from converter.storage.json import read_json
 from converter.storage.transposed import transposed
-from converter.tensors.ops import Add, Concat, Split, Transpose, inverse
+from converter.tensors.ops import Add, Concat, Op, Split, Transpose, inverse
 from converter.tensors.streams import compose
 from converter.tensors.tensor import LazyTensor
 
@@ -52,6 +52,11 @@ JOINED = {"attn_qkv": ("attn_q", "attn_k", "attn_v")}
 ENDINGS = {
     ".stored": "", "_Q4": "", "_Q8": "", "_quantized": "",
     ".weight_t": ".weight", ".MatMul.weight": ".weight", ".Add.bias": ".bias", ".layernorm.weight": ".weight",
+}  # fmt: skip
+#: Operators that multiply by what they are given, so that it is 1 + w where a model's norm has w.
+SCALES = {
+    "Mul", "RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
+    "LayerNormalization", "SkipLayerNormalization",
 }  # fmt: skip
 #: What graphs hold that follows from the config.
 DERIVED = re.compile(
@@ -166,9 +171,9 @@ class _Place:
         return any(op == Transpose() for op in self.instance.rule.ops)
 
     @property
-    def plus(self) -> tuple[Add, ...]:
-        """What a model computes with that is more than the tensor, as Gemma's norms with 1 + w."""
-        return tuple(op for op in self.instance.rule.ops if isinstance(op, Add))
+    def computed(self) -> tuple[Op, ...]:
+        """What a model makes of the numbers before it computes with them, as Gemma's norms 1 + w."""
+        return tuple(op for op in self.instance.rule.ops if op.in_half)
 
     def exchanged(self, shape: tuple[int, ...], turned: bool | None) -> bool | None:
         """Whether a graph's tensor has the axes of this one exchanged; None where it is another one."""
@@ -202,6 +207,11 @@ def _ended(name: str) -> str:
         if name.endswith(end):
             name = name.removesuffix(end) + own
     return name
+
+
+def _said(use: Use) -> str:
+    """What a tensor would be called by the module that uses it."""
+    return f"{use.module}.{'bias' if use.bias else 'weight'}"
 
 
 def _inside(name: str) -> Iterator[str]:
@@ -310,7 +320,7 @@ class _Search:
         """What a tensor may be called, by its own name and by the modules that use it."""
         yield from _inside(_ended(name))
         for use in self._uses.get(name, ()):
-            yield from _inside(f"{use.module}.{'bias' if use.bias else 'weight'}")
+            yield from _inside(_said(use))
 
     def _find(self, name: str) -> None:
         tensor, uses = self._tensors[name], self._uses.get(name, ())
@@ -322,7 +332,7 @@ class _Search:
             found |= self._take(name, self._in_module(use), use.turned, own=False)
         if found or self._take_ignored(name, turned):
             return
-        texts = [_ended(name), *(f"{use.module}.{'bias' if use.bias else 'weight'}" for use in uses)]
+        texts = [_ended(name), *map(_said, uses)]
         if any(self._take(name, self._shortened(text), turned, own=False) for text in texts):
             return
         if (word := next(filter(None, map(_word, texts)), None)) is not None:
@@ -351,6 +361,8 @@ class _Search:
     def _take(self, name: str, places: Iterable[_Place], turned: bool | None, own: bool) -> bool:
         """Take a tensor as the first of these that it fits; of those in a module it must be the only one."""
         shape = self._tensors[name].info.shape
+        if not own and ((len(shape) > 1 and turned is None) or (len(shape) > 2 and turned)):
+            return False  # which of its axes is which, only its own name could tell
         fitting: dict[str, _Place] = {}
         for place in places:
             if place.exchanged(shape, turned) is not None:
@@ -361,12 +373,22 @@ class _Search:
         if any(name in each.sources for each in self._model.get(place.name, ())):
             return True
         tensor = self._tensors[name]
-        tensor = transposed(tensor) if place.exchanged(shape, turned) else tensor
-        if place.plus and all(use.op != "Add" for use in self._uses.get(name, ())):
-            (tensor,) = compose(inverse(place.plus), [tensor], [place.name])
-            self._less.append(place.name)
-        self._add(place.name, (name,), tensor, own)
-        return True
+        made = self._undone(place, transposed(tensor) if place.exchanged(shape, turned) else tensor, name, own)
+        if made is not None:
+            self._add(place.name, (name,), made, own)
+        return made is not None
+
+    def _undone(self, place: _Place, tensor: LazyTensor, name: str, own: bool) -> LazyTensor | None:
+        """The model's numbers where an exporter folded what is computed of them; None where that cannot be told."""
+        if not all(isinstance(op, Add) for op in place.computed):
+            return tensor if own else None
+        ops = {use.op for use in self._uses.get(name, ())}
+        if not place.computed or "Add" in ops:
+            return tensor
+        if not ops or not ops <= SCALES:
+            return None
+        self._less.append(place.name)
+        return compose(inverse(place.computed), [tensor], [place.name])[0]
 
     def _add(self, name: str, sources: tuple[str, ...], tensor: LazyTensor, own: bool) -> None:
         self._model.setdefault(name, []).append(_Found(sources, tensor.renamed(name), own))
@@ -400,10 +422,7 @@ class _Search:
         *start, word, leaf = name.split(".")
         for whole, parts in JOINED.items():
             names = [".".join((*start, part, leaf)) for part in parts]
-            apart, joined = (
-                [self._by_ggml.get(each) for each in names],
-                self._by_ggml.get(".".join((*start, whole, leaf))),
-            )
+            joined, apart = self._by_ggml.get(".".join((*start, whole, leaf))), list(map(self._by_ggml.get, names))
             if word == whole and None not in apart:
                 self._split(self._parts[name], [_Place(each, 0) for each in apart if each])
             elif word == parts[0] and joined and self._parts.keys() >= set(names):

@@ -282,3 +282,16 @@ def test_a_config_that_says_nothing(tmp_path: Path) -> None:
     for content in ("{", '{"architectures": ["Unheard"]}', "{}"):
         (graph.parent / "config.json").write_text(content, "utf-8")
         assert "onnx::MatMul_733" in names(graph)
+
+
+def test_what_was_folded_is_told_by_its_operator(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """A norm that is neither added to nor multiplied by may be w or 1 + w."""
+
+    def hidden(graph: Any) -> None:
+        for node in graph.node:
+            if node.name == "/model/norm/Mul_1":
+                node.op_type, node.domain = "OwnNorm", "own"
+
+    graph = changed("optimum-gemma3_text", tmp_path, hidden)
+    (found,) = events(graph, folders("gemma3_text"))
+    assert isinstance(found, NamesUnknown) and found.reason == "model.norm.weight: not found in the graph"

@@ -23,7 +23,7 @@ BIASES = {
     ("Add", 0), ("Add", 1), ("Gemm", 2), ("LayerNormalization", 2), ("SkipLayerNormalization", 3), ("MatMulNBits", 5),
 }  # fmt: skip
 #: Operators and operands that are rows as a model has them.
-ROWS = {("Gather", 0), ("MatMulNBits", 1)}
+ROWS = {("Gather", 0), ("GatherND", 0), ("MatMulNBits", 1)}
 #: Operators and operands that are given on; of Transpose, too, where it exchanges two axes.
 SAME = {("Cast", 0), ("Identity", 0), ("DequantizeLinear", 0)}
 MAX_STEPS = 16  # of them on the way to what computes
