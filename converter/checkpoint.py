@@ -50,6 +50,25 @@ class Structure(Protocol):
     def leave(self) -> tuple[Event, ...]: ...
 
 
+class Around:
+    """A structure that relies on nothing, and of which nothing but its own events is told."""
+
+    @property
+    def fixed(self) -> Mapping[str, str]:
+        return {}
+
+    @property
+    def uses(self) -> Mapping[str, Sequence[Use]]:
+        return {}
+
+    @property
+    def decoded(self) -> Mapping[str, LazyTensor]:
+        return {}
+
+    def leave(self) -> tuple[Event, ...]:
+        return ()
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model that has been opened, not read.

@@ -14,6 +14,7 @@ from converter.errors import MissingDependency
 EXTRAS = {
     "plotly": "verify", "jinja2": "verify",
     "torch": "runtimes", "transformers": "runtimes", "llama_cpp": "runtimes", "onnxruntime": "runtimes",
+    "onnxscript": "runtimes",
 }  # fmt: skip
 DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
 

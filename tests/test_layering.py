@@ -26,7 +26,7 @@ TIERS = (
     ("tensors",),
     ("storage", "checkpoint", "architectures"),
     ("formats", "tokenizers"),
-    ("runtimes",),
+    ("runtimes", "tracing"),
     ("quant",),
     ("mapping", "adapters", "inspection"),
     ("graphs",),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from converter.errors import ArchitectureError, UsageError
+from converter.errors import ArchitectureError, UnsupportedFeature, UsageError
 from converter.events import NamesUnknown
+from converter.formats.torch.exported import SAVE_A_GRAPH, ExportedProgram, ScriptedProgram
 from converter.graphs.profiles import PROFILES
 from converter.planning.draft import PLAIN, Draft
 from converter.quant.recipes import recipe
@@ -23,6 +24,12 @@ def check(draft: Draft) -> Draft:
         ArchitectureError: nothing says what the names would be in a GGUF.
     """
     target, request = draft.target, draft.request
+    if target.runs and not request.model.tensors_only:
+        _check_program(draft)
+    if request.types.quant and draft.to_trace:
+        raise UsageError(
+            f"--quant {request.types.quant}: a graph that torch traces has plain numbers; --dtype f16 or f32"
+        )
     if request.types.quant and not draft.to_gguf:
         raise UsageError(
             f"--quant {request.types.quant}: {target.name} holds plain types; --dtype f16|bf16|f32 is for it"
@@ -31,7 +38,7 @@ def check(draft: Draft) -> Draft:
         raise UsageError(
             f"--scheme {request.types.scheme}: packs the weights of a folder; end the output's name in a slash"
         )
-    if draft.whole and not target.folder and not draft.to_graph:
+    if draft.whole and not (target.folder or draft.to_graph or draft.to_trace):
         raise UsageError(f"{draft.path}: a folder of {target.name} is for models that run; a file takes tensors alone")
     if request.types.scale != SCALES[0] and not request.types.scheme:
         raise UsageError(f"--scale {request.types.scale}: says how --scheme finds scales, and has no effect without")
@@ -79,6 +86,25 @@ def _check_names(draft: Draft) -> None:
         )
 
 
+def _check_program(draft: Draft) -> None:
+    """What a file of PyTorch with a program in it can become, where the target runs."""
+    path, structure = draft.opened.path, draft.opened.structure
+    if isinstance(structure, ScriptedProgram):
+        raise UnsupportedFeature(
+            f"{path}: TorchScript is code, which is never run here, so that no graph can be made of it\n"
+            f"{SAVE_A_GRAPH}, where the model is made\n"
+            "--tensors-only writes its tensors without a graph"
+        )
+    if isinstance(structure, ExportedProgram):
+        if structure.refused:
+            raise UnsupportedFeature(
+                f"{path}: no graph can be made of it: {structure.refused}\n"
+                "--tensors-only writes its tensors without a graph"
+            )
+        if draft.request.types.dtype:
+            raise UsageError(f"--dtype {draft.request.types.dtype}: an exported program calculates in its own types")
+
+
 def _check_adapter(draft: Draft) -> None:
     base, quant = draft.opened.base, draft.request.types.quant
     assert base is not None
@@ -115,7 +141,7 @@ def detach(draft: Draft) -> Draft:
         UnsupportedFeature: that is too much to lose.
     """
     structure = draft.checkpoint.structure
-    if structure is None or draft.target.name == draft.opened.format:
+    if structure is None or draft.target.name == draft.opened.format or draft.to_trace:
         return draft
     draft.report.extend(list(structure.leave()))
     return replace(draft, checkpoint=draft.checkpoint.replace(structure=None))

@@ -11,7 +11,7 @@ from converter.events import Report
 from converter.formats.base import Format
 from converter.graphs.profiles import PROFILES, STANDARD, Profile
 from converter.mapping.tensors import Translation
-from converter.planning.plan import Route, Step, route, target_dialect
+from converter.planning.plan import TRACED, Route, Step, graph_way, route, target_dialect
 from converter.quant.imatrix import ImportanceMatrix, Weights
 from converter.quant.recipes import Choice, Recipe, recipe
 from converter.quant.targets import Packed
@@ -108,6 +108,11 @@ class Draft:
         """What a graph is made of."""
         asked = self.request.types.profile
         return STANDARD if asked is None else PROFILES[asked]
+
+    @property
+    def to_trace(self) -> bool:
+        """Whether a graph is traced, because no architecture data says how the model computes."""
+        return graph_way(self.opened, self.target, self.request) == TRACED
 
     @property
     def recipe(self) -> Recipe | None:

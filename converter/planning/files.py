@@ -82,6 +82,7 @@ def describe(draft: Draft) -> Draft:
     mapped = draft.mapped
     if draft.to_graph:
         mapped = to_hf(draft.opened, draft.request.model.arch) if draft.opened.dialect == "gguf" else None
+    if draft.to_graph or draft.to_trace:
         more = CLIENTS
     result, events = with_small_files(draft.checkpoint, draft.opened, mapped, tokenizer=wanted, more=more)
     draft.report.extend(events)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from converter.errors import UsageError
-from converter.events import Decoded
+from converter.events import Decoded, Dropped, Note
+from converter.formats.onnx.program import Given, Programs
+from converter.formats.torch.exported import ExportedProgram
 from converter.graphs.experts import is_of_experts
 from converter.graphs.model import Model as GraphModel
 from converter.graphs.network import Options
@@ -17,15 +21,16 @@ from converter.planning.draft import Draft
 from converter.planning.said import said
 from converter.quant.recipes import RECIPES, Choice
 from converter.tensors.dtypes import dtype
+from converter.tensors.encode import encoded
 from converter.tensors.operands import KINDS as PACKABLE
+from converter.tensors.tensor import LazyTensor, from_array
+from converter.tracing.answer import Answer
+from converter.tracing.tracer import trace, translate
 
 
 def for_graph(draft: Draft, choices: Mapping[str, Choice]) -> dict[str, Choice]:
     """Types that a graph calculates with: blocks that have codes for it, else plain numbers."""
-    plain = (draft.request.types.dtype or "f32").upper()
-    if plain not in ("F32", "F16"):
-        raise UsageError(f"--dtype {plain.lower()}: a graph calculates in f32 or f16")
-    result = {}
+    plain, result = _plain(draft), {}
     for name, choice in choices.items():
         tensor = draft.checkpoint.tensors[name]
         own = dtype(choice.type)
@@ -39,6 +44,32 @@ def for_graph(draft: Draft, choices: Mapping[str, Choice]) -> dict[str, Choice]:
     return result
 
 
+def for_trace(draft: Draft) -> dict[str, Choice]:
+    """Types that a traced graph calculates with; whole numbers stay what they are."""
+    program = isinstance(draft.opened.structure, ExportedProgram)
+    plain, result = "" if program else _plain(draft), {}
+    for name, tensor in draft.checkpoint.tensors.items():
+        own = tensor.info.dtype
+        if program:
+            result[name] = Choice(own.name, "as in the source")
+            continue
+        rule = "as in the source" if own.name == plain or not own.floating else "what a graph calculates in"
+        result[name] = Choice(plain if own.floating else own.name, rule)
+    return result
+
+
+def _plain(draft: Draft) -> str:
+    """The type that a graph calculates in.
+
+    Raises:
+        UsageError: one that it cannot.
+    """
+    plain = (draft.request.types.dtype or "f32").upper()
+    if plain not in ("F32", "F16"):
+        raise UsageError(f"--dtype {plain.lower()}: a graph calculates in f32 or f16")
+    return plain
+
+
 #: Transformers.js asks its config whether a model's tensors lie beside it.
 CLIENTS = {"transformers.js_config": {"use_external_data_format": True}}
 
@@ -49,6 +80,8 @@ def write_graph(draft: Draft) -> Draft:
     Raises:
         UnsupportedFeature: nothing says how the architecture computes, or a tensor that no graph can use yet.
     """
+    if draft.to_trace:
+        return _traced(draft)
     if not draft.to_graph:
         return draft
     own, types = draft.checkpoint, draft.request.types
@@ -61,3 +94,44 @@ def write_graph(draft: Draft) -> Draft:
     graph = program(model, options)
     made = {**own.made, **draft.profile.beside(graph, model, ways_to_generate(own))}
     return replace(draft, checkpoint=own.replace(tensors=graph.initializers, config={}, structure=graph, made=made))
+
+
+def _answer(draft: Draft) -> Answer:
+    path, infos = draft.opened.path, {name: tensor.info for name, tensor in draft.checkpoint.tensors.items()}
+    structure = draft.opened.structure
+    if isinstance(structure, ExportedProgram):
+        return translate(path, structure.program, infos)
+    return trace(path, draft.opened.config, {name: info.shape for name, info in infos.items()}, _plain(draft))
+
+
+def _traced(draft: Draft) -> Draft:
+    """The graphs that torch traces of the model, filled by the tensors that were planned for it.
+
+    Raises:
+        ConverterError: as `tracing.tracer.trace`.
+        UsageError: several graphs where one file is to be.
+    """
+    own, answer = draft.checkpoint, _answer(draft)
+    if len(answer.models) > 1 and not draft.whole:
+        names = ", ".join(f"{each.name}.onnx" for each in answer.models)
+        raise UsageError(f"{draft.path}: the model is {names}\nname a folder for them: OUT/ --to onnx")
+    draft.report.add(Note(f"graph {answer.way}"))
+    draft.report.extend([Dropped(name, "the model that was traced has no place for it") for name in answer.unused])
+    choices: dict[str, Choice] = {}
+    models, every = {}, dict[str, LazyTensor]()
+    for each in answer.models:
+        tensors = {}
+        for name, filled in each.filled.items():
+            choice = draft.choices[filled.source]
+            if choice.type != filled.dtype:
+                choice = Choice(filled.dtype, "what the model calculates in")
+            choices[filled.source] = choice
+            tensor = encoded(draft.intermediate[filled.source], dtype(filled.dtype), draft.watch.again())
+            tensors[name] = tensor.renamed(name)
+        for name, made in each.computed.items():
+            array = np.frombuffer(made.data, dtype(made.dtype).numpy).reshape(made.shape)
+            tensors[name] = from_array(name, array, dtype(made.dtype), "computed by the model")
+        models[each.name] = Given(each.head, each.graph, tensors)
+        every |= tensors
+    structure = Programs(models, answer.way)
+    return replace(draft, choices=choices, checkpoint=own.replace(tensors=every, config={}, structure=structure))

@@ -10,8 +10,11 @@ from typing import Any
 
 from converter import __version__, workers
 from converter.checkpoint import Checkpoint
+from converter.errors import UnknownArchitecture
 from converter.events import Report
 from converter.formats.base import Format
+from converter.formats.torch.exported import ExportedProgram
+from converter.mapping.detect import detect
 from converter.quant.recipes import Choice
 from converter.request import Request, Source
 from converter.storage import output
@@ -43,10 +46,32 @@ class Route:
         return ("open", *(("map " + self.map,) if self.map else ()), "encode", "save")
 
 
+WRITTEN, TRACED = "written", "traced"
+
+
+def graph_way(checkpoint: Checkpoint, target: Format, request: Request) -> str | None:
+    """How the graph comes to be, where the target runs: written of what a GGUF says, where architecture data describes
+    how the model computes (or the user says which it is), else traced by torch; None where there is none to be made."""
+    model = request.model
+    if isinstance(checkpoint.structure, ExportedProgram) and target.runs and not model.tensors_only:
+        return TRACED
+    known = checkpoint.dialect in ("hf", "gguf") and checkpoint.structure is None and not model.tensors_only
+    if not (target.runs and known):
+        return None
+    return WRITTEN if checkpoint.dialect == "gguf" or model.arch or _is_described(checkpoint) else TRACED
+
+
+def _is_described(checkpoint: Checkpoint) -> bool:
+    try:
+        traits = detect(checkpoint.config)[0].traits
+    except UnknownArchitecture:
+        return False
+    return traits.decoder is not None or traits.encoder is not None
+
+
 def target_dialect(checkpoint: Checkpoint, target: Format, request: Request) -> str | None:
     """The names and keys of the output: the format's own, or ggml's where a graph is written of them."""
-    known = checkpoint.dialect in ("hf", "gguf") and checkpoint.structure is None and not request.model.tensors_only
-    return "gguf" if target.runs and known else target.dialect
+    return "gguf" if graph_way(checkpoint, target, request) == WRITTEN else target.dialect
 
 
 def route(checkpoint: Checkpoint, target: Format, request: Request) -> Route:

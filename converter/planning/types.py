@@ -10,7 +10,7 @@ from converter.events import Decoded, Note, Report
 from converter.formats.base import Format
 from converter.metadata import Array, Value
 from converter.planning.draft import Draft
-from converter.planning.graph import for_graph
+from converter.planning.graph import for_graph, for_trace
 from converter.quant import imatrix
 from converter.quant.recipes import Choice, ModelFacts, Options, TensorSpec, assign, recipe
 from converter.storage.files import remembering
@@ -42,6 +42,8 @@ def choose(draft: Draft) -> Draft:
     """
     if draft.to_graph:
         return replace(draft, choices=for_graph(draft, _by_recipe(draft)))
+    if draft.to_trace:
+        return replace(draft, choices=for_trace(draft))
     return replace(draft, choices=_by_recipe(draft) if draft.to_gguf else _plain(draft))
 
 

@@ -6,7 +6,7 @@ target must have. What differs already there (a tensor, a shape, a type) is a fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from converter.checkpoint import Checkpoint
@@ -14,6 +14,7 @@ from converter.errors import ArchitectureError, MissingImportance
 from converter.events import Report, SettingLost
 from converter.findings import Finding
 from converter.formats.base import Format
+from converter.formats.onnx.program import TRACED_KEY
 from converter.graphs.blocks import rounded
 from converter.mapping.view import HEADS, view
 from converter.metadata import number_of, text_of
@@ -192,7 +193,19 @@ def _with_plain(draft: Draft, target: Checkpoint) -> Pairing:
         if mapped is not None and _shared(mapped.read, target) >= _shared(tensors, target):
             tensors, expected = mapped.read, mapped.checkpoint.config
     pairs, findings = _match(tensors, target)
+    if TRACED_KEY in target.metadata:
+        findings = _of_a_traced(findings)
     return Pairing(tuple(pairs), tuple(findings), expected, _left_over(tensors, target))
+
+
+def _of_a_traced(findings: Sequence[Finding]) -> list[Finding]:
+    """A traced graph has constants of its own, and leaves tensors out that it has no use for."""
+    own = [each for each in findings if each.check == "extra"]
+    rest = [replace(each, failed=each.failed and each.check not in ("missing", "tied")) for each in findings]
+    told = (
+        [Finding("extra", own[0].subject, f"and {len(own) - 1} more are the graph's own", failed=False)] if own else []
+    )
+    return [*(each for each in rest if each.check != "extra"), *told]
 
 
 def _routed(draft: Draft, map: str | None) -> Draft:

@@ -207,6 +207,7 @@ def test_a_folder_of_it(tmp_path: Path) -> None:
 
 def test_what_no_graph_is_written_of_is_refused_by_name(tmp_path: Path) -> None:
     folder = architectures.build("t5-tiny", tmp_path)
+    converter.convert(folder, tmp_path / "model.gguf")
     with pytest.raises(UnsupportedFeature, match="t5: no graph"):
-        converter.convert(folder, tmp_path / "model.onnx")
+        converter.convert(tmp_path / "model.gguf", tmp_path / "model.onnx")
     converter.convert(folder, tmp_path / "model.onnx", converter.Request(tensors_only=True))

@@ -25,7 +25,7 @@ from converter.formats.hub import client_folder, folder_assets
 from converter.formats.onnx import origin
 from converter.formats.onnx.graph import Graph, rewritten
 from converter.formats.onnx.model import INLINE_NBYTES, Model
-from converter.formats.onnx.program import PRODUCER, Program, laid_out
+from converter.formats.onnx.program import PRODUCER, Program, Programs, laid_out, several
 from converter.formats.onnx.values import CODES, lazy
 from converter.formats.onnx.writer import DataFile, Piece, assembled, entry, nbytes, values
 from converter.storage.files import expands_too_far
@@ -138,6 +138,8 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
         raise UnsupportedFeature(f"{target}: splitting is for GGUF, safetensors and PyTorch output")
     if isinstance(checkpoint.structure, Program):
         return laid_out(checkpoint.structure, target, options.external_data)
+    if isinstance(checkpoint.structure, Programs):
+        return several(checkpoint.structure, target, options.external_data)
     if isinstance(checkpoint.structure, Graph):
         return rewritten(checkpoint, checkpoint.structure, target, options.external_data)
     data = DataFile(target)

@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter import __version__
-from converter.checkpoint import Use
+from converter.checkpoint import Around, Use
 from converter.events import Event
 from converter.formats.onnx.model import INLINE_NBYTES
 from converter.formats.onnx.values import CODES
 from converter.formats.onnx.writer import DataFile, Piece, assembled, entry, nbytes, values
-from converter.storage.layout import Layout
+from converter.storage.layout import FileLayout, Layout
 from converter.storage.protobuf import blob, blob_key, float32, number
 from converter.tensors.tensor import LazyTensor
 
 PRODUCER = "model-converter"
 #: What Transformers.js and optimum call a model's data file, behind the model's own name.
 DATA_SUFFIX = "_data"
+#: Where a file says that its graph was traced, and by what: constants in it are then the graph's own.
+TRACED_KEY = "converter.traced"
 
 Size = int | str  # a name where it is not known before the model runs
 
@@ -98,6 +100,60 @@ class Program:
         return ()
 
 
+@dataclass(frozen=True)
+class Given:
+    """A model whose graph another program made: fields of its ModelProto and of its GraphProto, less the tensors."""
+
+    head: bytes
+    graph: bytes
+    initializers: Mapping[str, LazyTensor]
+
+
+@dataclass(frozen=True)
+class Programs(Around):
+    """The models that another program made of one: of one graph, or of several, each with the name of its file.
+
+    `way` says how, and every file does. Source: what optimum and Transformers.js call the files of a folder.
+    """
+
+    models: Mapping[str, Given]
+    way: str
+
+    @property
+    def fixed(self) -> Mapping[str, str]:
+        """Types were chosen before it was traced: all of them stay."""
+        names = (name for model in self.models.values() for name in model.initializers)
+        return dict.fromkeys(names, "of a graph that was traced for it")
+
+
+def several(programs: Programs, target: Path, external_data: str) -> Layout:
+    """The files of models beside each other; one alone gets the name of the target.
+
+    Raises:
+        UnsupportedFeature: a file of more than 2 GiB.
+        UsageError: a name that external data cannot have.
+    """
+    files: list[FileLayout] = []
+    for name, model in programs.models.items():
+        path = target if len(programs.models) == 1 else target.with_name(f"{name}{target.suffix}")
+        data = DataFile(path, DATA_SUFFIX)
+        graph: list[Piece] = [model.graph, *_tensors(model.initializers, data, external_data)]
+        said = blob(14, entry(TRACED_KEY, programs.way))
+        files += assembled(path, [model.head, blob_key(7, nbytes(graph)), *graph, said], None, data).files
+    return Layout(tuple(files))
+
+
+def _tensors(initializers: Mapping[str, LazyTensor], data: DataFile, external_data: str) -> list[Piece]:
+    tensors: list[Piece] = []
+    for name, tensor in initializers.items():
+        outside = external_data != "never" and tensor.info.nbytes > INLINE_NBYTES
+        dims = b"".join(number(1, size) for size in tensor.info.shape)
+        head = dims + number(2, CODES[tensor.info.dtype.name]) + blob(8, name.encode())
+        message = [head, *values(tensor, data if outside else None)]
+        tensors += [blob_key(5, nbytes(message)), *message]
+    return tensors
+
+
 def laid_out(program: Program, target: Path, external_data: str) -> Layout:
     """The model's file, and its data file where tensors lie outside (`external_data`: "auto", "always", "never").
 
@@ -106,13 +162,7 @@ def laid_out(program: Program, target: Path, external_data: str) -> Layout:
         UsageError: a name that external data cannot have.
     """
     data = DataFile(target, DATA_SUFFIX)
-    tensors: list[Piece] = []
-    for name, tensor in program.initializers.items():
-        outside = external_data != "never" and tensor.info.nbytes > INLINE_NBYTES
-        dims = b"".join(number(1, size) for size in tensor.info.shape)
-        head = dims + number(2, CODES[tensor.info.dtype.name]) + blob(8, name.encode())
-        message = [head, *values(tensor, data if outside else None)]
-        tensors += [blob_key(5, nbytes(message)), *message]
+    tensors = _tensors(program.initializers, data, external_data)
     nodes = b"".join(blob(1, _node(node, index)) for index, node in enumerate(program.nodes))
     ends = [*(blob(11, _value(each)) for each in program.inputs), *(blob(12, _value(each)) for each in program.outputs)]
     graph: list[Piece] = [nodes, blob(2, program.name.encode()), *tensors, *ends]

@@ -1,4 +1,4 @@
-"""PyTorch files, `.pt .pth .bin .ckpt`: zip archives, streams of before 1.6, TorchScript, sharded sets; without torch.
+"""PyTorch files, `.pt .pth .bin .ckpt .pt2`: zip archives, streams of before 1.6, programs, sharded sets; no torch.
 
 A pickle in them is read as data by a machine of our own with a table of names (`pickle`, `values`); nothing in
 a file is imported, looked up or called. Tensors stay in the file until they are asked for.
@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint import Checkpoint
+from converter.checkpoint import Checkpoint, Structure
 from converter.errors import CorruptFile, UsageError, short
 from converter.events import Event, Note
 from converter.formats.base import INDEX
 from converter.formats.hub import check_index, folder_assets, read_config, whole_set
+from converter.formats.torch.exported import ScriptedProgram
 from converter.formats.torch.files import open_file
 from converter.formats.torch.tree import grow, listed, select
 from converter.storage.files import Bytes, open_bytes
@@ -84,6 +85,7 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
     tied: dict[str, str] = {}
     events: list[Event] = []
     checks = []
+    structure: Structure | None = None
     try:
         assets = folder_assets(path.parent)
         for name in files:
@@ -98,6 +100,7 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
             metadata.update(found.metadata)
             events.extend(found.events)
             checks.append(file.check)
+            structure = file.program or (ScriptedProgram() if file.script else None)
         if expected is not None:
             check_index(path, expected, owner)
         config, dialect = read_config(assets)
@@ -118,6 +121,7 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
         files=tuple(mapped.path for mapped in maps),
         closers=tuple(mapped.close for mapped in maps),
         checks=tuple(checks),
+        structure=structure if dialect is None else None,
     )
 
 

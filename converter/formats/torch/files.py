@@ -13,6 +13,7 @@ from typing import Any
 
 from converter.errors import ConverterError, CorruptFile, MissingPart, UnsupportedFeature, short
 from converter.events import Dropped, Event, Note
+from converter.formats.torch.exported import FORMAT, ExportedProgram, is_exported, read_exported
 from converter.formats.torch.pickle import MAX_NBYTES, MAX_OPCODES, PickleMachine
 from converter.formats.torch.values import Names, Storage, refuse_unknown, storage_of
 from converter.storage.files import Bytes, InMemory, Part, check_inside
@@ -37,6 +38,7 @@ class TorchFile:
         check: compares what is left of the checksums of storages that were read.
         events: what the container has to say.
         unknown: names of classes that are not known here; what stands for their objects is inert.
+        program: the graph around the tensors, of an exported program.
     """
 
     mapped: Bytes
@@ -47,6 +49,7 @@ class TorchFile:
     check: Callable[[], None]
     events: tuple[Event, ...]
     unknown: tuple[str, ...]
+    program: ExportedProgram | None = None
 
 
 def open_file(mapped: Bytes) -> TorchFile:
@@ -72,6 +75,8 @@ def open_file(mapped: Bytes) -> TorchFile:
 def _archive(mapped: Bytes) -> TorchFile:
     archive, path = open_archive(mapped), mapped.path
     prefix = _prefix(archive)
+    if is_exported(archive, prefix):
+        return _exported(archive, prefix)
     order = archive.small(prefix + "byteorder", _MAX_SMALL) if prefix + "byteorder" in archive.entries else b"little"
     if order != b"little":
         raise UnsupportedFeature(f"{path}: byte order {short(order)}; only little-endian files can be read")
@@ -95,11 +100,20 @@ def _archive(mapped: Bytes) -> TorchFile:
     return TorchFile(mapped, root, constants, record, script, archive.check, tuple(events), (*unknown, *more))
 
 
+def _exported(archive: Archive, prefix: str) -> TorchFile:
+    root, program = read_exported(archive, prefix)
+
+    def record(storage: Storage) -> Record:
+        return archive.record(storage.key)
+
+    return TorchFile(archive.mapped, root, (), record, False, archive.check, (), (), program)
+
+
 def _prefix(archive: Archive) -> str:
     """The one folder that everything in the archive lies in, with its slash."""
     path, names = archive.mapped.path, list(archive.entries)
     folder = names[0].partition("/")[0] + "/" if names else ""
-    if folder + "data.pkl" not in archive.entries:
+    if not {folder + "data.pkl", folder + FORMAT} & archive.entries.keys():
         raise MissingPart(f"{path}: a zip archive without data.pkl; not a PyTorch file, or a part of it is missing")
     for name in names:
         if not name.startswith(folder):

@@ -12,6 +12,7 @@ import numpy as np
 from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
 from converter.events import Dropped, Event, MetadataLost, Note
 from converter.formats.base import check_elements, check_name
+from converter.formats.torch.exported import SAVE_A_GRAPH
 from converter.formats.torch.files import TorchFile
 from converter.formats.torch.pickle import Instance, Named
 from converter.formats.torch.values import Refused, Tensor, refuse_unknown, some
@@ -159,6 +160,8 @@ def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
         CorruptFile, UnsupportedFeature: a tensor that is out of bounds, or of a kind that is not read.
     """
     path = file.mapped.path
+    if key is None:
+        _refuse_module(file)
     if key is None and _model(file.root, tree) == ALL:  # what is a model's and what is not, nobody said
         refuse_unknown(path, file.unknown)
     if not tree.tensors:
@@ -180,6 +183,23 @@ def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
     _check_expansion(file, sum(tensor.info.nbytes for tensor in tensors.values()))
     events = [*file.events, *_left_out(file, tree, chosen)]
     return Selection(tensors, _tied(wanted), {**({} if file.script else tree.scalars), "format": "pt"}, events)
+
+
+def _refuse_module(file: TorchFile) -> None:
+    """Refuse a model that was saved as the Python object that it is, or lies so among other things.
+
+    Raises:
+        UnsupportedFeature: as said, with what to save instead.
+    """
+    root = file.root
+    parts = [root, *(root[key] for key in MODEL_KEYS if key in root)] if type(root) is dict else [root]
+    for part in parts:
+        if type(part) is Instance and type(part.state) is dict and part.state.keys() >= {"_parameters", "_modules"}:
+            raise UnsupportedFeature(
+                f"{file.mapped.path}: a pickled model ({short(part.name)[1:-1]}): Python's objects are never loaded\n"
+                f'its tensors alone: torch.save(model.state_dict(), "weights.pt"), where the model is made\n'
+                f"{SAVE_A_GRAPH}"
+            )
 
 
 def _within(strange: set[str], name: str) -> bool:
