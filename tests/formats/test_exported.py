@@ -1,4 +1,4 @@
-"""Programs of PyTorch: exported ones (.pt2), whose graph is taken where nothing in it could run; TorchScript, refused."""
+"""Programs of PyTorch: exported ones (.pt2), whose graph is taken where nothing in it could run; TorchScript is not."""
 
 from __future__ import annotations
 
