@@ -27,6 +27,7 @@ from converter.planning.build import build
 from converter.quant.sources import unpacked
 from converter.request import PathLike, Request, Source
 from converter.storage import slabs
+from converter.storage.files import local, regular_size
 from converter.storage.slabs import ProgressCallback
 from converter.tensors import kernels
 from converter.tensors.dtypes import DType
@@ -286,19 +287,19 @@ def _files(one: Checkpoint, other: Checkpoint) -> Iterator[Change]:
         if name == "config.json":
             continue
         if new is None and old is not None:
-            yield Change("files", "removed", name, before=f"{old.stat().st_size:,} bytes")
+            yield Change("files", "removed", name, before=f"{regular_size(old):,} bytes")
         elif old is None and new is not None:
-            yield Change("files", "added", name, after=f"{new.stat().st_size:,} bytes")
+            yield Change("files", "added", name, after=f"{regular_size(new):,} bytes")
         elif old is not None and new is not None and not _same_file(old, new):
-            sizes = [path.stat().st_size for path in (old, new)]
+            sizes = [regular_size(path) for path in (old, new)]
             before, after = (f"{size:,} bytes" for size in sizes)
             yield Change("files", "changed", name, before, after, "contents differ", {"sizes": sizes})
 
 
 def _same_file(old: Path, new: Path) -> bool:
-    if old.stat().st_size != new.stat().st_size:
+    if regular_size(old) != regular_size(new):
         return False
-    with open(old, "rb") as a, open(new, "rb") as b:
+    with open(local(old), "rb") as a, open(local(new), "rb") as b:
         while piece := a.read(_PIECE):
             if piece != b.read(_PIECE):
                 return False

@@ -37,6 +37,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from converter.address import shown
+
 
 class ConverterError(Exception):
     """Base of all errors; its text is one to three lines a person can act on.
@@ -47,6 +49,9 @@ class ConverterError(Exception):
     exit_code = 70
     family = ""
     words = ""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class UsageError(ConverterError):
@@ -258,6 +263,11 @@ def about(source: Path) -> Iterator[None]:
             joint = f"{source.name} -> " if isinstance(error, OutputError) else f"{source}: "
             error.args = (f"{joint}{error}",)
         raise
+
+
+def said_of(path: Path, error: Exception) -> str:
+    """What an error says of a file, less the file's name, for where that stands already."""
+    return str(error).removeprefix(shown(f"{path}: "))
 
 
 def short(value: object, limit: int = 80) -> str:

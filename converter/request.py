@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from converter.address import place, shown
 from converter.errors import UsageError
 
 PathLike = str | os.PathLike[str]
@@ -23,7 +24,8 @@ class Source:
     """Where a model comes from.
 
     Attributes:
-        path: a file or folder of any format that `convert formats` lists as readable.
+        path: a file or folder of any format that `convert formats` lists as readable; of one that lies elsewhere, which
+            is given by its address (`hf://org/model`, docs/remote.md), the path by which it goes through the program.
         format: its name, where content and extension do not tell.
         config: a Hugging Face folder to take config.json and tokenizer from.
         key: the part of a file that holds several (`optimizer.state`), "." for all; by default the model.
@@ -49,13 +51,19 @@ class Source:
     ) -> None:
         _settle(
             self,
-            path=Path(path),
+            path=_path(path),
             format=format,
-            config=None if config is None else Path(config),
+            config=None if config is None else _path(config),
             key=key,
-            adapters=tuple((Path(folder), float(strength)) for folder, strength in adapters),
-            base=None if base is None else Path(base),
+            adapters=tuple((_path(folder), float(strength)) for folder, strength in adapters),
+            base=None if base is None else _path(base),
         )
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Everything that is read."""
+        beside = (self.config, self.base, *(folder for folder, _ in self.adapters))
+        return self.path, *(path for path in beside if path is not None)
 
     @classmethod
     def of(cls, source: PathLike | Source) -> Source:
@@ -63,7 +71,7 @@ class Source:
         return source if isinstance(source, Source) else cls(source)
 
     def as_dict(self) -> dict[str, Any]:
-        """The source as JSON; paths as they were given."""
+        """The source as JSON; paths as they were given, addresses without their queries."""
         return _as_dict(self)
 
     @classmethod
@@ -104,7 +112,7 @@ class Types:
         _settle(
             self,
             tensor_types=tuple((pattern, type_) for pattern, type_ in self.tensor_types),
-            imatrix=None if self.imatrix is None else Path(self.imatrix),
+            imatrix=None if self.imatrix is None else _path(self.imatrix),
             include_weights=tuple(self.include_weights),
             exclude_weights=tuple(self.exclude_weights),
         )
@@ -236,6 +244,13 @@ PARTS: dict[str, Any] = {"types": Types, "model": Model, "output": Output}
 FIELDS = {field.name: part for part, kind in PARTS.items() for field in fields(kind)}
 
 
+def _path(given: PathLike) -> Path:
+    try:
+        return place(given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def _settle(value: object, **given: Any) -> None:
     """The fields of a frozen value in the types that make it hashable, while it is made."""
     for name, each in given.items():
@@ -249,7 +264,7 @@ def _as_dict(value: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
-    return os.fspath(value) if isinstance(value, Path) else value
+    return shown(os.fspath(value)) if isinstance(value, Path) else value
 
 
 def _from_dict(kind: Any, values: Mapping[str, Any]) -> Any:

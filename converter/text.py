@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from converter.address import shown
+
 
 def printable(text: str) -> str:
     """Text that may hold names out of a file: nothing in it reaches the terminal as a control sequence."""
+    text = shown(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

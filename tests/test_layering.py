@@ -22,9 +22,9 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("errors", "workers", "events", "extras", "findings", "plugins", "request", "text", "metadata"),
+    ("address", "errors", "workers", "events", "extras", "findings", "plugins", "request", "text", "metadata"),
     ("tensors",),
-    ("storage", "checkpoint", "architectures"),
+    ("storage", "remote", "checkpoint", "architectures"),
     ("formats", "tokenizers"),
     ("runtimes", "tracing"),
     ("quant",),

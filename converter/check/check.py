@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from converter.errors import (
     FormatError,
     MissingPart,
     UnknownPreTokenizer,
+    said_of,
 )
 from converter.findings import Finding
 from converter.mapping.hparams import HParams
@@ -97,11 +97,12 @@ def check(
         OutputError: there is no such file, or it was changed meanwhile.
         Interrupted: `progress` returned False.
     """
-    started = time.monotonic()
+    started, source = time.monotonic(), Source(path, format)
+    path = source.path
     try:
-        checkpoint = _opened(Source(path, format))
+        checkpoint = _opened(source)
     except (FormatError, ArchitectureError) as error:
-        finding = Finding("structure", Path(path).name, str(error).removeprefix(f"{path}: "))
+        finding = Finding("structure", path.name, said_of(path, error))
         return Checked(str(path), format, None, (STEPS[0].name,), (finding,), error=error, strict=strict)
     with checkpoint:
         model = view(checkpoint)
@@ -291,7 +292,7 @@ def _values(checking: Checking) -> Iterator[Finding]:
         yield from looked.findings()
         checkpoint.check()
     except FormatError as error:
-        yield Finding("structure", checkpoint.path.name, str(error).removeprefix(f"{checkpoint.path}: "))
+        yield Finding("structure", checkpoint.path.name, said_of(checkpoint.path, error))
 
 
 @dataclass(frozen=True)

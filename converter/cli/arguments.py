@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from converter import __version__
+from converter.address import is_address, place, without_secrets
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}\n`{self.prog} --help` explains")
+        raise UsageError(f"{without_secrets(message)}\n`{self.prog} --help` explains")
 
 
 def size(text: str) -> int:
@@ -44,15 +45,25 @@ def size(text: str) -> int:
     return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}[match[2]]
 
 
+def source_path(text: str) -> Path:
+    """A file or a folder that is read; one that lies elsewhere by its address."""
+    try:
+        return place(text) if text else file_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def file_path(text: str) -> Path:
-    """A file or a folder."""
+    """A file or a folder of this machine."""
     return Path(file_name(text))
 
 
 def file_name(text: str) -> str:
-    """A path as it was written: a slash at its end says that it is a folder."""
+    """A path of this machine as it was written: a slash at its end says that it is a folder."""
     if not text:
         raise argparse.ArgumentTypeError("an empty name is no file; write . for this folder")
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{without_secrets(text)}: only what is read may lie elsewhere")
     return text
 
 
@@ -68,11 +79,12 @@ def adapter(text: str) -> tuple[Path, float]:
     """`DIR` or `DIR:STRENGTH` in its two parts."""
     folder, colon, strength = text.rpartition(":")
     if not colon or Path(text).exists():
-        return file_path(text), 1.0
+        return source_path(text), 1.0
     try:
-        return file_path(folder), float(strength)
+        number = float(strength)
     except ValueError:  # of Windows, C:\\folder
-        return file_path(text), 1.0
+        return source_path(text), 1.0
+    return source_path(folder), number
 
 
 def positive(text: str) -> int:
@@ -104,7 +116,7 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     add("--pure", action="store_true", help="one type for all tensors, no mixture")
     add("--no-fallback", action="store_true", help="fail where a row does not fit the wanted type")
     add("--allow-requantize", action="store_true", help="encode tensors that are already quantized again")
-    add("--imatrix", type=file_path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
+    add("--imatrix", type=source_path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
     add(
         "--include-weights",
         action="append",
@@ -155,14 +167,14 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
 def model_arguments(group: argparse._ArgumentGroup) -> None:
     """What decides how the input is read."""
     add = group.add_argument
-    add("--config", type=file_path, metavar="DIR", help="folder to take config.json and tokenizer from")
+    add("--config", type=source_path, metavar="DIR", help="folder to take config.json and tokenizer from")
     add(
         "--lora", type=adapter, action="append", default=[], metavar="DIR[:STRENGTH]",
         help="merge an adapter (PEFT's LoRA, DoRA, IA3, LoHa, LoKr; MLX's LoRA) while converting; may be repeated",
     )  # fmt: skip
     add(
         "--base",
-        type=file_path,
+        type=source_path,
         metavar="DIR",
         help="the model that IN is for: makes a GGUF adapter of an adapter; a draft model takes its tokenizer",
     )
@@ -253,6 +265,13 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command has."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
+    parser.add_argument("--offline", action="store_true", help="ask no host; addresses are read from --cache or not")
+    parser.add_argument(
+        "--cache",
+        type=file_path,
+        metavar="DIR",
+        help="keep what is fetched from addresses (hf://org/model, s3://...) there",
+    )
     parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
     parser.add_argument("--version", action="version", version=f"model-converter {__version__}")
 

@@ -7,14 +7,18 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from converter.address import placed
 from converter.cli import process, verbs
 from converter.cli.console import delivering, say_anything
 from converter.errors import ConverterError, InternalError, Interrupted, OutOfMemory, OutputError
 from converter.text import printable
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,15 +42,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, argv: Sequence[str]) -> int:
     args = verbs.parser(verb).parse_args(argv)
-    outcome: verbs.Outcome = verbs.module(verb).run(args)
-    with delivering():
-        if args.json:
-            from converter.reports.json import as_json
+    with _reading(args):
+        outcome: verbs.Outcome = verbs.module(verb).run(args)
+        with delivering():
+            if args.json:
+                from converter.reports.json import as_json
 
-            print(as_json(verb, outcome.data()))
-        else:
-            outcome.show()
+                print(as_json(verb, outcome.data()))
+            else:
+                outcome.show()
     return outcome.exit_code
+
+
+@contextmanager
+def _reading(args: argparse.Namespace) -> Iterator[None]:
+    """What the command line says of the network; a model that is read twice is looked for once."""
+    from converter.remote.settings import Settings, using
+
+    usual = Settings.of_environment()
+    with using(Settings(args.offline or usual.offline, args.cache or usual.cache)):
+        if not placed():
+            yield
+            return
+        from converter.remote.mirror import keeping
+
+        with keeping():
+            yield
 
 
 # ---------------------------------------------------------------------------------------------- errors

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, OutputError, UsageError, short
-from converter.storage.files import regular_size
+from converter.storage.files import peek, regular_size
 from converter.storage.layout import FileLayout, Layout, whole_file
 from converter.tensors.tensor import LazyTensor
 
@@ -77,8 +77,7 @@ def head(path: Path) -> bytes:
         return b""
     regular_size(path)
     try:
-        with open(path, "rb") as file:
-            return file.read(HEAD)
+        return peek(path, HEAD)
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}") from error
 

@@ -56,12 +56,9 @@ _HUB = re.compile(r"(hf://|https?://(www\.)?(huggingface\.co|hf\.co)/)|[\w.-]+/[
 
 
 def hub_name(path: Path) -> str | None:
-    """What to do with a path that is not there and looks like a name or an address on the Hugging Face Hub."""
+    """What to do with a path that is not there and looks like a name on the Hugging Face Hub, or was an address."""
     if path.is_absolute() or path.exists() or not (match := _HUB.match(path.as_posix().replace(":/", "://", 1))):
         return None
     if match.group(1) is None and path.parent.exists():  # a folder of that name is here: it is a path
         return None
-    return (
-        f"no such file or folder; models are not fetched from the Hugging Face Hub\n"
-        f"download it first and give the folder: hf download {'/'.join(path.parts[-2:])} --local-dir FOLDER"
-    )
+    return f"no such file or folder; a model on the Hugging Face Hub is given as hf://{'/'.join(path.parts[-2:])}"

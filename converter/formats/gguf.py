@@ -220,6 +220,7 @@ def _read(path: Path) -> _Part:
         entries = [_entry(cursor) for _ in range(n_tensors)]
         start = -(-cursor.position // alignment) * alignment
         _check_entries(path, entries, alignment, mapped.size - start)
+        mapped.forward(start + entry.offset for entry in entries)
         tensors = {entry.info.name: _tensor(mapped, entry, start) for entry in entries}
         if len(tensors) != len(entries):
             raise CorruptFile(f"{path}: two tensors have the same name")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converter.address import is_elsewhere
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, OutputExists
 from converter.events import Dropped, Event, Note
@@ -16,7 +17,7 @@ from converter.formats.hub import MODULES, TEMPLATES, module_of, modules, shard_
 from converter.formats.safetensors import INDEX_SUFFIX, open_safetensors
 from converter.formats.safetensors import layout as safetensors_layout
 from converter.formats.torch.checkpoint import open_torch
-from converter.storage.files import regular_size
+from converter.storage.files import local, regular_size
 from converter.storage.layout import FileLayout, Layout, Slot, whole_file
 from converter.storage.stand_ins import stand_in
 from converter.tensors.dtypes import BY_SAFETENSORS, DTYPES
@@ -145,7 +146,7 @@ def _listed(folder: Path) -> dict[str, Path]:
 
 
 def _is_small(path: Path) -> bool:
-    return not path.name.lower().endswith(NOT_SMALL) and path.stat().st_size <= MAX_SMALL
+    return not path.name.lower().endswith(NOT_SMALL) and regular_size(path) <= MAX_SMALL
 
 
 def _is_inside(folder: Path, name: str) -> bool:
@@ -233,16 +234,15 @@ def _copy(source: Path, target: Path) -> FileLayout:
     info = TensorInfo(target.name, (regular_size(source), 1), DTYPES["U8"])
 
     def read(start: int, stop: int) -> Rows:
-        with open(source, "rb") as file:
+        with open(local(source), "rb") as file:
             file.seek(start)
             data = file.read(stop - start)
         if len(data) != stop - start:
             raise CorruptFile(f"{source}: became shorter while it was read")
         return np.frombuffer(data, np.uint8).reshape(stop - start, 1)
 
-    return FileLayout(
-        target, b"", (Slot(0, LazyTensor(info, read, str(source), extent=Extent(source, 0))),), info.nbytes
-    )
+    extent = None if is_elsewhere(source) else Extent(source, 0)
+    return FileLayout(target, b"", (Slot(0, LazyTensor(info, read, str(source), extent=extent)),), info.nbytes)
 
 
 FORMATS = (

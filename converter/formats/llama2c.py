@@ -25,7 +25,7 @@ from converter.errors import CorruptFile, UnsupportedFeature
 from converter.events import Event, Ignored, Note
 from converter.formats.base import Format
 from converter.formats.hub import folder_assets
-from converter.storage.files import Bytes, open_bytes
+from converter.storage.files import Bytes, open_bytes, regular_size
 from converter.tensors.dtypes import F32
 from converter.tensors.ops import Rope
 from converter.tensors.streams import compose
@@ -97,7 +97,7 @@ def sniff(path: Path, start: bytes) -> bool:
     if start[:4] == MAGIC:
         return True
     header = _legacy(start)
-    return header is not None and _end(header) == path.stat().st_size
+    return header is not None and _end(header) == regular_size(path)
 
 
 def _legacy(start: bytes) -> _Header | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.errors import CorruptFile, UnsupportedFeature, UsageError, short
+from converter.errors import CorruptFile, UnsupportedFeature, UsageError, said_of, short
 from converter.events import Dropped
 from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name
 from converter.storage.files import Bytes, open_bytes
@@ -123,7 +123,7 @@ def open_npz(path: Path) -> Checkpoint:
         dialect=None,
         tensors=tensors,
         events=tuple(
-            Dropped(member, str(error).removeprefix(f"{path}: member {short(member)} "))
+            Dropped(member, said_of(path, error).removeprefix(f"member {short(member)} "))
             for member, error in left_out.items()
         ),
         files=(path,),

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from converter.formats.foreign import foreign_folder, hub_name
 from converter.formats.hub import folder_assets
 from converter.formats.peft import is_adapter, open_adapter
 from converter.plugins import BrokenPlugin, plugins
+from converter.remote.mirror import hold, reach
 from converter.request import PathLike, Source
 from converter.storage.files import Opened, remembering
 from converter.storage.json import read_json
@@ -57,8 +59,9 @@ def source_format(path: Path, name: str | None = None) -> Format:
         UnknownFormat: nothing reads it; the message lists what can be read.
         MissingPart: a pointer, a web page or an unfinished download lies in the file's place.
         UnsupportedFeature: a folder that is known to hold something else.
-        OutputError: no such file, or it may not be read.
+        OutputError: no such file, or it may not be read; what an address names is reached for.
     """
+    reach(path)
     if name is not None:
         return _named(name, readers())
     if says := hub_name(path):
@@ -128,7 +131,15 @@ def open_checkpoint(source: PathLike | Source) -> Checkpoint:
         FormatError, OutputError: unknown, damaged or missing.
         UsageError: an adapter that adapters are to be merged into.
     """
-    source, opened = Source.of(source), Opened()
+    source = Source.of(source)
+    with ExitStack() as held:
+        for path in source.paths:
+            held.callback(hold(path))
+        checkpoint = _opened(source, Opened())
+        return checkpoint.replace(closers=(*checkpoint.closers, held.pop_all().close))
+
+
+def _opened(source: Source, opened: Opened) -> Checkpoint:
     if source.base is not None and is_adapter(source.path):
         return _adapter_of(source, source.base, opened)
     checkpoint = _model(source, opened)

@@ -17,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.formats.base import MAX_AXES, Format, WriteOptions, check_elements, check_name, sharded
 from converter.formats.hub import check_index, folder_assets, read_config, whole_set
-from converter.storage.files import Bytes, extent_of, open_bytes
+from converter.storage.files import Bytes, each_of, extent_of, open_bytes
 from converter.storage.json import parse_json
 from converter.storage.layout import FileLayout, Layout, Slot
 from converter.tensors.dtypes import BY_SAFETENSORS
@@ -56,9 +56,9 @@ def open_files(
     metadata: dict[str, str] = {}
     owner: dict[str, Path] = {}
     try:
-        for file in files:
-            maps.append(open_bytes(file))
-            found, texts = _read(maps[-1])
+        files = list(files)
+        for file, (mapped, found, texts) in zip(files, each_of(files, _opened), strict=True):
+            maps.append(mapped)
             for twice in found.keys() & tensors.keys():
                 raise CorruptFile(f"{file}: tensor {short(twice)} is also in {owner[twice].name}")
             tensors.update(found)
@@ -84,6 +84,15 @@ def open_files(
     )
 
 
+def _opened(path: Path) -> tuple[Bytes, dict[str, LazyTensor], dict[str, str]]:
+    mapped = open_bytes(path)
+    try:
+        return mapped, *_read(mapped)
+    except BaseException:
+        mapped.close()
+        raise
+
+
 def _read(mapped: Bytes) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     path = mapped.path
     length = int.from_bytes(mapped.view(0, 8, "the header length").tobytes(), "little")
@@ -105,6 +114,7 @@ def _read(mapped: Bytes) -> tuple[dict[str, LazyTensor], dict[str, str]]:
             f"{path}: the tensors end at byte {start + end}, the file at {mapped.size}\n"
             "the file is truncated or has something appended; download it again"
         )
+    mapped.forward(start + low for _, low, _ in entries)
     return {info.name: _tensor(mapped, info, start + low) for info, low, _ in entries}, metadata
 
 

@@ -14,7 +14,7 @@ from converter.formats.base import INDEX, WriteOptions
 from converter.formats.hub import shard_of
 from converter.formats.registry import formats, open_checkpoint
 from converter.housekeeping.rewrite import Rewritten, check_format, write_elsewhere
-from converter.request import PathLike
+from converter.request import PathLike, Source
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback
 
@@ -53,7 +53,7 @@ def split(
     if max_size is None and max_tensors is None:
         raise UsageError("say how large a shard may be: --max-size 2G or --max-tensors N")
     options = WriteOptions(split_max_size=max_size, split_max_tensors=max_tensors)
-    with about(Path(source)), open_checkpoint(source) as checkpoint:
+    with about(Source.of(source).path), open_checkpoint(source) as checkpoint:
         check_format(checkpoint, "split")
         layout = _SPLIT[checkpoint.format](checkpoint, _place(checkpoint, target), options)
         return write_elsewhere(checkpoint, layout, force=force, threads=threads, progress=progress)
@@ -80,7 +80,7 @@ def merge(
         UnsupportedFeature: another format.
         ConverterError: as `rewrite`.
     """
-    with about(Path(source)), open_checkpoint(source) as checkpoint:
+    with about(Source.of(source).path), open_checkpoint(source) as checkpoint:
         check_format(checkpoint, "merge")
         if len(checkpoint.files) == 1 and shard_of(checkpoint.files[0]) is None:
             raise UsageError(f"{checkpoint.files[0]}: is one file already")

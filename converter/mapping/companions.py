@@ -17,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile
 from converter.formats.hub import MODULES, modules
 from converter.mapping.hparams import flat_config
-from converter.storage.files import regular_size
+from converter.storage.files import local, regular_size
 from converter.storage.json import read_json
 
 PROCESSOR = (("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor"))
@@ -203,7 +203,7 @@ def _is_reranker(assets: Assets, config: Mapping[str, Any]) -> bool:
     readme = assets.get("README.md")
     if readme is None or regular_size(readme) > MAX_README:
         return False
-    text = readme.read_bytes().decode("utf-8", "replace").lower()
+    text = local(readme).read_bytes().decode("utf-8", "replace").lower()
     return any(f"# {name}" in text for name in RERANKERS)
 
 

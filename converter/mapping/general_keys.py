@@ -22,6 +22,7 @@ import numpy as np
 from converter.events import Event, Note
 from converter.mapping.model_card import Node, Plain, front_matter, read_front_matter
 from converter.metadata import Array, Metadata, Value, array_of, text, u32
+from converter.storage.files import local
 
 MAX_CARD = 1 << 20  # bytes of README.md that are looked at: front matter comes first
 MAX_JSON = 16 << 20
@@ -545,7 +546,7 @@ def _read_card(path: Path | None, events: list[Event]) -> dict[str, Node]:
     if path is None:
         return {}
     try:
-        with path.open("rb") as file:
+        with local(path).open("rb") as file:
             data = file.read(MAX_CARD)
             content = data.decode(errors="replace")
     except OSError as why:
@@ -566,7 +567,7 @@ def _read_json(path: Path | None, events: list[Event]) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        with path.open("rb") as file:
+        with local(path).open("rb") as file:
             content = file.read(MAX_JSON + 1)
         if len(content) > MAX_JSON:
             raise ValueError(f"larger than {MAX_JSON >> 20} MiB")

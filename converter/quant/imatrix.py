@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from converter.events import Event, NoImportance, Note
 from converter.formats.gguf import MAGIC, open_gguf
 from converter.metadata import Metadata, Value, array_of, number_of, u32
 from converter.quant.recipes import TOKEN_EMBEDDINGS, Recipe, needs_imatrix
+from converter.remote.mirror import hold
 from converter.storage.files import Bytes, open_bytes
 from converter.storage.windows import Cursor
 from converter.tensors.tensor import LazyTensor, TensorInfo
@@ -146,23 +148,19 @@ def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str]
         UsageError: a part that is in no name, or nothing is left.
         OutputError: it cannot be read.
     """
-    mapped = open_bytes(path)
-    try:
-        is_gguf = bytes(mapped.view(0, min(4, mapped.size), "the magic")) == MAGIC
-        if is_gguf:
-            mapped.close()
-        matrix = _from_gguf(path) if is_gguf else _from_dat(mapped)
-    except BaseException:
-        mapped.close()
-        raise
-    try:
+    with ExitStack() as held:
+        held.callback(hold(path))
+        mapped = open_bytes(path)
+        held.callback(mapped.close)
+        if bytes(mapped.view(0, min(4, mapped.size), "the magic")) == MAGIC:
+            matrix = _from_gguf(path)
+            held.callback(matrix.close)
+        else:
+            matrix = _from_dat(mapped)
         matrix = _selected(matrix, include, exclude)
         for name, entry in matrix.entries.items():
             _check_values(path, name, entry)
-    except BaseException:
-        matrix.close()
-        raise
-    return matrix
+        return replace(matrix, close=held.pop_all().close)
 
 
 def _selected(matrix: ImportanceMatrix, include: Sequence[str], exclude: Sequence[str]) -> ImportanceMatrix:

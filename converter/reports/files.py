@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from converter.address import shown
 from converter.errors import OutputError, OutputExists, SameFile, UsageError
 from converter.reports import checked, comparison, differences, html, verification
 from converter.storage import output
@@ -110,7 +111,7 @@ def write_report(verb: str, path: Path, result: Any, extension: str | None = Non
     """
     check_reports(verb, [path], extension=extension)
     kind = extension or path.suffix.lower()
-    content = _MARKS.get(kind, "").format(verb=verb) + REPORTS[verb][kind](result).rstrip("\n") + "\n"
+    content = _MARKS.get(kind, "").format(verb=verb) + shown(REPORTS[verb][kind](result)).rstrip("\n") + "\n"
     # Names of files need not be text; what UTF-8 has no sign for stands as an escape.
     layout = Layout((whole_file(path, content.encode("utf-8", "backslashreplace")),))
     output.write(layout, threads=1)

@@ -39,6 +39,7 @@ from converter.runtimes.base import Floats, Named, Runtime, RuntimeTokenizer
 from converter.runtimes.llama_cpp import LlamaCpp
 from converter.runtimes.onnxruntime import OnnxRuntime
 from converter.runtimes.transformers import Transformers
+from converter.storage.files import refuse_elsewhere
 from converter.storage.json import finite
 from converter.storage.slabs import Progress, ProgressCallback
 from converter.workers import default_threads
@@ -161,6 +162,8 @@ def behaviour(
         Interrupted: `progress` returned False.
     """
     count = default_threads() if threads is None else threads
+    for path in (reference, candidate):
+        refuse_elsewhere(path, "what runs a model")
     first, second = _plugin(reference), _plugin(candidate)
     limit = min(context, tokens)
     with first.open(reference, limit, count) as one, second.open(candidate, limit, count) as other:

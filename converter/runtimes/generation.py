@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.errors import ConverterError, MissingDependency
+from converter.errors import ConverterError, MissingDependency, said_of
 from converter.findings import Finding
 from converter.runtimes.base import Runtime, RuntimeTokenizer
+from converter.storage.files import refuse_elsewhere
 from converter.workers import default_threads
 
 TOKENS = 8
@@ -48,12 +49,13 @@ def _run(path: Path, format: str, threads: int) -> Ran:
         words = f"not run: no runtime here runs a model of format {format}"
         return Ran(finding=Finding("behaviour", path.name, words, failed=False))
     try:
+        refuse_elsewhere(path, "what runs a model")
         with plugin.open(path, CONTEXT, threads) as runtime:
             return _used(runtime, path, plugin.tokenizer(path))
     except MissingDependency as error:
         return Ran(finding=Finding("behaviour", path.name, f"not run: {error}", failed=False))
     except ConverterError as error:
-        return Ran(finding=Finding("behaviour", path.name, str(error).removeprefix(f"{path}: ")))
+        return Ran(finding=Finding("behaviour", path.name, said_of(path, error)))
 
 
 def _used(runtime: Runtime, path: Path, tokenizer: RuntimeTokenizer | None) -> Ran:

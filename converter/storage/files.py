@@ -10,15 +10,18 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.address import is_elsewhere, shown
 from converter.errors import CorruptFile, Interrupted, OutputError
 from converter.storage.mapping import Mapping
 from converter.storage.stand_ins import LOOKED_AT, refuse_stand_in
@@ -27,6 +30,65 @@ from converter.tensors.tensor import Extent
 # Pages that were read stay resident until somebody lets go of them. After this many bytes the whole
 # map is released; what is still in use is simply faulted in again from the page cache.
 RELEASE_AFTER = 32 << 20
+AT_ONCE = 16  # files that lie elsewhere are opened so many at a time
+
+Result = TypeVar("Result")
+
+
+class Elsewhere(Protocol):
+    """A file that lies elsewhere; where its path leads lies a pointer, so that folders list it and nobody takes it.
+
+    Attributes:
+        size: bytes of the file.
+        here: whether it was fetched as a whole.
+        identity: what tells it from the same file after it was changed.
+    """
+
+    size: int
+
+    @property
+    def here(self) -> bool: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    def open(self, path: Path) -> Bytes:
+        """Its bytes, fetched as they are asked for."""
+
+    def fetch(self, path: Path) -> None:
+        """Put the whole file where its path leads, once."""
+
+
+_elsewhere: dict[Path, Elsewhere] = {}
+
+
+def stands_for(path: Path, file: Elsewhere | None) -> None:
+    """Say what a path leads to: a file that lies elsewhere, or (None) what is there."""
+    if file is None:
+        _elsewhere.pop(path, None)
+    else:
+        _elsewhere[path] = file
+
+
+def local(path: Path) -> Path:
+    """A file that is read otherwise than by ranges, small as such files are: it is here when this returns.
+
+    Raises:
+        ConverterError: it lies elsewhere, and cannot be fetched.
+    """
+    if (file := _elsewhere.get(path)) is not None:
+        file.fetch(path)
+    return path
+
+
+def refuse_elsewhere(path: Path, work: str) -> None:
+    """Refuse what other programs would read, who find pointers where files lie elsewhere.
+
+    Raises:
+        OutputError: it is such a file, or the folder of an address.
+    """
+    if is_elsewhere(path):
+        raise OutputError(f"{path}: lies elsewhere, and {work} reads only files of this machine; download it first")
 
 
 def regular_size(path: Path) -> int:
@@ -35,6 +97,8 @@ def regular_size(path: Path) -> int:
     Raises:
         OutputError: there is no such file, or it is not a regular file.
     """
+    if (file := _elsewhere.get(path)) is not None:
+        return file.size
     try:
         status = os.stat(path)
     except OSError as error:
@@ -62,6 +126,7 @@ class Opened:
 
     def __init__(self) -> None:
         self._identities: dict[Path, Identity] = {}
+        self._remote: dict[Path, Elsewhere] = {}
         self._mapped: list[MappedFile] = []
 
     def map(self, file: MappedFile, status: os.stat_result) -> None:
@@ -71,13 +136,16 @@ class Opened:
 
     def add(self, path: Path, status: os.stat_result | None = None) -> None:
         """Remember a file, the first time that it is told; one that is not there is left out."""
-        if path not in self._identities:
+        if (file := _elsewhere.get(path)) is not None:
+            self._remote[path] = file  # every answer of its host says whether it is still the same
+        elif path not in self._identities and not is_elsewhere(path):
             with suppress(OSError):
                 self._identities[path] = Identity.of(os.stat(path) if status is None else status)
 
-    def identities(self) -> list[tuple[Path, Identity]]:
+    def identities(self) -> list[tuple[str, Identity | str]]:
         """Every file, and which it was."""
-        return sorted(self._identities.items())
+        remote = ((shown(str(path)), file.identity) for path, file in self._remote.items())
+        return sorted([*((str(path), each) for path, each in self._identities.items()), *remote], key=itemgetter(0))
 
     def lost(self) -> OutputError | None:
         """What to say where bytes of a file could not be read, and were seen as zeros."""
@@ -153,6 +221,9 @@ class Bytes(Protocol):
     def scattered(self) -> AbstractContextManager[None]:
         """A hint: while it lasts, what is asked for lies here and there between tensors; reading ahead is wasted."""
 
+    def forward(self, edges: Iterable[int]) -> None:
+        """A hint: what lies between two of these offsets, a tensor, is read from its beginning to its end."""
+
     def close(self) -> None:
         """Let go of the file. Arrays that are still held stay valid."""
 
@@ -172,13 +243,55 @@ def open_bytes(path: Path) -> Bytes:
         OutputError: there is no such file, it is not a regular file, or it cannot be mapped.
         MissingPart: a pointer, a web page or an unfinished download lies in its place.
     """
-    mapped = MappedFile(path)
+    mapped = bytes_of(path)
     try:
         refuse_stand_in(path, bytes(mapped.view(0, min(LOOKED_AT, mapped.size), "the start")))
     except BaseException:
         mapped.close()
         raise
     return mapped
+
+
+def bytes_of(path: Path) -> Bytes:
+    """The bytes of a file, whatever lies in its place.
+
+    Raises:
+        OutputError: as `open_bytes`.
+    """
+    file = _elsewhere.get(path)
+    return MappedFile(path) if file is None or file.here else file.open(path)
+
+
+def peek(path: Path, nbytes: int, offset: int = 0) -> bytes:
+    """Bytes of a file from `offset` on, or from its end where that is negative; fewer where it has no more.
+
+    Raises:
+        OSError: it cannot be read; ConverterError where it lies elsewhere.
+    """
+    if (there := _elsewhere.get(path)) is not None and not there.here:
+        start = min(offset if offset >= 0 else max(0, there.size + offset), there.size)
+        file = there.open(path)
+        try:
+            return file.view(start, min(nbytes, there.size - start), "what is looked at").tobytes()
+        finally:
+            file.close()
+    with open(path, "rb") as here:
+        here.seek(max(offset, -regular_size(path)) if offset < 0 else offset, os.SEEK_END if offset < 0 else 0)
+        return here.read(nbytes)
+
+
+def each_of(paths: Iterable[Path], look: Callable[[Path], Result]) -> Iterator[Result]:
+    """`look(path)` of each, in order; several at once where they lie elsewhere, and each is a way there and back.
+
+    Whoever stops, by an error of one of them, closes what the others gave.
+    """
+    paths = list(paths)
+    if len(paths) < 2 or not all(path in _elsewhere for path in paths):
+        yield from map(look, paths)
+        return
+    with ThreadPoolExecutor(AT_ONCE, "look") as threads:
+        contexts = [copy_context() for _ in paths]
+        yield from threads.map(lambda context, path: context.run(look, path), contexts, paths)
 
 
 def check_inside(source: Bytes, offset: int, nbytes: int, what: str) -> None:
@@ -241,6 +354,9 @@ class MappedFile:
             self._advise("MADV_NORMAL")
             self._advise("MADV_DONTNEED")
 
+    def forward(self, edges: Iterable[int]) -> None:
+        """Nothing: the system reads ahead by itself."""
+
     def _advise(self, advice: str) -> None:
         if self._map is not None and hasattr(mmap, advice):
             self._map.advise(getattr(mmap, advice))
@@ -274,6 +390,9 @@ class Part:
     def scattered(self) -> AbstractContextManager[None]:
         return self._whole.scattered()
 
+    def forward(self, edges: Iterable[int]) -> None:
+        self._whole.forward(self._offset + edge for edge in edges)
+
     def close(self) -> None:
         """Nothing: the whole is closed by whoever opened it."""
 
@@ -296,6 +415,9 @@ class InMemory:
 
     def scattered(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def forward(self, edges: Iterable[int]) -> None:
+        """Nothing: all is here."""
 
     def close(self) -> None:
         """Nothing: there is no file."""

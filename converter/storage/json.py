@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from converter.address import shown
 from converter.errors import ConverterError, CorruptFile, short
-from converter.storage.files import regular_size
+from converter.storage.files import local, regular_size
 from converter.storage.stand_ins import refuse_stand_in
 
 MAX_JSON = 64 << 20
@@ -81,7 +82,7 @@ def read_json_list(path: Path, limit: int = MAX_JSON) -> list[Any]:
 def _read(path: Path, limit: int) -> bytes:
     if regular_size(path) > limit:
         raise CorruptFile(f"{path}: larger than {limit} bytes, that is no configuration")
-    data = path.read_bytes()
+    data = local(path).read_bytes()
     refuse_stand_in(path, data)
     return data
 
@@ -135,7 +136,10 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON can hold it, containers included: infinities and NaN become None, tuples lists."""
+    """A value as JSON can hold it, containers included: infinities and NaN become None, tuples lists, paths that stand
+    for addresses these."""
+    if isinstance(value, str):
+        return shown(value)
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

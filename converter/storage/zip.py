@@ -12,6 +12,7 @@ import struct
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,6 +141,9 @@ class Inflated:
 
     def scattered(self) -> AbstractContextManager[None]:
         return self._packed.scattered()
+
+    def forward(self, edges: Iterable[int]) -> None:
+        """Nothing: what is packed has no such offsets."""
 
     def close(self) -> None:
         """Nothing: the archive is closed by whoever opened it."""
@@ -273,6 +277,7 @@ def open_archive(mapped: Bytes, *, paths: bool = True) -> Archive:
             located.append(placed)
         if end != start:
             raise CorruptFile(f"{path}: {start - end} bytes stand between the last member and the directory")
+    mapped.forward(entry.header for entry in entries)
     summed = any(entry.crc for entry in entries)
     return Archive(mapped, {entry.name: entry for entry in located}, summed)
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from converter.errors import TokenizerError
 from converter.storage import json as strict_json
+from converter.storage.files import local
 from converter.storage.stand_ins import LOOKED_AT, stand_in
 from converter.tokenizers.large import Long, parse_large
 
@@ -61,7 +62,7 @@ class TokenizerFiles:
         if source is None:
             raise TokenizerError(f"{name}: not there")
         try:
-            with source.open("rb") if isinstance(source, Path) else io.BytesIO(source()) as file:
+            with local(source).open("rb") if isinstance(source, Path) else io.BytesIO(source()) as file:
                 if file.seek(0, io.SEEK_END) > (limit := _limit(name)):
                     raise TokenizerError(f"{name}: larger than the {limit // MIB} MiB this file may have")
                 file.seek(0)

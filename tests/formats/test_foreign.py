@@ -53,10 +53,11 @@ def test_a_cache_names_the_snapshot_that_main_is(tmp_path: Path, below: str) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["some-org/some-model", "hf://some-org/some-model", "https://huggingface.co/some-org/some-model"]
+    "name",
+    ["some-org/some-model", Path("hf://some-org/some-model"), Path("https://huggingface.co/some-org/some-model")],
 )
-def test_a_name_on_the_hub_is_no_path(name: str) -> None:
-    with pytest.raises(OutputError, match=r"hf download some-org/some-model"):
+def test_a_name_on_the_hub_is_no_path(name: str | Path) -> None:
+    with pytest.raises(OutputError, match=r"is given as hf://some-org/some-model$"):
         open_checkpoint(name)
 
 

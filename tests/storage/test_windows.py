@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -42,6 +42,9 @@ class Counting:
 
     def scattered(self) -> AbstractContextManager[None]:
         return self._source.scattered()
+
+    def forward(self, edges: Iterable[int]) -> None:
+        self._source.forward(edges)
 
     def close(self) -> None:
         self._source.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from converter.cli.arguments import file_path, report_argument, threads_argument
+from converter.cli.arguments import file_path, report_argument, source_path, threads_argument
 from converter.cli.console import ProgressBar
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError
@@ -28,7 +28,7 @@ VERB = Verb(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to check, and how strictly."""
     add = parser.add_argument
-    add("source", metavar="FILE", type=file_path, help="file or folder to check")
+    add("source", metavar="FILE", type=source_path, help="file or folder to check")
     add("--from", dest="source_type", metavar="FORMAT", help="format, where the content does not tell")
     add("--runtime", action="store_true", help="also load it with what is installed, and generate a few tokens")
     add("--strict", action="store_true", help="fail on warnings, too")

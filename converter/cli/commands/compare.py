@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from converter.cli.arguments import (
     behaviour_arguments,
-    file_path,
     model_arguments,
     positive,
     quant_arguments,
@@ -15,6 +14,7 @@ from converter.cli.arguments import (
     request_of,
     size,
     source_of,
+    source_path,
     text_of,
     threads_argument,
 )
@@ -47,7 +47,7 @@ VERB = Verb(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the quants, and what the choice depends on."""
-    parser.add_argument("source", metavar="IN", type=file_path, help="file or folder to read")
+    parser.add_argument("source", metavar="IN", type=source_path, help="file or folder to read")
     _choice_arguments(parser.add_argument_group("choice"))
     behaviour = parser.add_argument_group("behaviour")
     behaviour_arguments(behaviour, "convert each into a temporary folder and run it by llama.cpp")

@@ -17,6 +17,7 @@ from converter.cli.arguments import (
     requests_of,
     size,
     source_of,
+    source_path,
     threads_argument,
 )
 from converter.cli.console import ProgressBar, print_events, print_table
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
     """What a conversion needs to know; `plan` has the same."""
-    parser.add_argument("source", metavar="IN", type=file_path, help="file or folder to read")
+    parser.add_argument("source", metavar="IN", type=source_path, help="file or folder to read")
     target_help = "file to write, or folder (name/): a Hugging Face one; with -q it gets a GGUF with a standard name"
     parser.add_argument("target", metavar="OUT", type=file_name, help=target_help)
     quant_arguments(parser.add_argument_group("quantization"))

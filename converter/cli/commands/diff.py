@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from converter.cli.arguments import file_path, report_argument, threads_argument
+from converter.cli.arguments import report_argument, source_path, threads_argument
 from converter.cli.console import ProgressBar
 from converter.cli.verbs import Outcome, Verb
 
@@ -32,8 +32,8 @@ STYLES = {"+": "green", "-": "red", "~": "yellow", "@": "cyan"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Both models, and how they are compared."""
     add = parser.add_argument
-    add("before", metavar="A", type=file_path, help="file or folder")
-    add("after", metavar="B", type=file_path, help="file or folder to compare with it")
+    add("before", metavar="A", type=source_path, help="file or folder")
+    add("after", metavar="B", type=source_path, help="file or folder to compare with it")
     add("--from", dest="before_type", metavar="FORMAT", help="format of A, where its content does not tell")
     add("--to", dest="after_type", metavar="FORMAT", help="format of B, where its content does not tell")
     add("--metadata-only", action="store_true", help="leave the tensors out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from converter.cli.arguments import file_path
+from converter.cli.arguments import source_path
 from converter.cli.console import print_table
 from converter.cli.verbs import Outcome, Verb
 from converter.text import printable
@@ -27,7 +27,7 @@ _MAX_TENSORS = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to look at, and how much of it is shown."""
-    parser.add_argument("source", metavar="FILE", type=file_path)
+    parser.add_argument("source", metavar="FILE", type=source_path)
     parser.add_argument("--from", dest="source_type", metavar="FORMAT", help="format, where the content does not tell")
     parser.add_argument("--all", action="store_true", help="every tensor and the full metadata values")
 

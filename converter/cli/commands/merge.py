@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from converter.cli.arguments import file_name, file_path, rewrite_arguments
+from converter.cli.arguments import file_name, rewrite_arguments, source_path
 from converter.cli.console import ProgressBar, rewritten
 from converter.cli.verbs import Outcome, Verb
 
@@ -27,7 +27,7 @@ VERB = Verb(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to join."""
     add = parser.add_argument
-    add("source", metavar="SHARD", type=file_path, help="a shard, the index, or a folder")
+    add("source", metavar="SHARD", type=source_path, help="a shard, the index, or a folder")
     add("target", metavar="OUT", type=file_name, help="file to write, or a folder (name/)")
     rewrite_arguments(add)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from converter.cli.arguments import file_name, file_path, positive, rewrite_arguments, size
+from converter.cli.arguments import file_name, positive, rewrite_arguments, size, source_path
 from converter.cli.console import ProgressBar, rewritten
 from converter.cli.verbs import Outcome, Verb
 
@@ -27,7 +27,7 @@ VERB = Verb(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to cut, and how large a shard may be."""
     add = parser.add_argument
-    add("source", metavar="FILE", type=file_path, help="GGUF or safetensors file, set of shards, or folder")
+    add("source", metavar="FILE", type=source_path, help="GGUF or safetensors file, set of shards, or folder")
     add("target", metavar="OUT", type=file_name, help="name of the whole, or a folder (name/)")
     limit = parser.add_mutually_exclusive_group(required=True)
     limit.add_argument("--max-size", type=size, metavar="SIZE", help="bytes of tensors in a shard (2G, 500M)")

@@ -15,6 +15,7 @@ from converter.cli.arguments import (
     report_argument,
     request_of,
     source_of,
+    source_path,
     text_of,
     threads_argument,
 )
@@ -54,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from converter.verify.gate import MODEL_METRICS, TENSOR_METRICS
 
     add = parser.add_argument
-    add("source", metavar="A", type=file_path, help="what it was made of: file or folder of any format")
-    add("target", metavar="B", type=file_path, nargs="?", help="what was made")
+    add("source", metavar="A", type=source_path, help="what it was made of: file or folder of any format")
+    add("target", metavar="B", type=source_path, nargs="?", help="what was made")
     add("--round-trip", action="store_true", help="convert A there and back instead, and compare it with itself")
     add(
         "--via",

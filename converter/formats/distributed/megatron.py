@@ -22,6 +22,7 @@ from converter.formats.distributed.folder import Files, Saved, checkpoint, repli
 from converter.formats.distributed.pieces import Piece, assembled
 from converter.formats.torch.tree import lazy
 from converter.formats.torch.values import attributes
+from converter.storage.files import local, regular_size
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 LATEST = "latest_checkpointed_iteration.txt"
@@ -61,8 +62,8 @@ def found(path: Path) -> Path | None:
 
 def _tracked(path: Path) -> Iterator[Path]:
     tracker = path / LATEST
-    if tracker.is_file() and tracker.stat().st_size < 64:
-        said = tracker.read_bytes().decode("utf-8", "replace").strip()
+    if tracker.is_file() and regular_size(tracker) < 64:
+        said = local(tracker).read_bytes().decode("utf-8", "replace").strip()
         if said == "release" or said.isdecimal():
             folder = path / (said if said == "release" else f"iter_{int(said):07d}")
             yield from [folder] * folder.is_dir()

@@ -25,6 +25,7 @@ from converter.formats.distributed.pieces import Run, strung
 from converter.formats.torch.files import TorchFile
 from converter.formats.torch.tree import MAX_NAME, MAX_TENSORS, lazy
 from converter.formats.torch.values import Tensor, is_size
+from converter.storage.files import local, regular_size
 from converter.tensors.dtypes import DTYPES
 from converter.tensors.tensor import LazyTensor, TensorInfo
 
@@ -46,8 +47,8 @@ def found(path: Path) -> Path | None:
     if _has_states(path):
         return path
     latest = path / "latest"
-    if latest.is_file() and latest.stat().st_size < 256:
-        tag = latest.read_bytes().decode("utf-8", "replace").strip()
+    if latest.is_file() and regular_size(latest) < 256:
+        tag = local(latest).read_bytes().decode("utf-8", "replace").strip()
         if _TAG.fullmatch(tag) and (path / tag).is_dir() and _has_states(path / tag):
             return path / tag
     return None

@@ -33,7 +33,7 @@ from converter.formats.hdf5.reader import (
     object_header,
 )
 from converter.formats.hdf5.writer import OPAQUE
-from converter.storage.files import Bytes, MappedFile, expands_too_far, open_bytes
+from converter.storage.files import Bytes, bytes_of, expands_too_far, open_bytes
 from converter.storage.zip import Archive, open_archive
 from converter.tensors.dtypes import DTYPES, DType
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -52,7 +52,7 @@ def sniff(path: Path, start: bytes) -> bool:
         return True
     if path.is_dir() or not (path.suffix.lower() in EXTENSIONS or start.startswith(b"MATLAB 7.3")):
         return False
-    mapped = MappedFile(path)
+    mapped = bytes_of(path)
     try:
         return user_block(mapped) > 0
     finally:

@@ -35,7 +35,7 @@ from converter.formats.tensorflow.values import (
     tensor_type,
 )
 from converter.storage.checksums import CRC32C
-from converter.storage.files import Bytes, expands_too_far, open_bytes, regular_size
+from converter.storage.files import Bytes, expands_too_far, local, open_bytes, regular_size
 from converter.storage.protobuf import BYTES, FIXED32, VARINT, Field, fields, text
 from converter.storage.windows import Windows
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -94,7 +94,7 @@ def _named_in_state(state: Path, notes: list[Event]) -> Path:
     """The index, or the file of version 1, that a `checkpoint` file names."""
     if regular_size(state) > _MAX_STATE:
         raise CorruptFile(f"{state}: larger than {_MAX_STATE} bytes, that is no state file")
-    found = _STATE_LINE.findall(state.read_bytes())
+    found = _STATE_LINE.findall(local(state).read_bytes())
     try:
         (name,) = [each.decode("utf-8") for each in found]
     except ValueError:

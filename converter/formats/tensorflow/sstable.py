@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import CorruptFile, UnsupportedFeature
+from converter.errors import CorruptFile, OutputError, UnsupportedFeature
 from converter.storage.checksums import CRC32C
-from converter.storage.files import Bytes, InMemory, Part, check_inside
+from converter.storage.files import Bytes, InMemory, Part, check_inside, peek
 from converter.storage.protobuf import varint
 from converter.storage.windows import Windows
 
@@ -144,10 +144,8 @@ class Block:
 def is_table(path: Path) -> bool:
     """Whether a file ends as a table does."""
     try:
-        with open(path, "rb") as file:
-            file.seek(-len(MAGIC), 2)
-            return file.read() == MAGIC
-    except OSError:
+        return peek(path, len(MAGIC), -len(MAGIC)) == MAGIC
+    except (OSError, OutputError):
         return False
 
 

@@ -19,7 +19,7 @@ from converter.formats.hub import check_index, folder_assets, read_config, whole
 from converter.formats.torch.exported import ScriptedProgram
 from converter.formats.torch.files import open_file
 from converter.formats.torch.tree import grow, listed, select
-from converter.storage.files import Bytes, open_bytes
+from converter.storage.files import Bytes, open_bytes, peek
 from converter.storage.zip import LOCAL, LOCAL_HEADER
 from converter.tensors.tensor import LazyTensor
 
@@ -39,17 +39,14 @@ def sniff(path: Path, start: bytes) -> bool:
     if start[:4] == LOCAL:
         return b"/" in _first_member(path) and not _first_member(path).endswith(b".npy")
     if path.suffix.lower() in EXTENSIONS and not path.is_dir():
-        with open(path, "rb") as file:
-            file.seek(_TAR_MAGIC)
-            if file.read(5) == b"ustar":
-                return True
+        if peek(path, 5, _TAR_MAGIC) == b"ustar":
+            return True
     return _PICKLE.match(start) is not None
 
 
 def _first_member(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        header = file.read(LOCAL_HEADER.size)
-        return file.read(LOCAL_HEADER.unpack(header)[9]) if len(header) == LOCAL_HEADER.size else b""
+    header = peek(path, LOCAL_HEADER.size)
+    return peek(path, LOCAL_HEADER.unpack(header)[9], len(header)) if len(header) == LOCAL_HEADER.size else b""
 
 
 def open_torch(path: Path) -> Checkpoint:

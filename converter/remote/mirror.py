@@ -1,0 +1,234 @@
+"""The folder that stands for an address: what lies there by name, with pointers in the place of the files.
+
+What reads folders finds the names that it looks for; what reads a file gets its bytes by ranges, or has it fetched
+where it is small and read otherwise. Nobody takes a pointer for a file: it is one of Git LFS, which all readers refuse.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from functools import cache, partial
+from pathlib import Path
+
+from converter.address import Address, address_of, base
+from converter.errors import CorruptFile, MissingPart, OutputError, UnsupportedFeature
+from converter.remote import hub, stores
+from converter.remote.attempts import tried
+from converter.remote.blocks import RUN, RemoteBytes, RemoteFile
+from converter.remote.listing import Entry, checked
+from converter.remote.settings import settings
+from converter.remote.web import WebFile
+from converter.storage.files import AT_ONCE, stands_for
+
+MAX_FETCHED = 512 << 20  # bytes of a file that is fetched whole
+# Files beside the weights that are fetched before anybody asks: each costs a way there and back.
+SMALL, MAX_SMALL, MOST = 256 << 10, 4 << 20, 32
+_NAMES = (".json", ".txt", ".md", ".jinja", ".model")
+
+_lock = threading.RLock()
+_reached: dict[Path, dict[Path, Fetched]] = {}  # folder of an address -> its files
+_held: dict[Path, int] = {}
+_keeping: ContextVar[ExitStack | None] = ContextVar("keeping", default=None)
+
+
+def reach(path: Path) -> None:
+    """Ask the host of the address that a path stands for what lies there; nothing for other paths, or a second time.
+
+    Raises:
+        ConverterError: nothing is there, or the host does not say.
+    """
+    found = address_of(path)
+    if found is None:
+        return
+    address, top = found
+    with _lock:
+        if top not in _reached:
+            _make(address, top)
+            if (kept := _keeping.get()) is not None:
+                kept.callback(hold(path))
+    if not path.exists():
+        raise MissingPart(f"{path}: {_there(address, top)}")
+
+
+def hold(path: Path) -> Callable[[], None]:
+    """As `reach`; what was reached for stays until what this returns is called by everyone who holds it.
+
+    Raises:
+        ConverterError: as `reach`.
+    """
+    found = address_of(path)
+    if found is None:
+        return lambda: None
+    _, top = found
+    with _lock:
+        _held[top] = _held.get(top, 0) + 1
+        try:
+            reach(path)
+        except BaseException:
+            _release(top)
+            raise
+    return cache(partial(_release, top))  # once, however often it is called
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """What is reached for meanwhile stays until this ends: a model that is read twice is looked for once."""
+    with ExitStack() as kept:
+        token = _keeping.set(kept)
+        try:
+            yield
+        finally:
+            _keeping.reset(token)
+
+
+def _release(top: Path) -> None:
+    with _lock:
+        _held[top] -= 1
+        if not _held[top]:
+            del _held[top]
+            for path, file in _reached.pop(top, {}).items():
+                stands_for(path, None)
+                file.forget()
+            shutil.rmtree(_own(top), ignore_errors=True)
+
+
+def _own(top: Path) -> Path:
+    """The folder that an address has for itself."""
+    return base() / top.relative_to(base()).parts[0]
+
+
+def _there(address: Address, top: Path) -> str:
+    names = sorted(path.relative_to(top).as_posix() for path in _reached[top])
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"is not there; there are: {', '.join(names[:8])}{more}"
+
+
+def _make(address: Address, top: Path) -> None:
+    if settings().offline:
+        raise OutputError(
+            f"{address.shown}: lies elsewhere, and no host is asked (--offline, HF_HUB_OFFLINE)\n"
+            "download it where that can be done, and give the folder"
+        )
+    entries = _LISTINGS[address.scheme](address)
+    _base_made()
+    files: dict[Path, Fetched] = {}
+    try:
+        for entry in entries:
+            path = top.joinpath(*entry.name.split("/"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_pointer(entry), "utf-8")
+            files[path] = Fetched(entry)
+    except OSError as error:
+        shutil.rmtree(_own(top), ignore_errors=True)
+        raise OutputError(f"{address.shown}: no folder can be made for it ({error.strerror})") from error
+    for path, file in files.items():
+        stands_for(path, file)
+    _reached[top] = files
+    _fetch_small(top.joinpath(*address.parts), files)
+
+
+@cache
+def _base_made() -> None:
+    base().mkdir(mode=0o700)
+    atexit.register(shutil.rmtree, base(), ignore_errors=True)
+
+
+def _pointer(entry: Entry) -> str:
+    digest = entry.digest.text if entry.digest is not None and entry.digest.kind == "sha256" else "0" * 64
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {entry.size}\n"
+
+
+def _fetch_small(path: Path, files: dict[Path, Fetched]) -> None:
+    """What a reader of the folder looks at first, several at once."""
+    folder = path if path.is_dir() else path.parent
+    beside = (
+        each for each, file in sorted(files.items(), key=lambda item: item[1].size)
+        if each.parent == folder and file.size <= SMALL and each.name.endswith(_NAMES)
+    )  # fmt: skip
+    chosen, left = list[Path](), MAX_SMALL
+    for each in beside:
+        left -= files[each].size
+        if left < 0 or len(chosen) == MOST:
+            break
+        chosen.append(each)
+    if chosen:
+        with ThreadPoolExecutor(AT_ONCE, "small") as threads:
+            list(threads.map(lambda each: files[each].fetch(each), chosen))
+
+
+class Fetched:
+    """`Elsewhere` of a listed file."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.size, self._entry = entry.size, entry
+        self._file = RemoteFile(entry.stored, entry.size)
+        self._lock = threading.Lock()
+        self._unlike = secrets.token_hex(16)
+        self.here = False
+
+    @property
+    def identity(self) -> str:
+        """Its hash or its ETag; where its host says neither, it is like no other."""
+        digest, tag = self._entry.digest, self._entry.stored.tag
+        return f"{self.size} {digest.text if digest is not None else tag or self._unlike}"
+
+    def open(self, path: Path) -> RemoteBytes:
+        return self._file.open(path)
+
+    def forget(self) -> None:
+        """Keep nothing of it in memory."""
+        self._file.forget()
+
+    def fetch(self, path: Path) -> None:
+        """Put the whole file in the pointer's place.
+
+        Raises:
+            ConverterError: the host does not give it, or its bytes are not those that the host says they are.
+        """
+        with self._lock:
+            if self.here:
+                return
+            if self.size > MAX_FETCHED:
+                raise UnsupportedFeature(f"{path}: {self.size} bytes are too many to be fetched as a whole")
+            data = bytearray()
+            for start in range(0, self.size, RUN):
+                data += self._file.view(start, min(self.size, start + RUN)).data
+            digest = self._entry.digest
+            if digest is not None and not digest.matches(data):
+                raise CorruptFile(f"{path}: its bytes are not those that its host says they are ({digest.kind})")
+            part = path.with_name(f".{path.name}.part")
+            try:
+                part.write_bytes(data)
+                os.replace(part, path)
+            except OSError as error:
+                with suppress(OSError):
+                    part.unlink()
+                raise OutputError(f"{path}: cannot be kept here ({error.strerror})") from error
+            self.here = True
+            self._file.forget()
+
+
+def _web(address: Address) -> list[Entry]:
+    """A file, which alone is named; of a set of shards, those of its name."""
+    if address.folder:
+        raise UnsupportedFeature(f"{address.shown}/: folders cannot be listed by https; give the file")
+    stored = WebFile(address.shown, address.secret)
+    tried(address.shown, lambda: list(stored.stream(0, 1)))
+    assert stored.size is not None  # an answer says it
+    return checked(address.top, [Entry("/".join(address.parts), stored.size, stored)])
+
+
+_LISTINGS: dict[str, Callable[[Address], list[Entry]]] = {
+    "hf": hub.listing,
+    "http": _web,
+    "https": _web,
+    **dict.fromkeys(("s3", "gs", "az"), stores.listing),
+}

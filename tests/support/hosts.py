@@ -1,0 +1,275 @@
+"""Hosts on loopback that behave as the Hugging Face Hub, its CDN, a web server and an S3 store do, and misbehave.
+
+`Host(files)` serves a folder: as models of the Hub (`/api/models/ORG/NAME/...`, `/ORG/NAME/resolve/COMMIT/FILE`, which
+leads to `/cdn/...` as the Hub leads to its CDN), as plain files (`/files/...`) and as a bucket of S3 or Google's
+(`/BUCKET/KEY`, `/BUCKET?list-type=2`). Every byte that it sends of a file is counted. `faults` is asked for each
+request of a file what goes wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+TOKEN = "hf_ThisIsNobodysToken"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SIGNATURE = "NobodysSignature"
+LARGE = 64 << 10  # larger files are in LFS
+
+#: What may go wrong with an answer and be otherwise a moment later; see `_Handler._file`.
+FAULTS = ("drop", "short", "429", "500", "slow", "range", "more")
+
+
+@dataclass
+class Host:
+    """What a server has and what it was asked.
+
+    Attributes:
+        root: `ORG/NAME/FILE` of models, `BUCKET/KEY` of objects.
+        token: what the Hub wants to see; None for a public model.
+        faults: path, number of the request for it -> one of FAULTS, or None.
+        tag: path -> what its ETag is made of, beside the path; a test changes it.
+        ranges: whether it knows ranges; one that does not sends all of a file.
+        cdn: the URL that files of LFS are at; its own by default.
+        says: what the Hub says of a model, changed by a test.
+        sent: bytes of files, by path.
+        asked: requests for files, by path.
+        requests: (path, headers), of everything.
+    """
+
+    root: Path
+    token: str | None = None
+    faults: Callable[[str, int], str | None] = lambda path, number: None
+    tag: Callable[[str], str] = lambda path: ""
+    ranges: bool = True
+    cdn: str = ""
+    says: Callable[[dict[str, Any]], Any] = lambda body: body
+    sent: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    url: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def total(self) -> int:
+        return sum(self.sent.values())
+
+    def tag_of(self, path: str) -> str:
+        return f'"{hashlib.md5((path + self.tag(path)).encode(), usedforsecurity=False).hexdigest()}"'
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    host: Host
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        split = urlsplit(self.path)
+        path = unquote(split.path)
+        with self.host.lock:
+            self.host.requests.append((self.path, {key.lower(): value for key, value in self.headers.items()}))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path):
+            self._model(match[1])
+        elif match := re.fullmatch(rf"/([^/]+/[^/]+)/resolve/{COMMIT}/(.+)", path):
+            self._resolve(match[1], match[2])
+        elif path.startswith("/cdn/"):
+            self._signed(path.removeprefix("/cdn/"), split.query)
+        elif path.startswith("/files/"):
+            self._file(path.removeprefix("/files/"))
+        elif "list-type=2" in split.query:
+            self._list(path.strip("/"), parse_qs(split.query))
+        elif "comp=list" in split.query:
+            self._list_blobs(path.strip("/"), parse_qs(split.query))
+        else:
+            self._file(path.strip("/"))
+
+    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _welcome(self) -> bool:
+        wanted = self.host.token
+        if wanted is None or self.headers.get("Authorization") == f"Bearer {wanted}":
+            return True
+        self._answer(401, b"Invalid username or password.", X_Error_Code="GatedRepo")
+        return False
+
+    def _model(self, name: str) -> None:
+        folder = self.host.root / name
+        if not self._welcome():
+            return
+        if not folder.is_dir():
+            self._answer(404, b'{"error":"Repository not found"}', X_Error_Code="RepoNotFound")
+            return
+        siblings = [_sibling(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+        body = self.host.says({"id": name, "sha": COMMIT, "siblings": siblings})
+        self._answer(200, json.dumps(body).encode(), Content_Type="application/json")
+
+    def _resolve(self, name: str, file: str) -> None:
+        if not self._welcome():
+            return
+        path = f"{name}/{file}"
+        if (self.host.root / path).is_file() and (self.host.root / path).stat().st_size > LARGE:
+            location = f"{self.host.cdn or self.host.url}/cdn/{quote(path)}?X-Amz-Signature={SIGNATURE}"
+            self._answer(302, Location=location, X_Repo_Commit=COMMIT)
+        else:
+            self._file(path)
+
+    def _signed(self, path: str, query: str) -> None:
+        if SIGNATURE in query:
+            self._file(path)
+        else:
+            self._answer(403)
+
+    def _file(self, path: str) -> None:
+        file = self.host.root / path
+        with self.host.lock:
+            number = self.host.asked[path] = self.host.asked.get(path, 0) + 1
+        if not file.is_file():
+            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            return
+        fault = self.host.faults(path, number) if self.command == "GET" else None
+        if fault == "403":
+            self._answer(403, b"Request has expired")
+            return
+        size, tag = file.stat().st_size, self.host.tag_of(path)
+        if fault == "429":
+            self._answer(429, b"slow down", Retry_After="0")
+            return
+        if fault == "500":
+            self._answer(500, b"<Error><Code>InternalError</Code></Error>")
+            return
+        if (match := self.headers.get("If-Match")) is not None and match != tag:
+            self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            return
+        start, stop, status = 0, size, 200
+        if self.host.ranges and (wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+            start, stop, status = int(wanted[1]), min(size, int(wanted[2]) + 1), 206
+            if start >= size:
+                self._answer(416, Content_Range=f"bytes */{size}")
+                return
+        if fault == "more":
+            stop = min(stop + 100, size)
+        if fault == "range":
+            start, stop = (start + 1, min(stop + 1, size)) if stop < size else (max(0, start - 1), stop - 1)
+        self._send(file, status, start, stop, size, tag, fault)
+
+    def _send(self, file: Path, status: int, start: int, stop: int, size: int, tag: str, fault: str | None) -> None:
+        self.send_response(status)
+        self.send_header("ETag", tag)
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.send_header("Accept-Ranges", "bytes")
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        promised = stop - start
+        given = promised // 2 if fault in ("drop", "short") else promised
+        self.send_header("Content-Length", str(given if fault == "short" else promised))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        key = str(file.relative_to(self.host.root))
+        with file.open("rb") as data:
+            data.seek(start)
+            while given > 0:
+                piece = data.read(min(given, 1 << 18))
+                with self.host.lock:
+                    self.host.sent[key] = self.host.sent.get(key, 0) + len(piece)
+                if fault == "slow":
+                    time.sleep(0.3)
+                self.wfile.write(piece)
+                given -= len(piece)
+        if fault == "drop":
+            self.close_connection = True
+
+    def _keys(self, bucket: str, prefix: str) -> list[str]:
+        folder = self.host.root / bucket
+        keys = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return [key for key in keys if key.startswith(prefix)]
+
+    def _list_blobs(self, bucket: str, query: dict[str, list[str]]) -> None:
+        """As Azure lists."""
+        rows = "".join(
+            f"<Blob><Name>{escape(key)}</Name><Properties><Last-Modified>Thu, 01 Jan 2026 00:00:00 GMT</Last-Modified>"
+            f"<Content-Length>{(self.host.root / bucket / key).stat().st_size}</Content-Length>"
+            f"<Content-Type>text/plain</Content-Type><Etag>{escape(self.host.tag_of(f'{bucket}/{key}'))}</Etag>"
+            "<ResourceType>file</ResourceType></Properties></Blob>"
+            for key in self._keys(bucket, query.get("prefix", [""])[0])
+        )
+        body = f"<EnumerationResults><Blobs>{rows}</Blobs><NextMarker/></EnumerationResults>"
+        self._answer(200, body.encode(), Content_Type="application/xml")
+
+    def _list(self, bucket: str, query: dict[str, list[str]]) -> None:
+        """As S3 and Google list."""
+        folder, prefix = self.host.root / bucket, query.get("prefix", [""])[0]
+        keys = self._keys(bucket, prefix)
+        limit = int(query.get("max-keys", ["1000"])[0])
+        start = int(query.get("continuation-token", ["0"])[0])
+        shown = keys[start : start + limit]
+        rows = "".join(
+            f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+            f"<ETag>{escape(self.host.tag_of(f'{bucket}/{key}'))}</ETag><Size>{(folder / key).stat().st_size}</Size>"
+            "<StorageClass>STANDARD</StorageClass></Contents>"
+            for key in shown
+        )
+        more = start + limit < len(keys)
+        token = f"<NextContinuationToken>{start + limit}</NextContinuationToken>" if more else ""
+        body = (
+            f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><Name>{bucket}</Name>'
+            f"<Prefix>{escape(prefix)}</Prefix><KeyCount>{len(shown)}</KeyCount><MaxKeys>{limit}</MaxKeys>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}</ListBucketResult>"
+        )
+        self._answer(200, body.encode(), Content_Type="application/xml")
+
+
+def _sibling(folder: Path, path: Path) -> dict[str, Any]:
+    name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+    if size > LARGE:  # sparse files may be too long to hash; only what is fetched whole is compared
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if size < 64 << 20 else "0" * 64
+        return {"rfilename": name, "size": size, "blobId": "0" * 40, "lfs": {"sha256": digest, "size": size}}
+    data = path.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return {"rfilename": name, "size": size, "blobId": blob}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing: a client may go away."""
+
+
+@contextmanager
+def serving(host: Host) -> Iterator[Host]:
+    """The host, as long as it serves."""
+    handler = type("Handler", (_Handler,), {"host": host})
+    server = _Server(("127.0.0.1", 0), handler)
+    host.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield host
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
