@@ -265,13 +265,7 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command has."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
-    parser.add_argument("--offline", action="store_true", help="ask no host; addresses are read from --cache or not")
-    parser.add_argument(
-        "--cache",
-        type=file_path,
-        metavar="DIR",
-        help="keep what is fetched from addresses (hf://org/model, s3://...) there",
-    )
+    parser.add_argument("--offline", action="store_true", help="ask no host; an address is an error then")
     parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
     parser.add_argument("--version", action="version", version=f"model-converter {__version__}")
 

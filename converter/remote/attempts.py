@@ -57,7 +57,7 @@ class _Attempts:
             raise OutputError(
                 f"{self._name}: could not be read in {TRIES} attempts: {error}\ntry again later; nothing was written"
             ) from error
-        pause = min(LONGEST, FIRST * 2.0 ** (self._failed - 1)) * random.uniform(0.5, 1)
+        pause = min(LONGEST, FIRST * (1 << self._failed - 1)) * random.uniform(0.5, 1)
         time.sleep(pause if error.after is None else min(max(error.after, 0), PATIENCE))
 
     def went_on(self) -> None:

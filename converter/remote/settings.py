@@ -1,4 +1,4 @@
-"""What a run may do with the network, and where it keeps what it fetched."""
+"""What a run may do with the network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 
 _TRUE = ("1", "ON", "YES", "TRUE")
 
@@ -17,19 +16,15 @@ class Settings:
     """How addresses are read.
 
     Attributes:
-        offline: ask no host; what the cache has is read.
-        cache: a folder that keeps what was fetched, for the next run; None to keep nothing.
+        offline: ask no host; to reach for an address is an error.
     """
 
     offline: bool = False
-    cache: Path | None = None
 
     @classmethod
     def of_environment(cls) -> Settings:
-        """As `HF_HUB_OFFLINE` and `CONVERTER_CACHE` say."""
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
-        folder = os.environ.get("CONVERTER_CACHE")
-        return cls(offline, Path(folder) if folder else None)
+        """As `HF_HUB_OFFLINE` says."""
+        return cls(os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE)
 
 
 _settings: ContextVar[Settings | None] = ContextVar("settings", default=None)

@@ -43,7 +43,7 @@ MODEL = "llama3-256"
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No token, no settings and no proxy of whoever runs the tests; pauses are short, and nothing is left behind."""
     for name in list(os.environ):
-        if name.startswith(("HF_", "AWS_", "GOOGLE_", "AZURE_", "CONVERTER_CACHE")) or name.lower().endswith("_proxy"):
+        if name.startswith(("HF_", "AWS_", "GOOGLE_", "AZURE_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(attempts, "FIRST", 0.001)
