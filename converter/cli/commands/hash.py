@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from converter.cli.arguments import file_name, file_path, threads_argument
+from converter.cli.arguments import file_name, source_path, threads_argument
 from converter.cli.console import ProgressBar
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError
@@ -31,7 +31,7 @@ VERB = Verb(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to hash, and what to compare it with."""
     add = parser.add_argument
-    add("source", metavar="FILE", type=file_path, help="file, set of shards or folder of any format")
+    add("source", metavar="FILE", type=source_path, help="file, set of shards or folder of any format")
     add("--from", dest="source_type", metavar="FORMAT", help="format, where the content does not tell")
     add(
         "--check",
