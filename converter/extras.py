@@ -12,12 +12,12 @@ from converter.errors import MissingDependency
 
 #: Module -> the extra that brings it, and its name for pip where that is another.
 EXTRAS = {
-    "plotly": "verify", "jinja2": "verify",
+    "plotly": "verify", "jinja2": "verify", "yaml": "batch",
     "torch": "runtimes", "transformers": "runtimes", "llama_cpp": "runtimes", "onnxruntime": "runtimes",
     "onnxscript": "runtimes",
     "huggingface_hub": "remote", "obstore": "remote", "urllib3": "remote",
 }  # fmt: skip
-DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
+DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "yaml": "PyYAML"}
 
 
 def package(module: str, work: str) -> Any:

@@ -32,6 +32,7 @@ TIERS = (
     ("graphs",),
     ("planning", "pipeline"),
     ("extract", "verify", "check", "diff", "compare", "housekeeping"),
+    ("batch",),
     ("reports",),
     ("cli",),
     ("__main__",),

@@ -189,6 +189,12 @@ class Plan:
     n_parameters: int
 
     @property
+    def written(self) -> Path:
+        """What to open of the output: its folder, or the file that leads to all others."""
+        runs = self.checkpoint.structure is not None and self.layout.folder is not None
+        return self.layout.files[0].path if runs or self.layout.folder is None else self.layout.folder
+
+    @property
     def total_bytes(self) -> int:
         return self.layout.size
 

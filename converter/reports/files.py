@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.address import shown
 from converter.errors import OutputError, OutputExists, SameFile, UsageError
-from converter.reports import checked, comparison, differences, html, verification
+from converter.reports import batch, checked, comparison, differences, html, verification
 from converter.storage import output
 from converter.storage.layout import Layout, whole_file
 
@@ -34,6 +34,13 @@ REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
         ".md": checked.markdown,
         ".xml": checked.junit,
     },
+    "batch": {
+        ".txt": batch.text,
+        ".json": batch.as_json,
+        ".md": batch.markdown,
+        ".xml": batch.junit,
+    },
+    "card": {".md": batch.card},
     "diff": {
         ".txt": differences.text,
         ".json": differences.as_json,

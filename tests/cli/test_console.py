@@ -38,6 +38,7 @@ VERBS = {
     "architectures": ("architectures",),
     "completion": ("completion", "bash"),
     "clean": ("clean", "{folder}"),
+    "batch": ("batch", "{stories}", "--out", "{tmp}/batch.gguf", "-q", "q8_0"),
 }
 
 

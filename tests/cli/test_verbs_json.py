@@ -37,6 +37,7 @@ WORKS = {
     "architectures": ("architectures",),
     "completion": ("completion", "bash"),
     "clean": ("clean", "{tmp}"),
+    "batch": ("batch", "{stories}", "--out", "{tmp}/{{name}}.gguf", "-q", "q8_0"),
 }
 FAILS: dict[str, tuple[tuple[str, ...], type[errors.ConverterError]]] = {
     "convert": (("{broken}", "{tmp}/o.gguf"), errors.CorruptFile),
@@ -54,6 +55,7 @@ FAILS: dict[str, tuple[tuple[str, ...], type[errors.ConverterError]]] = {
     "architectures": (("architectures", "-x"), errors.UsageError),
     "completion": (("completion", "tcsh"), errors.UsageError),
     "clean": (("clean", "{tmp}/absent"), errors.OutputError),
+    "batch": (("batch", "{tmp}/absent", "--out", "{tmp}/x.gguf"), errors.UsageError),
 }
 
 

@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 import pytest
 from support.verifications import HOSTILE, fidelity, verification
 
+from converter.batch.manifest import Job
+from converter.batch.run import Batch, Made, Result
 from converter.check.check import Checked
 from converter.cli.main import main
 from converter.compare import Choice, Comparison, Quant
@@ -23,6 +25,7 @@ from converter.findings import Finding
 from converter.reports import checked, differences
 from converter.reports.files import REPORTS, check_reports, write_report
 from converter.reports.markdown import plain
+from converter.request import Source
 
 WARNING = Finding("tokenizer", HOSTILE, "is odd", failed=False)
 FAILURE = Finding("metadata", HOSTILE, f"is {HOSTILE}", hint=HOSTILE)
@@ -34,11 +37,19 @@ CHANGES = (
     Change("metadata", "removed", "b", before="x"),
 )
 DIFFERENCES = Differences(HOSTILE, "b.gguf", CHANGES, {"metadata": 4, "tensors": 9}, True, 0.5)
+JOB = Job(HOSTILE, Source(HOSTILE), HOSTILE, (), place=HOSTILE)
+DONE = (
+    Result(JOB, "done", 1.5, (Made(Path(HOSTILE), HOSTILE, 500, 4.5, "0" * 64, 20.0),), events=(HOSTILE,)),
+    Result(JOB, "failed", 0.5, error=CorruptFile(HOSTILE)),
+    Result(JOB, "stopped"),
+)
 RESULTS: dict[str, Any] = {
     "verify": verification(1, fidelity(HOSTILE), findings=(FAILURE, WARNING)),
     "compare": Choice(Comparison(HOSTILE, (QUANT, replace(QUANT, name="Q2_K", bytes=300)), 4096), fit=400),
     "check": CHECKED,
     "diff": DIFFERENCES,
+    "batch": Batch(DONE, 2.5),
+    "card": DONE,
 }
 EVERY = [(verb, extension) for verb, writers in REPORTS.items() for extension in writers]
 

@@ -177,15 +177,11 @@ def _rank(text: str) -> int:
 
 
 def _verified(args: argparse.Namespace, plan: Plan) -> Verification:
-    from converter.formats.registry import formats
     from converter.request import Source
     from converter.verify.verifier import verify
 
-    target_type = plan.request.output.format
-    runs = target_type is not None and formats()[target_type].runs  # in a folder it lies under a name of its own
-    written = plan.layout.files[0].path if runs else plan.layout.folder or plan.layout.files[0].path
     with ProgressBar(args.quiet or args.json) as progress:
-        target = Source(written, args.target_type)
+        target = Source(plan.written, args.target_type)
         return verify(source_of(args), target, plan.request, threads=args.threads, progress=progress)
 
 

@@ -1,0 +1,89 @@
+"""What a batch has done, so that it is not done again: for each target, of what and how, and which files came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from converter.storage import output
+from converter.storage.layout import Layout, whole_file
+
+SCHEMA, NAME, SUMS = 1, ".convert-batch.json", "SHA256SUMS"
+_PIECE = 8 << 20
+
+
+class Ledger:
+    """The records of one folder. What is damaged or of another kind counts as nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self._lock = threading.Lock()
+        self._records: dict[str, dict[str, Any]] = {}
+        try:
+            found = json.loads(self.path.read_text("utf-8"))
+            if found["schema"] == SCHEMA and all(isinstance(each, dict) for each in found["done"].values()):
+                self._records = found["done"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+
+    def has(self, key: str) -> dict[str, str] | None:
+        """The files that came of a run with this key and their SHA-256, where all of them are as they were then."""
+        record = self._records.get(key, {})
+        files = record.get("files")
+        if not isinstance(files, dict) or not files:
+            return None
+        try:
+            same = all(_state(self.path.parent / name) == each["state"] for name, each in files.items())
+            return {name: str(each["sha256"]) for name, each in files.items()} if same else None
+        except (OSError, KeyError, TypeError):
+            return None
+
+    def owns(self, names: Iterable[str]) -> bool:
+        """Whether these files are what a run of this folder's made, of anything, and as they were then."""
+        known = {name: each["state"] for own in self._records.values() for name, each in own.get("files", {}).items()}
+        try:
+            return all(known.get(name) == _state(self.path.parent / name) for name in names)
+        except OSError:
+            return False
+
+    def add(self, key: str, sums: Mapping[str, str]) -> None:
+        """Remember files, by their names from the folder on, with their SHA-256. Older records of them are gone."""
+        with self._lock:
+            files = {name: {"state": _state(self.path.parent / name), "sha256": each} for name, each in sums.items()}
+            kept = {each: own for each, own in self._records.items() if not set(own.get("files", ())) & set(files)}
+            self._records = {**kept, key: {"files": files}}
+            content = json.dumps({"schema": SCHEMA, "done": self._records}, indent=1).encode()
+            output.write(Layout((whole_file(self.path, content),)), threads=1)
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """SHA256SUMS of a folder, which `sha256sum -c` reads: lines of files that are there already stay."""
+    path = folder / SUMS
+    known = dict(_lines(path.read_text("utf-8").splitlines())) if path.is_file() else {}
+    lines = [f"{each} *{name}\n" for name, each in sorted({**known, **sums}.items())]
+    output.write(Layout((whole_file(path, "".join(lines).encode()),)), threads=1)
+
+
+def _lines(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for line in lines:
+        digest, _, name = line.partition(" ")
+        if len(digest) == 64 and name[:1] in (" ", "*"):
+            yield name[1:], digest
