@@ -264,7 +264,7 @@ def test_the_path_of_the_tests_is_one_folder() -> None:
 # -------------------------------------------------------------------------------------------------- what it needs
 
 PROJECT = tomllib.loads((TESTS.parent / "pyproject.toml").read_text("utf-8"))["project"]
-MODULE_OF = {"llama-cpp-python": "llama_cpp"}
+MODULE_OF = {"PyYAML": "yaml", "llama-cpp-python": "llama_cpp"}
 BY_TRANSFORMERS = {"sentencepiece"}  # it imports this one itself, for the tokenizers of Llama and its like
 
 

@@ -276,7 +276,7 @@ class _Run:
                 # Reading or writing failed; what is full, or there already, is so the next time.
                 if type(error) is not OutputError or attempt == self.wishes.retries or self.stopped.is_set():
                     return Result(task.job, "failed", error=error)
-            self.stopped.wait(PAUSE * 2**attempt)
+            self.stopped.wait(PAUSE * (1 << attempt))
         raise AssertionError
 
     def _done(self, task: _Task) -> Result:
