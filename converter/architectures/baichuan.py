@@ -56,7 +56,8 @@ ARCHITECTURES = (
             *DENSE_FFN,
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(SPM),
+        # What is told by how many blocks there are: 7B rotates, 13B has slopes.
+        traits=Traits(SPM, decoder=Decoder(rotates="n_layer == 32", alibi="8 if n_layer == 40 else 0")),
     ),
     Architecture(
         gguf="orion",

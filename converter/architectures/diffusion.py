@@ -23,7 +23,7 @@ from converter.architectures.common import (
 from converter.architectures.qwen import EXPERT_WIDTHS, EXPERTS, MOE_HPARAMS
 from converter.architectures.spec import Architecture, HFClass, HParam, T
 from converter.architectures.styles import BPE, DREAM, LLADA
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import Rope
 
 B = "model.transformer.blocks.{block}."
@@ -50,7 +50,7 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_FFN),
         ignore=ROPE_BUFFERS,
-        traits=Traits(DREAM),
+        traits=Traits(DREAM, decoder=Decoder()),
     ),
     Architecture(
         gguf="llada",
@@ -88,7 +88,7 @@ ARCHITECTURES = (
             T(B + "up_proj.weight", G + "ffn_up.weight", shape=("n_ff", "n_embd")),
             T(B + "ff_out.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
         ),
-        traits=Traits(LLADA),
+        traits=Traits(LLADA, decoder=Decoder()),
     ),
     Architecture(
         gguf="llada-moe",
@@ -105,7 +105,7 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *EXPERTS),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE, built_in={"norm_topk_prob": (False,)}),
+        traits=Traits(BPE, built_in={"norm_topk_prob": (False,)}, decoder=Decoder(weights_norm=False)),
     ),
     Architecture(
         gguf="rnd1",
@@ -118,6 +118,6 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *EXPERTS),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE),
+        traits=Traits(BPE, decoder=Decoder(weights_norm=True)),
     ),
 )

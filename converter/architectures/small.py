@@ -57,7 +57,7 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION_INTERLEAVED, *DENSE_FFN, LLAMA3_ROPE_FREQS),
         ignore=ROPE_BUFFERS,
-        traits=Traits(LLAMA),
+        traits=Traits(LLAMA, decoder=Decoder()),
     ),
     Architecture(
         gguf="pangu-embedded",

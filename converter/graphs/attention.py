@@ -75,7 +75,7 @@ class Attention:
         sinks = self.layers.tensor(f"blk.{block}.attn_sinks.weight")
         if sinks is not None:
             return self.with_sink(q, k, v, block, heads, self.layers.matrices.plain(sinks))
-        past, present = self.kept(block, heads)
+        past, present = self.kept(heads)
         return self.build.ops(
             "Attention", q, k, v, self.bias(block, heads), *past, outputs=("", *present),
             q_num_heads=heads.n, kv_num_heads=heads.n_kv, scale=self.scale(block, heads), softcap=self.cap,
@@ -84,9 +84,9 @@ class Attention:
     def with_sink(self, q: str, k: str, v: str, block: int, heads: Heads, sinks: str) -> str:
         """A key of zeros before all others, whose score is the head's sink, and which has nothing to give."""
         build = self.build
-        self.kept(block, heads)
-        keys = self.remembered(self.apart(k, heads.n_kv, heads.key), block, "key")
-        values = self.remembered(self.apart(v, heads.n_kv, heads.value), block, "value")
+        self.kept(heads)
+        keys = self.remembered(self.apart(k, heads.n_kv, heads.key), "key")
+        values = self.remembered(self.apart(v, heads.n_kv, heads.value), "value")
         keys, values = (build.op("Pad", each, build.constant([0, 0, 1, 0, 0, 0, 0, 0])) for each in (keys, values))
         mask = self.masks.of(block)
         bias = build.op("Where", mask, build.number(0), build.number(-np.inf))
@@ -106,21 +106,22 @@ class Attention:
         steepest = self.model.number(self.facts.alibi) if self.facts.alibi else 0.0
         return self.masks.sloped(block, slopes(heads.n, steepest)) if steepest else self.masks.of(block)
 
-    def kept(self, block: int, heads: Heads) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def kept(self, heads: Heads) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The keys and values of a block, as they come in and as they go out; nothing where there is no cache."""
         if not self.model.has_cache:
             return (), ()
         for part, size in (("key", heads.key), ("value", heads.value)):
             shapes = ((heads.n_kv, length, size) for length in (PAST, TOTAL))
-            self.layers.keep(f"past_key_values.{block}.{part}", f"present.{block}.{part}", self.build.dtype, *shapes)
-        past, present = zip(*((a.name, b.name) for a, b in self.layers.states[-2:]), strict=True)
-        return past, present
+            past, present = (f"{whose}.{self.layers.slot}.{part}" for whose in ("past_key_values", "present"))
+            self.layers.keep(past, present, self.build.dtype, *shapes)
+        before, after = zip(*((past.name, present.name) for past, present in self.layers.states[-2:]), strict=True)
+        return before, after
 
-    def remembered(self, x: str, block: int, part: str) -> str:
+    def remembered(self, x: str, part: str) -> str:
         """Keys or values (batch, heads, tokens, elements) after those of the cache."""
         if not self.model.has_cache:
             return x
-        past, present = f"past_key_values.{block}.{part}", f"present.{block}.{part}"
+        past, present = (f"{whose}.{self.layers.slot}.{part}" for whose in ("past_key_values", "present"))
         return self.build.op("Concat", past, x, output=present, axis=2)
 
     def apart(self, x: str, n: int, size: int) -> str:
@@ -246,12 +247,12 @@ class Attention:
         """Queries meet the common vector itself, which is all that the cache has."""
         build, layers, name = self.build, self.layers, f"blk.{block}.attn_"
         kv_lora, n_rot = self.model.size("attention.kv_lora_rank"), self.model.size("rope.dimension_count")
-        self.kept(block, Heads(heads.n, 1, kv_lora, n_rot))
+        self.kept(Heads(heads.n, 1, kv_lora, n_rot))
         q_nope = build.op("Transpose", q_nope, perm=[0, 2, 1, 3])
         q_nope = layers.matrices.by_head(q_nope, layers.needed(f"{name}k_b.weight"))
         q = build.op("Concat", q_nope, self.apart(q_rot, heads.n, n_rot), axis=-1)
-        values = self.remembered(self.apart(common, 1, kv_lora), block, "key")
-        turned = self.remembered(self.apart(k_rot, 1, n_rot), block, "value")
+        values = self.remembered(self.apart(common, 1, kv_lora), "key")
+        turned = self.remembered(self.apart(k_rot, 1, n_rot), "value")
         keys = build.op("Concat", values, turned, axis=-1)
         made = build.op(
             "Attention", q, keys, values, self.masks.of(block), scale=self.latent_scale(block, heads), softcap=self.cap
@@ -267,7 +268,7 @@ class Attention:
         every = build.op("Concat", *[build.reshape(k_rot, 0, 0, 1, n_rot)] * heads.n, axis=2)
         k = build.reshape(build.op("Concat", k_nope, every, axis=-1), 0, 0, -1)
         q = build.op("Concat", q_nope, build.reshape(q_rot, 0, 0, heads.n, n_rot), axis=-1)
-        past, present = self.kept(block, heads)
+        past, present = self.kept(heads)
         return build.ops(
             "Attention", build.reshape(q, 0, 0, -1), k, build.reshape(values, 0, 0, -1), self.masks.of(block), *past,
             outputs=("", *present), q_num_heads=heads.n, kv_num_heads=heads.n,

@@ -19,7 +19,7 @@ class Convolution:
         self._layers, self._masks = layers, masks
         self._build: Builder = layers.build
 
-    def __call__(self, x: str, names: Sequence[str], block: int) -> str:
+    def __call__(self, x: str, names: Sequence[str]) -> str:
         """What the tensors of these names make of each token and those before it: (batch, tokens, channels).
 
         Several tensors are those of one channel after the other. Padding is zeros, as what stands before the first
@@ -37,13 +37,14 @@ class Convolution:
         before = size - 1 if model.is_causal else (size - 1) // 2
         pads = [before, size - 1 - before]
         if model.has_cache:
-            x, pads = self._continued(x, block, channels, size), [0, 0]
+            x, pads = self._continued(x, channels, size), [0, 0]
         made = build.op("Conv", x, kernel, *more, group=channels, kernel_shape=[size], pads=pads)
         return build.op("Transpose", made, perm=[0, 2, 1])
 
-    def _continued(self, x: str, block: int, channels: int, size: int) -> str:
+    def _continued(self, x: str, channels: int, size: int) -> str:
         """Inputs (batch, channels, tokens) behind all but the first of those that were kept."""
-        build, past, present = self._build, f"past_conv.{block}", f"present_conv.{block}"
+        build, slot = self._build, self._layers.slot
+        past, present = f"past_conv.{slot}", f"present_conv.{slot}"
         self._layers.keep(past, present, build.dtype, (channels, size))
         every = build.op("Concat", past, x, axis=-1)
         build.slice(every, -size, output=present)
@@ -58,5 +59,5 @@ class Convolution:
         build, name = self._build, f"blk.{block}.shortconv."
         width = self._layers.model.size("embedding_length")
         first, second, x = build.split(self._layers.linear(x, f"{name}in_proj"), (width,) * 3)
-        made = self(build.op("Mul", first, x), (f"{name}conv",), block)
+        made = self(build.op("Mul", first, x), (f"{name}conv",))
         return self._layers.linear(build.op("Mul", second, made), f"{name}out_proj")

@@ -17,7 +17,7 @@ class Layers:
     """What the parts of a graph are made of.
 
     `used` collects the tensors that they looked at, `states` what is kept of earlier tokens: as it comes in and as it
-    goes out.
+    goes out; `slot` is the number that the current block's are known by, of its own each time that it is gone through.
     """
 
     def __init__(self, builder: Builder, model: Model, matrices: Matrices) -> None:
@@ -26,6 +26,7 @@ class Layers:
         self.matrices = matrices
         self.used: set[str] = set()
         self.states: list[tuple[Value, Value]] = []
+        self.slot = 0
 
     def keep(self, past: str, present: str, dtype: DType, shape: Sequence[Size], after: Sequence[Size] = ()) -> None:
         """A state (batch, ...) comes in as `past` and goes out as `present`, of another shape where `after` says so."""

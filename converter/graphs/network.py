@@ -79,10 +79,14 @@ class Network(ABC):
             UnsupportedFeature: a part that no graph can be written of yet.
         """
         x = self.embedded()
-        for block in range(self.model.n_layer):
-            self.build.scope = f"blk.{block}/"
-            x = self.block(x, block)
-        self.build.scope = ""
+        for turn in range(n_turn := int(self.model.key("num_loops", default=1))):
+            for block in range(self.model.n_layer):
+                self.build.scope = f"blk.{block}/"
+                self.layers.slot = block + turn * self.model.n_layer
+                x = self.block(x, block)
+            self.build.scope = ""
+            if turn + 1 < n_turn and not self.model.key("skip_loop_final_norm", default=False):
+                x = self.norm(x, self.model.facts.last_norm) or x
         self.head(x)
         self.refuse_unused()
         return Program(

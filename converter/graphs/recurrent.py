@@ -34,17 +34,17 @@ class Recurrent:
     def __call__(self, x: str, block: int) -> str:
         name = f"blk.{block}.ssm_"
         if self._layers.has(f"{name}x"):
-            return self._mamba(x, name, block)
-        return self._mamba2(x, name, block) if self._layers.has(f"{name}in") else self._delta(x, name, block)
+            return self._mamba(x, name)
+        return self._mamba2(x, name) if self._layers.has(f"{name}in") else self._delta(x, name, block)
 
     # -------------------------------------------------------------------------------------------- mamba
 
-    def _mamba(self, x: str, name: str, block: int) -> str:
+    def _mamba(self, x: str, name: str) -> str:
         """A state for each channel, whose numbers decay each at its own pace."""
         build, layers, model = self._build, self._layers, self._model
         n_inner, n_state, n_rank = (model.size(f"ssm.{key}") for key in ("inner_size", "state_size", "time_step_rank"))
         x, gate = build.split(layers.linear(x, f"{name}in"), (n_inner, n_inner))
-        x = self._convolved(x, (f"{name}conv1d",), block)
+        x = self._convolved(x, (f"{name}conv1d",))
         steps, b, c = build.split(layers.linear(x, f"{name}x"), (n_rank, n_state, n_state))
         steps, b, c = (self._normed(part, f"{name}{of}_norm") for part, of in ((steps, "dt"), (b, "b"), (c, "c")))
         steps = build.op("Softplus", self._wide(layers.linear(steps, f"{name}dt")))
@@ -57,7 +57,7 @@ class Recurrent:
 
         given = build.op("Mul", self._real(steps), self._wide(x))
         tokens = [self._column(steps), self._column(given), self._row(self._wide(b)), self._column(self._wide(c))]
-        made = self._scanned("ssm", block, (n_inner, n_state), step, tokens, n_inner)
+        made = self._scanned("ssm", (n_inner, n_state), step, tokens, n_inner)
         made = build.op("Add", made, build.op("Mul", x, self._plain(f"{name}d")))
         return layers.linear(build.op("Mul", made, self._silu(gate)), f"{name}out")
 
@@ -69,7 +69,7 @@ class Recurrent:
         size = self._model.size("ssm.time_step_rank" if name.endswith("dt_norm") else "ssm.state_size")
         return self._layers.normalised(x, self._layers.ones(size))
 
-    def _mamba2(self, x: str, name: str, block: int) -> str:
+    def _mamba2(self, x: str, name: str) -> str:
         """A state for each head, which decays as a whole."""
         build, layers, model = self._build, self._layers, self._model
         n_inner, n_state, n_head, n_group = (
@@ -77,7 +77,7 @@ class Recurrent:
         )
         of_groups = n_group * n_state
         gate, x, steps = build.split(layers.linear(x, f"{name}in"), (n_inner, n_inner + 2 * of_groups, n_head))
-        x = self._convolved(x, (f"{name}conv1d",), block)
+        x = self._convolved(x, (f"{name}conv1d",))
         x, b, c = build.split(x, (n_inner, of_groups, of_groups))
         steps = build.op("Softplus", self._wide(layers.biased(steps, f"{name}dt.bias")))
         decays = build.op("Exp", build.op("Mul", steps, self._wide(build.reshape(self._plain(f"{name}a"), n_head))))
@@ -91,7 +91,7 @@ class Recurrent:
             return [after], [build.op("MatMul", after, token[3])]
 
         tokens = [self._column(self._column(decays)), self._column(given), self._row(b), self._column(c)]
-        made = self._scanned("ssm", block, (n_head, n_inner // n_head, n_state), step, tokens, n_inner)
+        made = self._scanned("ssm", (n_head, n_inner // n_head, n_state), step, tokens, n_inner)
         more = build.op("Mul", heads, build.reshape(self._plain(f"{name}d"), n_head, 1))
         made = build.op("Mul", build.op("Add", made, build.reshape(more, 0, 0, n_inner)), self._silu(gate))
         if layers.has(f"{name}norm"):
@@ -108,14 +108,14 @@ class Recurrent:
         n_value, n_key, key = (model.size(f"ssm.{each}") for each in ("time_step_rank", "group_count", "state_size"))
         value = model.size("ssm.inner_size") // n_value
         mixed = layers.linear(x, f"blk.{block}.attn_qkv")
-        mixed = self._convolved(mixed, (f"{name}conv1d",), block)
+        mixed = self._convolved(mixed, (f"{name}conv1d",))
         q, k, v = build.split(mixed, (n_key * key, n_key * key, n_value * value))
         q = self._of_length(self._wide(build.reshape(q, 0, 0, n_key, key)), 1 / math.sqrt(key))
         k = self._of_length(self._wide(build.reshape(k, 0, 0, n_key, key)), 1.0)
         q, k = (self._shared(each, n_key, n_value, key) for each in (q, k))
         decays, strengths = self._paces(x, name, n_key, n_value)
         v = self._wide(build.reshape(v, 0, 0, n_value, value))
-        made = self._corrected(q, k, v, self._column(decays), strengths, block, (n_value, key, value))
+        made = self._corrected(q, k, v, self._column(decays), strengths, (n_value, key, value))
         gate = self._silu(layers.linear(x, f"blk.{block}.attn_gate"))
         return layers.linear(self._gated(made, gate, name, n_value, value), f"{name}out")
 
@@ -132,9 +132,7 @@ class Recurrent:
         decays = build.op("Mul", steps, self._wide(self._plain(f"{name}a")))
         return decays, build.op("Sigmoid", self._wide(strengths))
 
-    def _corrected(
-        self, q: str, k: str, v: str, decays: str, strengths: str, block: int, shape: tuple[int, int, int]
-    ) -> str:
+    def _corrected(self, q: str, k: str, v: str, decays: str, strengths: str, shape: tuple[int, int, int]) -> str:
         """Values for queries, of a state (heads, key, value) that decays and is corrected by every token.
 
         q, k, v: (batch, tokens, heads, size); decays: logarithms, (batch, tokens, heads, key or 1); strengths: (batch,
@@ -152,7 +150,7 @@ class Recurrent:
 
         strengths = self._column(self._column(self._real(strengths)))
         return self._scanned(
-            "recurrent", block, shape, step, [q, k, v, decays, strengths], shape[0] * shape[2]
+            "recurrent", shape, step, [q, k, v, decays, strengths], shape[0] * shape[2]
         )  # fmt: skip
 
     def _gated(self, made: str, gate: str, name: str, n_head: int, size: int) -> str:
@@ -171,11 +169,10 @@ class Recurrent:
 
     # ------------------------------------------------------------------------------------------- shared
 
-    def _scanned(
-        self, kind: str, block: int, shape: tuple[int, ...], step: Step, tokens: Sequence[str], width: int
-    ) -> str:
+    def _scanned(self, kind: str, shape: tuple[int, ...], step: Step, tokens: Sequence[str], width: int) -> str:
         """What `step` makes of each token, (batch, tokens, width), with a state that stays: `past_KIND.N`."""
-        build, past, present = self._build, f"past_{kind}.{block}", f"present_{kind}.{block}"
+        build, slot = self._build, self._layers.slot
+        past, present = f"past_{kind}.{slot}", f"present_{kind}.{slot}"
         if self._model.has_cache:
             self._layers.keep(past, present, F32, shape)
             made = build.scan(step, (past,), tokens, (present, ""))[1]
@@ -185,8 +182,8 @@ class Recurrent:
             made = build.scan(step, (build.op("Expand", build.constant(0, np.float32), every),), tokens, ("", ""))[1]
         return self._narrow(build.reshape(made, 0, 0, width))
 
-    def _convolved(self, x: str, names: Sequence[str], block: int) -> str:
-        return self._silu(self._convolution(x, names, block))
+    def _convolved(self, x: str, names: Sequence[str]) -> str:
+        return self._silu(self._convolution(x, names))
 
     def _shared(self, x: str, n: int, n_head: int, size: int) -> str:
         """What several heads share, for each of them: (batch, tokens, n * size) -> (batch, tokens, n_head, size)."""

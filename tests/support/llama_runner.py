@@ -68,6 +68,11 @@ def answer(question: dict[str, Any]) -> Any:
         if llama_cpp.llama_model_has_encoder(model._model.model):
             model._batch.set_batch(batch=question["logits"], n_past=0, logits_all=True)
             model._ctx.encode(model._batch)
+        if model._ctx.memory is None:  # a text at once, and nothing is kept of it
+            model._batch.set_batch(batch=question["logits"], n_past=0, logits_all=True)
+            model._ctx.decode(model._batch)
+            found, n_vocab = llama_cpp.llama_get_logits(model._ctx.ctx), model.n_vocab()
+            return [found[i * n_vocab : (i + 1) * n_vocab] for i in range(len(question["logits"]))]
         model.eval(question["logits"])
         return model.scores[: len(question["logits"])].tolist()
     model = Llama(path, n_ctx=256, verbose=False, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32)
