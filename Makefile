@@ -49,10 +49,12 @@ $(CLIENTS)/installed: $(VENV)/tests
 	$(PYTHON) -m venv $(CLIENTS)/venv
 	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'optimum-onnx[onnxruntime]' onnxscript
-	npm install --silent --ignore-scripts --prefix $(CLIENTS) @huggingface/transformers@4.3.1
+	$(PYTHON) -m venv $(CLIENTS)/genai
+	$(CLIENTS)/genai/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime-genai==0.18.0
+	npm install --silent --ignore-scripts --prefix $(CLIENTS) @huggingface/transformers@4.3.1 playwright-core@1.65.1
 	@touch $@
 
-clients: $(CLIENTS)/installed  ## what we make in the programs that people load it with: Transformers.js, optimum
+clients: $(CLIENTS)/installed  ## what we make in the programs that people load it with: Transformers.js (Node, and a browser if there is one), optimum, genai
 	$(BIN)/python -m pytest -m slow tests/clients
 
 $(CHECKS)/sanitize.txt: $(KERNELS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ import converter
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 HERE, INSTALLED = Path(__file__).parent, ROOT / "build" / "clients"
-PYTHON = INSTALLED / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+BIN = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+PYTHON, GENAI = INSTALLED / "venv" / BIN, INSTALLED / "genai" / BIN
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 KJV = models.FIXTURES / "kjv-llama"
 #: What is asked for -> the same of a GGUF, whose weights transformers reads.
 REQUESTS: dict[str, dict[str, Any]] = {
     "f32": {}, "f16": {"dtype": "f16"}, "q4_0": {"quant": "q4_0"}, "q8_0": {"quant": "q8_0"},
     "q4_k_m": {"quant": "q4_k_m"},
 }  # fmt: skip
+#: Types -> operators, in a folder each: what a browser and onnxruntime-genai load, too.
+PROFILED = {"opset18": ("f32", "q4_k_m"), "genai": ("f32", "q4_0")}
 TEXTS = ["And God said", "In the beginning God created the heaven and the earth"]
 
 
@@ -37,6 +42,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, asked in REQUESTS.items():
         request = converter.Request(format="onnx", exact=True, **asked)
         converter.convert(KJV, f"{folder / name}/", request)
+        for profile in (profile for profile, names in PROFILED.items() if name in names):
+            converter.convert(KJV, f"{folder / profile}-{name}/", request.replace(profile=profile))
     return folder
 
 
@@ -71,11 +78,43 @@ def asked(*command: str | Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+needs_node = pytest.mark.skipif(
+    not (INSTALLED / "node_modules").is_dir(), reason="make clients installs Transformers.js"
+)
+
+
+@needs_node
+@pytest.mark.parametrize("name", [*REQUESTS, "opset18-f32", "opset18-q4_k_m"])
 def test_transformers_js(name: str, made: Path, tokens: Any) -> None:
-    if not (INSTALLED / "node_modules").is_dir():
-        pytest.skip("make clients installs Transformers.js")
-    assert asked("node", HERE / "transformers_js.mjs", INSTALLED, made, name) == tokens[name]
+    found = asked("node", HERE / "transformers_js.mjs", INSTALLED, made, name)
+    assert found == tokens[name.removeprefix("opset18-")]
+
+
+@needs_node
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+@pytest.mark.parametrize("name", ["f32", "q4_0", "q4_k_m", "opset18-f32", "opset18-q4_k_m"])
+def test_transformers_js_in_a_browser(name: str, made: Path, tokens: Any) -> None:
+    found = asked("node", HERE / "browser.mjs", INSTALLED, made, name, str(CHROMIUM), "wasm")
+    assert found == tokens[name.removeprefix("opset18-")]
+
+
+@needs_node
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+def test_webgpu(made: Path, tokens: Any) -> None:
+    """By an adapter in software where there is no other: minutes."""
+    found = asked("node", HERE / "browser.mjs", INSTALLED, made, "f32", str(CHROMIUM), "webgpu")
+    if "none" in found:
+        pytest.skip(f"WebGPU: {found['none']}")
+    assert found == tokens["f32"]
+
+
+@pytest.mark.skipif(not GENAI.is_file(), reason="make clients installs onnxruntime-genai")
+@pytest.mark.parametrize("name", PROFILED["genai"])
+def test_genai(name: str, made: Path, tokens: Any) -> None:
+    bos, eos = 0, 1
+    found = asked(GENAI, HERE / "genai_client.py", made / f"genai-{name}", str(bos), str(eos))
+    one, two = tokens[name]["one"], tokens[name]["two"]
+    assert found == {"one": one, "two": [row[row.index(bos) :] for row in two]}
 
 
 @pytest.mark.parametrize("name", REQUESTS)
