@@ -152,6 +152,29 @@ def open_gguf(path: Path) -> Checkpoint:
     )
 
 
+def open_file(path: Path) -> Checkpoint:
+    """One file alone, with everything that it says, be it a shard or not.
+
+    Raises:
+        CorruptFile, UnsupportedFeature, OutputError
+    """
+    part = _read(path)
+    return Checkpoint(
+        "gguf", path, "gguf", part.tensors, part.metadata, files=(path,), closers=(part.mapped.close,)
+    )  # fmt: skip
+
+
+def file_layout(checkpoint: Checkpoint, target: Path) -> Layout:
+    """One file with everything that `open_file` found in another.
+
+    Raises:
+        CorruptFile: its alignment makes no sense.
+    """
+    metadata: Metadata = dict(checkpoint.config)
+    alignment = _alignment(target, metadata)
+    return Layout((_file(target, metadata, list(checkpoint.tensors.values()), alignment),))
+
+
 def _check_agreement(first: _Part, part: _Part) -> None:
     """Refuse shards of different models: what two of them say they must say alike. Most say nothing but the first.
 

@@ -93,6 +93,27 @@ def _opened(path: Path) -> tuple[Bytes, dict[str, LazyTensor], dict[str, str]]:
         raise
 
 
+def open_file(path: Path) -> Checkpoint:
+    """One file alone, be it a shard or not.
+
+    Raises:
+        CorruptFile, UnsupportedFeature, OutputError
+    """
+    return open_files(path, [path], None, {}, "safetensors")
+
+
+def file_layout(checkpoint: Checkpoint, target: Path) -> Layout:
+    """One file with everything that `open_file` found in another, in its order; its header is not shorter than there.
+
+    So that bytes stay where they are whenever they can.
+    """
+    tensors = list(checkpoint.tensors.values())
+    places = {tensor.name: tensor.extent.offset for tensor in tensors if tensor.extent is not None}
+    stored = sorted(tensors, key=lambda tensor: places.get(tensor.name, 0))
+    room = min(places.values(), default=8) - 8
+    return Layout((_laid_out(target, stored, [tensor.name for tensor in tensors], checkpoint.metadata, room),))
+
+
 def _read(mapped: Bytes) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     path = mapped.path
     length = int.from_bytes(mapped.view(0, 8, "the header length").tobytes(), "little")
@@ -183,19 +204,28 @@ def layout(checkpoint: Checkpoint, target: Path, options: WriteOptions) -> Layou
 
 
 def _file(path: Path, tensors: Sequence[LazyTensor], metadata: Mapping[str, str]) -> FileLayout:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     ordered = sorted(tensors, key=lambda t: (-t.info.dtype.type_size, t.name))
-    offset, offsets = 0, []
+    return _laid_out(path, ordered, [tensor.name for tensor in ordered], metadata)
+
+
+def _laid_out(
+    path: Path, ordered: Sequence[LazyTensor], names: Iterable[str], metadata: Mapping[str, str], room: int = 0
+) -> FileLayout:
+    """Tensors one after the other, under a header that lists them as `names` does, of `room` bytes at least."""
+    offset, offsets, entries = 0, [], {}
     for tensor in ordered:
         end = offset + tensor.info.nbytes
-        header[tensor.name] = {
+        entries[tensor.name] = {
             "dtype": tensor.info.dtype.safetensors,
             "shape": list(tensor.info.shape),
             "data_offsets": [offset, end],
         }
         offsets.append(offset)
         offset = end
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header |= {name: entries[name] for name in names}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(room)
     text += b" " * (-len(text) % 8)
     data = 8 + len(text)
     slots = tuple(Slot(data + start, tensor) for start, tensor in zip(offsets, ordered, strict=True))

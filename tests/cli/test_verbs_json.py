@@ -24,6 +24,7 @@ DOCUMENT = (ROOT / "docs/json.md").read_text("utf-8")
 WORKS = {
     "convert": ("{stories}", "{tmp}/o.gguf", "-q", "q8_0"),
     "plan": ("plan", "{stories}", "{tmp}/o.gguf"),
+    "edit": ("edit", "{model}", "{tmp}/edited.gguf", "--set", "general.name=x"),
     "split": ("split", "{model}", "{tmp}/part", "--max-tensors", "20"),
     "merge": ("merge", "{shard}", "{tmp}/whole"),
     "compare": ("compare", "{stories}", "-q", "q8_0"),
@@ -42,6 +43,7 @@ WORKS = {
 FAILS: dict[str, tuple[tuple[str, ...], type[errors.ConverterError]]] = {
     "convert": (("{broken}", "{tmp}/o.gguf"), errors.CorruptFile),
     "plan": (("plan", "{stories}", "{tmp}/o.gguf", "--arch", "nonsense"), errors.UnknownArchitecture),
+    "edit": (("edit", "{model}", "--remove", "nothing"), errors.UsageError),
     "split": (("split", "{broken}", "{tmp}/part", "--max-size", "1M"), errors.CorruptFile),
     "merge": (("merge", "{model}", "{tmp}/whole"), errors.UsageError),
     "compare": (("compare", "{broken}"), errors.CorruptFile),
