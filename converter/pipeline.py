@@ -175,6 +175,9 @@ def run_several(
             if on_plan is not None:
                 for plan in plans:
                     on_plan(plan)
+            for plan in plans:
+                if plan.prepare is not None:
+                    plan.prepare()
             check = first.checkpoint.check
             output.write(layout, target, threads=threads, progress=progress, stop=stop, check=check)
         except Exception as error:

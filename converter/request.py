@@ -107,10 +107,12 @@ class Types:
     scale: str = SCALES[0]
     exact: bool = False
     profile: str | None = None
+    calibration: Path | None = None
 
     def __post_init__(self) -> None:
         _settle(
             self,
+            calibration=None if self.calibration is None else Path(self.calibration),
             tensor_types=tuple((pattern, type_) for pattern, type_ in self.tensor_types),
             imatrix=None if self.imatrix is None else _path(self.imatrix),
             include_weights=tuple(self.include_weights),
@@ -176,6 +178,7 @@ class Fields(TypedDict, total=False):
     scale: str
     exact: bool
     profile: str | None
+    calibration: PathLike | None
     arch: str | None
     pre: str | None
     name: str | None

@@ -47,6 +47,7 @@ OTHER: dict[str, Any] = {
     "scale": "mse",
     "exact": True,
     "profile": "opset18",
+    "calibration": Path("text.txt"),
 }
 
 
@@ -64,6 +65,7 @@ def test_the_keywords_are_the_fields_of_the_parts() -> None:
         "exclude_weights",
         "imatrix",
         "mmproj",
+        "calibration",
     }  # lists and texts are taken, too
     own = {name: hint for kind in PARTS.values() for name, hint in get_type_hints(kind).items()}
     keywords = get_type_hints(Fields)

@@ -76,7 +76,7 @@ class Values:
 
     def _finding(self, tensor: LazyTensor, broken: _Broken) -> Finding:
         info = tensor.info
-        per_row = info.row // info.dtype.block_size
+        per_row = info.row // info.dtype.block_of(info.row)
         row, column = divmod(broken.first, per_row)
         if info.dtype.quantized:
             where = f"the scale {broken.what} of block {broken.first} (row {row}, block {column} in it) is not finite"
@@ -89,9 +89,9 @@ class Values:
 
 def _broken(data: Rows, dtype: DType, start: int) -> Iterator[_Broken]:
     """What is not finite in rows from `start` on."""
-    per_row = data.shape[1] // dtype.type_size
+    blocks = dtype.blocks(data)
+    per_row = len(blocks) // max(1, len(data))
     if dtype.quantized:
-        blocks = data.reshape(-1, dtype.type_size)
         found = [(int(at[0]), scale.name, at) for scale in SCALES[dtype.name] if len(at := scale.broken(blocks))]
         if found:
             first, name, _ = min(found, key=lambda each: each[0])

@@ -144,6 +144,10 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
         metavar="NAME",
         help="codes for a folder's weights: fp8, w4a16, nvfp4, mlx-4 ... (docs/quantized-sources.md)",
     )
+    add(
+        "--calibration", type=file_path, metavar="TEXT",
+        help="text that finds the ranges of activations for --quant int8-static (ONNX)",
+    )  # fmt: skip
     add("--exact", action="store_true", help="ONNX: matrices of codes meet activations as they are, not in 8 bits")
     add(
         "--profile",

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from converter.storage.slabs import row_ranges
+from converter.tensors import int8
 from converter.tensors.dtypes import DTYPES, F32
 from converter.tensors.operands import KINDS, Floats, Kind, Unpacked, numbers, packed
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -54,6 +56,33 @@ def parts(tensor: LazyTensor, name: str) -> Parts:
         tensor.derived(info, codes, work_nbytes=work // inner + 1, grain=grain),
         tensor.derived(TensorInfo(f"{name}.scales", shape, F32), scales, work_nbytes=work),
         tensor.derived(TensorInfo(f"{name}.minima", shape, F32), minima, work_nbytes=work) if kind.minima else None,
+    )
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The tensors that a matrix of INT8 becomes: codes (rows, row), whose zero is 128, and scales (rows,)."""
+
+    codes: LazyTensor
+    scales: LazyTensor
+
+
+def coded(tensor: LazyTensor) -> Coded:
+    """A matrix of INT8 as codes under its own name, and scales beside them."""
+    name, shape, n_rows = tensor.name, tensor.info.shape, tensor.info.n_rows
+
+    def codes(start: int, stop: int) -> Rows:
+        return int8.codes_of(tensor.rows(start, stop))
+
+    def scales(start: int, stop: int) -> Rows:
+        found = np.empty((stop - start, n_rows), np.float32)  # a vector is one row, made of all rows of the matrix
+        for low, high in row_ranges([tensor], tensor.row_work):
+            found[:, low:high] = int8.scales_of(tensor.rows(low, high))
+        return found.view(np.uint8)
+
+    return Coded(
+        tensor.derived(TensorInfo(name, shape, U8), codes, work_nbytes=tensor.row_work + tensor.info.row),
+        tensor.derived(TensorInfo(f"{name}.scales", (n_rows,), F32), scales, work_nbytes=4 * n_rows, grain=1),
     )
 
 

@@ -1,39 +1,60 @@
-"""Matrices in a graph, multiplied by or looked up in: plain numbers, or blocks that stay what they are.
+"""Matrices in a graph, multiplied by or looked up in: plain numbers, blocks that stay what they are, or INT8.
 
-A plain matrix is stored transposed, as MatMul reads it; one of blocks row by row, in either case without holding more
-of it than a slab.
+A plain matrix and one of INT8 are stored transposed, as MatMul and MatMulInteger read them; one of blocks row by row,
+in either case without holding more of it than a slab.
+
+Codes of INT8 are whole numbers from 1 to 255, less 128: processors without special instructions add products of these
+in enough bits, and those of signed codes not (ONNX Runtime's kernels for AVX2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from converter.graphs.blocks import Parts, parts
+from converter.graphs.blocks import Coded, Parts, coded, parts
 from converter.graphs.builder import MICROSOFT, Builder
 from converter.storage.transposed import transposed
-from converter.tensors.dtypes import DTYPES
+from converter.tensors.dtypes import DTYPES, F32, INT8
 from converter.tensors.encode import Watch, encoded
 from converter.tensors.operands import KINDS
 from converter.tensors.tensor import LazyTensor, TensorInfo
+
+ZERO = 128  # the code of zero in INT8
+#: Of a matrix's name, the scale and the code of zero of the activations that it meets: F32 and U8, without an axis.
+Ranges = Callable[[str], tuple[LazyTensor, LazyTensor]]
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """Activations in codes of eight bits: `scale * (codes - zero)`."""
+
+    codes: str
+    scale: str
+    zero: str
 
 
 class Matrices:
     """The model's matrices in a graph of `builder`.
 
-    `exact`: activations stay what they are; else matrices of blocks meet them in 8 bits, as in llama.cpp.
+    `exact`: activations stay what they are; else matrices of codes meet them in 8 bits, as in llama.cpp.
+    `ranges`: what activations are between where INT8 meets them; without, each run looks at its own.
     """
 
-    def __init__(self, builder: Builder, watch: Watch, *, exact: bool) -> None:
+    def __init__(self, builder: Builder, watch: Watch, *, exact: bool, ranges: Ranges | None = None) -> None:
         self._builder = builder
         self._watch = watch
         self._exact = exact
+        self._ranges = ranges
         self._parts: dict[str, Parts] = {}
+        self._coded: dict[str, Coded] = {}
+        self._rounded: dict[str, _Rounded] = {}
         self._looked_up: set[str] = set()
         self._sums: dict[tuple[str, int], str] = {}
         self._pieces: dict[tuple[str, str], tuple[str, ...]] = {}
-        self.types: dict[str, str] = {}  # of matrices of blocks, by the name of their codes
+        self.types: dict[str, str] = {}  # of matrices of codes, by the name of these
         self.turned: set[str] = set()  # what is in the graph with its axes exchanged, a matrix or the minima of one
 
     def is_turned(self, name: str) -> bool:
@@ -48,6 +69,9 @@ class Matrices:
         """x @ matrix.T: (batch, tokens, row) -> (batch, tokens, rows)."""
         if matrix.info.dtype.name in KINDS:
             return self._by_blocks(x, self._blocks(matrix))
+        if matrix.info.dtype is INT8:
+            y = self._by_numbers(x, matrix) if self._exact else self._by_codes8(self._in_codes(x, matrix), matrix)
+            return self._narrow(y)
         return self._builder.op("MatMul", x, self._transposed(matrix))
 
     def by_head(self, x: str, matrices: LazyTensor) -> str:
@@ -56,8 +80,14 @@ class Matrices:
 
     def multiply_each(self, rows: str, matrices: Sequence[LazyTensor], counts: str) -> str:
         """The first of `counts` rows times the first matrix, and so on: (rows, row) -> (rows, rows of a matrix)."""
-        build, pieces = self._builder, self._cut(rows, counts, len(matrices))
-        if matrices[0].info.dtype.name not in KINDS:
+        build, own = self._builder, matrices[0].info.dtype
+        if own is INT8 and not self._exact:  # with one range for all, also for an expert that has no rows
+            whole = self._in_codes(rows, matrices[0])
+            parts = (replace(whole, codes=codes) for codes in self._cut(whole.codes, counts, len(matrices)))
+            made = [self._by_codes8(piece, matrix) for piece, matrix in zip(parts, matrices, strict=True)]
+            return self._narrow(build.op("Concat", *made, axis=0))
+        pieces = self._cut(rows, counts, len(matrices))
+        if own.name not in KINDS:
             made = [self.multiply(piece, matrix) for piece, matrix in zip(pieces, matrices, strict=True)]
             return build.op("Concat", *made, axis=0)
         each = [self._blocks(matrix) for matrix in matrices]
@@ -79,14 +109,91 @@ class Matrices:
         """Rows of a matrix: (batch, tokens) -> (batch, tokens, row)."""
         if matrix.info.dtype.name in KINDS:
             return self._unpacked(self._blocks(matrix), ids, matrix.info.row)
+        if matrix.info.dtype is INT8:
+            return self._decoded(matrix, ids)
         self._looked_up.add(matrix.name)
         return self._builder.op("Gather", self.plain(matrix), ids)
+
+    # ---------------------------------------------------------------------------------------------- plain
 
     def _transposed(self, matrix: LazyTensor) -> str:
         if matrix.name in self._looked_up:  # the embedding is there, row by row: one copy serves both
             return self._builder.op("Transpose", matrix.name, perm=[1, 0])
         self.turned.add(matrix.name)
         return self._builder.tensor(transposed(encoded(matrix, self._builder.dtype, self._watch)))
+
+    # ----------------------------------------------------------------------------------------------- INT8
+
+    def _codes(self, matrix: LazyTensor) -> Coded:
+        """The parts of a matrix of INT8, of which the scales are in the graph then."""
+        if matrix.name not in self._coded:
+            made = self._coded[matrix.name] = coded(matrix)
+            self.types[matrix.name] = INT8.name
+            self._builder.tensor(made.scales)
+        return self._coded[matrix.name]
+
+    def _turned(self, matrix: LazyTensor) -> str:
+        """Codes with their axes exchanged: (row, rows)."""
+        codes = self._codes(matrix).codes
+        if matrix.name in self._looked_up:
+            return self._builder.op("Transpose", codes.name, perm=[1, 0])
+        self.turned.add(matrix.name)
+        return self._builder.tensor(transposed(codes))
+
+    def _scaled(self, matrix: LazyTensor) -> str:
+        """A matrix as numbers, (row, rows) in F32."""
+        codes, n_rows = self._turned(matrix), matrix.info.shape[0]
+        zeros = self._filled((n_rows,), ZERO)
+        return self._builder.op("DequantizeLinear", codes, self._codes(matrix).scales.name, zeros, axis=1)
+
+    def _decoded(self, matrix: LazyTensor, ids: str) -> str:
+        """Rows of a matrix as numbers."""
+        build, made = self._builder, self._codes(matrix)
+        self._looked_up.add(matrix.name)
+        codes = build.op("Gather", build.tensor(made.codes), ids)
+        return self._narrow(self._times(codes, self._spread(made.scales.name, ids)))
+
+    def _in_codes(self, x: str, matrix: LazyTensor) -> _Rounded:
+        """Activations in codes; once for all matrices that meet them, of which `matrix` is the first."""
+        build = self._builder
+        if x not in self._rounded:
+            wide = self._wide(x)
+            if self._ranges is None:
+                made = build.ops("DynamicQuantizeLinear", wide, outputs=("", "", ""))
+            else:
+                scale, zero = map(build.tensor, self._ranges(matrix.name))
+                made = build.op("QuantizeLinear", wide, scale, zero), scale, zero
+            self._rounded[x] = _Rounded(*made)
+        return self._rounded[x]
+
+    def _by_codes8(self, x: _Rounded, matrix: LazyTensor) -> str:
+        """x @ matrix.T in F32: a product of whole numbers, or what runtimes with ranges make one of."""
+        build = self._builder
+        if self._ranges is not None:
+            return build.op("MatMul", build.op("DequantizeLinear", x.codes, x.scale, x.zero), self._scaled(matrix))
+        codes, scales = self._turned(matrix), self._codes(matrix).scales.name
+        y = build.op("MatMulInteger", x.codes, codes, x.zero, build.constant(ZERO, np.uint8))
+        return build.op("Mul", build.cast(y, F32), build.op("Mul", x.scale, scales))
+
+    def _by_numbers(self, x: str, matrix: LazyTensor) -> str:
+        """x @ matrix.T in F32, without rounding x, as ONNX Runtime does where it finds DequantizeLinear."""
+        return self._builder.op(
+            "MatMul", self._wide(x), self._times(self._turned(matrix), self._codes(matrix).scales.name)
+        )
+
+    def _times(self, codes: str, scales: str) -> str:
+        """Codes as numbers."""
+        build = self._builder
+        steps = build.op("Sub", build.cast(codes, F32), build.constant(ZERO, np.float32))
+        return build.op("Mul", steps, scales)
+
+    def _wide(self, x: str) -> str:
+        return x if self._builder.dtype is F32 else self._builder.cast(x, F32)
+
+    def _narrow(self, x: str) -> str:
+        return x if self._builder.dtype is F32 else self._builder.cast(x, self._builder.dtype)
+
+    # --------------------------------------------------------------------------------------------- blocks
 
     def _blocks(self, matrix: LazyTensor) -> Parts:
         """The parts of a matrix of blocks, which are in the graph then; once, however often it is used."""
@@ -131,11 +238,13 @@ class Matrices:
         return self._sums[x, block]
 
     def _zeros(self, n_rows: int, inner: int, bits: int) -> str:
-        nbytes = -(-inner * bits // 8)
-        name = f"zero_points_{n_rows}x{nbytes}"
-        info = TensorInfo(name, (n_rows, nbytes), DTYPES["U8"])
+        return self._filled((n_rows, -(-inner * bits // 8)), 0)
+
+    def _filled(self, shape: tuple[int, ...], value: int) -> str:
+        """Codes of zero for all rows, each byte of them the same."""
+        info = TensorInfo("x".join(["zero_points_" + str(shape[0]), *map(str, shape[1:])]), shape, DTYPES["U8"])
         return self._builder.tensor(
-            LazyTensor(info, lambda start, stop: np.zeros((stop - start, nbytes), np.uint8), "zeros")
+            LazyTensor(info, lambda start, stop: np.full((stop - start, info.row), value, np.uint8), "zeros")
         )
 
     def _unpacked(self, matrix: Parts, ids: str, row: int) -> str:

@@ -14,7 +14,7 @@ from converter.graphs.builder import BATCH, TOKENS, Builder
 from converter.graphs.convolution import Convolution
 from converter.graphs.feedforward import FeedForward
 from converter.graphs.layers import Layers
-from converter.graphs.linear import Matrices
+from converter.graphs.linear import Matrices, Ranges
 from converter.graphs.model import Model
 from converter.graphs.profiles import STANDARD, Profile
 from converter.graphs.recurrent import Recurrent
@@ -29,8 +29,9 @@ class Options:
     Attributes:
         dtype: what numbers are calculated in, F32 or F16; outputs are F32.
         watch: counts what casts lose.
-        exact: blocks of codes meet activations as they are, not in 8 bits.
+        exact: matrices of codes meet activations as they are, not in 8 bits.
         normalised: a text's vector is divided by its length.
+        ranges: what activations are between where INT8 meets them; without, each run looks at its own.
         profile: which operators it is made of.
     """
 
@@ -38,6 +39,7 @@ class Options:
     watch: Watch
     exact: bool = False
     normalised: bool = False
+    ranges: Ranges | None = None
     profile: Profile = STANDARD
 
 
@@ -49,7 +51,7 @@ class Network(ABC):
         self.normalised, self.profile = options.normalised, options.profile
         self.made: list[Value] = []
         self.build = Builder(options.dtype, options.profile.lowered)
-        self.matrices = Matrices(self.build, options.watch, exact=options.exact)
+        self.matrices = Matrices(self.build, options.watch, exact=options.exact, ranges=options.ranges)
         self.layers = Layers(self.build, model, self.matrices)
         self.attention = Attention(self.layers)
         self.convolution = Convolution(self.layers, self.attention.masks)

@@ -10,7 +10,7 @@ from converter.events import NamesUnknown
 from converter.formats.torch.exported import SAVE_A_GRAPH, ExportedProgram, ScriptedProgram
 from converter.graphs.profiles import PROFILES
 from converter.planning.draft import PLAIN, Draft
-from converter.quant.recipes import recipe
+from converter.quant.recipes import STATIC, recipe
 from converter.request import SCALES, Types
 
 EXTERNAL_DATA = ("auto", "always", "never")
@@ -62,6 +62,7 @@ def check(draft: Draft) -> Draft:
     if request.types.exact and not draft.to_graph:
         raise UsageError(f"--exact: says how a graph computes with blocks of codes, and {target.name} gets none here")
     _check_profile(draft)
+    _check_calibration(request.types)
     if request.output.external_data not in EXTERNAL_DATA:
         raise UsageError(f"--external-data {request.output.external_data}: say {', '.join(EXTERNAL_DATA)}")
     if request.output.external_data != "auto" and not target.runs:
@@ -125,8 +126,18 @@ def _check_profile(draft: Draft) -> None:
         raise UsageError(f"--profile {asked}: says what a graph is made of, and {draft.target.name} gets none here")
 
 
+def _check_calibration(types: Types) -> None:
+    static = (types.quant or "").strip().upper() == STATIC
+    if types.calibration is not None and not static:
+        raise UsageError("--calibration TEXT: finds ranges for --quant int8-static, and has no effect on others")
+    if static and types.calibration is None:
+        raise UsageError(f"--quant {types.quant}: ranges of activations are found on a text; pass --calibration TEXT")
+    if static and types.exact:
+        raise UsageError(f"--exact: leaves activations as they are, and --quant {types.quant} rounds them")
+
+
 def _check_imatrix(types: Types) -> None:
-    if types.imatrix is not None and (types.quant is None or recipe(types.quant).base is None):
+    if types.imatrix is not None and (types.quant is None or recipe(types.quant, graph=True).base is None):
         raise UsageError("--imatrix has no effect without a type to encode to; say --quant TYPE")
     if types.imatrix is None and (types.include_weights or types.exclude_weights):
         raise UsageError("--include-weights and --exclude-weights choose from an importance matrix: pass --imatrix")

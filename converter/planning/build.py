@@ -44,6 +44,7 @@ def finished(draft: Draft, source: Source) -> Plan:
         report=draft.report,
         watch=draft.watch,
         n_parameters=draft.packed.n_elements if draft.packed else _n_elements(draft.checkpoint),
+        prepare=draft.calibration.run if draft.calibration is not None else None,
     )
 
 

@@ -11,6 +11,7 @@ from converter.events import Report
 from converter.formats.base import Format
 from converter.graphs.profiles import PROFILES, STANDARD, Profile
 from converter.mapping.tensors import Translation
+from converter.planning.calibration import Calibration
 from converter.planning.plan import TRACED, Route, Step, graph_way, route, target_dialect
 from converter.quant.imatrix import ImportanceMatrix, Weights
 from converter.quant.recipes import Choice, Recipe, recipe
@@ -43,6 +44,7 @@ class Draft:
         choices: the type of each tensor of the output, and why.
         weights: the entries of the matrix that encoders follow.
         layout: the files to be.
+        calibration: what finds ranges of activations before these are written.
     """
 
     opened: Checkpoint
@@ -63,6 +65,7 @@ class Draft:
     choices: Mapping[str, Choice] = field(default_factory=dict)
     weights: Mapping[str, Weights] = field(default_factory=dict)
     layout: Layout | None = None
+    calibration: Calibration | None = None
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -118,7 +121,7 @@ class Draft:
     def recipe(self) -> Recipe | None:
         """What the request calls for; None keeps every type."""
         quant = self.request.types.quant
-        return recipe(quant) if quant is not None else None
+        return recipe(quant, graph=self.to_graph) if quant is not None else None
 
     @property
     def stays_packed(self) -> bool:

@@ -43,7 +43,7 @@ def _tell(step: Step, draft: Draft) -> None:
     choice, own = step.choice, step.intermediate.info.dtype
     if choice.fallback_from:
         draft.report.add(TypeFallback(step.name, choice.fallback_from, choice.type, step.read.info.row))
-    decoded = draft.to_graph and not dtype(choice.type).quantized
+    decoded = (draft.to_graph or own.gguf is None) and not dtype(choice.type).quantized
     if own.quantized and own.name != choice.type and not decoded:
         if not draft.request.types.allow_requantize:
             raise QuantizationError(

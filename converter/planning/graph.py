@@ -16,13 +16,16 @@ from converter.graphs.model import Model as GraphModel
 from converter.graphs.network import Options
 from converter.graphs.write import program
 from converter.mapping.companions import normalises, ways_to_generate
-from converter.metadata import Value
+from converter.metadata import Metadata, Value
+from converter.planning.calibration import Calibration
 from converter.planning.draft import Draft
 from converter.planning.said import said
 from converter.quant.recipes import RECIPES, Choice
-from converter.tensors.dtypes import dtype
-from converter.tensors.encode import encoded
+from converter.storage.files import regular_size
+from converter.tensors.dtypes import F32, INT8, dtype
+from converter.tensors.encode import Watch, encoded
 from converter.tensors.operands import KINDS as PACKABLE
+from converter.tensors.streams import decoded
 from converter.tensors.tensor import LazyTensor, from_array
 from converter.tracing.answer import Answer
 from converter.tracing.tracer import trace, translate
@@ -34,7 +37,7 @@ def for_graph(draft: Draft, choices: Mapping[str, Choice]) -> dict[str, Choice]:
     for name, choice in choices.items():
         tensor = draft.checkpoint.tensors[name]
         own = dtype(choice.type)
-        if own.name in PACKABLE and (len(tensor.info.shape) == 2 or is_of_experts(name)):
+        if own.name in (*PACKABLE, INT8.name) and (len(tensor.info.shape) == 2 or is_of_experts(name)):
             result[name] = choice
             continue
         if own.quantized:
@@ -86,14 +89,34 @@ def write_graph(draft: Draft) -> Draft:
         return draft
     own, types = draft.checkpoint, draft.request.types
     asked, metadata = dtype((types.dtype or "f32").upper()), said(draft)
-    if not any(dtype(step.type).quantized for step in draft.steps):
+    if not any(step.type in PACKABLE for step in draft.steps):
         metadata["general.file_type"] = Value("u32", RECIPES[asked.name].file_type or 0)
-    model = GraphModel.of(metadata, own.tensors)
     normalised = normalises(draft.opened.assets)
-    options = Options(asked, draft.watch.again(), types.exact, normalised, draft.profile)
+    options = Options(asked, draft.watch.again(), types.exact, normalised, profile=draft.profile)
+    calibration = _calibration(draft, metadata, options)
+    if calibration is not None:
+        options = replace(options, ranges=calibration.ranges)
+        own = own.replace(files=(*own.files, calibration.text))
+    model = GraphModel.of(metadata, own.tensors)
     graph = program(model, options)
     made = {**own.made, **draft.profile.beside(graph, model, ways_to_generate(own))}
-    return replace(draft, checkpoint=own.replace(tensors=graph.initializers, config={}, structure=graph, made=made))
+    own = own.replace(tensors=graph.initializers, config={}, structure=graph, made=made)
+    return replace(draft, checkpoint=own, calibration=calibration)
+
+
+def _calibration(draft: Draft, metadata: Metadata, options: Options) -> Calibration | None:
+    """What finds the ranges of activations, where they are asked for: by the same graph in F32."""
+    text = draft.request.types.calibration
+    if text is None:
+        return None
+    regular_size(text)
+    tensors = {step.name: decoded(step.intermediate) if step.type == INT8.name else draft.checkpoint.tensors[step.name]
+               for step in draft.steps}  # fmt: skip
+    model = GraphModel.of(metadata, tensors)
+    config = draft.opened.assets.get("config.json")
+    tokenizer = draft.opened.path if config is None else config.parent
+    plain = Options(F32, Watch(), exact=True, normalised=options.normalised)
+    return Calibration(text, tokenizer, draft.path.absolute().parent, lambda: program(model, plain))
 
 
 def _answer(draft: Draft) -> Answer:

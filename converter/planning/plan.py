@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ class Plan:
         report: what is lost, and what the user should know.
         watch: counts, while the plan is carried out, what its casts lose.
         n_parameters: numbers that the output holds, in codes or not.
+        prepare: what takes its time before the first byte is written.
     """
 
     source: Source
@@ -187,6 +189,7 @@ class Plan:
     report: Report
     watch: Watch = field(repr=False)
     n_parameters: int
+    prepare: Callable[[], None] | None = field(default=None, repr=False)
 
     @property
     def written(self) -> Path:

@@ -65,7 +65,15 @@ def _by_recipe(draft: Draft) -> dict[str, Choice]:
     if draft.stays_packed:
         packed = (spec for spec in specs if dtype(spec.source).quantized)
         choices |= {spec.name: Choice(spec.source, "kept: arrives quantized") for spec in packed}
-    return choices
+    return choices if draft.to_graph else {name: _of_ggml(name, choice, draft) for name, choice in choices.items()}
+
+
+def _of_ggml(name: str, choice: Choice, draft: Draft) -> Choice:
+    """A type that a GGUF has; others are of graphs alone."""
+    if not dtype(choice.type).scale_nbytes:
+        return choice
+    draft.report.add(Decoded(name, choice.type, F32.name))
+    return Choice(F32.name, f"GGUF cannot hold {choice.type}")
 
 
 def _facts(draft: Draft) -> ModelFacts:

@@ -505,19 +505,28 @@ _RECIPES = (
 
 RECIPES: dict[str, Recipe] = {r.name: r for r in _RECIPES}
 ALIASES: dict[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+#: What ONNX graphs have beside; one of them with activations whose ranges are known before.
+STATIC = "INT8-STATIC"
+GRAPH_RECIPES: dict[str, Recipe] = {name: Recipe(name, None, "INT8") for name in ("INT8", STATIC)}
 _BY_FILE_TYPE = {str(r.file_type): r for r in _RECIPES if r.file_type is not None}
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str, *, graph: bool = False) -> Recipe:
     """The recipe called `name` in any case, by alias (`q4_k`) or by its `general.file_type` number (`15`).
+
+    `graph`: also those that only graphs have.
 
     Raises:
         UsageError: there is no such recipe; the message has near names and all names.
     """
     wanted = name.strip().upper()
     found = RECIPES.get(ALIASES.get(wanted, wanted)) or _BY_FILE_TYPE.get(wanted)
+    if found is None and wanted in GRAPH_RECIPES:
+        if graph:
+            return GRAPH_RECIPES[wanted]
+        raise UsageError(f"--quant {name}: a type of ONNX graphs (--to onnx), not of ggml, whose q8_0 has as many bits")
     if found is None:
-        known = [*RECIPES, *ALIASES]
+        known = [*RECIPES, *ALIASES, *(GRAPH_RECIPES if graph else ())]
         raise UsageError(f"unknown quantization {name!r}{_hint(wanted, known)}\nknown: {', '.join(known)}")
     return found
 

@@ -72,6 +72,10 @@ class OnnxRuntime(Runtime):
                 return mean
         raise UnsupportedFeature(f"{self._path}: no output of one vector per token, only {', '.join(self._outputs)}")
 
+    def given(self, ids: Sequence[int]) -> Named:
+        """All outputs for one text, by name."""
+        return dict(zip(self._outputs, self._run(None, self._feeds(ids)), strict=True))
+
     def _feeds(self, ids: Sequence[int]) -> Named:
         return {name: self._feed(name, ids).astype(TYPES[self._type(name)]) for name in self._inputs}
 

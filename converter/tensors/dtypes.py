@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from converter.errors import QuantizationError
 
@@ -21,6 +22,7 @@ class DType:
 
     `numpy` is the element type of dense encodings, None for blocked ones. `gguf` is the ggml type
     id and `safetensors` the header name, None where the format cannot hold the encoding.
+    `scale_nbytes` are bytes in front of each row, whose one scale they hold: then the row is the block.
     """
 
     name: str
@@ -29,6 +31,7 @@ class DType:
     numpy: np.dtype | None = None
     gguf: int | None = None
     safetensors: str | None = None
+    scale_nbytes: int = 0
 
     @property
     def quantized(self) -> bool:
@@ -58,7 +61,26 @@ class DType:
             raise QuantizationError(
                 f"rows of {row} elements do not divide into {self.name} blocks of {self.block_size}"
             )
-        return row // self.block_size * self.type_size
+        return self.scale_nbytes + row // self.block_size * self.type_size
+
+    def row_of(self, nbytes: int) -> int:
+        """Elements of a row of `nbytes` bytes.
+
+        Raises:
+            QuantizationError: these are no whole blocks.
+        """
+        n, odd = divmod(nbytes - self.scale_nbytes, self.type_size)
+        if odd or n < 0:
+            raise QuantizationError(f"rows of {nbytes} bytes are not whole {self.name} blocks of {self.type_size}")
+        return n * self.block_size
+
+    def block_of(self, row: int) -> int:
+        """Elements that share scales, in rows of `row` elements."""
+        return max(1, row) if self.scale_nbytes else self.block_size
+
+    def blocks(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Rows of bytes, uint8 (n, row_nbytes), as blocks: (n, bytes of a block)."""
+        return rows if self.scale_nbytes else rows.reshape(-1, self.type_size)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of `shape` (row-major; the last axis is the row)."""
@@ -132,9 +154,12 @@ _BLOCKED = tuple(
     )
 )
 
+#: What a graph multiplies by beside ggml's blocks: of each row a scale, then codes of eight bits (tensors/int8.py).
+INT8 = DType("INT8", 1, 1, scale_nbytes=4)
+
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"))
 
-DTYPES: dict[str, DType] = {d.name: d for d in _DENSE + _BLOCKED}
+DTYPES: dict[str, DType] = {d.name: d for d in (*_DENSE, *_BLOCKED, INT8)}
 BY_GGUF: dict[int, DType] = {d.gguf: d for d in DTYPES.values() if d.gguf is not None}
 BY_SAFETENSORS: dict[str, DType] = {d.safetensors: d for d in DTYPES.values() if d.safetensors is not None}
 BY_NUMPY: dict[np.dtype, DType] = {d.numpy: d for d in DTYPES.values() if d.numpy is not None}

@@ -195,7 +195,7 @@ def _newly_nonfinite(numbers: NDArray[np.float32], data: Rows, dtype: DType) -> 
 
 def _lost_blocks(numbers: NDArray[np.float32], data: Rows, dtype: DType) -> NDArray[np.intp]:
     """The blocks that do not hold their numbers, which are finite: a scale is not, or they are next to nothing now."""
-    blocks = numbers.reshape(-1, dtype.block_size)
+    blocks = numbers.reshape(-1, dtype.block_of(numbers.shape[1]))
     large = np.abs(blocks).max(axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
         held = np.abs(kernels.decode(data, dtype).reshape(blocks.shape)).max(axis=1) >= large * np.float32(_SHRUNK)

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from converter import _native, workers
 from converter.errors import MissingImportance, QuantizationError, UsageError
 from converter.tensors import dtypes as _dtypes
-from converter.tensors.dtypes import DType
+from converter.tensors import int8
+from converter.tensors.dtypes import INT8, DType
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -62,7 +63,7 @@ _apply_environment()
 
 def encodable(dtype: DType) -> bool:
     """Whether `encode` writes this type."""
-    return (dtype.name in TYPES and TYPES[dtype.name][2]) or _by_numpy(dtype)
+    return (dtype.name in TYPES and TYPES[dtype.name][2]) or _by_numpy(dtype) or dtype is INT8
 
 
 def needs_importance(dtype: DType) -> bool:
@@ -102,6 +103,9 @@ def encode(rows: Floats, dtype: DType, *, weights: Floats | None = None, out: By
     if _by_numpy(dtype):
         out[...] = np.asarray(rows).astype(dtype.numpy).view(np.uint8).reshape(out.shape)
         return out
+    if dtype is INT8:
+        int8.encode(np.asarray(rows), out)
+        return out
     given = None if weights is None else _aligned(weights, np.float32)
     _native.encode(dtype.name, _aligned(rows, np.float32), out, row, given)
     return out
@@ -124,15 +128,17 @@ def decode(data: Bytes, dtype: DType, *, out: Floats | None = None) -> Floats:
     if data.ndim != 2:
         raise ValueError(f"data must be (n, row_nbytes), not {data.ndim}-dimensional")
     n, nbytes = data.shape
-    if nbytes % dtype.type_size:
-        raise QuantizationError(f"rows of {nbytes} bytes are not whole {dtype.name} blocks of {dtype.type_size}")
+    row = dtype.row_of(nbytes)
     if not dtype.floating:
         raise QuantizationError(f"{dtype.name} does not hold real numbers")
-    out = _output(out, (n, nbytes // dtype.type_size * dtype.block_size), np.float32)
+    out = _output(out, (n, row), np.float32)
     if out.size == 0:
         return out
     if _by_numpy(dtype):
         out[...] = _values(data, dtype)
+        return out
+    if dtype is INT8:
+        int8.decode(data, out)
         return out
     _native.decode(dtype.name, np.ascontiguousarray(data), out)
     return out

@@ -51,11 +51,11 @@ SCALES: dict[str, tuple[Scale, ...]] = {
     "IQ4_NL": _D, "IQ4_XS": _D, "IQ3_XXS": _D, "IQ3_S": _D, "IQ2_XXS": _D, "IQ2_XS": _D, "IQ2_S": _D, "IQ1_S": _D,
     "IQ1_M": (Scale("scales", 48, "F16 in quarters"),), "TQ1_0": (Scale("d", 52),), "TQ2_0": (Scale("d", 64),),
     "MXFP4": (Scale("e", 0, "E8M0"),), "NVFP4": tuple(Scale(f"d[{i}]", i, "E4M3") for i in range(4)),
-    "Q1_0": _D, "Q2_0": _D,
+    "Q1_0": _D, "Q2_0": _D, "INT8": (Scale("scale", 0, "F32"),),
 }  # fmt: skip
 
 
 def broken_blocks(data: NDArray[np.uint8], dtype: DType) -> NDArray[np.intp]:
     """Indices of the blocks, of uint8 rows of a quantized type, that have a scale which is NaN or infinite."""
-    blocks = data.reshape(-1, dtype.type_size)
+    blocks = dtype.blocks(data)
     return np.unique(np.concatenate([scale.broken(blocks) for scale in SCALES[dtype.name]]))

@@ -52,6 +52,7 @@ _ROUNDING = 1.0 + 1e-4  # the encoders' own arithmetic is in float32
 class Blocks:
     """A blocked type; `half`, `reach`, `coarse` and `mean` are relative to a block's largest magnitude, or range.
 
+    `n` values are a block, or 0 where a row is.
     `kind` says what a block is scaled by: "magnitude", "range" between a stored minimum and the maximum, "minimum" the
     same with one that is never positive, "mean" of the magnitudes. `levels` is the integer by which the F16 scale is
     multiplied for the outermost level (with those for a minimum).
@@ -99,7 +100,7 @@ TYPES: dict[str, Blocks | Cast] = {
     "F8_E4M3": Cast(2.0**-4, 2.0**-10), "F8_E4M3FNUZ": Cast(2.0**-4, 2.0**-11),
     "F8_E5M2": Cast(2.0**-3, 2.0**-17), "F8_E5M2FNUZ": Cast(2.0**-3, 2.0**-18), "F8_E8M0": Cast(1 / 3, 2.0**-128),
     "Q8_0": Blocks(32, 0.5 / 127, 127), "Q8_1": Blocks(32, 0.5 / 127, 127),
-    "Q8_K": Blocks(256, 0.5 / 127, 127, scale=_EXACT),
+    "INT8": Blocks(0, 0.5 / 127, 127, scale=(2.0**-24, 2.0**-150)), "Q8_K": Blocks(256, 0.5 / 127, 127, scale=_EXACT),
     "Q4_0": _symmetric(32, 8), "Q5_0": _symmetric(32, 16),
     "Q4_1": _affine(32, 15, kind="range"), "Q5_1": _affine(32, 31, kind="range"),
     "Q2_K": _affine(16, 3, levels=15, coarse=0.5 / 15, kind="minimum", searched=True),
@@ -145,10 +146,10 @@ def noise_bound(rows: Floats, dtype: DType, *, weighted: bool = False) -> float:
         most = (facts.half * np.sqrt(energy) + facts.least * np.sqrt(rows.size)) ** 2
         return _or_infinite(min(most, energy) * _ROUNDING)
     rounding, stored = _parts(facts, rows)
-    steps = sum(stored)
-    total = facts.n * float(np.square(rounding + steps).sum())
+    steps, n = sum(stored), facts.n or rows.shape[1]
+    total = n * float(np.square(rounding + steps).sum())
     if facts.zero:  # by the triangle inequality: the nearest levels, and what their scales are off
-        total = min(total, (np.sqrt(energy) + np.sqrt(facts.n * float(np.square(steps).sum()))) ** 2)
+        total = min(total, (np.sqrt(energy) + np.sqrt(n * float(np.square(steps).sum()))) ** 2)
     if weighted and dtype.name in WEIGHTED:
         total = SLACK * total + UNHEARD * energy
     return _or_infinite(total * _ROUNDING)
@@ -163,7 +164,7 @@ def expected_noise(rows: Floats, dtype: DType) -> float:
     rounding, stored = _parts(facts, rows)
     known = facts.mean / facts.half if facts.mean else 1.0 if facts.kind == "mean" else _EVEN
     squares = np.square(known * rounding) + sum(np.square(_EVEN * part) for part in stored)
-    total = facts.n * float(squares.sum())
+    total = (facts.n or rows.shape[1]) * float(squares.sum())
     return _or_infinite(min(total, energy) if facts.zero else total)
 
 
@@ -181,7 +182,7 @@ def _or_infinite(value: float) -> float:
 
 def _parts(facts: Blocks, rows: Floats) -> tuple[Doubles, tuple[Doubles, ...]]:
     """Of each block, the largest error of rounding to its levels, and those of its stored scales."""
-    blocks = rows.reshape(-1, facts.n)
+    blocks = rows.reshape(-1, facts.n or rows.shape[1])
     with np.errstate(invalid="ignore", over="ignore"):
         if facts.kind == "mean":
             return _around_mean(blocks)
@@ -204,6 +205,8 @@ def _parts(facts: Blocks, rows: Floats) -> tuple[Doubles, tuple[Doubles, ...]]:
 
 def _ends(blocks: Floats) -> tuple[Doubles, Doubles]:
     """Largest and smallest value of each block. Neighbours are paired: much faster than to reduce short rows."""
+    if blocks.shape[1] & (blocks.shape[1] - 1):
+        return blocks.max(axis=1).astype(np.float64), blocks.min(axis=1).astype(np.float64)
     high = low = blocks.reshape(-1)
     for _ in range(blocks.shape[1].bit_length() - 1):
         high, low = np.maximum(high[0::2], high[1::2]), np.minimum(low[0::2], low[1::2])

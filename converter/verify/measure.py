@@ -216,7 +216,7 @@ def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> Measured:
     reference = values(pair.reference, start, stop)
     part.tried, made = _encoded(pair, start, stop, reference, encode)
     same = made is not None and _equal(made, stored)
-    part.blocks = stored.size // info.dtype.type_size
+    part.blocks = len(info.dtype.blocks(stored))
     if same and part.tried and not _is_measured(start * info.row):
         return part
     candidate = kernels.decode(stored, info.dtype)
@@ -306,9 +306,9 @@ def _add(part: Measured, reference: Floats, candidate: Floats, at: int) -> None:
 
 
 def _compare_bytes(part: Measured, dtype: DType, made: Rows, stored: Rows, at: int) -> None:
-    different = (made.reshape(-1, dtype.type_size) != stored.reshape(-1, dtype.type_size)).any(axis=1)
+    different = (dtype.blocks(made) != dtype.blocks(stored)).any(axis=1)
     part.differing = int(np.count_nonzero(different))
-    part.first_differing = at + dtype.block_size * int(np.argmax(different))
+    part.first_differing = at + dtype.block_of(dtype.row_of(stored.shape[1])) * int(np.argmax(different))
 
 
 def _find_excess(part: Measured, reference: Floats, candidate: Floats, own: Floats, at: int) -> None:

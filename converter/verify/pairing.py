@@ -27,7 +27,7 @@ from converter.quant.recipes import RECIPES, Choice, Recipe
 from converter.quant.sources import scheme_of
 from converter.quant.targets import told
 from converter.request import Request
-from converter.tensors.dtypes import F16, F32, DType, dtype
+from converter.tensors.dtypes import F16, F32, INT8, DType, dtype
 from converter.tensors.encode import Importance, encoded
 from converter.tensors.operands import KINDS
 from converter.tensors.tensor import LazyTensor
@@ -147,7 +147,9 @@ def _kept(draft: Draft, target: Checkpoint) -> bool:
 
 
 def _said_recipe(target: Checkpoint, source: Checkpoint) -> str | None:
-    """The recipe that `general.file_type` names; None where the file only took over what its source had."""
+    """The recipe that `general.file_type` names, or a graph's types; None where it only took over its source's."""
+    if any(tensor.info.dtype is INT8 for tensor in target.tensors.values()):
+        return INT8.name
     value = number_of(target.config, "general.file_type")
     if value is None or value == number_of(source.config, "general.file_type"):
         return None

@@ -104,7 +104,7 @@ def _meant(stored: Checkpoint) -> Checkpoint:
         assets=folder_assets(client_folder(stored.path)),
         events=(),
         structure=None,
-        stored=stored.replace(structure=replace(structure, minima=found.minima)),
+        stored=stored.replace(structure=replace(structure, beside=found.beside)),
     )
 
 

@@ -31,18 +31,18 @@ from converter.tensors.tensor import LazyTensor
 class Graph:
     """What an ONNX model is around its tensors: see `converter.checkpoint.Structure`.
 
-    `minima` are tensors that go with a matrix of codes.
+    `beside` are tensors that go with codes, in the type that these need.
     """
 
     model: Model
     sites: Mapping[str, Site]
-    minima: Set[str] = frozenset()
+    beside: Set[str] = frozenset()
 
     @cached_property
     def fixed(self) -> Mapping[str, str]:
         """Tensors whose type the graph relies on, and why."""
         reasons = ((name, self.model.why_fixed(site)) for name, site in self.sites.items())
-        return {name: why for name, why in reasons if why} | dict.fromkeys(self.minima, "the minima of blocks of codes")
+        return {name: why for name, why in reasons if why} | dict.fromkeys(self.beside, "what goes with codes")
 
     @cached_property
     def uses(self) -> Mapping[str, Sequence[Use]]:

@@ -24,7 +24,8 @@ from converter.metadata import TYPES, Array, Metadata, Scalar, Value
 from converter.storage.files import expands_too_far
 from converter.storage.json import parse_json
 from converter.storage.transposed import transposed
-from converter.tensors.dtypes import DTYPES, F16, F32
+from converter.tensors import int8
+from converter.tensors.dtypes import DTYPES, F16, F32, INT8
 from converter.tensors.operands import KINDS, Inexact, Kind, Unpacked, apart, numbers
 from converter.tensors.ops import Rope, Stack
 from converter.tensors.streams import compose
@@ -47,8 +48,8 @@ class Form:
 
     Attributes:
         stored: its initializers; several where each expert has its own.
-        type: of its blocks, whose scales and minima are called like the codes and `.scales`, `.minima`; "" for numbers.
-        transposed: whether the axes of the numbers, or of the minima, are exchanged.
+        type: of its codes, whose scales and minima are called like the codes and `.scales`, `.minima`; "" for numbers.
+        transposed: whether the axes of the numbers, of the codes of INT8, or of the minima are exchanged.
         heads: for each `Rope` that the GGUF has in its rows and the graph has not, the heads, how many rows of each
             rotate, and whether it goes the other way.
         values: its numbers, where it has no initializer.
@@ -96,11 +97,11 @@ def _said(entry: Value | Array) -> list[Any]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Keys, tensors under ggml's names, and which initializers are minima of blocks."""
+    """Keys, tensors under ggml's names, and the initializers beside codes whose types are no choice."""
 
     keys: Metadata
     tensors: Mapping[str, LazyTensor]
-    minima: Set[str]
+    beside: Set[str]
 
 
 class Changed(Exception):
@@ -125,7 +126,7 @@ class _Reader:
         self._path = path
         self._tensors = tensors
         self._taken: set[str] = set()
-        self._minima: set[str] = set()
+        self._beside: set[str] = set()
 
     def _corrupt(self, what: str) -> CorruptFile:
         return CorruptFile(f"{self._path}: {KEY}: {what}")
@@ -136,7 +137,7 @@ class _Reader:
         declared = sum(tensor.info.nbytes for tensor in made.values())
         if expands_too_far(declared, sum(tensor.info.nbytes for tensor in self._tensors.values())):
             raise self._corrupt(f"its tensors declare {declared} bytes")
-        return Origin({key: self._entry(key, value) for key, value in keys.items()}, made, self._minima)
+        return Origin({key: self._entry(key, value) for key, value in keys.items()}, made, self._beside)
 
     def _object(self, value: Any, longest: int) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -180,7 +181,8 @@ class _Reader:
     # -- tensors
 
     def _form(self, name: str, said: Any) -> Form:
-        known = {"stored": _is_names, "type": KINDS.__contains__, "transposed": _is_true, "heads": _is_heads,
+        types = {*KINDS, INT8.name}
+        known = {"stored": _is_names, "type": types.__contains__, "transposed": _is_true, "heads": _is_heads,
                  "values": _is_values}  # fmt: skip
         if not isinstance(said, dict) or not said.keys() <= known.keys() or ("stored" in said) == ("values" in said):
             raise self._corrupt(f"tensor {short(name)} is said in no form that is known")
@@ -197,7 +199,8 @@ class _Reader:
                 raise self._corrupt(f"tensor {short(name)} has values and a form")
             with np.errstate(over="ignore"):
                 return from_array(name, np.array(form.values, np.float32), F32, str(self._path))
-        made = [self._blocks(stored, form) if form.type else self._numbers(stored, form) for stored in form.stored]
+        reader = self._numbers if not form.type else self._coded if form.type == INT8.name else self._blocks
+        made = [reader(stored, form) for stored in form.stored]
         chain = (
             *((Stack(len(made)),) if len(made) > 1 else ()),
             *(Rope(n, undo, n_rot) for n, n_rot, undo in form.heads),
@@ -231,13 +234,25 @@ class _Reader:
             raise self._corrupt(f"tensor {short(stored)} has {len(found.info.shape)} axes, and none to exchange")
         return transposed(found) if form.transposed else found
 
+    def _coded(self, stored: str, form: Form) -> LazyTensor:
+        """Rows of INT8 again."""
+        codes, scales = self._initializer(stored), self._initializer(f"{stored}.scales")
+        if len(codes.info.shape) == 2 and form.transposed:
+            codes = transposed(codes)
+        n_rows = codes.info.shape[0] if codes.info.shape else 0
+        fits = len(codes.info.shape) == 2 and codes.info.dtype is DTYPES["U8"] and 0 not in codes.info.shape
+        if not fits or scales.info.dtype is not F32 or scales.info.shape != (n_rows,):
+            raise self._corrupt(f"tensor {short(stored)} is not what {form.type} has as codes and scales")
+        self._beside.add(scales.name)
+        return _rows(TensorInfo(stored, codes.info.shape, INT8), codes, scales)
+
     def _blocks(self, stored: str, form: Form) -> LazyTensor:
         """ggml's blocks again; as numbers where scales are F16 and the type's own are finer."""
         kind, codes = KINDS[form.type], self._initializer(stored)
         scales = self._initializer(f"{stored}.scales")
         minima = self._initializer(f"{stored}.minima") if kind.minima else None
         if minima is not None:
-            self._minima.add(minima.name)
+            self._beside.add(minima.name)
             minima = transposed(minima) if form.transposed and len(minima.info.shape) == 2 else minima
         shape, beside = codes.info.shape, [each for each in (scales, minima) if each is not None]
         fits = len(shape) == 3 and shape[2] == kind.nbytes and codes.info.dtype is DTYPES["U8"] and 0 not in shape
@@ -250,6 +265,15 @@ class _Reader:
             raise self._corrupt(f"tensor {short(stored)}: rows of {row} do not divide into blocks of {form.type}")
         info = TensorInfo(stored, (shape[0], row), ggml if exact else F32)
         return _joined(self._path, info, kind, codes, scales, minima)
+
+
+def _rows(info: TensorInfo, codes: LazyTensor, scales: LazyTensor) -> LazyTensor:
+    def read(start: int, stop: int) -> Rows:
+        own = np.ascontiguousarray(scales.rows(0, 1)).view("<f4")[0, start:stop]
+        return int8.joined(own, codes.rows(start, stop))
+
+    work = codes.row_work + 2 * info.row
+    return codes.derived(info, read, parts=(codes.name, scales.name), work_nbytes=work)
 
 
 def _joined(
