@@ -13,7 +13,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, MissingPart, OutputExists
 from converter.events import Dropped, Event, Note
 from converter.formats.base import Format, WriteOptions, child, head
-from converter.formats.hub import MODULES, TEMPLATES, module_of, modules, shard_of
+from converter.formats.hub import MODULES, TEMPLATES, graphs_in, has_weights, module_of, modules, shard_of
 from converter.formats.safetensors import INDEX_SUFFIX, open_safetensors
 from converter.formats.safetensors import layout as safetensors_layout
 from converter.formats.torch.checkpoint import open_torch
@@ -42,7 +42,7 @@ MAX_SMALL = 128 << 20  # bytes; the largest published tokenizer.json has 35 MB
 
 def sniff(path: Path, start: bytes) -> bool:
     """A folder with a config.json or with safetensors weights, unless a params.json says that they are Mistral's."""
-    if not path.is_dir():
+    if not path.is_dir() or (graphs_in(path) and not has_weights(path)):
         return False
     return (path / "config.json").is_file() or (
         any(path.glob("*.safetensors")) and not (path / "params.json").is_file()

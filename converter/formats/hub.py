@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,47 @@ TEMPLATES = "additional_chat_templates"
 MODULES = "modules.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.index.json", "*.gguf")
 _NOT_A_MODEL = ("adapter_",)  # weights of these names change a base model, and are none
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph in the folder that clients load.
+
+    Attributes:
+        dtype: what Transformers.js calls it.
+        ending: of its name, behind `model`.
+        types: what most of its weights are, by the names of types here.
+        half: whether it calculates in F16.
+    """
+
+    dtype: str
+    ending: str
+    types: frozenset[str]
+    half: bool = False
+
+
+_FOUR_BITS = frozenset(("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
+#: Names of graphs, the first for what has no name of its own. Source: Transformers.js, src/utils/dtypes.js.
+GRAPHS = (
+    GraphFile("fp32", "", frozenset(("F32",))),
+    GraphFile("fp16", "_fp16", frozenset(("F16",)), half=True),
+    GraphFile("q4f16", "_q4f16", _FOUR_BITS, half=True),
+    GraphFile("q4", "_q4", _FOUR_BITS),
+    GraphFile("q8", "_quantized", frozenset(("Q8_0",))),
+    GraphFile("int8", "_int8", frozenset(("INT8",))),
+)
+_GRAPH_FOLDER = "onnx"
+
+
+def graph_file(type_: str, *, half: bool) -> GraphFile:
+    """The name of a graph, most of whose weights are of a type, and which calculates in F16 or not."""
+    return next((each for each in GRAPHS if type_ in each.types and half >= each.half), GRAPHS[0])
+
+
+def graphs_in(folder: Path) -> list[Path]:
+    """The graphs in a folder that clients load, in the order of `GRAPHS`."""
+    files = (folder / _GRAPH_FOLDER / f"model{each.ending}.onnx" for each in GRAPHS)
+    return [file for file in files if file.is_file()]
 
 
 def has_weights(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from converter.architectures import architectures, plugged
 from converter.formats.registry import formats
-from converter.quant.recipes import RECIPES
+from converter.quant.recipes import GRAPH_RECIPES, RECIPES
 from converter.tensors.dtypes import DTYPES
 
 
@@ -48,7 +48,7 @@ def quant_rows() -> list[dict[str, Any]]:
             "mixture": bool(recipe.rows),
             "imatrix": recipe.base in recipe.needs_imatrix,
         }
-        for recipe in RECIPES.values()
+        for recipe in (*RECIPES.values(), *GRAPH_RECIPES.values())
         if recipe.base is not None
     ]
     return sorted(rows, key=lambda row: -row["bits"])

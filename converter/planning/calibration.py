@@ -23,7 +23,7 @@ from converter.tensors.dtypes import DTYPES, F32
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 from converter.workers import default_threads
 
-#: Tokens that are run at once.
+#: Tokens that are run at once, where the model takes as many.
 WINDOW = 256
 _LEVELS = np.float32(255)
 
@@ -36,10 +36,13 @@ class Calibration:
         tokenizer: the model, whose tokenizer cuts the text.
         folder: where the graph lies while it runs.
         program: the model's graph in F32.
+        context: tokens that the model takes at once.
     """
 
-    def __init__(self, text: Path, tokenizer: Path, folder: Path, program: Callable[[], Program]) -> None:
-        self.text = text
+    def __init__(
+        self, text: Path, tokenizer: Path, folder: Path, program: Callable[[], Program], context: int = WINDOW
+    ) -> None:
+        self.text, self._window = text, min(WINDOW, context)
         self._tokenizer, self._folder, self._program = tokenizer, folder, program
         self._matrices: list[str] = []
         self._found: Mapping[str, tuple[np.float32, np.uint8]] = {}
@@ -79,9 +82,9 @@ class Calibration:
         with tempfile.TemporaryDirectory(prefix=".calibration-", dir=self._folder) as scratch:
             path = Path(scratch) / "model.onnx"
             output.write(laid_out(program, path, "auto"))
-            with OnnxRuntime(path, WINDOW, threads) as runtime:
-                for start in range(0, len(ids), WINDOW):
-                    found = runtime.given(ids[start : start + WINDOW])
+            with OnnxRuntime(path, self._window, threads) as runtime:
+                for start in range(0, len(ids), self._window):
+                    found = runtime.given(ids[start : start + self._window])
                     for name in self._matrices:
                         low, high = (np.float32(found[f"{name}.{end}"]) for end in ENDS)
                         ends[name] = np.minimum(ends[name][0], low), np.maximum(ends[name][1], high)

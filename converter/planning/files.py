@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 from converter.checkpoint import Checkpoint
 from converter.errors import QuantizationError
@@ -14,7 +15,7 @@ from converter.mapping.general_keys import default_file_name
 from converter.mapping.tensors import to_hf
 from converter.mapping.view import tokenizer_beside
 from converter.planning.draft import Draft
-from converter.planning.graph import CLIENTS
+from converter.planning.graph import for_clients, named
 from converter.planning.plan import Step
 from converter.planning.said import said
 from converter.storage.layout import Layout
@@ -83,7 +84,7 @@ def describe(draft: Draft) -> Draft:
     if draft.to_graph:
         mapped = to_hf(draft.opened, draft.request.model.arch) if draft.opened.dialect == "gguf" else None
     if draft.to_graph or draft.to_trace:
-        more = CLIENTS
+        more = for_clients(draft)
     result, events = with_small_files(draft.checkpoint, draft.opened, mapped, tokenizer=wanted, more=more)
     draft.report.extend(events)
     return replace(draft, checkpoint=result)
@@ -107,7 +108,7 @@ def lay_out(draft: Draft) -> Draft:
     assert draft.target.layout is not None
     wishes = draft.request.output
     options = WriteOptions(wishes.split_max_size, wishes.split_max_tensors, wishes.external_data)
-    inner = (draft.profile.in_folder or draft.target.in_folder) if draft.whole else ""
+    inner = _place(draft) if draft.whole else ""
     layout = draft.target.layout(draft.checkpoint, draft.path / inner, options)
     if inner:
         small, events = beside_weights(draft.checkpoint, draft.path)
@@ -115,6 +116,14 @@ def lay_out(draft: Draft) -> Draft:
     draft.report.extend(list(layout.events))
     draft.report.extend(_lost_texts(draft.opened, draft.target))
     return replace(draft, layout=layout)
+
+
+def _place(draft: Draft) -> str:
+    """Where the model's file lies in its folder."""
+    if draft.profile.in_folder or not draft.to_graph:
+        return draft.profile.in_folder or draft.target.in_folder
+    known = PurePosixPath(draft.target.in_folder)
+    return str(known.with_stem(known.stem + named(draft).ending))
 
 
 def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from converter.errors import UsageError
 from converter.events import Decoded, Dropped, Note
+from converter.formats.hub import GraphFile, graph_file
 from converter.formats.onnx.program import Given, Programs
 from converter.formats.torch.exported import ExportedProgram
 from converter.graphs.experts import is_of_experts
@@ -17,12 +20,12 @@ from converter.graphs.network import Options
 from converter.graphs.write import program
 from converter.mapping.companions import normalises, ways_to_generate
 from converter.metadata import Metadata, Value
-from converter.planning.calibration import Calibration
+from converter.planning.calibration import WINDOW, Calibration
 from converter.planning.draft import Draft
 from converter.planning.said import said
 from converter.quant.recipes import RECIPES, Choice
 from converter.storage.files import regular_size
-from converter.tensors.dtypes import F32, INT8, dtype
+from converter.tensors.dtypes import F16, F32, INT8, dtype
 from converter.tensors.encode import Watch, encoded
 from converter.tensors.operands import KINDS as PACKABLE
 from converter.tensors.streams import decoded
@@ -73,8 +76,22 @@ def _plain(draft: Draft) -> str:
     return plain
 
 
-#: Transformers.js asks its config whether a model's tensors lie beside it.
-CLIENTS = {"transformers.js_config": {"use_external_data_format": True}}
+def named(draft: Draft) -> GraphFile:
+    """What the file of a graph is called: by what its recipe, else most of its weights, are."""
+    n_elements: Counter[str] = Counter()
+    for step in draft.steps:
+        n_elements[step.type] += step.info.n_elements
+    most = max(n_elements, key=n_elements.__getitem__, default=F32.name)
+    own = draft.recipe.base if draft.recipe is not None and draft.recipe.quantized else most
+    return graph_file(
+        own or most, half=draft.request.types.dtype is not None and dtype(draft.request.types.dtype) is F16
+    )
+
+
+def for_clients(draft: Draft) -> dict[str, Any]:
+    """What Transformers.js asks config.json: whether tensors lie beside the model, and of ours which file to take."""
+    own = {"dtype": named(draft).dtype} if draft.to_graph else {}
+    return {"transformers.js_config": {"use_external_data_format": True, **own}}
 
 
 def write_graph(draft: Draft) -> Draft:
@@ -116,7 +133,8 @@ def _calibration(draft: Draft, metadata: Metadata, options: Options) -> Calibrat
     config = draft.opened.assets.get("config.json")
     tokenizer = draft.opened.path if config is None else config.parent
     plain = Options(F32, Watch(), exact=True, normalised=options.normalised)
-    return Calibration(text, tokenizer, draft.path.absolute().parent, lambda: program(model, plain))
+    context = model.size("context_length", default=WINDOW)
+    return Calibration(text, tokenizer, draft.path.absolute().parent, lambda: program(model, plain), context)
 
 
 def _answer(draft: Draft) -> Answer:

@@ -14,6 +14,7 @@ import numpy as np
 
 from converter.errors import UnsupportedFeature, short
 from converter.extras import package
+from converter.formats.hub import graphs_in
 from converter.formats.registry import open_checkpoint
 from converter.runtimes.base import Floats, Named, Runtime, failures
 
@@ -44,6 +45,7 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
         library = package(NAME, f"{path}: running it")
+        path = next(iter(graphs_in(path)), path)
         self._path, self.name = path, f"ONNX Runtime {library.__version__}"
         with open_checkpoint(path):
             pass

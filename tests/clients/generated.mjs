@@ -3,7 +3,7 @@ export async function generated({ env, AutoTokenizer, AutoModelForCausalLM }, fo
   const local = { allowRemoteModels: false, allowLocalModels: true, useBrowserCache: false, localModelPath: folders };
   Object.assign(env, local);
   const tokenizer = await AutoTokenizer.from_pretrained(name);
-  const model = await AutoModelForCausalLM.from_pretrained(name, { dtype: 'fp32', ...options });
+  const model = await AutoModelForCausalLM.from_pretrained(name, options);
   tokenizer.padding_side = 'left';
   const told = { max_new_tokens: 32, do_sample: false };
   const rows = (tokens) => tokens.tolist().map((row) => row.map(Number));

@@ -1,4 +1,4 @@
-"""Greedy tokens of an ONNX folder in optimum, in its own environment: `python optimum_client.py FOLDER` prints JSON."""
+"""Greedy tokens of an ONNX folder in optimum, in its own environment: `optimum_client.py FOLDER FILE` prints JSON."""
 
 import json
 import sys
@@ -7,10 +7,10 @@ from typing import Any
 from optimum.onnxruntime import ORTModelForCausalLM
 from transformers import AutoTokenizer
 
-folder = sys.argv[1]
+folder, file = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
 tokenizer.pad_token = tokenizer.eos_token
-model = ORTModelForCausalLM.from_pretrained(folder, subfolder="onnx", file_name="model.onnx")
+model = ORTModelForCausalLM.from_pretrained(folder, subfolder="onnx", file_name=file)
 
 
 def generated(texts: list[str]) -> list[list[int]]:

@@ -25,10 +25,12 @@ BIN = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 PYTHON, GENAI = INSTALLED / "venv" / BIN, INSTALLED / "genai" / BIN
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 KJV = models.FIXTURES / "kjv-llama"
-#: What is asked for -> the same of a GGUF, whose weights transformers reads.
-REQUESTS: dict[str, dict[str, Any]] = {
-    "f32": {}, "f16": {"dtype": "f16"}, "q4_0": {"quant": "q4_0"}, "q8_0": {"quant": "q8_0"},
-    "q4_k_m": {"quant": "q4_k_m"},
+#: Name -> what is asked for, and the file that it is in.
+REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
+    "f32": ({}, "model.onnx"), "f16": ({"dtype": "f16"}, "model_fp16.onnx"),
+    "q4_0": ({"quant": "q4_0"}, "model_q4.onnx"), "q8_0": ({"quant": "q8_0"}, "model_quantized.onnx"),
+    "q4_k_m": ({"quant": "q4_k_m"}, "model_q4.onnx"), "q5_k_m": ({"quant": "q5_k_m"}, "model.onnx"),
+    "int8": ({"quant": "int8"}, "model_int8.onnx"),
 }  # fmt: skip
 #: Types -> operators, in a folder each: what a browser and onnxruntime-genai load, too.
 PROFILED = {"opset18": ("f32", "q4_k_m"), "genai": ("f32", "q4_0")}
@@ -39,7 +41,7 @@ TEXTS = ["And God said", "In the beginning God created the heaven and the earth"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of folders, one for each request."""
     folder = tmp_path_factory.mktemp("clients")
-    for name, asked in REQUESTS.items():
+    for name, (asked, _) in REQUESTS.items():
         request = converter.Request(format="onnx", exact=True, **asked)
         converter.convert(KJV, f"{folder / name}/", request)
         for profile in (profile for profile, names in PROFILED.items() if name in names):
@@ -48,16 +50,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[list[int]]]]:
-    """Of every request, what transformers makes of its weights."""
+def tokens(made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[list[int]]]]:
+    """Of every request, what transformers makes of its weights, by way of a GGUF or of the graph."""
     transformers = pytest.importorskip("transformers")
     folder, found = tmp_path_factory.mktemp("decoded"), {}
-    for name, asked in REQUESTS.items():
+    for name, (asked, file) in REQUESTS.items():
         weights = KJV
         if "quant" in asked:
-            converter.convert(KJV, folder / f"{name}.gguf", converter.Request(**asked))
-            weights = folder / name
-            converter.convert(folder / f"{name}.gguf", f"{weights}/", converter.Request(dtype="f32"))
+            weights, coded = folder / name, folder / f"{name}.gguf"
+            if name == "int8":
+                coded = made / name / "onnx" / file
+            else:
+                converter.convert(KJV, coded, converter.Request(**asked))
+            converter.convert(coded, f"{weights}/", converter.Request(dtype="f32"))
         model = transformers.AutoModelForCausalLM.from_pretrained(weights, dtype="float32")
         tokenizer = transformers.AutoTokenizer.from_pretrained(KJV, padding_side="left")
         tokenizer.pad_token = tokenizer.eos_token
@@ -121,4 +126,4 @@ def test_genai(name: str, made: Path, tokens: Any) -> None:
 def test_optimum(name: str, made: Path, tokens: Any) -> None:
     if not PYTHON.is_file():
         pytest.skip("make clients installs optimum")
-    assert asked(PYTHON, HERE / "optimum_client.py", made / name) == tokens[name]
+    assert asked(PYTHON, HERE / "optimum_client.py", made / name, REQUESTS[name][1]) == tokens[name]

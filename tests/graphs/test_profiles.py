@@ -161,7 +161,7 @@ def test_the_gguf_again(profile: str, tmp_path: Path) -> None:
     request = converter.Request(quant="q4_k_m")
     converter.convert(KJV, tmp_path / "model.gguf", request)
     converter.convert(KJV, f"{tmp_path / 'out'}/", request.replace(format="onnx", profile=profile))
-    graph = tmp_path / "out" / (PROFILES[profile].in_folder or "onnx/model.onnx")
+    graph = tmp_path / "out" / (PROFILES[profile].in_folder or "onnx/model_q4.onnx")
     converter.convert(graph, tmp_path / "back.gguf")
     assert (tmp_path / "back.gguf").read_bytes() == (tmp_path / "model.gguf").read_bytes()
 

@@ -16,7 +16,7 @@ from converter.verify.behaviour import with_behaviour
 
 STORIES, KJV = (models.FIXTURES / name for name in ("stories260K", "kjv-llama"))
 QUANTS: tuple[dict[str, Any], ...] = (
-    {}, {"dtype": "f16"}, {"quant": "q4_0"}, {"quant": "q8_0"}, {"quant": "q4_k_m"},
+    {}, {"dtype": "f16"}, {"quant": "q4_0"}, {"quant": "q8_0"}, {"quant": "q4_k_m"}, {"quant": "int8"},
     {"quant": "q4_0", "dtype": "f16"}, {"quant": "q4_k_m", "dtype": "f16"},
 )  # fmt: skip
 
@@ -34,7 +34,7 @@ def test_every_tensor_is_what_the_encoder_makes(asked: dict[str, Any], source: P
 def test_of_a_gguf(tmp_path: Path) -> None:
     converter.convert(KJV, tmp_path / "model.gguf", converter.Request(quant="q4_k_m"))
     converter.convert(tmp_path / "model.gguf", f"{tmp_path / 'out'}/", converter.Request(format="onnx"))
-    result = verify(tmp_path / "model.gguf", tmp_path / "out/onnx/model.onnx")
+    result = verify(tmp_path / "model.gguf", tmp_path / "out")
     assert result.passed and all(tensor.exact for tensor in result.tensors)
     assert not [finding for finding in result.findings if finding.check == "tokenizer"]
 

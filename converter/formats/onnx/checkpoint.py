@@ -21,7 +21,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.events import Note
 from converter.formats.base import WriteOptions
-from converter.formats.hub import client_folder, folder_assets
+from converter.formats.hub import client_folder, folder_assets, graphs_in, has_weights
 from converter.formats.onnx import origin
 from converter.formats.onnx.graph import Graph, rewritten
 from converter.formats.onnx.model import INLINE_NBYTES, Model
@@ -41,7 +41,12 @@ _OLDEST_IR, _NEWEST_IR = 3, 64
 
 
 def sniff(path: Path, start: bytes) -> bool:
-    """ONNX has no magic: its first two keys must be a model's; under another name than .onnx, a version first."""
+    """ONNX has no magic: its first two keys must be a model's; under another name than .onnx, a version first.
+
+    A folder with graphs where clients look for them is one, too, unless it has other weights.
+    """
+    if path.is_dir():
+        return bool(graphs_in(path)) and not has_weights(path)
     if not start or start[0] not in _FIRST:
         return False
     if path.suffix.lower() == ".onnx":
@@ -52,11 +57,14 @@ def sniff(path: Path, start: bytes) -> bool:
 def open_onnx(path: Path) -> Checkpoint:
     """The tensors of a `.onnx` model, with its external data; of a graph of ours the GGUF that it was written of.
 
+    Of a folder, the first of the graphs that clients know.
+
     Raises:
         CorruptFile: truncated, contradictory, external data outside the folder; as `origin.read`.
         MissingPart: a file of external data is not there.
         UnsupportedFeature: sparse tensors, parts of tensors, unknown types, no tensor at all.
     """
+    path, *others = graphs_in(path) if path.is_dir() else [path]
     model = Model(path)
     try:
         with model.file.scattered():
@@ -80,10 +88,15 @@ def open_onnx(path: Path) -> Checkpoint:
         structure=Graph(model, sites),
     )
     try:
-        return _meant(stored)
+        meant = _meant(stored)
     except BaseException:
         model.close()
         raise
+    if not others:
+        return meant
+    left = ", ".join(each.name for each in others)
+    note = Note(f"{path.name} is taken; also there, and left out: {left}")
+    return meant.replace(events=(*meant.events, note))
 
 
 def _meant(stored: Checkpoint) -> Checkpoint:
