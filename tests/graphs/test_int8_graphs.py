@@ -16,6 +16,7 @@ from converter.formats.onnx.program import Program, Value, laid_out
 from converter.formats.registry import open_checkpoint
 from converter.graphs.builder import Builder
 from converter.graphs.linear import Matrices
+from converter.graphs.profiles import STANDARD
 from converter.storage import output
 from converter.tensors import int8, kernels
 from converter.tensors.dtypes import F32, INT8
@@ -68,7 +69,9 @@ def test_a_product_is_that_of_whole_numbers(tmp_path: Path) -> None:
     made = Matrices(build, Watch(), exact=False).multiply("x", matrix)
     build.op("Identity", made, output="y")
     ends = Value("x", "F32", ("b", "t", 80)), Value("y", "F32", ("b", "t", 24))
-    program = Program("one", tuple(build.nodes), ends[:1], ends[1:], build.initializers, {"": 23})
+    program = Program(
+        "one", tuple(build.nodes), ends[:1], ends[1:], build.initializers, STANDARD.opsets, STANDARD.ir_version
+    )
     output.write(laid_out(program, tmp_path / "one.onnx", "auto"))
     checked(tmp_path / "one.onnx")
     found = onnx_cases.session(tmp_path / "one.onnx").run(None, {"x": x})[0]

@@ -236,6 +236,7 @@ WITH: dict[str, tuple[str, dict[str, Any]]] = {
     "scheme": ("folder", {"format": "hf"}),
     "exact": ("out.onnx", {"quant": "q4_0"}),
     "profile": ("out.onnx", {}),
+    "calibration": ("out.onnx", {"quant": "int8-static", "calibration": STORIES / "SOURCE.txt"}),
     "scale": ("folder", {"format": "hf", "scheme": "mlx-4"}),
 }
 OTHER: dict[str, Any] = {
@@ -247,7 +248,7 @@ OTHER: dict[str, Any] = {
     "mmproj": True,
     "format": "safetensors", "strict": True, "split_max_size": 100_000, "split_max_tensors": 20,
     "external_data": "always", "keep_codes": "near", "scheme": "fp8", "scale": "mse", "exact": True,
-    "profile": "opset18",
+    "profile": "opset18", "calibration": models.FIXTURES / "kjv-heldout.txt",
 }  # fmt: skip
 
 
