@@ -39,6 +39,10 @@ VERBS = {
     "completion": ("completion", "bash"),
     "clean": ("clean", "{folder}"),
     "batch": ("batch", "{stories}", "--out", "{tmp}/batch.gguf", "-q", "q8_0"),
+    "split": ("split", "{model}", "{tmp}/part", "--max-tensors", "20"),
+    "merge": ("merge", "{shard}", "{tmp}/whole"),
+    "edit": ("edit", "{model}", "{tmp}/edited.gguf", "--set", "general.name=x"),
+    "hash": ("hash", "{model}"),
 }
 
 
@@ -49,7 +53,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     stories = tmp / f"{NAME} stories"
     shutil.copytree(STORIES, stories)
     pipeline.convert(stories, tmp / f"{NAME}.model.gguf", Request())
-    return {"tmp": tmp, "name": NAME, "folder": folder, "stories": stories, "model": tmp / f"{NAME}.model.gguf"}
+    pipeline.convert(stories, tmp / f"{NAME}.cut.gguf", Request(split_max_tensors=20))
+    (shard,) = tmp.glob(f"{NAME}.cut-00001-of-*.gguf")
+    model = tmp / f"{NAME}.model.gguf"
+    return {"tmp": tmp, "name": NAME, "folder": folder, "stories": stories, "model": model, "shard": shard}
 
 
 def run(console: str, *argv: str) -> subprocess.CompletedProcess[bytes]:
