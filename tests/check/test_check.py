@@ -34,7 +34,7 @@ from converter.metadata import Array, Value, text, u32
 from converter.runtimes import generation
 from converter.storage import output
 from converter.tensors import kernels
-from converter.tensors.dtypes import DTYPES, INT8, F32
+from converter.tensors.dtypes import DTYPES, F32, INT8
 from converter.tensors.scales import KINDS, SCALES
 from converter.tensors.tensor import LazyTensor, TensorInfo, from_array
 
