@@ -69,8 +69,8 @@ EXACT = Bound()
 
 
 def within(*shares: tuple[float, str]) -> Bound:
-    """A bound of these shares of what is named."""
-    return Bound(tuple(Share(share, of) for share, of in shares))
+    """A bound of these shares of what is named; a share of zero is none."""
+    return Bound(tuple(Share(share, of) for share, of in shares if share))
 
 
 def rounding(dtype: DType) -> Bound:

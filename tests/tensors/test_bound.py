@@ -51,3 +51,9 @@ def test_what_types_on_the_way_add(types: tuple[object, ...], holds: object, wan
 def test_of_several_the_loosest() -> None:
     some, more, again = within((0.1, "a")), Bound((Share(0.1, "a"), Share(0.1, "b"))), Bound(again="Q4_0")
     assert loosest([EXACT, more, some]) is more and loosest([EXACT]) is EXACT and loosest([more, again]) is again
+
+
+def test_a_share_of_zero_is_none() -> None:
+    """Of a search in which no end is cut, say."""
+    assert within((0.0, "the largest of its group")) == EXACT
+    assert str(within((0.25, "itself"), (0.0, "the largest of its group"))) == "within 1/4 of itself"
