@@ -105,10 +105,10 @@ def convert(
     Raises:
         ConverterError: as its kind, with nothing written and an old output untouched.
     """
-    made = plan(source, target, request)
-    with made.checkpoint:
-        run(made, force=force, threads=threads, progress=progress, on_plan=on_plan, resume=resume)
-    return made
+    requests = [request or Request()]
+    return convert_several(
+        source, target, requests, force=force, threads=threads, progress=progress, on_plan=on_plan, resume=resume
+    )[0]
 
 
 def convert_several(
@@ -157,8 +157,16 @@ def run_several(
     resume: bool = False,
 ) -> None:
     """Carry out plans of `plan_several`: all of their files are written, or none. Other arguments are `convert`'s."""
-    first, layout = plans[0], together(plans)
-    opened = first.checkpoint.opened
+    first, opened = plans[0], plans[0].checkpoint.opened
+
+    def claimed(found: Sequence[Note]) -> None:
+        first.report.extend(list(found))
+        if on_plan is not None:
+            for plan in plans:
+                on_plan(plan)
+        for plan in plans:
+            if plan.prepare is not None:
+                plan.prepare()
 
     def stop() -> ConverterError | None:
         tripped = next((plan.watch for plan in plans if plan.watch.tripped), None)
@@ -167,26 +175,47 @@ def run_several(
         return LossyError(f"{tripped.events()[0]}\nrefused under --strict; nothing was written")
 
     with about(first.source.path):
-        target = Disk(layout, replace=force, key=" ".join(plan.key() for plan in plans), keep=resume)
-        try:
-            first.report.extend([Note(found) for found in target.claim()])
-            refuse_existing(layout, force, target.lock)
-            target.check_room()
-            if on_plan is not None:
-                for plan in plans:
-                    on_plan(plan)
-            for plan in plans:
-                if plan.prepare is not None:
-                    plan.prepare()
-            check = first.checkpoint.check
-            output.write(layout, target, threads=threads, progress=progress, stop=stop, check=check)
-        except Exception as error:
-            opened.explain(error)
-            raise
-        finally:
-            target.abandon()
+        key = " ".join(plan.key() for plan in plans)
+        target = Disk(together(plans), replace=force, key=key, keep=resume)
+        write(first.checkpoint, target, force=force, threads=threads, progress=progress, claimed=claimed, stop=stop)
     for plan in plans:
         plan.report.extend(plan.watch.events())
+
+
+def write(
+    checkpoint: Checkpoint,
+    target: Disk,
+    *,
+    force: bool,
+    threads: int | None,
+    progress: ProgressCallback | None,
+    claimed: Callable[[Sequence[Note]], None],
+    stop: Callable[[], ConverterError | None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Write the layout of `target`, which was made of `checkpoint`, whole or not at all.
+
+    Args:
+        force, threads, progress: as for `convert`.
+        claimed: called with what dead runs had left, when the place is ours and nothing is written yet.
+        stop, check: as for `output.write`; by default, sources that were lost or changed end the run.
+
+    Raises:
+        ConverterError: as `convert`.
+    """
+    layout, opened = target.layout, checkpoint.opened
+    stop, check = stop or opened.lost, check or checkpoint.check
+    try:
+        found = [Note(each) for each in target.claim()]
+        refuse_existing(layout, force, target.lock)
+        target.check_room()
+        claimed(found)
+        output.write(layout, target, threads=threads, progress=progress, stop=stop, check=check)
+    except Exception as error:
+        opened.explain(error)
+        raise
+    finally:
+        target.abandon()
 
 
 def _refuse_elsewhere(layout: Layout, target: Path) -> None:

@@ -22,7 +22,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import OutputError, UnsupportedFeature, UsageError, about, short
 from converter.formats import gguf, safetensors
 from converter.formats.registry import source_format
-from converter.housekeeping.rewrite import rewrite, write_elsewhere
+from converter.housekeeping.rewrite import rewrite
 from converter.housekeeping.values import Entry, parsed, shown, type_of
 from converter.metadata import Value, array_of, number_of
 from converter.request import PathLike
@@ -154,8 +154,7 @@ def edit(
             if not dry_run and how == "in place" and span is not None:
                 _overwrite(edited, layout, *span)
             elif not dry_run and how == "rewritten":
-                write, replace = (rewrite, True) if target is None else (write_elsewhere, force)
-                write(edited, layout, force=replace, threads=threads, progress=progress)
+                rewrite(edited, layout, in_place=target is None, force=force, threads=threads, progress=progress)
     place = layout.files[0].path
     return Edited(place, changes, how, nbytes, dry_run, time.monotonic() - started)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UnsupportedFeature
-from converter.events import Event, Note
-from converter.pipeline import refuse_existing, refuse_same
-from converter.storage import output
+from converter.events import Event
+from converter.pipeline import refuse_same, write
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback
@@ -64,59 +62,34 @@ def rewrite(
     checkpoint: Checkpoint,
     layout: Layout,
     *,
+    in_place: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
-    events: Sequence[Event] = (),
 ) -> Rewritten:
     """Write `layout`, which was made of `checkpoint`, whole or not at all; the checkpoint is closed.
 
     Args:
         checkpoint: what is read.
         layout: what is to be.
-        force: replace what is there, the checkpoint's own file included.
-        threads, progress: as for `convert`.
-        events: what there is to say already.
+        in_place: whether it takes the place of what is read; else that is refused.
+        force, threads, progress: as for `convert`.
 
     Raises:
         OutputExists, SameFile, DiskFull, OutputError: it cannot be written.
         CorruptFile, OutputError: it cannot be read, or was changed meanwhile.
         Interrupted: `progress` returned False.
     """
+    if not in_place:
+        refuse_same(layout, checkpoint)
 
     def finished() -> None:
         checkpoint.check()
         checkpoint.close()  # a file that is mapped cannot be replaced everywhere
 
-    started, target = time.monotonic(), Disk(layout, replace=force)
-    try:
-        found = tuple(Note(each) for each in target.claim())
-        refuse_existing(layout, force, target.lock)
-        lost = checkpoint.opened.lost
-        output.write(layout, target, threads=threads, progress=progress, stop=lost, check=finished)
-    except Exception as error:
-        checkpoint.opened.explain(error)
-        raise
-    finally:
-        target.abandon()
+    started, found, force = time.monotonic(), list[Event](), force or in_place
+    target = Disk(layout, replace=force)
+    write(checkpoint, target, force=force, threads=threads, progress=progress, claimed=found.extend, check=finished)
     files = tuple((file.path, file.size) for file in layout.files)
-    said = (*checkpoint.events, *layout.events, *events, *found)
+    said = (*checkpoint.events, *layout.events, *found)
     return Rewritten(checkpoint.path, files, len(checkpoint.tensors), said, time.monotonic() - started)
-
-
-def write_elsewhere(
-    checkpoint: Checkpoint,
-    layout: Layout,
-    *,
-    force: bool = False,
-    threads: int | None = None,
-    progress: ProgressCallback | None = None,
-    events: Sequence[Event] = (),
-) -> Rewritten:
-    """`rewrite` to files that are none of the checkpoint's own.
-
-    Raises:
-        SameFile: one of them is; otherwise as `rewrite`.
-    """
-    refuse_same(layout, checkpoint)
-    return rewrite(checkpoint, layout, force=force, threads=threads, progress=progress, events=events)

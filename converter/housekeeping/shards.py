@@ -13,7 +13,7 @@ from converter.formats import gguf, hf_folder, safetensors
 from converter.formats.base import INDEX, WriteOptions
 from converter.formats.hub import shard_of
 from converter.formats.registry import formats, open_checkpoint
-from converter.housekeeping.rewrite import Rewritten, check_format, write_elsewhere
+from converter.housekeeping.rewrite import Rewritten, check_format, rewrite
 from converter.request import PathLike, Source
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback
@@ -56,7 +56,7 @@ def split(
     with about(Source.of(source).path), open_checkpoint(source) as checkpoint:
         check_format(checkpoint, "split")
         layout = _SPLIT[checkpoint.format](checkpoint, _place(checkpoint, target), options)
-        return write_elsewhere(checkpoint, layout, force=force, threads=threads, progress=progress)
+        return rewrite(checkpoint, layout, force=force, threads=threads, progress=progress)
 
 
 def merge(
@@ -88,7 +88,7 @@ def merge(
         assert layout_of is not None  # of the formats that `check_format` lets through
         whole = WriteOptions(split_max_size=sys.maxsize)
         layout = layout_of(checkpoint, _place(checkpoint, target), whole)
-        return write_elsewhere(checkpoint, layout, force=force, threads=threads, progress=progress)
+        return rewrite(checkpoint, layout, force=force, threads=threads, progress=progress)
 
 
 def _place(checkpoint: Checkpoint, target: PathLike) -> Path:

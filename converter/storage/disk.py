@@ -44,7 +44,7 @@ class Disk:
     """
 
     def __init__(self, layout: Layout, *, replace: bool = True, key: str | None = None, keep: bool = False) -> None:
-        self._layout, self._replace, self._key, self._keep = layout, replace, key, keep and key is not None
+        self.layout, self._replace, self._key, self._keep = layout, replace, key, keep and key is not None
         folder = layout.folder
         self._new_folder = folder is not None and not folder.exists()
         anchor = layout.files[0].path if folder is None else folder if self._new_folder else folder / folder.name
@@ -57,13 +57,13 @@ class Disk:
     def _build_in(self, temporary: Path) -> None:
         """Take `temporary`, a name that is free or what a run of the same key left, to write into."""
         self._temporary = temporary
-        self._stage = temporary if self._layout.folder is not None or len(self._layout.files) > 1 else None
+        self._stage = temporary if self.layout.folder is not None or len(self.layout.files) > 1 else None
         self._paths = self._paths_in(temporary)
         self._handles = Handles(self._paths)
         self._journal = Journal(leftovers.journal_of(temporary), self._key or "")
 
     def _paths_in(self, temporary: Path) -> list[Path]:
-        if self._layout.folder is None and len(self._layout.files) == 1:
+        if self.layout.folder is None and len(self.layout.files) == 1:
             return [temporary]
         return [(temporary if self._new_folder else temporary / swap.NEW) / name for name in self._names]
 
@@ -82,7 +82,7 @@ class Disk:
         Raises:
             OutputError: another run writes there, or what a dead one left can neither be finished nor undone.
         """
-        place = self._layout.folder or self._layout.files[0].path
+        place = self.layout.folder or self.layout.files[0].path
         try:
             if not self._claim.take():
                 raise OutputError(f"{place}: another run is writing it; wait for its end")
@@ -109,7 +109,7 @@ class Disk:
         """Whether a dead run with this one's key left all its files, and had not begun to give them their names."""
         if self._key is None or self._journal.done or (temporary / swap.JOURNAL).exists():
             return False
-        files = zip(self._paths_in(temporary), self._layout.files, strict=True)
+        files = zip(self._paths_in(temporary), self.layout.files, strict=True)
         journal = Journal(leftovers.journal_of(temporary), self._key)
         if not (journal.read() and all(_is_of_size(path, file.size) for path, file in files)):
             return False
@@ -120,7 +120,7 @@ class Disk:
     @property
     def _beside(self) -> Lock | None:
         """The lock of a run for which a folder that is there now was a new one."""
-        folder = self._layout.folder
+        folder = self.layout.folder
         if folder is None or self._new_folder:
             return None
         return Lock(folder.with_name(f".{_short(folder.name)}.lock"))
@@ -146,7 +146,7 @@ class Disk:
             DiskFull: it does not fit.
             OutputError: the folder is not there.
         """
-        layout = self._layout
+        layout = self.layout
         folder = layout.files[0].path.parent if layout.folder is None else layout.folder.parent
         try:
             free = shutil.disk_usage(folder).free
@@ -157,7 +157,7 @@ class Disk:
 
     def create(self) -> None:
         self.claim()
-        for file, path in zip(self._layout.files, self._paths, strict=True):
+        for file, path in zip(self.layout.files, self._paths, strict=True):
             if self._journal.done:
                 break
             if self._stage is not None:
@@ -224,7 +224,7 @@ class Disk:
         self._journal.remove()
         self._keep = False
         if self._stage is None:
-            ((file, path),) = zip(self._layout.files, self._paths, strict=True)
+            ((file, path),) = zip(self.layout.files, self._paths, strict=True)
             if self._replace:
                 if os.path.lexists(file.path):
                     swap.keep_mode(file.path, path)
@@ -236,7 +236,7 @@ class Disk:
             swap.flush_folders({path.parent for path in self._paths})
             os.rename(self._stage, self._root)
         else:
-            entry = self._layout.entry
+            entry = self.layout.entry
             order = [entry, *(number for number in range(len(self._names)) if number != entry)]
             try:
                 swap.publish(self._stage, [self._names[number] for number in order], self._replace)
