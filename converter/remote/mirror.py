@@ -217,7 +217,7 @@ class Fetched:
 
 
 def _web(address: Address) -> list[Entry]:
-    """A file, which alone is named; of a set of shards, those of its name."""
+    """The file that is named, alone: nobody says what lies beside it."""
     if address.folder:
         raise UnsupportedFeature(f"{address.shown}/: folders cannot be listed by https; give the file")
     stored = WebFile(address.shown, address.secret)
