@@ -99,13 +99,13 @@ def test_a_writer_may_fill_folders_within(
 def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Gets a line for every source that is closed."""
     lines: list[str] = []
-    opened = pipeline.open_checkpoint
+    opened = pipeline.open_model
 
-    def watched(source: Any) -> Checkpoint:
-        checkpoint = opened(source)
+    def watched(*given: Any) -> Checkpoint:
+        checkpoint = opened(*given)
         return checkpoint.replace(closers=(*checkpoint.closers, lambda: lines.append("closed")))
 
-    monkeypatch.setattr(pipeline, "open_checkpoint", watched)
+    monkeypatch.setattr(pipeline, "open_model", watched)
     return lines
 
 

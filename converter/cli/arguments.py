@@ -298,6 +298,6 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
     if args.quant is None:
         return [request_of(args)]
     names = [name.strip() for name in args.quant.split(",")]
-    if not all(names):
+    if len(names) > 1 and not all(names):
         raise UsageError(f"--quant {args.quant}: a name is missing between commas")
     return [request_of(args).replace(quant=name) for name in dict.fromkeys(names)]

@@ -109,13 +109,19 @@ def check_name(path: Path, name: str) -> None:
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
+def _is_plain(name: str) -> bool:
+    """Whether a name says nothing but a name; bytes that are no text here, as the system gives them, may be in it."""
+    text = "".join(each for each in name if not "\udc80" <= each <= "\udcff")
+    return bool(name) and text.isprintable() and "\\" not in name and ":" not in name
+
+
 def child(folder: Path, name: object, of: Path) -> Path:
     """The path of a file that `of` names, inside `folder`.
 
     Raises:
         CorruptFile: the name is not a plain relative path, or leads out of the folder.
     """
-    if not isinstance(name, str) or not name or not name.isprintable() or "\\" in name or ":" in name:
+    if not isinstance(name, str) or not _is_plain(name):
         raise CorruptFile(f"{of}: {short(name)} is not a file name")
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", ".", "..") for part in parts):

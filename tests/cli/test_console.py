@@ -39,9 +39,9 @@ VERBS = {
     "completion": ("completion", "bash"),
     "clean": ("clean", "{folder}"),
     "batch": ("batch", "{stories}", "--out", "{tmp}/batch.gguf", "-q", "q8_0"),
-    "split": ("split", "{model}", "{tmp}/part", "--max-tensors", "20"),
-    "merge": ("merge", "{shard}", "{tmp}/whole"),
-    "edit": ("edit", "{model}", "{tmp}/edited.gguf", "--set", "general.name=x"),
+    "split": ("split", "-f", "{model}", "{tmp}/part", "--max-tensors", "20"),
+    "merge": ("merge", "-f", "{shard}", "{tmp}/whole"),
+    "edit": ("edit", "-f", "{model}", "{tmp}/edited.gguf", "--set", "general.name=x"),
     "hash": ("hash", "{model}"),
 }
 
