@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,15 @@ class Builder:
         """A node as it is."""
         self.nodes.append(node)
         self._makers |= dict.fromkeys(node.outputs, node.op)
+
+    def reached(self, outputs: Iterable[str]) -> tuple[tuple[Node, ...], dict[str, LazyTensor]]:
+        """What outputs are made of: nodes in their order, and tensors. Lowerings and routers make more than that."""
+        read, kept = set(outputs), list[Node]()
+        for node in reversed(self.nodes):
+            if not read.isdisjoint(node.outputs):
+                kept.append(node)
+                read.update(node.read)
+        return tuple(reversed(kept)), {name: each for name, each in self.initializers.items() if name in read}
 
     def once(self, op: str, *inputs: str, **attributes: Any) -> str:
         """An operator that blocks share: one for the same inputs, outside of them."""

@@ -91,10 +91,11 @@ class Network(ABC):
                 x = self.norm(x, self.model.facts.last_norm) or x
         self.head(x)
         self.refuse_unused()
+        inputs, outputs = self.inputs(), self.outputs()
+        nodes, initializers = self.build.reached(each.name for each in outputs)
         return Program(
-            self.model.architecture.gguf, tuple(self.build.nodes), self.inputs(), self.outputs(),
-            self.build.initializers, self.profile.opsets, self.profile.ir_version,
-            origin.texts(self.model, self.matrices, self.build.initializers),
+            self.model.architecture.gguf, nodes, inputs, outputs, initializers,
+            self.profile.opsets, self.profile.ir_version, origin.texts(self.model, self.matrices, initializers),
         )  # fmt: skip
 
     def embedded(self) -> str:

@@ -5,7 +5,7 @@ Source: onnx.proto of the ONNX project.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,15 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     domain: str = ""
+
+    @property
+    def read(self) -> Iterator[str]:
+        """Names of what it reads, also within what it does again and again."""
+        yield from self.inputs
+        for body in (value for value in self.attributes.values() if isinstance(value, Body)):
+            yield from body.outputs
+            for node in body.nodes:
+                yield from node.read
 
 
 @dataclass(frozen=True)
