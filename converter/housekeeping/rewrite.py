@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
-from converter.errors import UnsupportedFeature
+from converter.errors import MissingPart, UnsupportedFeature
 from converter.events import Event
+from converter.formats.base import INDEX
+from converter.formats.hub import shard_of
+from converter.formats.registry import formats
 from converter.pipeline import refuse_same, write
+from converter.request import PathLike
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback
@@ -93,3 +98,28 @@ def rewrite(
     files = tuple((file.path, file.size) for file in layout.files)
     said = (*checkpoint.events, *layout.events, *found)
     return Rewritten(checkpoint.path, files, len(checkpoint.tensors), said, time.monotonic() - started)
+
+
+def place(checkpoint: Checkpoint, target: PathLike) -> Path:
+    """The name of the whole: with its extension, in a folder that is there.
+
+    Raises:
+        MissingPart: the folder is not there.
+    """
+    form, path = formats()[checkpoint.format], Path(target)
+    if not form.folder:
+        (extension,) = form.extensions
+        if path.is_dir() or os.fspath(target).endswith(("/", os.sep)):
+            path /= _name_of_whole(checkpoint.path, extension)
+        elif path.suffix.lower() != extension:
+            path = path.with_name(path.name + extension)
+    if not path.absolute().parent.is_dir():
+        raise MissingPart(f"{path}: the folder {path.parent} does not exist; make it first")
+    return path
+
+
+def _name_of_whole(path: Path, extension: str) -> str:
+    """What the whole is called that `path` is, or is the index or a shard of."""
+    name = path.name.removesuffix(INDEX)
+    shard = shard_of(path.with_name(name))
+    return f"{shard[0]}{extension}" if shard is not None else name

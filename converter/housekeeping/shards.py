@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
-from converter.errors import MissingPart, UsageError, about
+from converter.errors import UsageError, about
 from converter.formats import gguf, hf_folder, safetensors
-from converter.formats.base import INDEX, WriteOptions
+from converter.formats.base import WriteOptions
 from converter.formats.hub import shard_of
 from converter.formats.registry import formats, open_checkpoint
-from converter.housekeeping.rewrite import Rewritten, check_format, rewrite
+from converter.housekeeping.rewrite import Rewritten, check_format, place, rewrite
 from converter.request import PathLike, Source
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback
@@ -55,7 +54,7 @@ def split(
     options = WriteOptions(split_max_size=max_size, split_max_tensors=max_tensors)
     with about(Source.of(source).path), open_checkpoint(source) as checkpoint:
         check_format(checkpoint, "split")
-        layout = _SPLIT[checkpoint.format](checkpoint, _place(checkpoint, target), options)
+        layout = _SPLIT[checkpoint.format](checkpoint, place(checkpoint, target), options)
         return rewrite(checkpoint, layout, force=force, threads=threads, progress=progress)
 
 
@@ -87,30 +86,5 @@ def merge(
         layout_of = formats()[checkpoint.format].layout
         assert layout_of is not None  # of the formats that `check_format` lets through
         whole = WriteOptions(split_max_size=sys.maxsize)
-        layout = layout_of(checkpoint, _place(checkpoint, target), whole)
+        layout = layout_of(checkpoint, place(checkpoint, target), whole)
         return rewrite(checkpoint, layout, force=force, threads=threads, progress=progress)
-
-
-def _place(checkpoint: Checkpoint, target: PathLike) -> Path:
-    """The name of the whole: with its extension, in a folder that is there.
-
-    Raises:
-        MissingPart: the folder is not there.
-    """
-    form, path = formats()[checkpoint.format], Path(target)
-    if not form.folder:
-        (extension,) = form.extensions
-        if path.is_dir() or os.fspath(target).endswith(("/", os.sep)):
-            path /= _name_of_whole(checkpoint.path, extension)
-        elif path.suffix.lower() != extension:
-            path = path.with_name(path.name + extension)
-    if not path.absolute().parent.is_dir():
-        raise MissingPart(f"{path}: the folder {path.parent} does not exist; make it first")
-    return path
-
-
-def _name_of_whole(path: Path, extension: str) -> str:
-    """What the whole is called that `path` is, or is the index or a shard of."""
-    name = path.name.removesuffix(INDEX)
-    shard = shard_of(path.with_name(name))
-    return f"{shard[0]}{extension}" if shard is not None else name
