@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter import pipeline
-from converter.errors import Interrupted, UsageError, about
+from converter.errors import Cancelled, UsageError, about
 from converter.events import Event, Report, TypeFallback
 from converter.extras import package
 from converter.formats.registry import source_format, target_format
@@ -368,7 +368,7 @@ def with_behaviour(
         progress: called after every quant; returning False cancels.
 
     Raises:
-        Interrupted: cancelled.
+        Cancelled: `progress` returned False.
         MissingDependency: llama-cpp-python is not installed.
         ConverterError: as `convert` and `runtimes.behaviour`.
     """
@@ -394,5 +394,5 @@ def with_behaviour(
             path.unlink()
             done += quant.bytes
             if progress is not None and progress(Progress(done, total, quant.name)) is False:
-                raise Interrupted("cancelled")
+                raise Cancelled("cancelled")
     return replace(comparison, quants=tuple(quants), seconds=comparison.seconds + time.monotonic() - started)

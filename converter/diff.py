@@ -116,7 +116,7 @@ def diff(
     Raises:
         FormatError, OutputError: one of them cannot be read.
         ArchitectureError: a Hugging Face model cannot be mapped to GGUF names; `raw` does without.
-        Interrupted: `progress` returned False.
+        Cancelled: `progress` returned False.
     """
     started = time.monotonic()
     left, right = Source(before, before_type), Source(after, after_type)

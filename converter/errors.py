@@ -25,7 +25,8 @@ ConverterError                    70
 │   └── OutputExists              53   ask for --force
 ├── InternalError                70   a fault of this program
 ├── OutOfMemory                  71   less memory than the work needs
-└── Interrupted                  130   Ctrl-C or a cancelled callback
+└── Interrupted                  130   Ctrl-C, SIGTERM and the like
+    └── Cancelled                130   by the caller: its token, or its progress callback
 
 No error ends with 1: that is what `diff` says where two models differ, and what Python ends with of itself.
 """
@@ -223,10 +224,14 @@ class OutOfMemory(ConverterError):
 
 
 class Interrupted(ConverterError):
-    """Ctrl-C, SIGTERM or a cancelled callback."""
+    """Ctrl-C, SIGTERM and the like."""
 
     exit_code = 130
     family = "interrupted"
+
+
+class Cancelled(Interrupted):
+    """The caller's token was set, or its progress callback returned False."""
 
 
 def exit_codes() -> list[tuple[str, list[tuple[int, str]]]]:

@@ -24,6 +24,17 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
+def human_seconds(count: float) -> str:
+    """200 -> '3 min 20 s' (two units at most)."""
+    whole = round(count)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(count / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
     """Lines of columns as wide as they need, those in `right` flush right; plain, so that it can be piped."""
     cells = [[printable(cell) for cell in row] for row in (head, *rows)]

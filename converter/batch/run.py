@@ -119,14 +119,14 @@ class Wishes:
 
 @dataclass
 class _Task:
-    """A job that was planned."""
+    """A job that was planned; `size` is bytes of its outputs' tensors."""
 
     job: Job
     key: str
     memory: int
     size: int
     made: tuple[Made, ...]
-    done: int = field(default=0)
+    now: Progress = field(default=Progress(0, 0, ""))
 
     @property
     def folder(self) -> Path:
@@ -210,7 +210,8 @@ class _Run:
             key = hashlib.sha256(" ".join(plan.key() for plan in plans).encode()).hexdigest()
             memory = max(plan.memory(self.threads) for plan in plans) - BASE_MEMORY
             made = tuple(_made(plan) for plan in plans)
-            return _Task(job, key, memory, sum(plan.total_bytes for plan in plans), made)
+            slots = (slot for plan in plans for file in plan.layout.files for slot in file.slots)
+            return _Task(job, key, memory, sum(slot.tensor.info.nbytes for slot in slots), made)
 
     def _make_folder(self, job: Job) -> None:
         """The folder that outputs come into; `pipeline` makes none, so that a mistyped name does not."""
@@ -297,7 +298,7 @@ class _Run:
         job, wishes, ledger = task.job, self.wishes, self._ledger(task.folder)
         known = None if wishes.force else ledger.has(task.key)
         if known is not None:
-            self._progress(task, Progress(task.size, task.size, job.name))
+            self._progress(task, Progress(task.size, task.size, "", resumed=task.size))
             made = tuple(replace(each, sha256=known.get(each.path.name, "")) for each in task.made)
             return Result(job, "skipped", made=self._summed(task.folder, made))
         plans = pipeline.convert_several(
@@ -355,9 +356,10 @@ class _Run:
 
     def _progress(self, task: _Task, now: Progress) -> bool:
         with self._lock:
-            task.done = now.done
-            done = sum(each.done for each in self._tasks)
-            if self.progress is not None and self.progress(Progress(done, self._total, task.job.name)) is False:
+            task.now = now
+            done, resumed = (sum(getattr(each.now, name) for each in self._tasks) for name in ("done", "resumed"))
+            now = replace(now, done=done, total=self._total, resumed=resumed, job=task.job.name)
+            if self.progress is not None and self.progress(now) is False:
                 self.stopped.set()
         return not self.stopped.is_set()
 

@@ -95,7 +95,7 @@ def check(
 
     Raises:
         OutputError: there is no such file, or it was changed meanwhile.
-        Interrupted: `progress` returned False.
+        Cancelled: `progress` returned False.
     """
     started, source = time.monotonic(), Source(path, format)
     path = source.path

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from converter import __version__
 from converter.address import is_address, place, without_secrets
+from converter.cli.progress import KINDS
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -269,6 +270,10 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command has."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
+    parser.add_argument(
+        "--progress", choices=KINDS, default="auto",
+        help="on stderr: a bar (default on a terminal), a line every half minute (elsewhere), JSON lines, none",
+    )  # fmt: skip
     parser.add_argument("--offline", action="store_true", help="ask no host; an address is an error then")
     parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
     parser.add_argument("--version", action="version", version=f"model-converter {__version__}")

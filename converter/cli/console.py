@@ -1,4 +1,4 @@
-"""What the verbs print with: tables, events, progress.
+"""What the verbs print with: tables and events.
 
 Everything heavy is imported inside the functions that need it, so that `convert --help` is instant.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from converter.text import human_bytes, printable, table
 if TYPE_CHECKING:
     from converter.events import Event
     from converter.housekeeping.rewrite import Rewritten
-    from converter.storage.slabs import Progress
 
 
 def say_anything() -> None:
@@ -64,55 +63,6 @@ def _give_up_streams() -> None:
 def print_table(head: list[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
     """Columns as wide as they need, on stdout."""
     print("\n".join(table(head, rows, right)))
-
-
-class ProgressBar:
-    """A progress bar with rate and time left on stderr; nothing when that is not a terminal."""
-
-    def __init__(self, off: bool) -> None:
-        self._off = off or not sys.stderr.isatty()
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Callable[[Progress], None] | None:
-        return None if self._off else self._update
-
-    def _start(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description:<28.28}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=total)
-        try:
-            self._bar.start()
-        except RuntimeError:  # no thread to be had for it
-            self._off = True
-
-    def _update(self, progress: Progress) -> None:
-        if self._bar is None:
-            self._start(progress.total)
-        if self._off:
-            return
-        self._bar.update(self._task, completed=progress.done, description=progress.tensor)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
 
 _SHOWN_PER_KIND = 5

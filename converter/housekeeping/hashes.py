@@ -103,7 +103,7 @@ def hashes(
 
     Raises:
         FormatError, OutputError: it cannot be read.
-        Interrupted: `progress` returned False.
+        Cancelled: `progress` returned False.
     """
     started, source = time.monotonic(), Source.of(source)
     with about(source.path), open_checkpoint(source) as checkpoint:

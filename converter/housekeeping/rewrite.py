@@ -83,7 +83,7 @@ def rewrite(
     Raises:
         OutputExists, SameFile, DiskFull, OutputError: it cannot be written.
         CorruptFile, OutputError: it cannot be read, or was changed meanwhile.
-        Interrupted: `progress` returned False.
+        Cancelled: `progress` returned False.
     """
     if not in_place:
         refuse_same(layout, checkpoint)

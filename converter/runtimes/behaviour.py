@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import Interrupted, MissingPart, ShapeMismatch, UnsupportedFeature, UsageError
+from converter.errors import Cancelled, MissingPart, ShapeMismatch, UnsupportedFeature, UsageError
 from converter.formats.registry import source_format
 from converter.runtimes import llama_cpp, transformers
 from converter.runtimes.base import Floats, Named, Runtime, RuntimeTokenizer
@@ -159,7 +159,7 @@ def behaviour(
         MissingTensor, MissingPart: a model lacks weights or its config, or neither of them has a tokenizer.
         ShapeMismatch: vocabularies or vectors of different sizes.
         UsageError: the text is too short to score anything.
-        Interrupted: `progress` returned False.
+        Cancelled: `progress` returned False.
     """
     count = default_threads() if threads is None else threads
     for path in (reference, candidate):
@@ -195,7 +195,7 @@ class _Watch:
 
     def __call__(self, done: int, total: int) -> None:
         if self.progress is not None and self.progress(Progress(done, total, self.names)) is False:
-            raise Interrupted("cancelled")
+            raise Cancelled("cancelled")
 
 
 # ------------------------------------------------------------------------------------------ language models

@@ -14,6 +14,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -100,11 +101,16 @@ class Prepared:
         self.pieces = [[Pieces() for _ in file.slots] for file in layout.files]
         self.jobs = [self._job(places) for places in _grouped(layout)]
         self._lock = threading.Lock()
+        self._resumed = 0
 
     def _job(self, places: Sequence[Place]) -> Job:
         tensors = tuple(self.layout.files[file].slots[index].tensor for file, index in places)
         work = partial(self._fill, *places[0]) if len(places) == 1 else partial(self._fill_all, places)
-        return Job(tensors, work, max(tensor.row_work for tensor in tensors))
+        return Job(tensors, work, max(tensor.row_work for tensor in tensors), self.layout.files[places[0][0]].path.name)
+
+    def told(self, progress: ProgressCallback | None) -> ProgressCallback | None:
+        """`progress`, which hears, too, how much was there already."""
+        return None if progress is None else lambda now: progress(replace(now, resumed=self._resumed))
 
     def slabs(self) -> Iterator[Slab]:
         """All there is to fill, in file order; equal for equal layouts, also in another process."""
@@ -131,11 +137,13 @@ class Prepared:
                 self.pieces[file][index].add(at, end, 0)
             return
         raw = self.output.kept(file, slot.offset + at, end - at)
+        resumed = 0 if raw is None else end - at
         if raw is None:
             raw = np.ascontiguousarray(_checked(slot.tensor, start, stop)).data.cast("B")
             self.output.write(file, slot.offset + at, raw)
         crc = zlib.crc32(raw) if summed else 0  # for the writers that finish with it
         with self._lock:
+            self._resumed += resumed
             self.pieces[file][index].add(at, end, crc)
 
     def _copied(self, file: int, slot: Slot, start: int, stop: int) -> bool:
@@ -204,7 +212,7 @@ def fill(
 
     It may be called again, for the slabs that are left or, after an error, for the same ones.
     """
-    run(prepared.jobs, threads, progress, slabs=slabs, stop=stop)
+    run(prepared.jobs, threads, prepared.told(progress), slabs=slabs, stop=stop)
 
 
 def publish(prepared: Prepared) -> None:
@@ -243,7 +251,7 @@ def write(
     Raises:
         DiskFull: not enough room, before or while writing.
         OutputError: the file system refused.
-        Interrupted: Ctrl-C, or `progress` returned False.
+        Interrupted: Ctrl-C; Cancelled: `progress` returned False.
         ConverterError: what a source raised while it was read.
     """
     prepared = Prepared(layout, output or Disk(layout))
@@ -256,7 +264,7 @@ def write(
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {left}") from None
     except Interrupted as error:
-        raise Interrupted(f"{error}; {left}") from None
+        raise type(error)(f"{error}; {left}") from None
     except OSError as error:
         raise _output_error(layout.files[0].path, error) from error
     finally:

@@ -10,10 +10,10 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from converter import workers
-from converter.errors import ConverterError, Interrupted
+from converter.errors import Cancelled, ConverterError
 from converter.tensors import kernels
 from converter.tensors.tensor import LazyTensor
 
@@ -22,15 +22,44 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. `tensor` is the one that was just written to."""
+    """How far a run is.
+
+    Attributes:
+        done, total: bytes.
+        tensor: the one that was just written to, or looked at; `file` is the name of its file where one is written.
+        resumed: bytes of those done that were there already, of a run that was stopped.
+        job: which of several, in a batch.
+    """
 
     done: int
     total: int
     tensor: str
+    file: str = ""
+    resumed: int = 0
+    job: str = ""
 
 
 # Called after every slab; returning False cancels the run.
 ProgressCallback = Callable[[Progress], "bool | None"]
+
+
+class Token(Protocol):
+    """What says from anywhere that a run shall end: `threading.Event`, or that of multiprocessing or asyncio."""
+
+    def is_set(self) -> bool:
+        """Whether it shall."""
+
+
+def until(token: Token | None, progress: ProgressCallback | None = None) -> ProgressCallback | None:
+    """A progress callback, for whatever takes one, that cancels once `token` is set, and calls `progress` as well."""
+    if token is None:
+        return progress
+
+    def told(now: Progress) -> bool | None:
+        wanted = None if progress is None else progress(now)
+        return False if token.is_set() else wanted
+
+    return told
 
 
 class Slab(NamedTuple):
@@ -46,12 +75,13 @@ class Job:
     """Something to do with every row of a tensor, or of several with equally many rows.
 
     `work(start, stop)` is called for row ranges that cover the tensors, from any thread and in any order; `row_work` is
-    the memory that it needs for one row.
+    the memory that it needs for one row. `file` is the name of the file that it writes to, for who watches.
     """
 
     tensors: tuple[LazyTensor, ...]
     work: Callable[[int, int], None]
     row_work: int
+    file: str = ""
 
     @property
     def row_nbytes(self) -> int:
@@ -125,7 +155,7 @@ def run(
     `stop` is asked after every slab; an error it returns ends the run, too.
 
     Raises:
-        Interrupted: `progress` returned False.
+        Cancelled: `progress` returned False.
         ConverterError: what a tensor raised while it was read.
     """
     if slabs is None:
@@ -139,7 +169,7 @@ def run(
         job.work(slab.start, slab.stop)
         if (error := stop()) is not None:
             raise error
-        count.add((slab.stop - slab.start) * job.row_nbytes, job.tensors[0].name)
+        count.add((slab.stop - slab.start) * job.row_nbytes, job)
 
     tasks: Iterable[Slab] = slabs_of(jobs) if slabs is None else slabs
     workers.run(tasks, work, threads)
@@ -152,8 +182,9 @@ class _Count:
         self._done, self._total, self._progress = 0, total, progress
         self._lock = threading.Lock()
 
-    def add(self, nbytes: int, tensor: str) -> None:
+    def add(self, nbytes: int, job: Job) -> None:
         with self._lock:
             self._done += nbytes
-            if self._progress is not None and self._progress(Progress(self._done, self._total, tensor)) is False:
-                raise Interrupted("cancelled")
+            now = Progress(self._done, self._total, job.tensors[0].name, job.file)
+            if self._progress is not None and self._progress(now) is False:
+                raise Cancelled("cancelled")

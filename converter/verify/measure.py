@@ -152,7 +152,7 @@ def measure(
 
     Raises:
         ConverterError: what a source raised while it was read.
-        Interrupted: cancelled.
+        Cancelled: `progress` returned False.
     """
     # Of nothing there is no slab, and it is what it should be.
     results = [Measured(pair, tried=not pair.candidate.info.n_elements) for pair in pairs]

@@ -564,7 +564,7 @@ def test_filling_can_be_watched_and_stopped(tmp_path: Path) -> None:
     seen: list[Progress] = []
     with pytest.raises(LossyError, match="strict"):
         output.fill(prepared, threads=1, progress=seen.append, stop=lambda: LossyError("strict") if seen else None)
-    assert seen == [Progress(16, 32, "a")]
+    assert seen == [Progress(16, 32, "a", "out")]
 
 
 def test_slabs_that_are_missing_are_not_published(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,9 @@ from converter.cli.arguments import (
     size,
     threads_argument,
 )
-from converter.cli.console import ProgressBar
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import UsageError
-from converter.text import printable
 
 if TYPE_CHECKING:
     from converter.batch.manifest import Job
@@ -77,18 +75,17 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.dry_run:
         result = batch.plan(jobs, wishes)
     else:
-        count = 0
+        count, shower = 0, showing(args, VERB.name)
 
         def told(each: Result) -> None:
             nonlocal count
             count += 1
             if args.log is not None:
                 _log(args.log, each)
-            if not (args.quiet or args.json):
-                words = f"{shown.place(each)}{each.error}" if each.error is not None else each.status
-                print(printable(f"[{count}/{len(jobs)}] {each.job.name}: {words}"), file=sys.stderr)
+            words = f"{shown.place(each)}{each.error}" if each.error is not None else each.status
+            shower.job(each.job.name, each.status, f"[{count}/{len(jobs)}] {each.job.name}: {words}")
 
-        with ProgressBar(args.quiet or args.json) as progress:
+        with shower as progress:
             result = batch.run(jobs, wishes, progress=progress, told=told)
     for path in args.report:
         write_report("batch", path, result)

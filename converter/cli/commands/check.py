@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from converter.cli.arguments import file_path, report_argument, source_path, threads_argument
-from converter.cli.console import ProgressBar
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> Outcome:
     check_reports("check", args.report, inputs=[args.source])
     if args.junit is not None:
         check_reports("check", [args.junit], inputs=[args.source], extension=".xml")
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         result = check(
             args.source,
             format=args.source_type,

@@ -18,7 +18,8 @@ from converter.cli.arguments import (
     text_of,
     threads_argument,
 )
-from converter.cli.console import ProgressBar, print_events
+from converter.cli.console import print_events
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import UsageError
 
@@ -105,12 +106,12 @@ def _compared(args: argparse.Namespace) -> Comparison:
 
     quants = QUANTS if args.quants is None else [name for name in args.quants.split(",") if name.strip()]
     source, request, text = source_of(args), request_of(args), text_of(args.text)
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         context = args.for_context or CONTEXT
         found = compare(source, quants, request, context=context, threads=args.threads, progress=progress)
     if not args.runtime:
         return found
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         return with_behaviour(
             found,
             request,

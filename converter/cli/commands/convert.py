@@ -20,7 +20,8 @@ from converter.cli.arguments import (
     source_path,
     threads_argument,
 )
-from converter.cli.console import ProgressBar, print_events, print_table
+from converter.cli.console import print_events, print_table
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError, UsageError
 from converter.text import human_bytes, printable
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter import pipeline
 
     started = time.monotonic()
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         plans = pipeline.convert_several(
             source_of(args),
             args.target,
@@ -146,7 +147,7 @@ def _extracted(args: argparse.Namespace) -> Outcome:
         raise UsageError(
             "--extract-lora: beside it --dtype, --strict, --force and --threads have an effect, others none"
         )
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         found = extract_lora(
             args.source,
             args.target,
@@ -180,7 +181,7 @@ def _verified(args: argparse.Namespace, plan: Plan) -> Verification:
     from converter.request import Source
     from converter.verify.verifier import verify
 
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name, "verify") as progress:
         target = Source(plan.written, args.target_type)
         return verify(source_of(args), target, plan.request, threads=args.threads, progress=progress)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from converter.cli.arguments import report_argument, source_path, threads_argument
-from converter.cli.console import ProgressBar
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 
 VERB = Verb(
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.reports.files import check_reports, write_report
 
     check_reports("diff", args.report, inputs=[args.before, args.after])
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         found = diff(
             args.before,
             args.after,

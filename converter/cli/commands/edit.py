@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from converter.cli.arguments import file_name, file_path, rewrite_arguments
-from converter.cli.console import ProgressBar, print_table
+from converter.cli.console import print_table
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import UsageError
 from converter.text import human_bytes, printable
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
     if not (args.set or args.rename or args.remove):
         raise UsageError("nothing to change: say --set, --rename or --remove")
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         made = edit(
             args.source,
             args.target,

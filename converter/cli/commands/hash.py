@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from converter.cli.arguments import file_name, source_path, threads_argument
-from converter.cli.console import ProgressBar
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError
 from converter.text import printable
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.housekeeping.hashes import differences, hashes
     from converter.request import Source
 
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         made = hashes(Source(args.source, args.source_type), threads=args.threads, progress=progress)
     found = [] if args.check is None else differences(made, args.check)
 

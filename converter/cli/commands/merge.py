@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from converter.cli.arguments import file_name, rewrite_arguments, source_path
-from converter.cli.console import ProgressBar, rewritten
+from converter.cli.console import rewritten
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 
 VERB = Verb(
@@ -36,6 +37,6 @@ def run(args: argparse.Namespace) -> Outcome:
     """Write the whole."""
     from converter.housekeeping.shards import merge
 
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         made = merge(args.source, args.target, force=args.force, threads=args.threads, progress=progress)
     return rewritten(made, args.quiet)

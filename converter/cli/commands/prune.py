@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from converter.cli.arguments import file_name, rewrite_arguments, source_path
-from converter.cli.console import ProgressBar, rewritten
+from converter.cli.console import rewritten
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 
 VERB = Verb(
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> Outcome:
     """Write what stays."""
     from converter.housekeeping.prune import prune
 
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         made = prune(
             args.source,
             args.target,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from converter.cli.arguments import file_name, positive, rewrite_arguments, size, source_path
-from converter.cli.console import ProgressBar, rewritten
+from converter.cli.console import rewritten
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 
 VERB = Verb(
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> Outcome:
     """Write the shards."""
     from converter.housekeeping.shards import split
 
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         made = split(
             args.source,
             args.target,

@@ -19,7 +19,7 @@ from converter.cli.arguments import (
     text_of,
     threads_argument,
 )
-from converter.cli.console import ProgressBar
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError, UsageError
 
@@ -133,7 +133,7 @@ def _verified(args: argparse.Namespace) -> Verification:
     from converter.verify.verifier import verify
 
     page = any(path.suffix.lower() == ".html" for path in args.report)
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         result = verify(
             source_of(args), Source(args.target, args.target_type), request_of(args), encode=not args.no_encode,
             any_types=args.any_types, threads=args.threads, progress=progress,
@@ -148,7 +148,7 @@ def _verified(args: argparse.Namespace) -> Verification:
 def _round_trip(args: argparse.Namespace) -> Verification:
     from converter.verify.verifier import round_trip
 
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         return round_trip(source_of(args), args.files, request_of(args), threads=args.threads, progress=progress)
 
 
