@@ -179,7 +179,7 @@ ARCHITECTURES = (
             ("{rest}.gamma", "{rest}.weight"), ("{rest}.beta", "{rest}.bias"),
         ),
         traits=Traits(
-            BERT, told=(DISTIL_HEAD,), encoder=Encoder("gelu", head=(("relu", "distil"), ("tanh", ""))),
+            BERT, runtime=(DISTIL_HEAD,), encoder=Encoder("gelu", head=(("relu", "distil"), ("tanh", ""))),
             built_in={"hidden_act": ("gelu",), "activation": ("gelu",), "position_embedding_type": ("absolute",)},
         ),
     ),

@@ -126,7 +126,7 @@ ARCHITECTURES = (
                 Relation(
                     "m_head == m_embedding or present('lm_head.weight')", "m_head",
                     "the embedding stands in for the head, and holds another multiplier than the head's: "
-                    "llama.cpp computes other logits",
+                    "logits are others by the factor between them",
                 ),
             ),
         ),

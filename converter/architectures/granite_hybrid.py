@@ -73,7 +73,7 @@ BIASES = (
     ),
 )
 
-TOLD = (
+ELSEWHERE = (
     Relation(
         "min(n_head_kv) == 0", "kinds",
         "every block is attention: llama.cpp's converter writes such a model as granite or granitemoe",
@@ -134,7 +134,7 @@ ARCHITECTURES = (
                 "position_embedding_type": ("nope",),
                 "layer_types": ("mamba", "linear_attention", "attention", "full_attention"),
             },
-            told=TOLD,
+            runtime=ELSEWHERE,
             decoder=Decoder(rotates="use_rope", logits="1 / logit_scale", weights_norm=True),
         ),
     ),

@@ -50,7 +50,7 @@ ARCHITECTURES = (
         traits=Traits(
             BPE,
             window=SlidingWindow(4),
-            told=(
+            runtime=(
                 Relation(
                     "window == 0 or rope_theta_swa == rope_theta", "rope_theta_swa",
                     "llama.cpp rotates the blocks with windows by the base of the others",

@@ -123,7 +123,7 @@ ARCHITECTURES = (
         ignore=("head.{rest}", "decoder.{rest}", "classifier.{rest}"),
         aliases=(("model.{rest}", "{rest}"),),
         traits=Traits(
-            MODERN_BERT, window=SlidingWindow(3, full_first=True), told=(PERIODIC, UNBIASED),
+            MODERN_BERT, window=SlidingWindow(3, full_first=True), told=(PERIODIC,), runtime=(UNBIASED,),
             built_in={"classifier_activation": ("gelu",)},
             encoder=Encoder("gelu", head=(("gelu", ""),), pooling=MEAN),
         ),

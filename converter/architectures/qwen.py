@@ -188,7 +188,7 @@ ARCHITECTURES = (
             "model.vit_large_projector.{rest}",
         ),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(SPM_OR_BPE, told=(SEVERAL_LABELS,), decoder=Decoder()),
+        traits=Traits(SPM_OR_BPE, runtime=(SEVERAL_LABELS,), decoder=Decoder()),
     ),
     Architecture(
         gguf="qwen3moe",

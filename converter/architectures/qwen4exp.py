@@ -175,7 +175,7 @@ ARCHITECTURES = (
         traits=Traits(
             BPE,
             built_in={**INTERLEAVED, "layer_types": ("linear_attention", "full_attention", "indexed_attention")},
-            told=(
+            runtime=(
                 Relation(
                     "out_gate == 'sigmoid'", "out_gate",
                     "output_gate_type: runtimes pass linear attention through a sigmoid, whatever the config says",

@@ -150,7 +150,7 @@ ARCHITECTURES = (
         ),
         tensors=(*ENCODER_TENSORS, *DECODER_TENSORS),
         ignore=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
-        traits=Traits(UNIGRAM, told=(ACTIVATION, LONGER, UNSCALED)),
+        traits=Traits(UNIGRAM, runtime=(ACTIVATION, LONGER, UNSCALED)),
     ),
     Architecture(
         gguf="t5encoder",
@@ -162,6 +162,6 @@ ARCHITECTURES = (
         hparams=(*SIZES, *HEADS, HParam("n_layer", default="n_enc"), *FACTS),
         tensors=ENCODER_TENSORS,
         ignore=("encoder.embed_tokens.weight", "decoder.{rest}", "lm_head.weight"),
-        traits=Traits(UNIGRAM, told=(ACTIVATION,)),
+        traits=Traits(UNIGRAM, runtime=(ACTIVATION,)),
     ),
 )  # fmt: skip

@@ -211,7 +211,8 @@ class Traits:
         kept: why -> parts of names of tensors that are never quantized, besides those of every architecture.
         protected: parts of names of tensors that no mixture stores below 8 bits.
         relations: what must hold besides the relations of every architecture.
-        told: what is said on the way to GGUF where it does not hold.
+        told: what is said where it does not hold, of a GGUF and of a graph that is written of what one holds.
+        runtime: what is said of a GGUF alone, of which llama.cpp computes something else than the graph does.
         decoder, encoder: how it computes, where a graph can be written of it, as the one or the other.
         built_in: settings of config.json that its runtime computes without being told, where they are not the usual
             ones of `architectures.settings.NEUTRAL`, or of no interest elsewhere.
@@ -225,6 +226,7 @@ class Traits:
     protected: tuple[str, ...] = ()
     relations: tuple[Relation, ...] = ()
     told: tuple[Relation, ...] = ()
+    runtime: tuple[Relation, ...] = ()
     decoder: Decoder | None = None
     encoder: Encoder | None = None
     built_in: Mapping[str, tuple[object, ...]] = field(default_factory=dict)

@@ -76,6 +76,7 @@ from converter.tensors.tensor import LazyTensor, from_array
 
 #: Where the tensors of a classifier stand beside the model's.
 CLASSIFIER_PARTS = ("score", "classifier", "classification_head")
+PROJECTOR_WRITTEN = "convert FOLDER mmproj.gguf --mmproj writes it"
 UNSAID = "preprocessor_config.json: a projector's file sets no limits to images, those of the class hold"
 
 
@@ -158,8 +159,9 @@ def to_gguf(
     no_nextn: bool = False,
     no_head: bool = False,
     dense_modules: bool = False,
+    graph: bool = False,
 ) -> Translation:
-    """Tensors under GGUF names in GGUF layout, and the architecture's keys.
+    """Tensors under GGUF names in GGUF layout, and the architecture's keys; for a file of them, or a `graph`.
 
     `no_nextn`: without what predicts further tokens; `no_head`: without a classifier; `dense_modules`: with the dense
     layers after the pooling.
@@ -178,10 +180,10 @@ def to_gguf(
     model = replace(_read(checkpoint, found, hf, (NEXTN_SAID,) if no_nextn else ()), beside=beside and beside[0])
     architecture, config, hparams, scope = model.architecture, model.config, model.hparams, model.scope
     events: list[Event] = list(_contradicted(config, architecture, name))
-    events += (Note(relation.message) for relation in architecture.traits.told if not scope.holds(relation.condition))
+    events += _unmet(model, graph)
     outputs, types, stored = _mapped_forward(model, checkpoint, events, no_nextn)
     if any(isinstance(event, Ignored) for event in events) and model.beside:
-        events.append(Note("what sees or hears is left out: convert FOLDER mmproj.gguf --mmproj writes it"))
+        events.append(Note("what sees or hears is left out" + ("" if graph else f": {PROJECTOR_WRITTEN}")))
     _add_computed(model, outputs, types)
     events += _check_complete(model, outputs)
     keys = hparam_metadata(architecture, hparams, model.given)
@@ -213,9 +215,16 @@ def projector_to_gguf(checkpoint: Checkpoint) -> Translation:
     _check_complete(model, outputs)
     keys = hparam_metadata(model.architecture, model.hparams, model.given)
     told = f"{len(ignored)} tensors are the text model's; without --mmproj they are converted"
-    unmet = (each.message for each in model.architecture.traits.told if not model.scope.holds(each.condition))
-    events = tuple(map(Note, ((told,) if ignored else ()) + tuple(unmet)))
+    events = (*((Note(told),) if ignored else ()), *_unmet(model))
     return Translation(model.architecture, model.hparams, outputs, dict(keys), events, types=types, stored=stored)
+
+
+def _unmet(model: _Model, graph: bool = False) -> Iterator[Event]:
+    """What is to be said of a model: whatever runs it, and where that is no `graph` of ours, of the runtime, too."""
+    traits = model.architecture.traits
+    for relation in (*traits.told, *(() if graph else traits.runtime)):
+        if not model.scope.holds(relation.condition):
+            yield Note(relation.message)
 
 
 @dataclass(frozen=True)

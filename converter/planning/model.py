@@ -117,7 +117,7 @@ def map_names(draft: Draft) -> Draft:
 
 def _to_gguf(draft: Draft) -> Draft:
     model, own = draft.request.model, draft.checkpoint
-    mapped = projector_to_gguf(own) if model.mmproj else to_gguf(own, model.arch, **model.parts)
+    mapped = projector_to_gguf(own) if model.mmproj else to_gguf(own, model.arch, graph=draft.to_graph, **model.parts)
     draft.report.extend(list(mapped.events))
     mapped = replace(mapped, tensors=parted(mapped.tensors), config=mapped.config | _wide_inputs(mapped.tensors))
     tokenizer = not (model.no_tokenizer or model.mmproj or draft.to_graph)

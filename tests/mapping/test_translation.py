@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from converter.architectures.spec import Architecture, HFClass, HParam, T
+from converter.architectures.traits import Relation, Traits
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingTensor, ShapeMismatch, UnmatchedTensor
 from converter.events import Ignored, Note
@@ -41,6 +42,10 @@ TOY = Architecture(
         T((), "rope_freqs.weight", shape=("head_dim // 2",), generator="llama3_rope_freqs", when="scaled"),
     ),
     ignore=("inv_freq",),
+    traits=Traits(
+        told=(Relation("head_dim > 1", "head_dim", "said of both"),),
+        runtime=(Relation("head_dim > 2", "head_dim", "said of a GGUF"),),
+    ),
 )  # fmt: skip
 WHOLE: Shapes = {"embed": (4, 2), "head": (4, 2), "l.0.w": (2,), "l.1.w": (2,)}
 MIXED: Shapes = {**WHOLE, **{f"l.{block}.e.{expert}.w": (3, 2) for block in (0, 1) for expert in (0, 1, 2)}}
@@ -87,6 +92,15 @@ def test_a_model_and_back() -> None:
     fused = there({**WHOLE, "l.0.fused": (3, 3, 2), "l.1.fused": (3, 3, 2)}, n_expert=3)
     assert shapes_of(fused) == shapes_of(mixed)
     assert there({**WHOLE, "inv_freq": (3,)}).events == (Ignored("inv_freq"),)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "said"), [(3, []), (2, ["said of a GGUF"]), (1, ["said of both", "said of a GGUF"])]
+)
+def test_what_is_said_of_a_graph(head_dim: int, said: list[str]) -> None:
+    model = checkpoint("hf", WHOLE, {"architectures": ["ToyLM"], "n_layer": 2, "head_dim": head_dim})
+    assert [str(event) for event in to_gguf(model).events] == said
+    assert [str(event) for event in to_gguf(model, graph=True).events] == [each for each in said if "GGUF" not in each]
 
 
 @pytest.mark.parametrize(
