@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -159,28 +154,3 @@ def test_records_that_are_damaged_count_for_nothing(tmp_path: Path) -> None:
     assert again.read() and list(again.done) == [(0, 0, 5), (0, 2, 5)] and again.nbytes == 10
     made.path.write_bytes(data[:10])
     assert not journal.Journal(made.path, "key").read()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_random_kills(kind: str, tmp_path: Path) -> None:
-    """Killed until it comes to its end; the same bytes, and little done twice."""
-    draw, source = random.Random(kind), model(tmp_path / "in", 48, 1024)
-    name, wishes = KINDS[kind]
-    options = ["--split-max-size", "20MB"] if wishes else []
-    command = [sys.executable, "-m", "converter", str(source)]
-    for folder in ("whole", "place"):
-        (tmp_path / folder).mkdir()
-    started = time.monotonic()
-    subprocess.run([*command, f"{tmp_path}/whole/{name}", *options], check=True)
-    seconds = time.monotonic() - started
-    for _ in range(60):
-        process = subprocess.Popen([*command, f"{tmp_path}/place/{name}", *options])
-        try:
-            assert process.wait(draw.uniform(0.4, 1.0) * seconds) == 0
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        if any(not path.name.startswith(".") for path in (tmp_path / "place").iterdir()):
-            break  # at its end, killed after it or not
-    assert content(tmp_path / "place" / name) == content(tmp_path / "whole" / name)

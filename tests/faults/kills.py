@@ -1,0 +1,222 @@
+"""Runs are killed at random moments and gone on with: what is there in between, and after the end?
+
+    python tests/faults/kills.py [--tries 1000] [--seed 0] [KIND...]
+
+prints a table, kind by kind: how many were killed in the middle, how many of them ended otherwise than promised, and
+the bytes that a run writes with its kills over those of one without. Promised is what sweep.py promises: no
+file that looks finished and is wrong, no good one lost; and the same command makes the same bytes in the end.
+
+Linux alone: runs are forks of a process that has everything loaded, so that kills come in the middle of the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+MEMORY = Path("/dev/shm")
+TEMPORARY = re.compile(r"\..*\.(part|lock)|\.convert-batch\.json", re.DOTALL)
+SIZES = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4,
+         "intermediate_size": 1536, "vocab_size": 512}  # fmt: skip
+
+
+class Kind(NamedTuple):
+    """A command over {in} and {out}, one that makes an older output, and files without which it is no model."""
+
+    command: tuple[str, ...]
+    older: tuple[str, ...]
+    entries: tuple[str, ...]
+
+
+def _convert(out: str, entry: str, *options: str, older: tuple[str, ...] = ("-q", "q8_0")) -> Kind:
+    words = ("{in}", f"{{out}}/{out}")
+    return Kind((*words, *options), (*words, *options, *older), (entry,))
+
+
+SPLIT = ("--split-max-tensors", "40")
+THREE = ("{in}", "{out}/", "-q", "q4_k_m,q6_k,q8_0")
+BATCH = ("batch", "{in}/../in*", "--out", "{out}/{name}-{quant}.gguf", "-q", "q4_k_m,q8_0")
+OLDER = ("--embedding-type", "f16")
+KINDS = {
+    "single": _convert("m.gguf", "m.gguf", "-q", "q4_k_m"),
+    "split": _convert("m.gguf", "m-00001-of-00005.gguf", "-q", "q4_k_m", *SPLIT),
+    "sharded": _convert("m.safetensors", "m.safetensors.index.json", *SPLIT, older=("--dtype", "f16")),
+    "folder": _convert("m/", "m/model.safetensors", older=("--dtype", "f16")),
+    "several": Kind(THREE, (*THREE, *OLDER), ()),
+    "batch": Kind(BATCH, (*BATCH, *OLDER), ()),
+}
+Snapshot = dict[str, str]
+
+
+class Run(NamedTuple):
+    """How a run ended: its code (negative: by a signal), seconds, bytes that it wrote."""
+
+    code: int
+    seconds: float
+    written: int
+
+
+class Kills:
+    """One kind of run, in a folder of its own."""
+
+    def __init__(self, kind: Kind, scratch: Path, draw: random.Random) -> None:
+        self.kind, self.scratch, self.place, self.draw = kind, scratch, scratch / "place", draw
+        self.source = _source(scratch / "in")
+        if kind.command[0] == "batch":
+            shutil.copytree(self.source, scratch / "in-2")
+        self.old, _ = self._made(kind.older)
+        shutil.copytree(self.place, scratch / "old")
+        self._made(kind.command)  # everything that the forks need is loaded
+        self.new, self.whole = self._made(kind.command)
+        assert self.old.keys() == self.new.keys() >= set(kind.entries) and self.old != self.new
+
+    def _made(self, command: tuple[str, ...]) -> tuple[Snapshot, Run]:
+        self._empty(old=False)
+        run = self.run(command)
+        assert run.code == 0, (self.scratch / "said").read_text()
+        return self.seen(), run
+
+    def _empty(self, old: bool) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+        if old:
+            shutil.copytree(self.scratch / "old", self.place)
+        else:
+            self.place.mkdir()
+
+    def seen(self) -> Snapshot:
+        """The files that somebody sees there, by their content."""
+        files = {path.relative_to(self.place): path for path in sorted(self.place.rglob("*")) if path.is_file()}
+        return {
+            name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for name, path in files.items()
+            if not any(TEMPORARY.fullmatch(part) for part in name.parts)
+        }
+
+    def run(self, command: tuple[str, ...], *options: str, until: float | None = None) -> Run:
+        """Run it in a fork, which is killed after `until` seconds."""
+        words = [word.replace("{in}", str(self.source)).replace("{out}", str(self.place)) for word in command]
+        started = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _in_fork([*words, *options, "--quiet"], self.scratch / "said")
+        if until is not None:
+            time.sleep(until)
+            os.kill(child, signal.SIGKILL)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        seconds = time.monotonic() - started
+        counted = dict(line.split(": ") for line in Path(f"/proc/{child}/io").read_text().splitlines())
+        _, status = os.waitpid(child, 0)
+        return Run(os.waitstatus_to_exitcode(status), seconds, int(counted["wchar"]))
+
+    def once(self, replacing: bool) -> tuple[bool, int, list[str]]:
+        """Kill a run once or twice, then let it end: whether it was amid its work, bytes written, faults."""
+        self._empty(old=replacing)
+        before = self.old if replacing else {}
+        options = ["--force"] * replacing
+        amid, written, faults = False, 0, []
+        for _ in range(self.draw.choice((1, 1, 2))):
+            run = self.run(self.kind.command, *options, until=self.draw.uniform(0, 1.05) * self.whole.seconds)
+            written += run.written
+            seen = self.seen()
+            if run.code == 0 or seen == self.new:
+                break  # at its end
+            amid = True
+            faults += [f"killed: {words}" for words in self._between(seen, before)]
+        else:
+            # A run that was killed may have left a part of its set, and it is the same run that goes on.
+            run = self.run(self.kind.command, *options)
+            written += run.written
+            if run.code:
+                faults.append(f"the next run: {run.code}, {(self.scratch / 'said').read_text().strip()!r}")
+        if self.seen() != self.new:
+            faults.append("other bytes at the end")
+        if left := [path.name for path in self.place.rglob(".*.part")]:
+            faults.append(f"left behind: {left}")
+        return amid, written, faults
+
+    def _between(self, seen: Snapshot, before: Snapshot) -> Iterator[str]:
+        wrong = [name for name, content in seen.items() if content not in (before.get(name), self.new.get(name))]
+        if wrong:
+            yield f"a wrong file that looks finished: {wrong}"
+        if self.kind.entries and seen not in (before, self.new):
+            if not any(seen.items() <= whole.items() for whole in (before, self.new)):
+                yield "old and new files of one model together"
+            elif any(name in seen for name in self.kind.entries):
+                yield "a part that looks finished"
+
+
+def _in_fork(words: list[str], said: Path) -> None:
+    code = 99
+    try:
+        handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        from converter.cli.main import main as convert
+
+        code = convert(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _source(folder: Path) -> Path:
+    """A Llama of 40 M parameters in BF16, seeded."""
+    import numpy as np
+    from support import paths, sparse
+
+    sparse.folder(sparse.llama(**SIZES), folder, tokenizer=paths.ROOT / "fixtures" / "stories260K")
+    path = folder / "model.safetensors"
+    with open(path, "rb+") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        count = (path.stat().st_size - start) // 2
+        values = np.random.default_rng(0).standard_normal(count, np.float32) * np.float32(0.02)
+        file.seek(start)
+        file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+    return folder
+
+
+def main(words: list[str]) -> int:
+    """Tries over kinds; the code says whether anything ended otherwise than promised."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--tries", type=int, default=1000, help="over all kinds")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(words)
+    kinds = args.kinds or list(KINDS)
+    print(
+        "| kind | one run | tries | amid its work | wrong | bytes written over one run's |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    bad = 0
+    for name in kinds:
+        with tempfile.TemporaryDirectory(prefix="kills-", dir=MEMORY if MEMORY.is_dir() else None) as scratch:
+            kills = Kills(KINDS[name], Path(scratch), random.Random(f"{args.seed} {name}"))
+            tries = [kills.once(replacing=bool(number % 2)) for number in range(-(-args.tries // len(kinds)))]
+        amid = [each for each in tries if each[0]]
+        wrong = sum(bool(faults) for _, _, faults in tries)
+        share = sum(written for _, written, _ in amid) / max(len(amid) * kills.whole.written, 1)
+        print(
+            f"| {name} | {kills.whole.seconds:.2f} s | {len(tries)} | {len(amid)} | {wrong} | {share:.2f} |", flush=True
+        )
+        for number, (_, _, faults) in enumerate(tries):
+            for fault in faults:
+                print(f"{name} {number}: {fault}", file=sys.stderr)
+        bad += wrong
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parent.parent))
+    sys.exit(main(sys.argv[1:]))
