@@ -185,7 +185,7 @@ def beside_weights(checkpoint: Checkpoint, target: Path) -> tuple[list[FileLayou
     made = [whole_file(target / name, content) for name, content in checkpoint.made.items()]
     small = {name: path for name, path in checkpoint.assets.items() if name not in checkpoint.made}
     absent = {name: says for name, path in small.items() if (says := _stands_in(path))}
-    carried = [_copy(path, target / name) for name, path in small.items() if name not in absent]
+    carried = [copy_of(path, target / name) for name, path in small.items() if name not in absent]
     return [*made, *carried], [Dropped(*each) for each in absent.items()]
 
 
@@ -229,7 +229,7 @@ def _left(checkpoint: Checkpoint) -> list[Note]:
     return [Note(f"not carried over: {', '.join(left[:5])}{more}")] if left else []
 
 
-def _copy(source: Path, target: Path) -> FileLayout:
+def copy_of(source: Path, target: Path) -> FileLayout:
     """A file with the bytes of `source`, read when they are written."""
     info = TensorInfo(target.name, (regular_size(source), 1), DTYPES["U8"])
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UnsupportedFeature, short
-from converter.housekeeping.blocks import Model, check_facts, numbered
+from converter.housekeeping.blocks import Model, check_facts
 from converter.mapping.names import Match, RuleNames
 from converter.tensors.tensor import LazyTensor, Rows
 
@@ -51,7 +51,7 @@ def _cut(model: Model, less: Model, n_expert: int, kept: Sequence[int]) -> dict[
         match = _match(model, rules, name)
         if match is not None and match.expert is not None:
             if match.expert in numbers:
-                new = _renumbered(model, name, match, numbers[match.expert])
+                new = _renumbered(name, match.expert, numbers[match.expert])
                 tensors[new] = tensor.renamed(new)
             continue
         canonical = next((each for each in model.spelled(name) if each in axes), None)
@@ -73,13 +73,11 @@ def _match(model: Model, rules: RuleNames, name: str) -> Match | None:
     return None
 
 
-def _renumbered(model: Model, name: str, match: Match, new: int) -> str:
-    """A name with another number for its expert, which comes after the block's."""
-    old = str(match.expert)
-    if match.block is None:
-        return numbered(name, int(old), new)
-    head, dot, tail = name.partition(f".{match.block}.")
-    return f"{head}{dot}{numbered(tail, int(old), new)}"
+def _renumbered(name: str, old: int, new: int) -> str:
+    """A name with another number for its expert, which is the last one that it has."""
+    parts = name.split(".")
+    place = max(at for at, part in enumerate(parts) if part == str(old))
+    return ".".join([*parts[:place], str(new), *parts[place + 1 :]])
 
 
 def _axes(model: Model, less: Model, n_expert: int, n_kept: int) -> dict[str, int]:

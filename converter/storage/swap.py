@@ -54,7 +54,7 @@ def publish(stage: Path, names: Sequence[str], replace: bool) -> None:
             if entry.replaces:
                 _move(folder / entry.name, stage / OLD / entry.name)
         for entry in reversed(entries):
-            (folder / entry.name).parent.mkdir(exist_ok=True)
+            (folder / entry.name).parent.mkdir(parents=True, exist_ok=True)
             place(new / entry.name, folder / entry.name)
     except BaseException:
         _undo(stage, entries)

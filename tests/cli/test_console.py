@@ -41,6 +41,7 @@ VERBS = {
     "batch": ("batch", "{stories}", "--out", "{tmp}/batch.gguf", "-q", "q8_0"),
     "split": ("split", "-f", "{model}", "{tmp}/part", "--max-tensors", "20"),
     "merge": ("merge", "-f", "{shard}", "{tmp}/whole"),
+    "package": ("package", "-f", "{model}", "{tmp}/store", "--as", "ollama"),
     "prune": ("prune", "-f", "{model}", "{tmp}/less", "--drop-layers", "1"),
     "edit": ("edit", "-f", "{model}", "{tmp}/edited.gguf", "--set", "general.name=x"),
     "hash": ("hash", "{model}"),
