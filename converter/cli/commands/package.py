@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from converter.cli.arguments import file_name, file_path, rewrite_arguments, source_path, text_of
-from converter.cli.console import ProgressBar, print_events, print_table
+from converter.cli.console import print_events, print_table
+from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.text import human_bytes, printable
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.housekeeping.package import Beside, pack
 
     beside = Beside(args.mmproj, args.template, text_of(args.system), args.params, tuple(map(Path, args.licence)))
-    with ProgressBar(args.quiet or args.json) as progress:
+    with showing(args, VERB.name) as progress:
         made = pack(
             args.source,
             args.target,
