@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # as typing's, without its import
 
 if TYPE_CHECKING:  # the same names for type checkers, to whom __getattr__ would make any name good
     from converter.checkpoint import Checkpoint as Checkpoint
+    from converter.errors import Cancelled as Cancelled
     from converter.errors import ConverterError as ConverterError
     from converter.formats.registry import open_checkpoint as open_checkpoint
     from converter.pipeline import convert as convert
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # the same names for type checkers, to whom __getattr__ would
     from converter.request import Request as Request
     from converter.request import Source as Source
     from converter.storage.slabs import Progress as Progress
+    from converter.storage.slabs import until as until
     from converter.tensors.dtypes import DType as DType
     from converter.tensors.kernels import dequantize as dequantize
     from converter.tensors.kernels import quantize as quantize
@@ -43,8 +45,10 @@ _PUBLIC = {
     "TensorInfo": "tensors.tensor",
     "DType": "tensors.dtypes",
     "Progress": "storage.slabs",
+    "until": "storage.slabs",
     "quantize": "tensors.kernels",
     "dequantize": "tensors.kernels",
+    "Cancelled": "errors",
     "ConverterError": "errors",
 }
 

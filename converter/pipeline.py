@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ConverterError, LossyError, MissingPart, OutputError, OutputExists, SameFile, about
+from converter.errors import (
+    Cancelled,
+    ConverterError,
+    LossyError,
+    MissingPart,
+    OutputError,
+    OutputExists,
+    SameFile,
+    about,
+)
 from converter.events import Note
 from converter.formats.registry import open_checkpoint, target_format, writers
 from converter.mapping.recovered import open_model
@@ -18,7 +27,8 @@ from converter.request import PathLike, Request, Source
 from converter.storage import output
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout
-from converter.storage.slabs import ProgressCallback
+from converter.storage.slabs import ProgressCallback, Token, until
+from converter.telemetry import log_events, span
 
 
 def plan(source: PathLike | Source, target: PathLike, request: Request | None = None) -> Plan:
@@ -53,12 +63,16 @@ def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence
         unnamed = folder and not writer.folder
         if unnamed and not writer.in_folder and (writer.name != "gguf" or not Path(target).is_dir()):
             raise MissingPart(f"{target}: a {writer.name} file needs a name, or for GGUF a folder that is there")
-        opened = open_checkpoint(source) if request.model.tensors_only else open_model(source, request.model.arch)
+        with span("open") as told:
+            opened = open_checkpoint(source) if request.model.tensors_only else open_model(source, request.model.arch)
+            told.set_attribute("converter.format", opened.format)
         try:
-            if len(requests) == 1:
-                plans = [build(opened, Path(target), writer, request, source=source, unnamed=unnamed)]
-            else:
-                plans = build_several(opened, Path(target), writer, requests, source, unnamed=unnamed)
+            with span("plan", format=writer.name, quant=_quants(requests)) as told:
+                if len(requests) == 1:
+                    plans = [build(opened, Path(target), writer, request, source=source, unnamed=unnamed)]
+                else:
+                    plans = build_several(opened, Path(target), writer, requests, source, unnamed=unnamed)
+                told.set_attribute("converter.bytes", _nbytes(plans))
             opened = plans[0].checkpoint
             for made in plans:
                 _refuse_elsewhere(made.layout, Path(target))
@@ -67,6 +81,14 @@ def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence
             with opened:  # closed, and a source that was changed explains the error
                 raise
         return plans
+
+
+def _quants(requests: Sequence[Request]) -> str | None:
+    return ",".join(request.types.quant for request in requests if request.types.quant) or None
+
+
+def _nbytes(plans: Sequence[Plan]) -> int:
+    return sum(plan.total_bytes for plan in plans)
 
 
 def _is_folder(target: PathLike) -> bool:
@@ -86,6 +108,7 @@ def convert(
     threads: int | None = None,
     progress: ProgressCallback | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    cancel: Token | None = None,
     resume: bool = False,
 ) -> Plan:
     """Convert `source` to `target`; returns the plan that was carried out, its report completed.
@@ -97,17 +120,27 @@ def convert(
         request: quantization and everything else that decides the result.
         force: replace an existing output.
         threads: workers; by default as many as there are processors. The result does not depend on it.
-        progress: called after every slab with a `Progress`; returning False cancels.
+        progress: called after every slab with a `Progress`, from any thread; returning False cancels.
         on_plan: called with the plan before anything is written.
+        cancel: an event, of `threading` or the like; once it is set, from anywhere, the run ends after a slab.
         resume: what is done stays where the run is stopped, and the same conversion goes on with it later. What a run
             that was killed left is gone on with in any case.
 
     Raises:
+        Cancelled: by `cancel` or `progress`.
         ConverterError: as its kind, with nothing written and an old output untouched.
     """
     requests = [request or Request()]
     return convert_several(
-        source, target, requests, force=force, threads=threads, progress=progress, on_plan=on_plan, resume=resume
+        source,
+        target,
+        requests,
+        force=force,
+        threads=threads,
+        progress=progress,
+        on_plan=on_plan,
+        cancel=cancel,
+        resume=resume,
     )[0]
 
 
@@ -120,6 +153,7 @@ def convert_several(
     threads: int | None = None,
     progress: ProgressCallback | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    cancel: Token | None = None,
     resume: bool = False,
 ) -> list[Plan]:
     """Several quants of one source, every part of which is read and widened once; arguments are `plan_several`'s and
@@ -128,10 +162,16 @@ def convert_several(
     Raises:
         ConverterError: as its kind, with nothing written and old outputs untouched.
     """
-    plans = plan_several(source, target, requests)
-    with plans[0].checkpoint:
-        run_several(plans, force=force, threads=threads, progress=progress, on_plan=on_plan, resume=resume)
-    return plans
+    with span("convert", quant=_quants(requests)) as told:
+        _refuse_cancelled(cancel)
+        plans = plan_several(source, target, requests)
+        with plans[0].checkpoint:
+            run_several(
+                plans, force=force, threads=threads, progress=progress, on_plan=on_plan, cancel=cancel, resume=resume
+            )
+        told.set_attribute("converter.format", plans[0].route.target)
+        told.set_attribute("converter.bytes", _nbytes(plans))
+        return plans
 
 
 def run(
@@ -141,10 +181,11 @@ def run(
     threads: int | None = None,
     progress: ProgressCallback | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    cancel: Token | None = None,
     resume: bool = False,
 ) -> None:
     """Carry out a plan. Arguments and errors are those of `convert`."""
-    run_several([plan], force=force, threads=threads, progress=progress, on_plan=on_plan, resume=resume)
+    run_several([plan], force=force, threads=threads, progress=progress, on_plan=on_plan, cancel=cancel, resume=resume)
 
 
 def run_several(
@@ -154,6 +195,7 @@ def run_several(
     threads: int | None = None,
     progress: ProgressCallback | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    cancel: Token | None = None,
     resume: bool = False,
 ) -> None:
     """Carry out plans of `plan_several`: all of their files are written, or none. Other arguments are `convert`'s."""
@@ -161,12 +203,14 @@ def run_several(
 
     def claimed(found: Sequence[Note]) -> None:
         first.report.extend(list(found))
+        log_events(event for plan in plans for event in plan.report.events)
         if on_plan is not None:
             for plan in plans:
                 on_plan(plan)
         for plan in plans:
             if plan.prepare is not None:
                 plan.prepare()
+        _refuse_cancelled(cancel)
 
     def stop() -> ConverterError | None:
         tripped = next((plan.watch for plan in plans if plan.watch.tripped), None)
@@ -174,12 +218,20 @@ def run_several(
             return opened.lost()
         return LossyError(f"{tripped.events()[0]}\nrefused under --strict; nothing was written")
 
-    with about(first.source.path):
+    facts = {"bytes": _nbytes(plans), "format": first.route.target, "quant": _quants([each.request for each in plans])}
+    with about(first.source.path), span("write", **facts):
         key = " ".join(plan.key() for plan in plans)
         target = Disk(together(plans), replace=force, key=key, keep=resume)
-        write(first.checkpoint, target, force=force, threads=threads, progress=progress, claimed=claimed, stop=stop)
+        told = until(cancel, progress)
+        write(first.checkpoint, target, force=force, threads=threads, progress=told, claimed=claimed, stop=stop)
     for plan in plans:
         plan.report.extend(plan.watch.events())
+        log_events(plan.watch.events())
+
+
+def _refuse_cancelled(cancel: Token | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("cancelled")
 
 
 def write(

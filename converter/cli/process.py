@@ -24,7 +24,11 @@ def end_on_signals() -> None:
 def raise_on_signals() -> None:
     """Ctrl-C, SIGTERM and the closing of the terminal end a run with nothing left behind."""
 
+    from converter.interrupts import held
+
     def stop(number: int, frame: object) -> None:
+        if held():  # the renames of a set, the removal of what is left: the run is at its end either way
+            return
         seen.append(number)
         raise _Stop
 

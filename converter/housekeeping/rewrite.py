@@ -19,6 +19,7 @@ from converter.request import PathLike
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback
+from converter.telemetry import log_events, span
 
 #: Formats that hold one model in one file or in several, and whose tensors are their stored bytes.
 FORMATS = ("gguf", "safetensors", "hf")
@@ -94,9 +95,11 @@ def rewrite(
 
     started, found, force = time.monotonic(), list[Event](), force or in_place
     target = Disk(layout, replace=force)
-    write(checkpoint, target, force=force, threads=threads, progress=progress, claimed=found.extend, check=finished)
+    with span("write", bytes=layout.size, format=checkpoint.format):
+        write(checkpoint, target, force=force, threads=threads, progress=progress, claimed=found.extend, check=finished)
     files = tuple((file.path, file.size) for file in layout.files)
     said = (*checkpoint.events, *layout.events, *found)
+    log_events(said)
     return Rewritten(checkpoint.path, files, len(checkpoint.tensors), said, time.monotonic() - started)
 
 

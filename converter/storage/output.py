@@ -9,11 +9,9 @@ tensor. Where the bytes go is the business of an `Output`; the engine does not k
 from __future__ import annotations
 
 import errno
-import signal
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from converter.errors import ConverterError, DiskFull, Interrupted, OutputError, OutputExists
+from converter.interrupts import holding
 from converter.storage.checksums import Pieces
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout, Slot
@@ -224,13 +223,13 @@ def publish(prepared: Prepared) -> None:
     """
     prepared.finish()
     prepared.output.flush()
-    with _uninterrupted():
+    with holding():
         prepared.output.publish()
 
 
 def abandon(prepared: Prepared) -> None:
     """Remove what was not published."""
-    with _uninterrupted():
+    with holding():
         prepared.output.abandon()
 
 
@@ -280,22 +279,3 @@ _KINDS = {
 def _output_error(path: Path, error: OSError) -> OutputError:
     kind = _KINDS.get(error.errno or 0, OutputError)
     return kind(f"{error.filename or path}: {error.strerror or error}; nothing was written")
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """What must not stop half-way, the renames of a set and the removal of what is left, lets Ctrl-C and the like wait.
-
-    A signal that comes meanwhile is dropped: the run is at its end either way.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    old = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            if handler is not None:  # None: not set from Python, nothing to go back to
-                signal.signal(number, handler)

@@ -22,6 +22,7 @@ from converter.mapping.view import HEADS, view
 from converter.pipeline import convert
 from converter.request import PathLike, Request, Source
 from converter.storage.slabs import ProgressCallback
+from converter.telemetry import span
 from converter.tensors.tensor import LazyTensor
 from converter.verify.distributions import worst_distributions
 from converter.verify.measure import Measured, measure
@@ -62,7 +63,9 @@ def verify(
     source, target = Source.of(source), Source.of(target)
     with about(source.path):
         left = open_model(source, request.model.arch)
-    with left, about(target.path), open_model(target, request.model.arch) as right:
+    with span("verify") as told, left, about(target.path), open_model(target, request.model.arch) as right:
+        told.set_attribute("converter.format", right.format)
+        told.set_attribute("converter.bytes", sum(tensor.info.nbytes for tensor in right.tensors.values()))
         writer = source_format(target.path, target.format)
         measured, findings = _verify(left, right, writer, request, encode, threads, progress)
         values = worst_distributions(measured, distributions) if distributions else {}

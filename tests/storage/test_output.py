@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from support.builders import assembled
 
+from converter import interrupts
+from converter.cli import process
 from converter.errors import CorruptFile, DiskFull, Interrupted, LossyError, OutputError, OutputExists
 from converter.storage import disk, output
 from converter.storage.layout import FileLayout, Layout, Slot
@@ -201,6 +203,18 @@ def test_an_interrupt_while_a_worker_runs(out: Path) -> None:
     assert threading.active_count() == threads_before
 
 
+@pytest.fixture
+def command_line() -> Iterator[None]:
+    """The handlers that the command line sets, and what was there before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    process.raise_on_signals()
+    yield
+    process.seen.clear()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("command_line")
 def test_an_interrupt_between_the_renames_of_a_set_does_not_cut_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,9 +229,25 @@ def test_an_interrupt_between_the_renames_of_a_set_does_not_cut_it(
     parts = [layout_of(numbers("a", 4), path=tmp_path / f"{i}").files[0] for i in range(3)]
     write(Layout(tuple(parts)), threads=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not process.seen and not interrupts.held()
 
 
+def test_an_interrupt_of_a_program_around_us_undoes_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its own handlers, which do not wait: here that of Python."""
+    real = os.link
+
+    def interrupted(source: Any, target: Any) -> None:
+        real(source, target)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "link", interrupted)
+    parts = [layout_of(numbers("a", 4), path=tmp_path / f"{i}").files[0] for i in range(3)]
+    with pytest.raises(Interrupted, match="nothing was written"):
+        write(Layout(tuple(parts)), threads=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("command_line")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupt_does_not_cut_the_removal(out: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The run had failed already; its error is what is told, and the signal does its work again afterwards."""
@@ -229,20 +259,21 @@ def test_an_interrupt_does_not_cut_the_removal(out: Path, monkeypatch: pytest.Mo
         unlink(path, *given, **more)
 
     monkeypatch.setattr(Path, "unlink", interrupted)
-    before = signal.getsignal(number)
     with pytest.raises(CorruptFile):
         write(layout_of(failing(lambda: CorruptFile("x: truncated")), path=out), threads=1)
-    assert unharmed(out.parent) and signal.getsignal(number) is before
+    assert unharmed(out.parent)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
 
 
-def test_handlers_that_are_not_python_s_are_left(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python cannot say what they were, nor set them again."""
+def test_no_handler_is_set(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals are the affair of the program around us; Python cannot even say what another one's handler was."""
     handlers: list[Any] = []
     monkeypatch.setattr(signal, "signal", lambda number, handler: handlers.append(handler))
     layout = layout_of(numbers("a", 4), path=out)
     write(layout)
     assert out.read_bytes() == assembled(layout.files[0])
-    assert handlers and None not in handlers
+    assert handlers == []
 
 
 def test_writing_from_a_thread(tmp_path: Path) -> None:
