@@ -58,6 +58,16 @@ $(CLIENTS)/installed: $(VENV)/tests
 clients: $(CLIENTS)/installed  ## what we make in the programs that people load it with: Transformers.js (Node, and a browser if there is one), optimum, sentence-transformers, genai
 	$(BIN)/python -m pytest -m slow tests/clients
 
+EXPORTERS := build/exporters
+$(EXPORTERS)/installed: $(CLIENTS)/installed
+	$(PYTHON) -m venv $(EXPORTERS)/venv
+	$(EXPORTERS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(EXPORTERS)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.23.0 onnxscript==0.7.2 mobius-onnx==0.1.0 onnxruntime-genai==0.18.0
+	@touch $@
+
+exporters: $(EXPORTERS)/installed  ## a Llama of 1.1 B as a graph, by us and by other exporters: time, memory, speed (a quarter of an hour, 12 GB of disk)
+	$(BIN)/python benchmarks/onnx_exporters.py --markdown
+
 $(CHECKS)/sanitize.txt: $(KERNELS)
 	native/build_check.sh $(CHECKS)/sanitize $(CC) -O1 $(SANITIZE)
 	ASAN_OPTIONS=detect_leaks=0 $(CHECKS)/sanitize tests/kernel_digests.json > $@
@@ -87,6 +97,6 @@ fuzz: $(VENV)/fuzz  ## every reader against bytes that a coverage-guided fuzzer 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test slow clients sanitize neon bench fuzz clean
+.PHONY: help install demo test slow clients exporters sanitize neon bench fuzz clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
