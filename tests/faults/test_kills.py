@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments (kills.py has the promises): no wrong file, no good one lost, the same bytes."""
+"""Runs that are killed at random moments (kills.py has the promises): no wrong file, no good one lost, same bytes."""
 
 from __future__ import annotations
 
