@@ -11,6 +11,7 @@ is our check of the result against its source, every tensor encoded again.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import os
 import statistics
 import subprocess
@@ -60,6 +61,15 @@ def make_model(folder: Path, size: str) -> Path:
     return folder
 
 
+def made(work: Path, size: str) -> Path:
+    """The model in `work`; made, where it is not there, in a process of its own: a child's peak starts at its parent's."""
+    model = work / f"llama-{size}"
+    if not model.exists():
+        code = "import sys, pathlib, whole_job as w; w.make_model(pathlib.Path(sys.argv[1]), sys.argv[2])"
+        subprocess.run([sys.executable, "-c", code, str(model), size], check=True, cwd=Path(__file__).parent)
+    return model
+
+
 def timed(*commands: list[str]) -> Run:
     """Run commands one after the other."""
     started, peak = time.monotonic(), 0
@@ -96,11 +106,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()
-        model = work / f"llama-{args.size}"
-        if not model.exists():
-            # In a process of its own: a child's peak starts at what its parent held.
-            code = "import sys, pathlib, whole_job as w; w.make_model(pathlib.Path(sys.argv[1]), sys.argv[2])"
-            subprocess.run([sys.executable, "-c", code, str(model), args.size], check=True, cwd=Path(__file__).parent)
+        model = made(work, args.size)
         runs: dict[str, list[Run]] = {"ours": [], "verify": [], "llama.cpp": []}
         for _ in range(args.runs):
             runs["ours"].append(ours(model, work))
@@ -119,7 +125,7 @@ def report(runs: dict[str, list[Run]], work: Path) -> None:
     if runs["llama.cpp"]:
         ratios = [b.seconds / a.seconds for a, b in zip(runs["ours"], runs["llama.cpp"], strict=True)]
         middle = (work / "middle.gguf").stat().st_size
-        same = (work / "ours.gguf").read_bytes() == (work / "theirs.gguf").read_bytes()
+        same = filecmp.cmp(work / "ours.gguf", work / "theirs.gguf", shallow=False)
         print(f"ratio      {statistics.median(ratios):7.2f}; intermediate {middle / 1e9:.2f} GB; same bytes: {same}")
 
 
