@@ -62,7 +62,7 @@ def make_model(folder: Path, size: str) -> Path:
 
 
 def made(work: Path, size: str) -> Path:
-    """The model in `work`; made, where it is not there, in a process of its own: a child's peak starts at its parent's."""
+    """The model in `work`; made in a process of its own, as the peak of a child starts at its parent's."""
     model = work / f"llama-{size}"
     if not model.exists():
         code = "import sys, pathlib, whole_job as w; w.make_model(pathlib.Path(sys.argv[1]), sys.argv[2])"
