@@ -15,6 +15,7 @@ EXTRAS = {
     "plotly": "verify", "jinja2": "verify", "yaml": "batch",
     "torch": "runtimes", "transformers": "runtimes", "llama_cpp": "runtimes", "onnxruntime": "runtimes",
     "onnxscript": "runtimes",
+    "tokenizers": "text",
     "huggingface_hub": "remote", "obstore": "remote", "urllib3": "remote",
 }  # fmt: skip
 DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "yaml": "PyYAML"}

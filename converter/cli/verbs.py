@@ -45,12 +45,14 @@ class Outcome(NamedTuple):
 def names() -> list[str]:
     """All verbs by name; nothing is imported."""
     # pkgutil.iter_modules would do, but imports `inspect`, which costs as much as all else that help needs.
-    return sorted(path.stem for folder in commands.__path__ for path in Path(folder).glob("[a-z]*.py"))
+    return sorted(
+        path.stem.replace("_", "-") for folder in commands.__path__ for path in Path(folder).glob("[a-z]*.py")
+    )
 
 
 def module(name: str) -> ModuleType:
-    """The module of a verb: `VERB`, `add_arguments(parser)`, `run(args) -> Outcome`."""
-    return import_module(f"{commands.__name__}.{name}")
+    """The module of a verb, with _ where it has -: `VERB`, `add_arguments(parser)`, `run(args) -> Outcome`."""
+    return import_module(f"{commands.__name__}.{name.replace('-', '_')}")
 
 
 def all_verbs() -> list[Verb]:

@@ -56,7 +56,7 @@ def prune(
             raise UnsupportedFeature(f"{checkpoint.path}: tensors alone; give the folder, whose config.json says more")
         pruned = _fewer_layers(checkpoint, layers, drop_layers)
         pruned = pruned if experts is None else _fewer_experts(pruned, experts)
-        pruned = _without_size(pruned)
+        pruned = without_size(pruned)
         layout_of = formats()[checkpoint.format].layout
         assert layout_of is not None  # of the formats above
         layout = layout_of(pruned, place(checkpoint, target), WriteOptions())
@@ -116,7 +116,7 @@ def _told(before: Checkpoint, after: Checkpoint, what: str, kept: set[int], coun
     return after.replace(events=(*after.events, event))
 
 
-def _without_size(checkpoint: Checkpoint) -> Checkpoint:
+def without_size(checkpoint: Checkpoint) -> Checkpoint:
     """Without the size that is part of the name of a GGUF, which it has no more."""
     if SIZE_LABEL not in checkpoint.config:
         return checkpoint

@@ -41,6 +41,7 @@ VERBS = {
     "batch": ("batch", "{stories}", "--out", "{tmp}/batch.gguf", "-q", "q8_0"),
     "split": ("split", "-f", "{model}", "{tmp}/part", "--max-tensors", "20"),
     "merge": ("merge", "-f", "{shard}", "{tmp}/whole"),
+    "trim-vocab": ("trim-vocab", "-f", "{model}", "{tmp}/less", "--tokens", "{tokens}"),
     "package": ("package", "-f", "{model}", "{tmp}/store", "--as", "ollama"),
     "prune": ("prune", "-f", "{model}", "{tmp}/less", "--drop-layers", "1"),
     "edit": ("edit", "-f", "{model}", "{tmp}/edited.gguf", "--set", "general.name=x"),
@@ -58,7 +59,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     pipeline.convert(stories, tmp / f"{NAME}.cut.gguf", Request(split_max_tensors=20))
     (shard,) = tmp.glob(f"{NAME}.cut-00001-of-*.gguf")
     model = tmp / f"{NAME}.model.gguf"
-    return {"tmp": tmp, "name": NAME, "folder": folder, "stories": stories, "model": model, "shard": shard}
+    tokens = tmp / f"{NAME}.tokens.json"
+    tokens.write_text("[300, 301]", "utf-8")
+    return {
+        "tmp": tmp, "name": NAME, "folder": folder, "stories": stories, "model": model, "shard": shard,
+        "tokens": tokens,
+    }  # fmt: skip
 
 
 def run(console: str, *argv: str) -> subprocess.CompletedProcess[bytes]:

@@ -28,6 +28,7 @@ WORKS = {
     "split": ("split", "{model}", "{tmp}/part", "--max-tensors", "20"),
     "merge": ("merge", "{shard}", "{tmp}/whole"),
     "prune": ("prune", "{model}", "{tmp}/less", "--drop-layers", "1"),
+    "trim-vocab": ("trim-vocab", "{model}", "{tmp}/less", "--tokens", "{tokens}"),
     "package": ("package", "{model}", "{tmp}/store", "--as", "ollama"),
     "compare": ("compare", "{stories}", "-q", "q8_0"),
     "verify": ("verify", "{stories}", "{model}"),
@@ -48,6 +49,7 @@ FAILS: dict[str, tuple[tuple[str, ...], type[errors.ConverterError]]] = {
     "edit": (("edit", "{model}", "--remove", "nothing"), errors.UsageError),
     "split": (("split", "{broken}", "{tmp}/part", "--max-size", "1M"), errors.CorruptFile),
     "merge": (("merge", "{model}", "{tmp}/whole"), errors.UsageError),
+    "trim-vocab": (("trim-vocab", "{model}", "{tmp}/less"), errors.UsageError),
     "package": (("package", "{broken}", "{tmp}/store", "--as", "oci"), errors.CorruptFile),
     "prune": (("prune", "{broken}", "{tmp}/less", "--layers", "0"), errors.CorruptFile),
     "compare": (("compare", "{broken}"), errors.CorruptFile),
@@ -71,11 +73,13 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pipeline.convert(STORIES, folder / "model.gguf", Request(quant="q8_0"))
     (folder / "broken.gguf").write_bytes((folder / "model.gguf").read_bytes()[:5000])
     parts = split(folder / "model.gguf", folder / "part", max_tensors=20)
+    (folder / "tokens.json").write_text("[300, 301]", "utf-8")
     return {
         "stories": STORIES,
         "model": folder / "model.gguf",
         "broken": folder / "broken.gguf",
         "shard": parts.files[0][0],
+        "tokens": folder / "tokens.json",
     }
 
 
