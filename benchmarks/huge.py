@@ -4,9 +4,9 @@
 
 Linux, as root, with xfsprogs: the disk is a sparse file with XFS in it. The weights are one GiB of seeded normal
 numbers that all shards share (reflinks), and what is written is given back by punching holes behind the writer, so that
-some 10 GB hold it all. Told are the peak of resident memory, beside that for a model of 1.1 B; and the rate, beside what the
-kernels alone do on as many threads with the same mix of types, measured before and after, in the same run. With
---minutes the conversion is interrupted after so many, which must leave nothing behind.
+some 10 GB hold it all. Told are the peak of resident memory, beside that for a model of 1.1 B; and the rate, beside
+what the kernels alone do on as many threads with the same mix of types, measured before and after, in the same run.
+With --minutes the conversion is interrupted after so many, which must leave nothing behind.
 """
 
 from __future__ import annotations

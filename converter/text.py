@@ -15,6 +15,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def near(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """Names that somebody may have meant by `word`, the nearest first: written alike, or begun by it."""
+    import difflib
+
+    names = {name.casefold(): name for name in known}
+    wanted = word.casefold()
+    found = difflib.get_close_matches(wanted, names, count, 0.7)
+    begun = [name for name in names if len(wanted) > 2 and name.startswith(wanted)]
+    return [names[name] for name in dict.fromkeys([*found, *begun])][:count]
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
+    """`; did you mean A or B?`, or nothing."""
+    found = near(word, known, count)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
 def human_bytes(count: float) -> str:
     """1234567 -> '1.23 MB' (decimal units, three digits)."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,16 +35,32 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{len(args)} arguments are refused, {MAX_ARGUMENTS} are allowed")
         return super().parse_known_args(args, namespace)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            from converter.cli import meant
+
+            self.error(meant.instead(self, rest))
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{without_secrets(message)}\n`{self.prog} --help` explains")
 
 
 def size(text: str) -> int:
-    """`2G`, `500MB`, `64K` or a plain number of bytes; decimal, as llama.cpp and Hugging Face count."""
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)B?", text.strip().upper())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2G, 500M or 64K")
-    return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}[match[2]]
+    """`2G`, `1.5GB`, `500M` count in thousands, as llama.cpp and Hugging Face do, `8GiB` in 1024, `512B` bytes.
+
+    A bare number is bytes, too, but for small ones: who writes 8 means something else.
+    """
+    match = re.fullmatch(r"(\d{1,15})(\.\d{1,6})?(?:([KMGT])(I?)B?|(B?))", text.strip().upper())
+    if match is None or (match[2] and not match[3]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2G, 1.5GiB, 500M or 64K")
+    if not match[3]:
+        if 0 < int(match[1]) < 1000 and not match[5]:
+            raise argparse.ArgumentTypeError(f"{text!r} is a few bytes; say {match[1]}G, {match[1]}M or {match[1]}B")
+        return int(match[1])
+    unit = (1024 if match[4] else 1000) ** " KMGT".index(match[3])
+    return int(Fraction(match[1] + (match[2] or "")) * unit)
 
 
 def source_path(text: str) -> Path:

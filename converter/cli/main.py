@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from converter.address import placed
-from converter.cli import process, verbs
+from converter.cli import meant, process, verbs
 from converter.cli.console import delivering, say_anything
-from converter.errors import ConverterError, InternalError, Interrupted, OutOfMemory, OutputError
+from converter.errors import ConverterError, InternalError, Interrupted, OutOfMemory, OutputError, UsageError
 from converter.text import printable
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, argv: Sequence[str]) -> int:
+    if verb == verbs.DEFAULT and (message := meant.command(argv)):
+        raise UsageError(f"{message}\n`convert --help` lists all")
     args = verbs.parser(verb).parse_args(argv)
     with _reading(args):
         outcome: verbs.Outcome = verbs.module(verb).run(args)

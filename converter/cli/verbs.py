@@ -61,10 +61,18 @@ def all_verbs() -> list[Verb]:
     return sorted(verbs, key=lambda verb: (GROUPS.index(verb.group), verb.name != DEFAULT, verb.name))
 
 
+HELP = ("help", "-h", "--help")
+FLAGS = ("--json", "--quiet", "--offline", "--debug")  # all verbs have them, and they may stand in front
+
+
 def chosen(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The verb that a command line names, or the default one, and what is left of it."""
-    if argv and argv[0] != DEFAULT and argv[0] in names():
-        return argv[0], list(argv[1:])
+    count = next((at for at, word in enumerate(argv) if word not in FLAGS), 0)
+    front, (first, *rest) = list(argv[:count]), argv[count:] or ["--help"]
+    if first in HELP and len(rest) < 2 and (not rest or rest[0] in names()):
+        return (rest or [DEFAULT])[0], ["--help"]
+    if first != DEFAULT and first in names():
+        return first, front + rest
     return DEFAULT, list(argv or ["--help"])
 
 

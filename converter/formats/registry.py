@@ -28,6 +28,7 @@ from converter.request import PathLike, Source
 from converter.storage.files import Opened, remembering
 from converter.storage.json import read_json
 from converter.storage.stand_ins import refuse_stand_in, unfinished
+from converter.text import did_you_mean
 
 ENTRY_POINTS = "converter.formats"
 
@@ -110,9 +111,10 @@ def target_format(path: Path, name: str | None = None) -> Format:
     for each in writers():
         if path.suffix.lower() in each.extensions:
             return each
-    known = ", ".join(extension for each in writers() for extension in each.extensions)
+    known = [extension for each in writers() for extension in each.extensions]
+    meant = did_you_mean(path.suffix, known) or f" (known: {', '.join(known)})"
     raise UnknownFormat(
-        f"{path}: no writer for this extension (known: {known}); --to NAME chooses one\n"
+        f"{path}: no writer for this extension{meant}\n--to NAME chooses one; "
         "a Hugging Face folder ends in a slash, or is called so by --to hf"
     )
 
@@ -234,5 +236,6 @@ def writers() -> list[Format]:
 def _named(name: str, candidates: Iterable[Format]) -> Format:
     table = {each.name: each for each in candidates}
     if name not in table:
-        raise UnknownFormat(f"no such format: {name} (known: {', '.join(table)})")
+        meant = did_you_mean(name, table) or f" (known: {', '.join(table)})"
+        raise UnknownFormat(f"no such format: {name}{meant}")
     return table[name]

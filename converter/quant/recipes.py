@@ -504,7 +504,7 @@ _RECIPES = (
 )
 
 RECIPES: dict[str, Recipe] = {r.name: r for r in _RECIPES}
-ALIASES: dict[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+ALIASES: dict[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "FP16": "F16", "FP32": "F32"}
 #: What ONNX graphs have beside; one of them with activations whose ranges are known before.
 STATIC = "INT8-STATIC"
 GRAPH_RECIPES: dict[str, Recipe] = {name: Recipe(name, None, "INT8") for name in ("INT8", STATIC)}
