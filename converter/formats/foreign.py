@@ -1,14 +1,17 @@
 """Folders that hold something else than a model: told by name, with what to do.
 
-Sources: the layouts that PEFT, diffusers and huggingface_hub write.
+Sources: the layouts that PEFT, diffusers, huggingface_hub, Ollama and clients of OCI registries write.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from converter.errors import ConverterError
 from converter.formats.hub import has_weights
+from converter.storage.json import read_json
 
 # A file or folder that tells, what then lies there, and what to do; the first that is there counts.
 _FOLDERS: tuple[tuple[str, str, str], ...] = (
@@ -22,6 +25,12 @@ _FOLDERS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+# Media types of layers that hold weights, and what a manifest may have at most.
+_WEIGHTS = ("application/vnd.ollama.image.model", "application/vnd.cncf.model.weight.v1.raw")
+_DIGEST = re.compile("sha256:([0-9a-f]{64})")
+_MAX_MANIFEST = 4 << 20
+
+
 def foreign_folder(path: Path) -> str | None:
     """What a folder without a model's weights is, where that is known; with what to do about it."""
     if not path.is_dir():
@@ -30,8 +39,42 @@ def foreign_folder(path: Path) -> str | None:
         return cached
     if has_weights(path):
         return None
+    if (path / "oci-layout").is_file() and (index := _json(path / "index.json")):
+        entries = (_blob(path, each) for each in _list(index.get("manifests")))
+        return next((says for entry in entries if entry and (says := packed(entry))), None)
     found = (f"is a {what}\n{advice}" for pattern, what, advice in _FOLDERS if any(path.glob(pattern)))
     return next(found, None)
+
+
+def packed(path: Path) -> str | None:
+    """What a manifest of Ollama's store or of an OCI artefact is, and where the model that it lists lies."""
+    manifest = _json(path) or {}
+    layers = [each for each in _list(manifest.get("layers")) if isinstance(each, dict)]
+    weights = [each for each in layers if str(each.get("mediaType")).startswith(_WEIGHTS)]
+    store = next((parent for parent in list(path.absolute().parents)[:8] if (parent / "blobs").is_dir()), None)
+    blob = next((found for each in weights if store is not None and (found := _blob(store, each))), None)
+    if not weights:
+        return None
+    return f"is a manifest of a packed model\n{'its file is not there' if blob is None else f'give its file: {blob}'}"
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A small JSON object; None for anything else."""
+    try:
+        return read_json(path, _MAX_MANIFEST) if path.is_file() else None
+    except ConverterError:
+        return None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _blob(store: Path, descriptor: Any) -> Path | None:
+    """The file of a blob, as Ollama or an OCI layout calls it, where it is there."""
+    digest = _DIGEST.fullmatch(str(descriptor.get("digest"))) if isinstance(descriptor, dict) else None
+    names = [] if digest is None else [f"sha256-{digest[1]}", f"sha256/{digest[1]}"]
+    return next((blob for name in names if (blob := store / "blobs" / name).is_file()), None)
 
 
 def _hub_cache(path: Path) -> str | None:

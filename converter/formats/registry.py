@@ -19,7 +19,7 @@ from converter import formats as builtin
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart, OutputError, UnknownFormat, UnsupportedFeature, UsageError, about
 from converter.formats.base import Format, head
-from converter.formats.foreign import foreign_folder, hub_name
+from converter.formats.foreign import foreign_folder, hub_name, packed
 from converter.formats.hub import folder_assets
 from converter.formats.peft import is_adapter, open_adapter
 from converter.plugins import BrokenPlugin, plugins
@@ -74,6 +74,8 @@ def source_format(path: Path, name: str | None = None) -> Format:
         refuse_stand_in(path, start)
         if says := unfinished(path):
             raise MissingPart(f"{path}: {says}")
+        if start.lstrip().startswith(b"{") and (says := packed(path)):
+            raise UnsupportedFeature(f"{path}: {says}")
     # A module named like the extension is asked first, so that opening a GGUF loads no other format's code.
     extension = path.suffix.lower().removeprefix(".")
     for each in _own(extension) if extension in _modules() else ():

@@ -14,7 +14,15 @@ from support.rewriting import rewritten
 
 import converter
 from converter.cli.main import main
-from converter.errors import CorruptFile, Interrupted, OutputError, OutputExists, UnsupportedFeature, UsageError
+from converter.errors import (
+    CorruptFile,
+    Interrupted,
+    OutputError,
+    OutputExists,
+    UnknownFormat,
+    UnsupportedFeature,
+    UsageError,
+)
 from converter.housekeeping import package as module
 from converter.housekeeping.package import Beside, pack
 from converter.housekeeping.shards import split
@@ -270,3 +278,26 @@ def test_what_is_left_out_is_told(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["package", str(said), str(tmp_path / "a"), "--as", "oci", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["as"] == "oci" and made["layers"][0]["mediaType"] == f"{CNCF}weight.v1.raw"
+
+
+def test_who_opens_a_package_is_told_where_the_model_lies(model: Path, tmp_path: Path) -> None:
+    ollama, oci = (pack(model, tmp_path / kind, kind) for kind in ("ollama", "oci"))
+    for opened, made in ((ollama.manifest, ollama), (tmp_path / "oci", oci)):
+        with pytest.raises(UnsupportedFeature, match="is a manifest of a packed model") as said:
+            converter.open_checkpoint(opened)
+        named = Path(str(said.value).rpartition("give its file: ")[2])
+        assert made.layers[0].sha256 in named.name
+        with converter.open_checkpoint(named) as one, converter.open_checkpoint(model) as other:
+            assert one.format == "gguf" and one.tensors.keys() == other.tensors.keys()
+    layer = read(ollama.manifest)["layers"][0]
+    (tmp_path / "ollama/blobs" / layer["digest"].replace(":", "-")).unlink()
+    with pytest.raises(UnsupportedFeature, match="its file is not there"):
+        converter.open_checkpoint(ollama.manifest)
+    for content in ('{"layers": 1}', '{"layers": [1, {"mediaType": 2}]}', "{", '{"layers": [' + "[" * 9999):
+        (tmp_path / "strange").write_text(content, "utf-8")
+        with pytest.raises(UnknownFormat):
+            converter.open_checkpoint(tmp_path / "strange")
+    wild = {"mediaType": layer["mediaType"], "digest": "sha256:../../x"}
+    ollama.manifest.write_text(json.dumps({"layers": [wild, {**wild, "digest": ["x"]}]}), "utf-8")
+    with pytest.raises(UnsupportedFeature, match="its file is not there"):
+        converter.open_checkpoint(ollama.manifest)
