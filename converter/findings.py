@@ -29,6 +29,7 @@ class Finding:
 
 #: Every check there is, and what it looks at. A finding's `check` is one of these names.
 CHECKS = {
+    "source": "another model than what it should have been made of",
     "missing": "a tensor that the target should have and has not",
     "extra": "a tensor that the target has and should not have",
     "shape": "a tensor of another shape than the source gives it",

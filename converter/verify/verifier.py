@@ -6,6 +6,7 @@ result.passed, result.worst_first[0].sqnr_db, [str(f) for f in result.findings i
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from converter.formats.base import Format
 from converter.formats.registry import open_checkpoint, source_format
 from converter.mapping.recovered import alike, open_model
 from converter.mapping.view import HEADS, view
+from converter.metadata import text_of
 from converter.pipeline import convert
 from converter.request import PathLike, Request, Source
 from converter.storage.slabs import ProgressCallback
@@ -92,12 +94,8 @@ def _verify(
     left, right = alike(left, right)
     pairing = pair(left, right, writer, request)
     try:
-        if not pairing.pairs:
-            raise UsageError(
-                f"{right.path}: has no tensor in common with {left.path}\nsource: {_some(left)}; target: {_some(right)}"
-            )
         measured = measure(pairing.pairs, encode=encode, threads=threads, progress=progress)
-        findings = [*_retied(pairing, measured), *judge(measured, pairing.left_over)]
+        findings = [*_another(left, right, pairing), *_retied(pairing, measured), *judge(measured, pairing.left_over)]
         views = view(left, request.model.arch), view(right, request.model.arch)
         return measured, findings + compare_metadata(pairing.expected, *views, request.model.pre)
     finally:
@@ -105,8 +103,25 @@ def _verify(
             close()
 
 
-def _some(checkpoint: Checkpoint) -> str:
-    return ", ".join(list(checkpoint.tensors)[:2]) or "none"
+def _another(left: Checkpoint, right: Checkpoint, pairing: Pairing) -> list[Finding]:
+    """Says so where the target lacks most of what the source gives: it is one mistake, not a hundred."""
+    lacking = sum(each.failed and each.check in ("missing", "shape") for each in pairing.findings)
+    if pairing.pairs and lacking <= len(pairing.pairs):
+        return []
+    apart = [f"{len(pairing.pairs)} of {lacking + len(pairing.pairs)} tensors that the source gives are there"]
+    layers = [_n_layer(each) for each in (right, left)]
+    if layers[0] != layers[1]:
+        apart.append(f"{layers[0]} layers, the source has {layers[1]}")
+    names = [text_of(config, "general.name") for config in (right.config, pairing.expected)]
+    if all(names) and names[0] != names[1]:
+        apart.append(f"called {names[0]!r}, the source {names[1]!r}")
+    message = f"is of another model than {left.path}: {'; '.join(apart)}"
+    return [Finding("source", str(right.path), message, hint="is this the right source?")]
+
+
+def _n_layer(model: Checkpoint) -> int:
+    """Layers by the numbers in the names of tensors."""
+    return max((int(number) + 1 for name in model.tensors for number in re.findall(r"\.(\d{1,4})\.", name)), default=0)
 
 
 def _retied(pairing: Pairing, measured: Sequence[Measured]) -> list[Finding]:

@@ -464,7 +464,36 @@ def test_an_importance_matrix_is_named_or_allowed_for(shop: Workshop, tmp_path: 
     assert (UP, "blocks") in failed(verify(source, bad, Request(imatrix=matrix)))
 
 
-def test_nothing_in_common_is_an_error(shop: Workshop, tmp_path: Path) -> None:
+def test_another_model_is_one_mistake(shop: Workshop, tmp_path: Path) -> None:
+    """Nothing in common, or names that every model has with other shapes."""
     np.save(tmp_path / "x.npy", np.ones(4, np.float32))
-    with pytest.raises(UsageError, match="no tensor in common"):
-        verify(tmp_path / "x.npy", shop.good("llama3-256", "q4_k_m"), Request(tensors_only=True))
+    good = shop.good("llama3-256", "q4_k_m")
+    for source in (tmp_path / "x.npy", models.FIXTURES / "stories260K"):
+        result = verify(source, good, Request(tensors_only=source.suffix == ".npy"))
+        first = result.findings[0]
+        assert not result.passed and first.check == "source" and first.subject == str(good)
+        assert (
+            f"is of another model than {source}: 0 of " in first.message and first.hint == "is this the right source?"
+        )
+    assert "10 layers, the source has 5; called 'Llama3 256', the source 'stories260K'" in first.message, first.message
+
+
+def test_a_few_faults_are_not_another_model(shop: Workshop, tmp_path: Path) -> None:
+    bad = rewritten(shop.good("llama3-256", "q4_k_m"), tmp_path / "bad.gguf", None, without(UP))
+    assert failed(verify(shop.source("llama3-256"), bad)) == {(UP, "missing")}
+
+
+def test_reports_of_what_cannot_be_read(shop: Workshop, tmp_path: Path) -> None:
+    """A gate that looks at the report sees the failure there, and no report of an earlier run."""
+    good = shop.good("llama3-256", "q4_k_m")
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(good.read_bytes()[:-1000])
+    reports = [tmp_path / f"report.{kind}" for kind in ("xml", "md", "json", "txt")]
+    options = [word for path in reports for word in ("--report", str(path))]
+    assert main(["verify", str(shop.source("llama3-256")), str(cut), *options]) == 11
+    for path in reports:
+        assert "truncated" in path.read_text("utf-8"), path
+    assert json.loads(reports[2].read_text())["passed"] is False
+    assert 'failures="1"' in reports[0].read_text()
+    assert main(["verify", str(tmp_path / "nothing"), str(good), "--report", str(tmp_path / "none.xml")]) == 50
+    assert "No such file" in (tmp_path / "none.xml").read_text("utf-8")

@@ -21,7 +21,7 @@ from converter.cli.arguments import (
 )
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
-from converter.errors import FidelityError, UsageError
+from converter.errors import ConverterError, FidelityError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from converter.verify.gate import Metric
@@ -107,7 +107,14 @@ def run(args: argparse.Namespace) -> Outcome:
 
     _check(args)
     check_reports("verify", args.report, inputs=filter(None, [args.source, args.target]))
-    result = _judged(args, _round_trip(args) if args.round_trip else _verified(args))
+    try:
+        result = _judged(args, _round_trip(args) if args.round_trip else _verified(args))
+    except (ConverterError, OSError) as error:
+        if not isinstance(error, UsageError | Interrupted):  # who reads reports sees it there, and not an old one
+            broken = _unread(args, error)
+            for path in args.report:
+                write_report("verify", path, broken)
+        raise
     for path in args.report:
         write_report("verify", path, result)
 
@@ -116,6 +123,16 @@ def run(args: argparse.Namespace) -> Outcome:
             print(verification.text(result))
 
     return Outcome(result.as_dict, show, 0 if result.passed else FidelityError.exit_code)
+
+
+def _unread(args: argparse.Namespace, error: Exception) -> Verification:
+    """What there is to report where a side could not be read."""
+    from converter.findings import Finding
+    from converter.verify.results import Verification
+
+    target = str(args.target or args.source)
+    message = "; ".join(str(error).removeprefix(f"{target}: ").splitlines())
+    return Verification(str(args.source), target, (), (Finding("structure", target, message),))
 
 
 def _check(args: argparse.Namespace) -> None:
