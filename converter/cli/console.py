@@ -80,6 +80,12 @@ def print_events(events: Iterable[Event]) -> None:
             print(f"note: {count - _SHOWN_PER_KIND} more {kind} events (--json lists all)", file=sys.stderr)
 
 
+def warn(warnings: Iterable[str]) -> None:
+    """Warnings on stderr."""
+    for each in warnings:
+        print(f"warning: {printable(each)}", file=sys.stderr)
+
+
 def rewritten(made: Rewritten, quiet: bool) -> Outcome:
     """The outcome of a verb that writes a checkpoint again: its files, a line each."""
 

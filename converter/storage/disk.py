@@ -147,11 +147,10 @@ class Disk:
             OutputError: the folder is not there.
         """
         layout = self.layout
-        folder = layout.files[0].path.parent if layout.folder is None else layout.folder.parent
         try:
-            free = shutil.disk_usage(folder).free
+            folder, free = free_at(layout)
         except OSError as error:
-            raise OutputError(f"{folder}: {error.strerror}") from error
+            raise OutputError(f"{error.filename}: {error.strerror}") from error
         if layout.size > free + self._journal.nbytes:
             raise DiskFull(f"{folder}: the output needs {layout.size:,} bytes, {free:,} are free")
 
@@ -263,6 +262,19 @@ class Disk:
                 with contextlib.suppress(OSError):
                     path.unlink()
         self._claim.release()
+
+
+def free_at(layout: Layout) -> tuple[Path, int]:
+    """The folder that a layout is built in, and how many bytes are free there for this user.
+
+    Files that come into a folder which is there are built in it: it may be another disk than what it lies in.
+
+    Raises:
+        OSError: it is not there.
+    """
+    folder = layout.folder
+    place = layout.files[0].path.parent if folder is None else folder if folder.is_dir() else folder.parent
+    return place, shutil.disk_usage(place).free
 
 
 def _is_of_size(path: Path, size: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import (
@@ -20,7 +21,7 @@ from converter.cli.arguments import (
     source_path,
     threads_argument,
 )
-from converter.cli.console import print_events, print_table
+from converter.cli.console import print_events, print_table, warn
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError, UsageError
@@ -103,15 +104,16 @@ def run(args: argparse.Namespace) -> Outcome:
         return _extracted(args)
     from converter import pipeline
 
-    started = time.monotonic()
+    started, requests = time.monotonic(), requests_of(args)
     with showing(args, VERB.name) as progress:
         plans = pipeline.convert_several(
             source_of(args),
             args.target,
-            requests_of(args),
+            requests,
             force=args.force,
             threads=args.threads,
             progress=progress,
+            on_plan=_foretold(args, len(requests)),
             resume=args.resume,
         )
     seconds = time.monotonic() - started
@@ -131,6 +133,26 @@ def run(args: argparse.Namespace) -> Outcome:
 
     passed = all(proof is None or proof.passed for proof in proofs)
     return Outcome(data, show, 0 if passed else FidelityError.exit_code)
+
+
+LONG = 1 << 30  # bytes; what reads or writes less is done before anybody wonders
+
+
+def _foretold(args: argparse.Namespace, count: int) -> Callable[[Plan], None]:
+    """Says what a long conversion of `count` outputs will take, when all of them are planned."""
+    plans: list[Plan] = []
+
+    def planned(plan: Plan) -> None:
+        plans.append(plan)
+        size = sum(step.read.info.nbytes for step in plan.steps) + sum(each.total_bytes for each in plans)
+        if len(plans) == count and size >= LONG and not (args.quiet or args.json):
+            from converter.planning.preflight import preflight
+
+            costs = preflight(plans, args.threads)
+            print(f"note: {costs.needs}\nnote: {costs.takes}", file=sys.stderr)
+            warn(costs.warnings)
+
+    return planned
 
 
 def _data(plan: Plan, proof: Verification | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import requests_of, source_of
 from converter.cli.commands import convert
-from converter.cli.console import print_events, print_table
+from converter.cli.console import print_events, print_table, warn
 from converter.cli.verbs import Outcome, Verb
 from converter.text import human_bytes
 
@@ -28,24 +28,28 @@ add_arguments = convert.plan_arguments
 def run(args: argparse.Namespace) -> Outcome:
     """Plan, and let go of the source again."""
     from converter import pipeline
+    from converter.planning.preflight import preflight
 
     plans = pipeline.plan_several(source_of(args), args.target, requests_of(args))
     plans[0].checkpoint.close()
+    costs = preflight(plans, args.threads)
 
     def show() -> None:
         for plan in plans:
-            _show(plan, args.threads)
+            _show(plan)
             if not args.quiet:
                 print_events(plan.report.events)
+        print(f"{costs.needs}\n{costs.takes}")
+        warn(costs.warnings)
 
-    return Outcome(lambda: _data(plans), show)
+    def data() -> dict[str, Any]:
+        made = [plan.as_dict() for plan in plans]
+        return (made[0] if len(made) == 1 else {"outputs": made}) | {"preflight": costs.as_dict()}
+
+    return Outcome(data, show)
 
 
-def _data(plans: list[Plan]) -> dict[str, Any]:
-    return plans[0].as_dict() if len(plans) == 1 else {"outputs": [plan.as_dict() for plan in plans]}
-
-
-def _show(plan: Plan, threads: int | None) -> None:
+def _show(plan: Plan) -> None:
     arrived = any(step.bound is not None for step in plan.steps)
     rows = (
         [
@@ -65,4 +69,3 @@ def _show(plan: Plan, threads: int | None) -> None:
         f"\n{len(plan.layout.files)} file(s), {plan.total_bytes:,} bytes ({human_bytes(plan.total_bytes)}), "
         f"{plan.n_parameters:,} parameters, {plan.bits_per_weight:.2f} bits per weight"
     )
-    print(f"needs {human_bytes(plan.total_bytes)} of disk and about {human_bytes(plan.memory(threads))} of memory")

@@ -1,0 +1,175 @@
+"""What carrying out plans takes, told before it begins: time of the processors, room on the disk, memory.
+
+Time is measured: every pair of types that the plans turn into each other, on some random rows. How fast the disk is
+nobody knows without using it, so that the rate is told from which on it is the disk that one waits for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter import workers
+from converter.errors import QuantizationError
+from converter.planning.plan import Plan
+from converter.storage.disk import free_at
+from converter.tensors import kernels
+from converter.tensors.dtypes import dtype
+from converter.text import human_bytes, human_seconds
+
+SAMPLE = (16, 2048)  # numbers that a rate is measured on: multiples of every block
+COPYING = 2e9  # bytes a second that a thread moves as they are: assumed, of any machine of these years
+CGROUP = (  # limit and use, by version 2 and 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+TIGHT = 0.9  # of the memory that is there; more is worth a warning
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Costs of plans that are carried out together.
+
+    Attributes:
+        seconds: that the processors need at least.
+        disk_rate: bytes a second, read and written, at which the disk takes as long.
+        read_bytes, disk_bytes: what is read, and what is written, under temporary names first: outputs that are
+            replaced are there until the end.
+        disk_free: free where that goes, for this user; None where the folder is not there.
+        memory_bytes: resident at most.
+        memory_free: of the machine, or of what this process may take of it; None where the system does not tell.
+    """
+
+    seconds: float
+    disk_rate: float
+    read_bytes: int
+    disk_bytes: int
+    disk_free: int | None
+    memory_bytes: int
+    memory_free: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room on the disk, as far as is known."""
+        return self.disk_free is None or self.disk_bytes <= self.disk_free
+
+    @property
+    def tight(self) -> bool:
+        """Whether memory may not be enough."""
+        return self.memory_free is not None and self.memory_bytes > TIGHT * self.memory_free
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        rounded = {"seconds": round(self.seconds, 3), "disk_rate": round(self.disk_rate)}
+        return asdict(self) | rounded | {"fits": self.fits, "tight": self.tight}
+
+    @property
+    def needs(self) -> str:
+        """Room and memory, for people."""
+        room, memory = (
+            f" ({human_bytes(free)} free)" if free is not None else "" for free in (self.disk_free, self.memory_free)
+        )
+        return (
+            f"needs {human_bytes(self.disk_bytes)} of disk{room} "
+            f"and about {human_bytes(self.memory_bytes)} of memory{memory}"
+        )
+
+    @property
+    def takes(self) -> str:
+        """Time, for people."""
+        rate = f"{human_bytes(self.disk_rate)}/s"
+        return f"takes at least {human_seconds(self.seconds)}, longer where the disk reads and writes less than {rate}"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may go wrong, for people."""
+        few = "memory may not be enough; fewer --threads need less"
+        return (*(("the disk has too little room",) if not self.fits else ()), *((few,) if self.tight else ()))
+
+
+def preflight(plans: Sequence[Plan], threads: int | None = None) -> Preflight:
+    """What it takes to carry out `plans`, of one source; some tenths of a second of measuring, no file is touched."""
+    used = threads or workers.default_threads()
+    decoded, encoded, copied = Counter[str](), Counter[tuple[str, bool]](), 0
+    for plan in plans:
+        for step in plan.steps:
+            source, target = step.read.info, step.info
+            if source.dtype == target.dtype and step.intermediate is step.read:
+                copied += target.nbytes
+                continue
+            decoded[source.dtype.name] += source.n_elements
+            encoded[target.dtype.name, step.imatrix] += target.n_elements
+    read = sum(step.read.info.nbytes for step in plans[0].steps)
+    work = sum(count * _decoding(name) for name, count in decoded.items()) / len(plans)
+    work += sum(count * _encoding(*each) for each, count in encoded.items()) + copied / COPYING
+    written, seconds = sum(plan.total_bytes for plan in plans), work / used
+    return Preflight(
+        seconds,
+        (read + written) / seconds if seconds else 0.0,
+        read,
+        written,
+        _disk_free(plans[0]),
+        max(plan.memory(threads) for plan in plans),
+        memory_free(),
+    )
+
+
+def _disk_free(plan: Plan) -> int | None:
+    try:
+        return free_at(plan.layout)[1]
+    except OSError:
+        return None
+
+
+def memory_free() -> int | None:
+    """Bytes that this process could still take: of the machine, and of its control group where that has a limit."""
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    for limit, taken in CGROUP:
+        with suppress(OSError, ValueError):  # "max": there is none
+            found.append(int(Path(limit).read_text("ascii")) - int(Path(taken).read_text("ascii")))
+    return max(0, min(found)) if found else None
+
+
+@cache
+def _sample() -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(0).normal(size=SAMPLE).astype(np.float32)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of one number, the better of two tries: the first one may load tables."""
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times) / _sample().size
+
+
+@cache
+def _encoding(name: str, weighted: bool) -> float:
+    kind = dtype(name)
+    if not kernels.encodable(kind):
+        return 0.0
+    weights = np.ones(SAMPLE[1], np.float32) if weighted else None
+    return _seconds(lambda: kernels.encode(_sample(), kind, weights=weights))
+
+
+@cache
+def _decoding(name: str) -> float:
+    kind = dtype(name)
+    try:
+        blocks = np.zeros((SAMPLE[0], kind.row_nbytes(SAMPLE[1])), np.uint8)
+        return _seconds(lambda: kernels.decode(blocks, kind))
+    except QuantizationError:  # codes of other packages, which no kernel decodes
+        return 0.0
