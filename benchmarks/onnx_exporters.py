@@ -7,9 +7,9 @@ Each runs in a process of its own, of an environment that has it (`make exporter
 transformers 4, the others 5), and is ended after 15 minutes or at 14 GB. Told are its seconds (ours end when all is on
 the disk), those of processors, the most resident memory of it and its children together, bytes of the graph without
 weights, nodes, and, by ONNX Runtime on one thread in an environment that is the same for all, tokens per second of its
-processor (so that other jobs count less) of a prompt of 64 and one by one behind it, the best of five rounds; how far
-its logits are from those of the first, of the largest; and the machine's load when it began. A graph has 4.4 GB, and is
-gone before the next is made. Linux.
+processor of a prompt of 64 and one by one behind it, the best of rounds that take turns with the first graph, and in
+brackets as shares of that one's; how far its logits are from that one's, of the largest; and the machine's load when it
+began. A graph has 4.4 GB, and two of them run beside each other. Linux.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = {"env4": ROOT / "build/clients/venv/bin/python", "env5": ROOT / "build/exporters/venv/bin/python"}
 SECONDS, NBYTES = 900, 14 << 30
-PROMPT, STEPS, ROUNDS = 64, 16, 5
+PROMPT, STEPS, ROUNDS = 64, 8, 4
 
 
 # ------------------------------------------------------------------------------------- making, in other environments
@@ -172,48 +172,58 @@ def resident(session: int) -> Iterator[int]:
 # ----------------------------------------------------------------------------------------------------- measuring
 
 
-def measured(graph: Path, model: Path, reference: Path) -> dict[str, float]:
-    """What a graph is and how fast, in this process; the first of all writes its logits to `reference`."""
-    import numpy as np
-    import onnx
-    import onnxruntime
+class Running:
+    """A graph in ONNX Runtime, on one thread."""
 
-    own = onnx.load(graph, load_external_data=False).graph
-    inside = sum(len(each.raw_data) for each in own.initializer)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    takes, gives = session.get_inputs(), [each.name for each in session.get_outputs()]
-    ids = np.random.default_rng(0).integers(3, 500, (1, PROMPT + STEPS))
+    def __init__(self, graph: Path, model: Path) -> None:
+        import onnxruntime
 
-    def run(first: int, end: int, past: dict[str, Any]) -> dict[str, Any]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        self.session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self.model, self.best = model, [0.0, 0.0]
+
+    def run(self, ids: Any, first: int, end: int, past: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
         feeds: dict[str, Any] = {
             "input_ids": ids[:, first:end], "attention_mask": np.ones((1, end), np.int64),
             "position_ids": np.arange(first, end)[None],
         }  # fmt: skip
+        takes, gives = self.session.get_inputs(), [each.name for each in self.session.get_outputs()]
         for each in takes:
             if each.name.startswith("past"):
-                kind = np.float16 if "float16" in each.type else np.float32
-                empty = np.zeros(cache_shape(model, 1, 0), kind)
+                empty = np.zeros(cache_shape(self.model, 1, 0), np.float16 if "float16" in each.type else np.float32)
                 feeds[each.name] = past.get(each.name.replace("past_key_values", "present"), empty)
-        return dict(zip(gives, session.run(None, {each.name: feeds[each.name] for each in takes}), strict=True))
+        return dict(zip(gives, self.session.run(None, {each.name: feeds[each.name] for each in takes}), strict=True))
 
-    prompt, single = [], []
-    for _ in range(ROUNDS):
+    def round(self, ids: Any) -> Any:
+        """The last logits of a prompt and of tokens one by one behind it, whose speeds are kept where they are best."""
         started = time.process_time()
-        past = run(0, PROMPT, {})
-        prompt.append(PROMPT / (time.process_time() - started))
+        past = self.run(ids, 0, PROMPT, {})
+        self.best[0] = max(self.best[0], PROMPT / (time.process_time() - started))
         started = time.process_time()
         for at in range(PROMPT, PROMPT + STEPS):
-            past = run(at, at + 1, past)
-        single.append(STEPS / (time.process_time() - started))
-    logits = past["logits"].astype(np.float32).reshape(-1)
-    if not reference.exists():
-        np.save(reference, logits)
-    want = np.load(reference)
+            past = self.run(ids, at, at + 1, past)
+        self.best[1] = max(self.best[1], STEPS / (time.process_time() - started))
+        return past["logits"].reshape(-1)
+
+
+def measured(graph: Path, model: Path, first: Path) -> dict[str, Any]:
+    """What a graph is, and how fast in turns with the first of all, in this process."""
+    import numpy as np
+    import onnx
+
+    own = onnx.load(graph, load_external_data=False).graph
+    inside = sum(len(each.raw_data) for each in own.initializer)
+    ids = np.random.default_rng(0).integers(3, 500, (1, PROMPT + STEPS))
+    these, those = Running(graph, model), Running(first, model)
+    for _ in range(ROUNDS):
+        found, want = (each.round(ids).astype(np.float32) for each in (these, those))
+    far = float(np.abs(found - want).max() / np.abs(want).max())
     return {
-        "graph": graph.stat().st_size - inside, "nodes": len(own.node), "prompt": max(prompt),
-        "single": max(single), "far": float(np.abs(logits - want).max() / np.abs(want).max()),
+        "graph": graph.stat().st_size - inside, "nodes": len(own.node), "speeds": these.best,
+        "shares": [a / b for a, b in zip(these.best, those.best, strict=True)], "far": far,
     }  # fmt: skip
 
 
@@ -232,8 +242,8 @@ def read_once(model: Path) -> None:
 
 
 def row(name: str, exporter: Exporter, python: Path, model: Path, work: Path) -> list[str]:
-    """One exporter's figures as texts; its graph is gone again."""
-    load = f"{os.getloadavg()[0]:.1f}"
+    """One exporter's figures as texts; of the graphs in `work` the first stays."""
+    load, first = f"{os.getloadavg()[0]:.1f}", work / "first"
     read_once(model)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         out, log = Path(folder) / "out", Path(folder) / "log"
@@ -242,18 +252,15 @@ def row(name: str, exporter: Exporter, python: Path, model: Path, work: Path) ->
         made = [f"{cost.seconds:.1f} s", f"{cost.processors:.1f} s", f"{cost.peak / 1e6:.0f} MB"]
         if cost.failure:
             return [name, *made, cost.failure, load]
-        command = [
-            sys.executable,
-            __file__,
-            "--measure",
-            *map(str, (out / "model.onnx", model, work / "reference.npy")),
-        ]
+        if not first.exists():
+            out = out.rename(first)
+        command = [sys.executable, __file__, "--measure", *map(str, (out / "model.onnx", model, first / "model.onnx"))]
         said = subprocess.run(command, capture_output=True, text=True, check=False)
     if said.returncode:
         return [name, *made, said.stderr.strip().rpartition("\n")[2][:200], load]
     found = json.loads(said.stdout.splitlines()[-1])
-    own = f"{found['graph'] / 1e6:.2f} MB", f"{found['nodes']}", f"{found['prompt']:.1f}", f"{found['single']:.2f}"
-    return [name, *made, *own, f"{found['far']:.1e}", load]
+    speeds = [f"{own:.2f} ({share:.2f})" for own, share in zip(found["speeds"], found["shares"], strict=True)]
+    return [name, *made, f"{found['graph'] / 1e6:.2f} MB", f"{found['nodes']}", *speeds, f"{found['far']:.1e}", load]
 
 
 def main() -> None:
@@ -279,15 +286,16 @@ def main() -> None:
         if not model.exists():
             code = "import sys, pathlib, whole_job as w; w.make_model(pathlib.Path(sys.argv[1]), '1.1b')"
             subprocess.run([sys.executable, "-c", code, str(model)], check=True, cwd=Path(__file__).parent)
-        (work / "reference.npy").unlink(missing_ok=True)
-        for name in args.names or EXPORTERS:
-            exporter = EXPORTERS[name]
-            if not pythons[exporter.environment].exists():
-                print(f"{name}: make exporters installs it")
-                continue
-            found = row(name, exporter, pythons[exporter.environment], model, work)
-            found.append(versions(pythons[exporter.environment], exporter.packages))
-            print(f"| {' | '.join(found)} |" if args.markdown else "  ".join(found), flush=True)
+        with tempfile.TemporaryDirectory(dir=work) as graphs:
+            for name in args.names or EXPORTERS:
+                exporter = EXPORTERS[name]
+                python = pythons[exporter.environment]
+                if not python.exists():
+                    print(f"{name}: make exporters installs it")
+                    continue
+                found = row(name, exporter, python, model, Path(graphs))
+                found.append(versions(python, exporter.packages))
+                print(f"| {' | '.join(found)} |" if args.markdown else "  ".join(found), flush=True)
     return None
 
 
