@@ -35,16 +35,14 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{len(args)} arguments are refused, {MAX_ARGUMENTS} are allowed")
         return super().parse_known_args(args, namespace)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, rest = self.parse_known_args(args, namespace)
-        if rest:
-            from converter.cli import meant
-
-            self.error(meant.instead(self, rest))
-        return parsed
-
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{without_secrets(message)}\n`{self.prog} --help` explains")
+
+
+UNITS = {
+    "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4,
+    "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40,
+}  # fmt: skip
 
 
 def size(text: str) -> int:
@@ -59,8 +57,7 @@ def size(text: str) -> int:
         if 0 < int(match[1]) < 1000 and not match[5]:
             raise argparse.ArgumentTypeError(f"{text!r} is a few bytes; say {match[1]}G, {match[1]}M or {match[1]}B")
         return int(match[1])
-    unit = (1024 if match[4] else 1000) ** " KMGT".index(match[3])
-    return int(Fraction(match[1] + (match[2] or "")) * unit)
+    return int(Fraction(match[1] + (match[2] or "")) * UNITS[match[3] + match[4]])
 
 
 def source_path(text: str) -> Path:

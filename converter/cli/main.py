@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, argv: Sequence[str]) -> int:
     if verb == verbs.DEFAULT and (message := meant.command(argv)):
         raise UsageError(f"{message}\n`convert --help` lists all")
-    args = verbs.parser(verb).parse_args(argv)
+    parser = verbs.parser(verb)
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        parser.error(meant.instead(parser, rest))
     with _reading(args):
         outcome: verbs.Outcome = verbs.module(verb).run(args)
         with delivering():
