@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from converter.address import is_address, is_elsewhere, parse, place, shown
 from converter.checkpoint import Checkpoint
 from converter.errors import (
     Cancelled,
@@ -15,6 +16,7 @@ from converter.errors import (
     OutputError,
     OutputExists,
     SameFile,
+    UsageError,
     about,
 )
 from converter.events import Note
@@ -23,9 +25,9 @@ from converter.mapping.recovered import open_model
 from converter.planning.build import build
 from converter.planning.plan import Plan
 from converter.planning.several import build_several, together
+from converter.remote.outlet import Outlet, outlet, refuse_unwritable
 from converter.request import PathLike, Request, Source
 from converter.storage import output
-from converter.storage.disk import Disk
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback, Token, until
 from converter.telemetry import log_events, span
@@ -55,13 +57,14 @@ def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence
     """
     source, request = Source.of(source), requests[0]
     with about(source.path):
-        folder = _is_folder(target)
+        path, folder = _target(target), _is_folder(target)
         wanted = request.output.format
         if wanted is None and folder:
             wanted = "hf" if request.types.quant is None else "gguf"
-        writer = target_format(Path(target), wanted)
+        writer = target_format(path, wanted)
         unnamed = folder and not writer.folder
-        if unnamed and not writer.in_folder and (writer.name != "gguf" or not Path(target).is_dir()):
+        there = path.is_dir() or is_elsewhere(path)  # elsewhere, folders are names
+        if unnamed and not writer.in_folder and (writer.name != "gguf" or not there):
             raise MissingPart(f"{target}: a {writer.name} file needs a name, or for GGUF a folder that is there")
         with span("open") as told:
             opened = open_checkpoint(source) if request.model.tensors_only else open_model(source, request.model.arch)
@@ -69,13 +72,13 @@ def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence
         try:
             with span("plan", format=writer.name, quant=_quants(requests)) as told:
                 if len(requests) == 1:
-                    plans = [build(opened, Path(target), writer, request, source=source, unnamed=unnamed)]
+                    plans = [build(opened, path, writer, request, source=source, unnamed=unnamed)]
                 else:
-                    plans = build_several(opened, Path(target), writer, requests, source, unnamed=unnamed)
+                    plans = build_several(opened, path, writer, requests, source, unnamed=unnamed)
                 told.set_attribute("converter.bytes", _nbytes(plans))
             opened = plans[0].checkpoint
             for made in plans:
-                _refuse_elsewhere(made.layout, Path(target))
+                _refuse_elsewhere(made.layout, path)
                 refuse_same(made.layout, opened)
         except BaseException:
             with opened:  # closed, and a source that was changed explains the error
@@ -91,8 +94,24 @@ def _nbytes(plans: Sequence[Plan]) -> int:
     return sum(plan.total_bytes for plan in plans)
 
 
+def _target(target: PathLike) -> Path:
+    """The path of a target, or that by which an address goes through the program.
+
+    Raises:
+        UsageError: an address that cannot be meant.
+    """
+    try:
+        if isinstance(target, str) and is_address(target):
+            refuse_unwritable(parse(target))
+        return place(target)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def _is_folder(target: PathLike) -> bool:
     """Whether a target is a folder: it is one, or its name says so by a slash at the end."""
+    if isinstance(target, str) and is_address(target):
+        return parse(target).folder
     if os.fspath(target).endswith(("/", os.sep)):
         return True
     known = any(Path(target).suffix.lower() in each.extensions for each in writers())
@@ -115,8 +134,9 @@ def convert(
 
     Args:
         source: file or folder to read; a `Source` where its content does not tell everything.
-        target: file or folder to write. A folder (it exists, or its name ends in a slash) becomes a Hugging Face
-            folder; with a quantization or "gguf" as type it gets a GGUF named by the GGUF naming convention.
+        target: file or folder to write, or its address (docs/remote.md). A folder (it exists, or its name ends in a
+            slash) becomes a Hugging Face folder; with a quantization or "gguf" as type it gets a GGUF named by the GGUF
+            naming convention.
         request: quantization and everything else that decides the result.
         force: replace an existing output.
         threads: workers; by default as many as there are processors. The result does not depend on it.
@@ -221,7 +241,7 @@ def run_several(
     facts = {"bytes": _nbytes(plans), "format": first.route.target, "quant": _quants([each.request for each in plans])}
     with about(first.source.path), span("write", **facts):
         key = " ".join(plan.key() for plan in plans)
-        target = Disk(together(plans), replace=force, key=key, keep=resume)
+        target = outlet(together(plans), replace=force, key=key, keep=resume)
         told = until(cancel, progress)
         write(first.checkpoint, target, force=force, threads=threads, progress=told, claimed=claimed, stop=stop)
     for plan in plans:
@@ -236,7 +256,7 @@ def _refuse_cancelled(cancel: Token | None) -> None:
 
 def write(
     checkpoint: Checkpoint,
-    target: Disk,
+    target: Outlet,
     *,
     force: bool,
     threads: int | None,
@@ -284,7 +304,10 @@ def refuse_same(layout: Layout, checkpoint: Checkpoint) -> None:
         SameFile: as said.
     """
     read = {checkpoint.path, *checkpoint.files, *checkpoint.assets.values()}
+    addresses = {shown(str(path)) for path in read if is_elsewhere(path)}
     for file in layout.files:
+        if shown(str(file.path)) in addresses:
+            raise SameFile(f"{file.path}: output and input are the same file; choose another name")
         if file.path.exists() and any(source.exists() and file.path.samefile(source) for source in read):
             raise SameFile(f"{file.path}: output and input are the same file; choose another name")
 
@@ -303,7 +326,7 @@ def refuse_filled(folder: Path, force: bool, lock: Path | None = None) -> None:
         raise OutputExists(f"{folder}: is not empty; --force replaces files of the same names and keeps the others")
 
 
-def refuse_existing(layout: Layout, force: bool, lock: Path) -> None:
+def refuse_existing(layout: Layout, force: bool, lock: Path | None) -> None:
     """Refuse what is there already, unless `force` allows to replace it; what is no file is refused in any case.
 
     Raises:

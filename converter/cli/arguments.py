@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from converter import __version__
-from converter.address import is_address, place, without_secrets
+from converter.address import is_address, parse, place, without_secrets
 from converter.cli.progress import KINDS
 from converter.errors import UsageError
 
@@ -78,7 +78,20 @@ def file_name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty name is no file; write . for this folder")
     if is_address(text):
-        raise argparse.ArgumentTypeError(f"{without_secrets(text)}: only what is read may lie elsewhere")
+        raise argparse.ArgumentTypeError(f"{without_secrets(text)}: this must be a file or a folder of this machine")
+    return text
+
+
+def target_name(text: str) -> str:
+    """A file or a folder that is written, as it was given; one that lies elsewhere by its address."""
+    if not is_address(text):
+        return file_name(text)
+    from converter.remote.outlet import refuse_unwritable
+
+    try:
+        refuse_unwritable(parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from converter import formats as builtin
+from converter.address import is_elsewhere
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart, OutputError, UnknownFormat, UnsupportedFeature, UsageError, about
 from converter.formats.base import Format, head
@@ -106,7 +107,7 @@ def target_format(path: Path, name: str | None = None) -> Format:
         UnknownFormat: nothing writes it; the message lists what can be written.
         MissingPart: its folder does not exist.
     """
-    if not path.absolute().parent.is_dir():
+    if not path.absolute().parent.is_dir() and not is_elsewhere(path):  # elsewhere, folders are names
         raise MissingPart(f"{path}: the folder {path.parent} does not exist; make it first")
     if name is not None:
         return _named(name, writers())

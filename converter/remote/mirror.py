@@ -24,7 +24,7 @@ from converter.remote import hub, stores
 from converter.remote.attempts import tried
 from converter.remote.blocks import RUN, RemoteBytes, RemoteFile
 from converter.remote.listing import Entry, checked
-from converter.remote.settings import settings
+from converter.remote.settings import online
 from converter.remote.web import WebFile
 from converter.storage.files import AT_ONCE, stands_for
 
@@ -112,13 +112,9 @@ def _there(address: Address, top: Path) -> str:
 
 
 def _make(address: Address, top: Path) -> None:
-    if settings().offline:
-        raise OutputError(
-            f"{address.shown}: lies elsewhere, and no host is asked (--offline, HF_HUB_OFFLINE)\n"
-            "download it where that can be done, and give the folder"
-        )
+    online(address.shown, "download it where that can be done, and give the folder")
     entries = _LISTINGS[address.scheme](address)
-    _base_made()
+    base_made()
     files: dict[Path, Fetched] = {}
     try:
         for entry in entries:
@@ -136,7 +132,8 @@ def _make(address: Address, top: Path) -> None:
 
 
 @cache
-def _base_made() -> None:
+def base_made() -> None:
+    """Make the folder of this process that all of addresses is in; it goes with the process."""
     base().mkdir(mode=0o700)
     atexit.register(shutil.rmtree, base(), ignore_errors=True)
 

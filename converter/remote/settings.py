@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from converter.errors import OutputError
+
 _TRUE = ("1", "ON", "YES", "TRUE")
 
 
@@ -43,3 +45,13 @@ def using(chosen: Settings) -> Iterator[None]:
         yield
     finally:
         _settings.reset(token)
+
+
+def online(name: str, instead: str) -> None:
+    """Refuse to reach for an address where no host may be asked; `instead` is what to do then.
+
+    Raises:
+        OutputError: as said.
+    """
+    if settings().offline:
+        raise OutputError(f"{name}: lies elsewhere, and no host is asked (--offline, HF_HUB_OFFLINE)\n{instead}")

@@ -19,11 +19,12 @@ from typing import Any
 from converter.address import Address
 from converter.errors import ConverterError, MissingPart, OutputError
 from converter.extras import package
+from converter.remote import attempts
 from converter.remote.attempts import Transient, changed, tried
 from converter.remote.listing import MAX_FILES, Entry, checked
 from converter.remote.web import CONNECT, PIECE, READ
 
-WORK = "reading from an object store"
+WORK = "an object store"
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS = re.compile(r"\b(?:status code:? |HTTP status \w+ error \(|error )(\d{3})\b")
 # Where a store is another than its maker's: what the environment calls it, the first that is there, and obstore.
@@ -41,7 +42,7 @@ def listing(address: Address) -> list[Entry]:
         ConverterError: there are none, or they may not be seen.
         MissingDependency: obstore is not installed.
     """
-    store, key = _store(address.scheme, address.where), "/".join(address.parts)
+    store, key = store_of(address.scheme, address.where), "/".join(address.parts)
     one = None if address.folder else _object(address, store, key)
     folder = key if one is None else key.rpartition("/")[0]
     try:
@@ -61,7 +62,7 @@ def _object(address: Address, store: Any, key: str) -> Entry | None:
     """An object by its full name."""
     obstore = package("obstore", WORK)
     try:
-        meta = tried(address.shown, lambda: _answered(address.shown, lambda: obstore.head(store, key)))
+        meta = tried(address.shown, lambda: answered(address.shown, lambda: obstore.head(store, key)))
     except MissingPart:
         return None
     return _entry(address, store, meta)
@@ -79,7 +80,7 @@ def _below(address: Address, store: Any, folder: str, deep: bool) -> Iterator[En
                 break
         return found
 
-    for meta in tried(address.shown, lambda: _answered(address.shown, pages)):
+    for meta in tried(address.shown, lambda: answered(address.shown, pages)):
         yield _entry(address, store, meta)
 
 
@@ -111,17 +112,17 @@ class ObjectFile:
         """
         obstore = package("obstore", WORK)
         options: dict[str, Any] = {"range": (start, stop)} | ({} if self.tag is None else {"if_match": self.tag})
-        got = _answered(self.name, lambda: obstore.get(self._store, self._key, options=options))
+        got = answered(self.name, lambda: obstore.get(self._store, self._key, options=options))
         if got.meta["size"] != self.size or (self.tag is not None and got.meta["e_tag"] not in (self.tag, None)):
             raise changed(self.name)
         if got.range[0] != start or got.range[1] > stop:
             raise Transient("the store gives another range than was asked for")
         arriving = iter(got.stream(min_chunk_size=PIECE))
-        while (piece := _answered(self.name, lambda: next(arriving, None))) is not None:
+        while (piece := answered(self.name, lambda: next(arriving, None))) is not None:
             yield memoryview(piece)
 
 
-def _answered(name: str, ask: Callable[[], Any]) -> Any:
+def answered(name: str, ask: Callable[[], Any], refuses: str = "refuses to give it") -> Any:
     """What a store answers, its errors as ours; theirs have addresses and names of keys in them.
 
     Raises:
@@ -135,7 +136,7 @@ def _answered(name: str, ask: Callable[[], Any]) -> Any:
     except (kinds.NotFoundError, FileNotFoundError):
         raise MissingPart(f"{name}: the store has no such object") from None
     except (kinds.PermissionDeniedError, kinds.UnauthenticatedError) as error:
-        raise OutputError(f"{name}: the store refuses to give it{_said(error)}") from None
+        raise OutputError(f"{name}: the store {refuses}{_said(error)}") from None
     except kinds.BaseError as error:
         status = _STATUS.search(str(error))
         if status is not None and status[1].startswith("4") and status[1] not in ("408", "425", "429"):
@@ -153,21 +154,37 @@ def _said(error: Exception) -> str:
 
 
 @cache
-def _store(scheme: str, bucket: str) -> Any:
+def store_of(scheme: str, bucket: str, retries: int = 0) -> Any:
+    """A bucket or a container.
+
+    Attempts to read are counted by who reads, for every host in the same way, so they are not repeated here; what is
+    sent in parts can be sent again only by who has them.
+
+    Raises:
+        OutputError: what the environment says of it cannot be meant.
+        MissingDependency: obstore is not installed.
+    """
     package("obstore", WORK)
     store = package("obstore.store", WORK)
     client: dict[str, Any] = {"connect_timeout": timedelta(seconds=CONNECT), "timeout": timedelta(seconds=10 * READ)}
+    given: dict[str, Any] = {}
     config = _aws() if scheme == "s3" else {}
     names, key = _ENDPOINTS[scheme]
     if endpoint := next((os.environ[name] for name in names if os.environ.get(name)), ""):
         config[key] = endpoint
         client["allow_http"] = endpoint.startswith("http:")
         if scheme == "gs":  # an emulator knows nobody
-            config["skip_signature"] = True
-    # Attempts are counted here, for every host in the same way.
-    once = {"max_retries": 0, "retry_timeout": timedelta(seconds=READ)}
+            given["credential_provider"] = lambda: {"token": "nobody", "expires_at": None}
+    first, longest = timedelta(seconds=attempts.FIRST), timedelta(seconds=attempts.LONGEST)
+    again = {
+        "max_retries": retries,
+        "retry_timeout": timedelta(seconds=READ * max(1, retries)),
+        "backoff": {"init_backoff": first, "max_backoff": longest, "base": 2},
+    }
     try:
-        return store.from_url(f"{scheme}://{bucket}", config=config or None, client_options=client, retry_config=once)
+        return store.from_url(
+            f"{scheme}://{bucket}", config=config or None, client_options=client, retry_config=again, **given
+        )
     except Exception as error:
         raise OutputError(f"{scheme}://{bucket}: the store cannot be asked ({type(error).__name__})") from None
 

@@ -101,6 +101,9 @@ def test_the_command_line_does_not_repeat_them(argv: list[str], capsys: pytest.C
     assert said.startswith("convert: ") and "nobodys" not in said
 
 
-def test_only_what_is_read_may_lie_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "x.gguf"), "s3://bucket/out.gguf"]) == 2
-    assert "only what is read may lie elsewhere" in capsys.readouterr().err
+def test_what_may_not_lie_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(tmp_path / "x.gguf"), "--report", "s3://bucket/out.html"]) == 2
+    assert "this must be a file or a folder of this machine" in capsys.readouterr().err
+    for target in ("https://host.example/out.gguf", "http://127.0.0.1/out.gguf"):
+        assert main([str(tmp_path / "x.gguf"), target]) == 2
+        assert "https is only read" in capsys.readouterr().err

@@ -30,28 +30,13 @@ from converter.errors import (
     UsageError,
 )
 from converter.inspection.describe import inspect
-from converter.remote import attempts, blocks, listing, mirror, stores, web
+from converter.remote import blocks, listing, mirror, stores, web
 from converter.remote.settings import Settings, using
 from converter.request import Request
 from converter.verify.verifier import verify
 
 STORES = ("s3", "gs", "az")
 MODEL = "llama3-256"
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No token, no settings and no proxy of whoever runs the tests; pauses are short, and nothing is left behind."""
-    for name in list(os.environ):
-        if name.startswith(("HF_", "AWS_", "GOOGLE_", "AZURE_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(attempts, "FIRST", 0.001)
-    monkeypatch.setattr(blocks, "_kept", blocks._Kept())
-    stores._store.cache_clear()
-    yield
-    assert not mirror._held and not mirror._reached
-    assert not address.base().exists() or not any(address.base().iterdir())
 
 
 @pytest.fixture(scope="module")

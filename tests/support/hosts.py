@@ -2,8 +2,8 @@
 
 `Host(files)` serves a folder: as models of the Hub (`/api/models/ORG/NAME/...`, `/ORG/NAME/resolve/COMMIT/FILE`, which
 leads to `/cdn/...` as the Hub leads to its CDN), as plain files (`/files/...`) and as a bucket of S3 or Google's
-(`/BUCKET/KEY`, `/BUCKET?list-type=2`). Every byte that it sends of a file is counted. `faults` is asked for each
-request of a file what goes wrong.
+(`/BUCKET/KEY`, `/BUCKET?list-type=2`), into which uploads go, in parts or at once, as those of Azure do. Every byte
+that it sends of a file, or takes for one, is counted. `faults` is asked for each request of a file what goes wrong.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ LARGE = 64 << 10  # larger files are in LFS
 
 #: What may go wrong with an answer and be otherwise a moment later; see `_Handler._file`.
 FAULTS = ("drop", "short", "429", "500", "slow", "range", "more")
+#: What may go wrong with what is sent; "flip" is a byte that arrives as another one,
+#: "lost" an answer that does not.
+PUT_FAULTS = ("drop", "429", "500", "503", "slow", "lost", "403", "flip")
 
 
 @dataclass
@@ -46,6 +50,14 @@ class Host:
         sent: bytes of files, by path.
         asked: requests for files, by path.
         requests: (path, headers), of everything.
+        put_faults: path, number of the part (0: the object at once, -1: its completion), number of the request
+            for it -> one of PUT_FAULTS, or None.
+        uploads: what was begun and neither completed nor aborted: its id -> its parts by number.
+        taken: bytes that came for a path, those of parts that were sent again included.
+        head: the commit that the Hub takes another one after.
+        commits: what was committed.
+        large: by its hash what LFS has.
+        encrypts: whether ETags of uploads are no checksums, as where the store's own keys encrypt.
     """
 
     root: Path
@@ -58,6 +70,16 @@ class Host:
     sent: dict[str, int] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    put_faults: Callable[[str, int, int], str | None] = lambda path, part, number: None
+    uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    taken: dict[str, int] = field(default_factory=dict)
+    tried: dict[tuple[str, int], int] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    head: str = COMMIT
+    commits: list[list[dict[str, Any]]] = field(default_factory=list)
+    large: dict[str, bytes] = field(default_factory=dict)
+    blocks: dict[str, int] = field(default_factory=dict)
+    encrypts: bool = False
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -66,11 +88,17 @@ class Host:
         return sum(self.sent.values())
 
     def tag_of(self, path: str) -> str:
+        if path in self.tags:
+            return self.tags[path]
         return f'"{hashlib.md5((path + self.tag(path)).encode(), usedforsecurity=False).hexdigest()}"'
+
+
+_HUB_WRITES = re.compile(r"(?:api/models/)?([^/]+/[^/]+?)(?:\.git/info/lfs/objects|)/(preupload|batch|commit)(?:/.*)?")
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    lost = False
     host: Host
 
     def log_message(self, format: str, *args: object) -> None:
@@ -99,7 +127,177 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._file(path.strip("/"))
 
+    def do_POST(self) -> None:
+        self._change()
+
+    def do_PUT(self) -> None:
+        self._change()
+
+    def do_DELETE(self) -> None:
+        self._change()
+
+    def _change(self) -> None:
+        """Uploads as S3 (and Google's XML interface) and Azure take them."""
+        split = urlsplit(self.path)
+        path, query = unquote(split.path).strip("/"), parse_qs(split.query, keep_blank_values=True)
+        with self.host.lock:
+            self.host.requests.append((self.path, {key.lower(): value for key, value in self.headers.items()}))
+        body = self._body()
+        if match := _HUB_WRITES.fullmatch(path):
+            self._hub(match[1], match[2], body)
+            return
+        if path.startswith("lfs/"):
+            self._large(path.removeprefix("lfs/"), body)
+            return
+        upload = query.get("uploadId", [""])[0]
+        if self.command == "DELETE":
+            if upload:
+                self.host.uploads.pop(upload, None)
+            else:
+                (self.host.root / path).unlink(missing_ok=True)
+            self._answer(204)
+        elif "delete" in query:
+            keys = re.findall(r"<Key>(.*?)</Key>", body.decode())
+            for key in keys:
+                (self.host.root / path / key).unlink(missing_ok=True)
+            rows = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+            self._answer(200, f"<DeleteResult>{rows}</DeleteResult>".encode(), Content_Type="application/xml")
+        elif "uploads" in query:
+            with self.host.lock:
+                upload = f"upload{len(self.host.tried)}-{len(self.host.requests)}"
+                self.host.uploads[upload] = {}
+            names = f"<Bucket>b</Bucket><Key>{escape(path)}</Key><UploadId>{upload}</UploadId>"
+            self._answer(200, f"<InitiateMultipartUploadResult>{names}</InitiateMultipartUploadResult>".encode())
+        elif upload:
+            self._part(path, upload, int(query.get("partNumber", ["-1"])[0]), body)
+        elif query.get("comp") == ["block"]:
+            with self.host.lock:
+                parts = self.host.uploads.setdefault(f"blocks of {path}", {})
+                number = self.host.blocks.setdefault(query["blockid"][0], len(parts) + 1)
+                parts.setdefault(number, b"")
+            self._part(path, f"blocks of {path}", number, body)
+        elif query.get("comp") == ["blocklist"]:
+            with self.host.lock:
+                order = [
+                    self.host.blocks[name] for name in re.findall(r">([^<>]+)</(?:Latest|Uncommitted)>", body.decode())
+                ]
+                parts = self.host.uploads[f"blocks of {path}"]
+                self.host.uploads[f"blocks of {path}"] = {at: parts[number] for at, number in enumerate(order)}
+            self._part(path, f"blocks of {path}", -1, body)
+        else:
+            self._object(path, body)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
+    def _hub(self, name: str, what: str, body: bytes) -> None:
+        """The Hub's way of writing: which files are large, where they go, and the commit of all."""
+        if not self._welcome():
+            return
+        said: dict[str, Any]
+        if what == "preupload":
+            files = [
+                {
+                    "path": each["path"],
+                    "uploadMode": "lfs" if each["size"] > LARGE else "regular",
+                    "shouldIgnore": False,
+                }
+                for each in json.loads(body)["files"]
+            ]
+            said = {"files": files}
+        elif what == "batch":
+            place = f"{self.host.url}/lfs/"
+            said = {"transfer": "basic", "objects": [
+                {"oid": each["oid"], "size": each["size"], "actions": {
+                    "upload": {"href": f"{place}{each['oid']}?X-Amz-Signature={SIGNATURE}"},
+                    "verify": {"href": f"{place}{each['oid']}/verify"},
+                }} for each in json.loads(body)["objects"]
+            ]}  # fmt: skip
+        else:
+            lines = [json.loads(line) for line in body.splitlines()]
+            if lines[0]["value"].get("parentCommit") != self.host.head:
+                self._answer(412, b'{"error":"A commit has happened since."}')
+                return
+            self.host.commits.append([line["value"] for line in lines])
+            for line in lines[1:]:
+                value, file = line["value"], self.host.root / name / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                data = b64decode(value["content"]) if line["key"] == "file" else self.host.large[value["oid"]]
+                file.write_bytes(data)
+            said = {"commitUrl": f"{self.host.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+        self._answer(200, json.dumps(said).encode(), Content_Type="application/json")
+
+    def _large(self, path: str, body: bytes) -> None:
+        oid, _, verify = path.partition("/")
+        if verify:
+            self._answer(200 if oid in self.host.large else 404, b"{}")
+        elif (got := self._failed("lfs", 0, body)) is not None:
+            self.host.large[oid] = got
+            self._answer(200)
+
+    def _failed(self, path: str, part: int, body: bytes) -> bytes | None:
+        """What arrives of a body; None where nothing does, and that is answered."""
+        with self.host.lock:
+            number = self.host.tried[path, part] = self.host.tried.get((path, part), 0) + 1
+            self.host.taken[path] = self.host.taken.get(path, 0) + (len(body) if part >= 0 else 0)
+        fault = self.host.put_faults(path, part, number)
+        if fault == "drop":
+            self.close_connection = True
+            return None
+        if fault is not None and fault.isdecimal():
+            self._answer(int(fault), b"<Error><Code>SlowDown</Code></Error>")
+            return None
+        if fault == "slow":
+            time.sleep(0.3)
+        self.close_connection = self.lost = fault == "lost"
+        return bytes([body[0] ^ 1]) + body[1:] if fault == "flip" else body
+
+    def _part(self, path: str, upload: str, number: int, body: bytes) -> None:
+        if (got := self._failed(path, number, body)) is None:
+            return
+        if number >= 0:
+            with self.host.lock:
+                self.host.uploads.setdefault(upload, {})[number] = got
+            self._answer(200 if "blocks" not in upload else 201, ETag=f'"{_md5(got).hex()}"')
+            return
+        with self.host.lock:
+            found = self.host.uploads.pop(upload, None)
+        if found is None:
+            self._answer(404, b"<Error><Code>NoSuchUpload</Code></Error>")
+            return
+        parts = [part for _, part in sorted(found.items())]
+        digest = _md5(b"".join(map(_md5, parts))).hex()
+        tag = self._stored(path, b"".join(parts), f"{digest}-{len(parts)}")
+        names = f"<Location>l</Location><Bucket>b</Bucket><Key>{escape(path)}</Key><ETag>{escape(tag)}</ETag>"
+        done = f"<CompleteMultipartUploadResult>{names}</CompleteMultipartUploadResult>"
+        self._answer(201 if "blocks" in upload else 200, done.encode(), ETag=tag)
+
+    def _object(self, path: str, body: bytes) -> None:
+        if self.headers.get("If-None-Match") == "*" and (self.host.root / path).exists():
+            self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+        elif (got := self._failed(path, 0, body)) is not None:
+            self._answer(
+                201 if "x-ms-blob-type" in self.headers else 200, ETag=self._stored(path, got, _md5(got).hex())
+            )
+
+    def _stored(self, path: str, data: bytes, digest: str) -> str:
+        file = self.host.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        tag = f'"{_md5(digest.encode()).hex() + digest[32:] if self.host.encrypts else digest}"'
+        self.host.tags[path] = tag
+        return tag
+
     def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        if self.lost:
+            return
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key.replace("_", "-"), value)
@@ -180,6 +378,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", tag)
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.send_header("Accept-Ranges", "bytes")
+        if self.host.encrypts:
+            self.send_header("x-amz-server-side-encryption", "aws:kms")
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
         promised = stop - start
@@ -240,6 +440,10 @@ class _Handler(BaseHTTPRequestHandler):
             f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}</ListBucketResult>"
         )
         self._answer(200, body.encode(), Content_Type="application/xml")
+
+
+def _md5(data: bytes) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).digest()
 
 
 def _sibling(folder: Path, path: Path) -> dict[str, Any]:

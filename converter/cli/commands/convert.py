@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import (
-    file_name,
     file_path,
     model_arguments,
     positive,
@@ -19,6 +18,7 @@ from converter.cli.arguments import (
     size,
     source_of,
     source_path,
+    target_name,
     threads_argument,
 )
 from converter.cli.console import print_events, print_table, warn
@@ -65,7 +65,7 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     """What a conversion needs to know; `plan` has the same."""
     parser.add_argument("source", metavar="IN", type=source_path, help="file or folder to read")
     target_help = "file to write, or folder (name/): a Hugging Face one; with -q it gets a GGUF with a standard name"
-    parser.add_argument("target", metavar="OUT", type=file_name, help=target_help)
+    parser.add_argument("target", metavar="OUT", type=target_name, help=target_help)
     quant_arguments(parser.add_argument_group("quantization"))
     model_arguments(parser.add_argument_group("model"))
     _output_arguments(parser.add_argument_group("output"))

@@ -1,0 +1,27 @@
+"""What all tests of models elsewhere have: nobody's settings, short pauses, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from converter import address
+from converter.remote import attempts, blocks, mirror, stores
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No token, no settings and no proxy of whoever runs the tests; pauses are short, and nothing is left behind."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "AWS_", "GOOGLE_", "AZURE_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(attempts, "FIRST", 0.001)
+    monkeypatch.setattr(blocks, "_kept", blocks._Kept())
+    stores.store_of.cache_clear()
+    yield
+    assert not mirror._held and not mirror._reached
+    assert not address.base().exists() or not any(address.base().iterdir())

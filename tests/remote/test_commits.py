@@ -1,0 +1,105 @@
+"""Outputs that are commits on the Hub: all files in one, and nothing where that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.hosts import SIGNATURE, TOKEN, Host, serving
+from support.models import build_model
+
+from converter import convert
+from converter.cli.main import main
+from converter.errors import Cancelled, CorruptFile, MissingPart, OutputError, OutputExists
+from converter.request import Request
+
+constants = pytest.importorskip("huggingface_hub.constants")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    build_model("llama3-256", root)
+    return root / "llama3-256"
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Host]:
+    """A Hub with a model that has a card, for whoever has the token."""
+    (tmp_path / "stored/org/model").mkdir(parents=True)
+    (tmp_path / "stored/org/model/NOTES.md").write_text("notes")
+    with serving(Host(tmp_path / "stored", token=TOKEN)) as host:
+        monkeypatch.setenv("HF_ENDPOINT", host.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield host
+
+
+def stored(host: Host) -> dict[str, bytes]:
+    folder = host.root / "org/model"
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+NOTES = {"NOTES.md": b"notes"}
+
+
+def test_a_folder_is_one_commit(host: Host, model: Path, tmp_path: Path) -> None:
+    request = Request(split_max_size=4_000_000)
+    convert(model, f"{tmp_path}/here/", request)
+    convert(model, "hf://org/model", request)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    assert stored(host) == expected | NOTES
+    assert len(host.commits) == 1
+    assert host.taken["lfs"] == sum(len(data) for data in host.large.values()), "every byte once"
+
+
+def test_a_file_of_a_folder(host: Host, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([str(model), "hf://org/model/quants/m-q8.gguf", "-q", "q8_0", "--verify", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["target"] == "hf://org/model/quants/m-q8.gguf"
+    assert set(stored(host)) == {"NOTES.md", "quants/m-q8.gguf"}
+    assert TOKEN not in out + err and SIGNATURE not in out + err
+    assert all(TOKEN.encode() not in data for data in stored(host).values())
+
+
+def test_what_is_there_stays_without_force(host: Host, model: Path) -> None:
+    (host.root / "org/model/model.gguf").write_bytes(b"good")
+    with pytest.raises(OutputExists, match=r"hf://org/model/model\.gguf: exists already"):
+        convert(model, "hf://org/model/model.gguf")
+    assert stored(host)["model.gguf"] == b"good"
+    convert(model, "hf://org/model/model.gguf", force=True)
+    assert stored(host)["model.gguf"][:4] == b"GGUF"
+
+
+def test_what_fails_is_no_commit(host: Host, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Cancelled):
+        convert(model, "hf://org/model/model.gguf", progress=lambda now: False)
+    host.put_faults = lambda path, part, number: "403"
+    assert main([str(model), "hf://org/model/model.gguf", "--debug"]) == OutputError.exit_code
+    told = "".join(capfd.readouterr())
+    assert "the Hub" in told and SIGNATURE not in told and TOKEN not in told
+    assert not host.commits and stored(host) == NOTES
+
+
+def test_somebody_else_commits_meanwhile(host: Host, model: Path) -> None:
+    host.head = "f" * 40
+    with pytest.raises(OutputError, match=r"somebody wrote there meanwhile \(412\)"):
+        convert(model, "hf://org/model/model.gguf")
+    assert not host.commits and stored(host) == NOTES
+
+
+def test_another_file_than_was_written(host: Host, model: Path) -> None:
+    host.put_faults = lambda path, part, number: "flip"
+    with pytest.raises(CorruptFile, match="holds another file than was written"):
+        convert(model, "hf://org/model/model.gguf")
+
+
+def test_a_model_that_is_not_there(host: Host, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingPart, match="hf repo create"):
+        convert(model, "hf://org/other/model.gguf")
+    monkeypatch.setenv("HF_TOKEN", "hf_Other")
+    with pytest.raises(OutputError, match="refuses") as error:
+        convert(model, "hf://org/model/model.gguf")
+    assert "hf_Other" not in str(error.value)
