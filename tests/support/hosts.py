@@ -264,7 +264,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if number >= 0:
             with self.host.lock:
-                self.host.uploads.setdefault(upload, {})[number] = got
+                if (parts := self.host.uploads.get(upload)) is not None:
+                    parts[number] = got
+            if parts is None:
+                self._answer(404, b"<Error><Code>NoSuchUpload</Code></Error>")
+                return
             self._answer(200 if "blocks" not in upload else 201, ETag=f'"{_md5(got).hex()}"')
             return
         with self.host.lock:
