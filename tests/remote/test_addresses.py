@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from converter import address
 from converter.address import parse, place, shown, without_secrets
 from converter.cli.main import main
 from converter.errors import OutputError, UsageError
@@ -64,7 +63,7 @@ def test_a_path_stands_for_an_address() -> None:
     path = place(text)
     assert path == place(text) != place("https://host.example/models/x.gguf")
     assert (path.name, path.parent.name, path.parent.parent.name) == ("x.gguf", "models", "host.example")
-    assert not address.base().exists(), "nothing is made before something is fetched"
+    assert not path.parents[2].exists(), "nothing is made before something is fetched"
     assert shown(f"{path}: no") == "https://host.example/models/x.gguf: no"
     assert str(OutputError(f"{path}: no")) == "https://host.example/models/x.gguf: no"
     assert place("models/x.gguf") == Path("models/x.gguf") and place(path) == path
