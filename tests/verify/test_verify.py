@@ -497,3 +497,17 @@ def test_reports_of_what_cannot_be_read(shop: Workshop, tmp_path: Path) -> None:
     assert 'failures="1"' in reports[0].read_text()
     assert main(["verify", str(tmp_path / "nothing"), str(good), "--report", str(tmp_path / "none.xml")]) == 50
     assert "No such file" in (tmp_path / "none.xml").read_text("utf-8")
+
+
+def test_a_detour_is_found_out(tmp_path: Path) -> None:
+    """Made as everybody does with llama.cpp: first F16, which has not all numbers of BF16."""
+    source = models.FIXTURES / "kjv-llama"
+    converter.convert(source, tmp_path / "f16.gguf", Request(quant="f16"))
+    converter.convert(tmp_path / "f16.gguf", tmp_path / "q.gguf", Request(quant="q4_k_m"))
+    result = verify(source, tmp_path / "q.gguf")
+    (note,) = (each for each in result.findings if each.check == "blocks")
+    assert result.passed and "made by way of F16, which rounded 1 blocks of 1 tensors otherwise" in note.message
+    assert all(tensor.reproduced for tensor in result.tensors if tensor.type.startswith("Q"))
+    assert verify(source, tmp_path / "q.gguf", Request(via="f16")).passed
+    bad = rewritten(tmp_path / "q.gguf", tmp_path / "bad.gguf", None, in_bytes(UP, flip(5, 1, 0)))
+    assert failed(verify(source, bad)) >= {(UP, "blocks")}
