@@ -42,6 +42,7 @@ _NUMBERS = {
 }  # fmt: skip
 _BY_COUNT = re.compile(r"\bn_layer [=<>]")  # what the runtime itself tells models apart by
 _NAMED = re.compile(r"\b(?:layers|blocks?|h)\W{1,3}\d")  # a block by its number, in a text of config.json
+SHARED = "shared"  # a layer that takes what an earlier one of another kind found
 SHARED_CACHES, IMAGES_IN = "attention.shared_kv_layers", "n_deepstack"
 
 
@@ -236,7 +237,10 @@ def _count_config(model: Model, settings: Config, kept: list[int]) -> None:
         for key, value in holder.items():
             if key in known or key in _NUMBERS or "layer" not in key or key.startswith("mtp_"):
                 continue
-            if key in _BOUNDARIES and isinstance(value, int):
+            if isinstance(value, dict) and value and all(str(number).isdecimal() for number in value):
+                named = {int(number): each for number, each in value.items()}
+                holder[key] = {str(new): named[old] for new, old in enumerate(main) if old in named}
+            elif key in _BOUNDARIES and isinstance(value, int):
                 holder[key] = _below(main, value)
             elif isinstance(value, list) and len(value) == model.n_main:
                 holder[key] = [value[block] for block in main]
@@ -267,6 +271,14 @@ def _check_reach(model: Model, kept: Sequence[int]) -> None:
     shared = next((row.name for row in model.architecture.hparams if SHARED_CACHES in row.gguf), "")
     if model.architecture.traits.first_shared is not None or model.hparams.get(shared):
         raise model.refused("has layers that use the cache of earlier ones; which would change with their numbers")
+    for row in model.architecture.hparams:
+        kinds = model.hparams.get(row.name)
+        if not (per_block(row) and isinstance(kinds, list) and SHARED in kinds):
+            continue
+        for block in (block for block in kept if block < len(kinds) and kinds[block] == SHARED):
+            source = next((each for each in range(block, -1, -1) if kinds[each] != SHARED), None)
+            if source not in kept:
+                raise model.refused(f"has layer {block} use what layer {source} finds ({row.name}); keep that, too")
     first = model.hparams.get(IMAGES_IN, 0)
     if first and list(kept[:first]) != list(range(first)):
         raise model.refused(f"adds images in its first {first} layers; keep these")

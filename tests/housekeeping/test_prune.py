@@ -214,6 +214,7 @@ def test_layers_that_predict_further_tokens_stay(tmp_path: Path) -> None:
         ("llama4-tiny", {"drop_layers": "0"}, "layer"),
         ("t5-tiny", {"drop_layers": "0"}, "more than one stack"),
         ("gemma3n-tiny", {"drop_layers": "0"}, "cache of earlier ones"),
+        ("glm-dsa-tiny", {"drop_layers": "0"}, "use what layer 0 finds"),
         ("deepseek2-v3-tiny", {"experts": "0-1"}, "groups"),
         ("gemma3-tiny", {"experts": "0-1"}, "no experts"),
         (TINY, {"experts": "0"}, "leaves none"),
@@ -241,6 +242,14 @@ def test_texts_of_config_json_that_name_a_layer_are_refused(tmp_path: Path) -> N
     (folder / "config.json").write_text(json.dumps(said), "utf-8")
     with pytest.raises(UnsupportedFeature, match="names a layer by its number"):
         prune(folder, tmp_path / "less", drop_layers="0")
+
+
+def test_objects_of_layers_are_counted_anew(tmp_path: Path) -> None:
+    folder = architectures.build(TINY, tmp_path)
+    said = config(folder) | {"per_layer_config": {"0": {"a": 1}, "1": {"a": 2}}}
+    (folder / "config.json").write_text(json.dumps(said), "utf-8")
+    prune(folder, tmp_path / "less", drop_layers="0")
+    assert config(tmp_path / "less")["per_layer_config"] == {"0": {"a": 2}}
 
 
 def test_lists_that_nobody_knows_are_refused(tmp_path: Path) -> None:
