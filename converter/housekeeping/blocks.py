@@ -42,6 +42,7 @@ _NUMBERS = {
 }  # fmt: skip
 _BY_COUNT = re.compile(r"\bn_layer [=<>]")  # what the runtime itself tells models apart by
 _NAMED = re.compile(r"\b(?:layers|blocks?|h)\W{1,3}\d")  # a block by its number, in a text of config.json
+_LAST = f"{BLOCK} + 1 < n_layer"  # in a row's default: the last layer is of a kind of its own
 SHARED = "shared"  # a layer that takes what an earlier one of another kind found
 SHARED_CACHES, IMAGES_IN = "attention.shared_kv_layers", "n_deepstack"
 
@@ -99,7 +100,7 @@ class Model:
         for spelled in self.spelled(name):
             for beginning in self._beginnings:
                 number = spelled.removeprefix(beginning).partition(".")[0] if spelled.startswith(beginning) else ""
-                if number.isdecimal() and len(number) < 10:
+                if len(number) < 10 and number.isdecimal() and str(int(number)) == number:
                     return int(number)
         return None
 
@@ -273,8 +274,10 @@ def _check_reach(model: Model, kept: Sequence[int]) -> None:
         raise model.refused("has layers that use the cache of earlier ones; which would change with their numbers")
     for row in model.architecture.hparams:
         kinds = model.hparams.get(row.name)
-        if not (per_block(row) and isinstance(kinds, list) and SHARED in kinds):
+        if not (per_block(row) and isinstance(kinds, list) and len(kinds) in (model.n_main, model.n_layer)):
             continue
+        if _LAST in str(row.default) and kinds[kept[-1]] != kinds[model.n_main - 1]:
+            raise model.refused(f"has its last layer be {short(kinds[model.n_main - 1])}; keep it, or end with another")
         for block in (block for block in kept if block < len(kinds) and kinds[block] == SHARED):
             source = next((each for each in range(block, -1, -1) if kinds[each] != SHARED), None)
             if source not in kept:

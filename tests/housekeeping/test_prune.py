@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import architectures
 from support.llama_runner import ask
-from support.rewriting import item, rewritten
+from support.rewriting import again, item, rewritten
 from support.torch_logits import TOKENS, logits
 
 import converter
@@ -214,6 +214,7 @@ def test_layers_that_predict_further_tokens_stay(tmp_path: Path) -> None:
         ("llama4-tiny", {"drop_layers": "0"}, "layer"),
         ("t5-tiny", {"drop_layers": "0"}, "more than one stack"),
         ("gemma3n-tiny", {"drop_layers": "0"}, "cache of earlier ones"),
+        ("gemma4-moe", {"drop_layers": "2"}, "last layer"),
         ("glm-dsa-tiny", {"drop_layers": "0"}, "use what layer 0 finds"),
         ("deepseek2-v3-tiny", {"experts": "0-1"}, "groups"),
         ("gemma3-tiny", {"experts": "0-1"}, "no experts"),
@@ -288,6 +289,10 @@ def test_a_hostile_file_is_one_error(tmp_path: Path) -> None:
         with pytest.raises(converter.ConverterError):
             prune(bad, tmp_path / "less.gguf", layers="0", experts="0-2")
         bad.unlink()
+    odd = rewritten(file, tmp_path / "odd.gguf", tensors=again("blk.1.attn_norm.weight", "blk.01.attn_norm.weight"))
+    prune(odd, tmp_path / "kept.gguf", layers="1")
+    with open_gguf(tmp_path / "kept.gguf") as kept:
+        assert {"blk.0.attn_norm.weight", "blk.01.attn_norm.weight"} <= set(kept.tensors)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CorruptFile):
         prune(file, tmp_path / "less.gguf", layers="0")
