@@ -42,6 +42,7 @@ _NUMBERS = {
 }  # fmt: skip
 _BY_COUNT = re.compile(r"\bn_layer [=<>]")  # what the runtime itself tells models apart by
 _NAMED = re.compile(r"\b(?:layers|blocks?|h)\W{1,3}\d")  # a block by its number, in a text of config.json
+_HEADS = "attention.head_count_kv"  # none in layers that have a state instead
 _LAST = f"{BLOCK} + 1 < n_layer"  # in a row's default: the last layer is of a kind of its own
 SHARED = "shared"  # a layer that takes what an earlier one of another kind found
 SHARED_CACHES, IMAGES_IN = "attention.shared_kv_layers", "n_deepstack"
@@ -276,6 +277,8 @@ def _check_reach(model: Model, kept: Sequence[int]) -> None:
         kinds = model.hparams.get(row.name)
         if not (per_block(row) and isinstance(kinds, list) and len(kinds) in (model.n_main, model.n_layer)):
             continue
+        if _HEADS in row.gguf and any(kinds) and not any(kinds[block] for block in kept):
+            raise model.refused("would have no layer with attention left, which runtimes want; keep one")
         if _LAST in str(row.default) and kinds[kept[-1]] != kinds[model.n_main - 1]:
             raise model.refused(f"has its last layer be {short(kinds[model.n_main - 1])}; keep it, or end with another")
         for block in (block for block in kept if block < len(kinds) and kinds[block] == SHARED):
@@ -306,6 +309,11 @@ def check_facts(model: Model, pruned: Model, kept: list[int], but: Iterable[str]
     for name in set(free) & {*_boundaries(model.architecture)}:
         if pruned.hparams.get(name, 0) != _below(kept, model.hparams.get(name, 0)):
             raise model.refused(f"parts its layers by {name}, which cannot be changed")
+    traits = model.architecture.traits
+    for relation in (*traits.relations, *traits.told, *traits.runtime):
+        before, after = (_computed(relation.condition, each, None) for each in (model, pruned))
+        if before and after is not None and not after:
+            raise model.refused(f"would be one of which it is said: {relation.name}: {relation.message}")
     for new_block, old_block in enumerate(kept):
         before, after = (_facts(each, block) for each, block in ((model, old_block), (pruned, new_block)))
         if unlike := [what for what in before if before[what] != after.get(what)]:
@@ -349,7 +357,7 @@ def _facts(model: Model, block: int) -> Mapping[str, Any]:
     return found
 
 
-def _computed(text: str, model: Model, block: int) -> Any:
+def _computed(text: str, model: Model, block: int | None) -> Any:
     try:
         return compute(text, model.scope.at(block)) if text else None
     except ExpressionError:

@@ -215,6 +215,8 @@ def test_layers_that_predict_further_tokens_stay(tmp_path: Path) -> None:
         ("t5-tiny", {"drop_layers": "0"}, "more than one stack"),
         ("gemma3n-tiny", {"drop_layers": "0"}, "cache of earlier ones"),
         ("gemma4-moe", {"drop_layers": "2"}, "last layer"),
+        ("granitehybrid-dense", {"drop_layers": "1"}, "no layer with attention left"),
+        ("granitehybrid-dense", {"drop_layers": "0"}, "every block is attention"),
         ("glm-dsa-tiny", {"drop_layers": "0"}, "use what layer 0 finds"),
         ("deepseek2-v3-tiny", {"experts": "0-1"}, "groups"),
         ("gemma3-tiny", {"experts": "0-1"}, "no experts"),
