@@ -68,6 +68,16 @@ $(EXPORTERS)/installed: $(CLIENTS)/installed
 exporters: $(EXPORTERS)/installed  ## a Llama of 1.1 B as a graph, by us and by other exporters: time, memory, speed (a quarter of an hour, 12 GB of disk)
 	$(BIN)/python benchmarks/onnx_exporters.py --markdown
 
+# An S3 of others, with all that it brings, in an environment of its own.
+MOTO := build/moto
+$(MOTO)/installed: $(VENV)/tests
+	$(PYTHON) -m venv $(MOTO)/venv
+	$(MOTO)/venv/bin/python -m pip install --quiet --disable-pip-version-check 'moto[s3,server]==5.2.5'
+	@touch $@
+
+remote: $(MOTO)/installed  ## models in and out of moto's S3 server on loopback
+	CONVERTER_MOTO=$(abspath $(MOTO))/venv/bin/moto_server $(BIN)/python -m pytest -m slow tests/remote/test_moto.py
+
 $(CHECKS)/sanitize.txt: $(KERNELS)
 	native/build_check.sh $(CHECKS)/sanitize $(CC) -O1 $(SANITIZE)
 	ASAN_OPTIONS=detect_leaks=0 $(CHECKS)/sanitize tests/kernel_digests.json > $@
@@ -97,6 +107,6 @@ fuzz: $(VENV)/fuzz  ## every reader against bytes that a coverage-guided fuzzer 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test slow clients exporters sanitize neon bench fuzz clean
+.PHONY: help install demo test slow clients exporters remote sanitize neon bench fuzz clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
