@@ -408,6 +408,6 @@ ARCHITECTURES = (
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *DENSE_THEN_EXPERTS),
         ignore=(*ROPE_BUFFERS, *OCR_IMAGES),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, built_in={"norm_topk_prob": (False, True)}),
+        traits=Traits(BPE, decoder=Decoder(rotated="head_dim"), built_in={"norm_topk_prob": (False, True)}),
     ),
 )  # fmt: skip

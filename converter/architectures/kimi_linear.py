@@ -26,7 +26,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, moved, only_when, without
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 from converter.tensors.ops import NegExp, Reshape
 
 MOE = H + "block_sparse_moe."
@@ -140,7 +140,8 @@ ARCHITECTURES = (
         ),
         ignore=ROPE_BUFFERS,
         traits=Traits(
-            BPE, built_in={"moe_renormalize": (True,), "num_expert_group": (1,), "mla_use_nope": (True,)},
+            BPE, decoder=Decoder(rotates="0", weights_norm=True, latent_epsilon=1e-6, length_epsilon=1e-6),
+            built_in={"moe_renormalize": (True,), "num_expert_group": (1,), "mla_use_nope": (True,)},
         ),
     ),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from converter.architectures.moe import N_FF_EXP
 from converter.architectures.qwen import EXPERTS, MOE_HPARAMS
 from converter.architectures.spec import Architecture, HFClass, HParam, amended
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Traits
+from converter.architectures.traits import Decoder, Traits
 
 ARCHITECTURES = (
     Architecture(
@@ -38,6 +38,9 @@ ARCHITECTURES = (
         ),
         tensors=(*TOP_TENSORS, *NORM_TENSORS, *ATTENTION, *QK_NORM, *EXPERTS),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE, built_in={"nope_on_global_attention": (True,)}),
+        traits=Traits(
+            BPE, decoder=Decoder(rotates="window > 0 and slides", weights_norm=True, bounded_first=True),
+            built_in={"nope_on_global_attention": (True,)},
+        ),
     ),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from converter.architectures.common import (
     H,
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, moved
-from converter.architectures.traits import SlidingWindow, TokenizerStyle, Traits
+from converter.architectures.traits import Decoder, SlidingWindow, TokenizerStyle, Traits
 from converter.tensors.ops import Add
 
 ARCHITECTURES = (
@@ -74,6 +74,7 @@ ARCHITECTURES = (
         traits=Traits(
             TokenizerStyle(("bpe",), ids=(("eot", "<|eot|>"),)),
             window=SlidingWindow(4),
+            decoder=Decoder(rotates="slides", embedding_norm=True, late_epsilon=1e-8, logits="logit_scale"),
             built_in={"post_norm_eps": (1e-8,)},
         ),
     ),

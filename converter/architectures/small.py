@@ -104,7 +104,7 @@ ARCHITECTURES = (
             T(H + "mlp.down_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
         ),
         ignore=ROPE_BUFFERS,
-        traits=Traits(BPE, built_in={"hidden_act": ("relu2",)}),
+        traits=Traits(BPE, decoder=Decoder("relu2", neighbours=True), built_in={"hidden_act": ("relu2",)}),
     ),
     Architecture(
         gguf="cogvlm",

@@ -144,6 +144,11 @@ class Blocks:
         best_of_group: how many experts of a group have the scores that choose it.
         shared_by_neighbours: heads that share a group or a key of a state stand together, not a whole round apart.
         latent_epsilon: of the norms of latent vectors, where it is not that of the others.
+        length_epsilon: of queries and keys of one length in a recurrence, where it is not that of the norms.
+        late_epsilon: of the norms behind both parts of a block, where it is not that of the others.
+        embedding_norm: embeddings have a norm without weights.
+        bounded_first: what a gate is given is bounded, where there is a bound, not what it makes of it.
+        rotated: how many elements of a head rotate, where that is not what the key says.
         logits: what logits are multiplied by.
     """
 
@@ -178,6 +183,11 @@ class Blocks:
     best_of_group: str = "2"
     shared_by_neighbours: bool = True
     latent_epsilon: float | None = None
+    length_epsilon: float | None = None
+    late_epsilon: float | None = None
+    embedding_norm: bool = False
+    bounded_first: bool = False
+    rotated: str = ""
     logits: str = ""
 
 

@@ -41,8 +41,9 @@ class Attention:
         layers.used |= READ
 
     def has(self, block: int) -> bool:
-        """Whether a block has attention."""
-        return self.layers.has(f"blk.{block}.attn_output")
+        """Whether a block has attention: with keys, where others have a state that ends in a matrix of that name."""
+        has_keys = bool(self.model.key("attention.head_count_kv", block, default=1))
+        return has_keys and self.layers.has(f"blk.{block}.attn_output")
 
     def __call__(self, x: str, block: int) -> str:
         name = f"blk.{block}.attn_"
@@ -235,10 +236,12 @@ class Attention:
             q = layers.linear(x, f"{name}q")
         q = build.reshape(self.sharpened(q, block), 0, 0, n, key)
         q_nope, q_rot = build.split(q, (nope, n_rot))
-        q_rot = self.rotation(build.reshape(q_rot, 0, 0, n * n_rot), block, n, n_rot, neighbours=turned)
+        q_rot = build.reshape(q_rot, 0, 0, n * n_rot)
         common, k_rot = build.split(layers.linear(x, f"{name}kv_a_mqa"), (kv_lora, n_rot))
         common = layers.norm(common, f"{name}kv_a_norm", self.facts.latent_epsilon) or common
-        k_rot = self.rotation(k_rot, block, 1, n_rot, neighbours=turned)
+        if self.model.holds(self.facts.rotates, block):
+            q_rot = self.rotation(q_rot, block, n, n_rot, neighbours=turned)
+            k_rot = self.rotation(k_rot, block, 1, n_rot, neighbours=turned)
         if layers.has(f"{name}kv_b"):
             return self.unfolded(q_nope, q_rot, common, k_rot, block, heads)
         return self.folded(q_nope, q_rot, common, k_rot, block, heads)

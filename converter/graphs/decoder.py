@@ -25,7 +25,7 @@ class Blocks(Network):
             return self.added(x, self.mixed(inner or x, block))
         attended = self.mixed(self.norm(x, f"{name}attn_norm_2") or inner or x, block)
         if self.has_late:
-            attended = self.norm(attended, f"{name}post_attention_norm") or attended
+            attended = self.norm(attended, f"{name}post_attention_norm", self.model.facts.late_epsilon) or attended
         if inner is not None and self.is_parallel(name, block):
             second = self.norm(x, f"{name}ffn_norm") or inner
             made = self.build.op("Add", attended, self.feed_forward(second, block, x))
@@ -33,7 +33,7 @@ class Blocks(Network):
         given, x = x, self.added(x, attended)
         inner = self.first_norm(x, f"{name}{self.model.facts.ffn_norm}") or x
         made = self.feed_forward(inner, block, given)
-        made = self.norm(made, f"{name}post_ffw_norm") or made
+        made = self.norm(made, f"{name}post_ffw_norm", self.model.facts.late_epsilon) or made
         return self.added(x, made)
 
     def added(self, x: str, made: str) -> str:

@@ -7,7 +7,7 @@ from functools import reduce
 
 from converter.errors import UnsupportedFeature
 from converter.graphs.builder import Builder
-from converter.graphs.experts import Experts
+from converter.graphs.experts import Activation, Experts
 from converter.graphs.layers import Layers
 
 
@@ -26,9 +26,9 @@ class FeedForward:
     def __call__(self, x: str, block: int, given: str) -> str:
         """What the part makes of `x`; `given` is what the block got."""
         name, has = f"blk.{block}.ffn_", self._layers.has
-        dense = [self._dense(x, name, "")] if has(f"{name}down") else []
+        dense = [self._dense(x, name, "", block)] if has(f"{name}down") else []
         experts = [self._mixture(x, block, given)] if has(f"{name}down_exps") else []
-        shared = [self._shared(x, name)] if has(f"{name}down_shexp") else []
+        shared = [self._shared(x, name, block)] if has(f"{name}down_shexp") else []
         made = reduce(lambda a, b: self._builder.op("Add", a, b), (*dense, *experts, *shared))
         return self._layers.times(made, 0.5) if shared and self._model.facts.shared_mean else made
 
@@ -40,24 +40,26 @@ class FeedForward:
         own = self._layers.norm(given, f"blk.{block}.ffn_norm_exps") or x
         routed = given if self._model.facts.routed_early else own
         name = f"blk.{block}.ffn_latent_"
+        activated = self._bounded(float(self._model.key("swiglu_clamp_exp", block, 0.0)))
         if not self._layers.has(f"{name}down"):
-            return self._experts(own, block, self.activated, routed)
-        made = self._experts(self._layers.linear(own, f"{name}down"), block, self.activated, routed)
+            return self._experts(own, block, activated, routed)
+        made = self._experts(self._layers.linear(own, f"{name}down"), block, activated, routed)
         return self._layers.linear(made, f"{name}up")
 
-    def _shared(self, x: str, name: str) -> str:
+    def _shared(self, x: str, name: str, block: int) -> str:
         """The experts that see every token, by a gate of their own where they have one."""
-        made = self._dense(x, name, "_shexp")
+        made = self._dense(x, name, "_shexp", block)
         if not self._layers.has(f"{name}gate_inp_shexp"):
             return made
         gate = self._builder.op("Sigmoid", self._layers.linear(x, f"{name}gate_inp_shexp"))
         return self._builder.op("Mul", made, gate)
 
-    def _dense(self, x: str, name: str, end: str) -> str:
+    def _dense(self, x: str, name: str, end: str, block: int) -> str:
         build, model, down = self._builder, self._model, f"{name}down{end}"
         up = self._layers.linear(x, f"{name}up{end}")
         if self._layers.has(f"{name}gate{end}"):
-            return self._layers.linear(self.activated(self._layers.linear(x, f"{name}gate{end}"), up), down)
+            activated = self._bounded(float(model.key("swiglu_clamp_shexp", block, 0.0)))
+            return self._layers.linear(activated(self._layers.linear(x, f"{name}gate{end}"), up), down)
         width, matrix = model.tensor(f"{down}.weight"), model.tensor(f"{name}up{end}.weight")
         inner = width.info.row if width is not None else 0
         if matrix is not None and matrix.info.shape[0] == 2 * inner:
@@ -65,6 +67,22 @@ class FeedForward:
             gate, up = (first, second) if model.facts.gate_first else (second, first)
             return self._layers.linear(self.activated(gate, up), down)
         return self._layers.linear(self.activated(up), down)
+
+    def _bounded(self, limit: float) -> Activation:
+        """The function of the architecture, of which neither side is larger than a limit; zero is none.
+
+        Source: step35.cpp, maple.cpp; `ggml_swiglu_clamp`.
+        """
+        if not limit:
+            return self.activated
+
+        def bounded(x: str, up: str | None) -> str:
+            build, most = self._builder, self._builder.number(limit)
+            first = self._model.facts.bounded_first
+            gate = self.activated(build.op("Min", x, most)) if first else build.op("Min", self.activated(x), most)
+            return gate if up is None else build.op("Mul", gate, build.op("Clip", up, build.number(-limit), most))
+
+        return bounded
 
     def activated(self, x: str, up: str | None = None) -> str:
         """The function of the architecture; of a gate, times what it lets through."""

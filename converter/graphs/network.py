@@ -104,6 +104,8 @@ class Network(ABC):
         x = self.matrices.rows(self.layers.needed("token_embd.weight"), "input_ids")
         embedding = model.facts.embedding
         x = self.times(x, model.number(embedding) if embedding else model.key("embedding_scale"))
+        if model.facts.embedding_norm:
+            x = self.layers.normalised(x, self.layers.ones(model.size("embedding_length")))
         if (types := self.layers.tensor("token_types.weight")) is not None:
             ids = "token_type_ids" if self.has_types else build.constant([[0]])
             x = build.op("Add", x, self.matrices.rows(types, ids))

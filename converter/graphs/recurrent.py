@@ -1,4 +1,5 @@
-"""Parts of a block that keep a state of fixed size, which each token changes: Mamba, Mamba-2, the gated delta rule.
+"""Parts of a block that keep a state of fixed size, which each token changes: Mamba, Mamba-2, the gated delta rule,
+for whole heads or for each channel of a key (KDA).
 
 What a token needs is computed for all tokens at once; then a `Scan` goes through them, with the state in F32. Its shape
 is that of transformers, its names those of Transformers.js.
@@ -35,7 +36,9 @@ class Recurrent:
         name = f"blk.{block}.ssm_"
         if self._layers.has(f"{name}x"):
             return self._mamba(x, name)
-        return self._mamba2(x, name) if self._layers.has(f"{name}in") else self._delta(x, name, block)
+        if self._layers.has(f"{name}in"):
+            return self._mamba2(x, name)
+        return self._by_channel(x, name, block) if self._layers.has(f"{name}f_a") else self._delta(x, name, block)
 
     # -------------------------------------------------------------------------------------------- mamba
 
@@ -119,6 +122,29 @@ class Recurrent:
         gate = self._silu(layers.linear(x, f"blk.{block}.attn_gate"))
         return layers.linear(self._gated(made, gate, name, n_value, value), f"{name}out")
 
+    def _by_channel(self, x: str, name: str, block: int) -> str:
+        """The delta rule whose state decays for each channel of the keys; its gates come out of short vectors."""
+        build, layers, size = self._build, self._layers, self._model.size("kda.head_dim")
+        attn = f"blk.{block}.attn_"
+        width = layers.needed(f"{attn}q.weight").info.shape[0]
+        n_head = width // size
+        mixed = build.op("Concat", *(layers.linear(x, f"{attn}{each}") for each in "qkv"), axis=-1)
+        mixed = self._convolved(mixed, tuple(f"{name}conv1d_{each}" for each in "qkv"))
+        parts = (self._wide(build.reshape(part, 0, 0, n_head, size)) for part in build.split(mixed, (width,) * 3))
+        q, k, v = parts
+        q, k = self._of_length(q, 1 / math.sqrt(size)), self._of_length(k, 1.0)
+        steps = layers.biased(self._through(x, f"{name}f"), f"{name}dt.bias")
+        steps = build.reshape(build.op("Softplus", self._wide(steps)), 0, 0, n_head, size)
+        decays = build.op("Mul", steps, self._wide(build.reshape(self._plain(f"{name}a"), n_head, 1)))
+        strengths = build.op("Sigmoid", self._wide(layers.linear(x, f"{name}beta")))
+        made = self._corrected(q, k, v, decays, strengths, (n_head, size, size))
+        gate = build.op("Sigmoid", self._through(x, f"{name}g"))
+        return layers.linear(self._gated(made, gate, name, n_head, size), f"{attn}output")
+
+    def _through(self, x: str, name: str) -> str:
+        """By way of a short vector."""
+        return self._layers.linear(self._layers.linear(x, f"{name}_a"), f"{name}_b")
+
     def _paces(self, x: str, name: str, n_key: int, n_value: int) -> tuple[str, str]:
         """How much of its state each head keeps, as a logarithm, and how far it goes: (batch, tokens, heads)."""
         build, layers = self._build, self._layers
@@ -161,8 +187,8 @@ class Recurrent:
 
     def _of_length(self, x: str, length: float) -> str:
         """Heads of one length, as transformers' l2norm makes them."""
-        build = self._build
-        epsilon = float(self._model.key("attention.layer_norm_rms_epsilon", default=1e-6))
+        build, model = self._build, self._model
+        epsilon = float(model.facts.length_epsilon or model.key("attention.layer_norm_rms_epsilon", default=1e-6))
         squares = build.op("ReduceSumSquare", x, build.constant([-1]))
         root = build.op("Sqrt", build.op("Add", squares, build.constant(epsilon, np.float32)))
         return build.op("Mul", build.op("Div", x, root), build.constant(length, np.float32))

@@ -59,6 +59,9 @@ class Rotary:
         if self._masks.window(block):
             n_rot = model.size("rope.dimension_count_swa", block, n_rot)
             theta = float(model.key("rope.freq_base_swa", block, theta))
+        n_rot = int(model.number(facts.rotated, block)) if facts.rotated else n_rot
+        if n_rot % 2:
+            raise UnsupportedFeature(f"{n_rot} elements of a head rotate: no graph can pair an odd number")
         theta = model.number(facts.theta, block) if facts.theta else theta
         scaled = model.holds(facts.scaled, block)
         key = (n_rot, theta, scaled)
@@ -97,7 +100,7 @@ class Rotary:
             magnitude = float(model.key("rope.scaling.attn_factor", default=1.0))
             return self._by_length(plain, _floats(short), _floats(long)), magnitude
         if (divisors := model.tensors.get("rope_freqs.weight")) is not None:
-            return self._constant(plain / _floats(divisors)), 1.0
+            return self._constant(plain / _floats(divisors)[: len(plain)]), 1.0
         factor = float(model.key("rope.scaling.factor", default=1.0))
         if kind == "linear":
             return self._constant(plain / np.float32(factor)), 1.0

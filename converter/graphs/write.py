@@ -7,6 +7,7 @@ from converter.formats.onnx.program import Program
 from converter.graphs import decoder, encoder
 from converter.graphs.model import Model
 from converter.graphs.network import Options
+from converter.graphs.without import WITHOUT
 
 
 def program(model: Model, options: Options) -> Program:
@@ -19,8 +20,9 @@ def program(model: Model, options: Options) -> Program:
     if traits.encoder is not None:
         kind: type[encoder.Encoder | decoder.Blocks] = encoder.Encoder
     elif traits.decoder is None:
+        name = model.architecture.gguf
         raise UnsupportedFeature(
-            f"{model.architecture.gguf}: no graph can be written of this architecture yet\n"
+            f"{name}: no graph can be written of this architecture: {WITHOUT[name]}\n"
             "--tensors-only writes its tensors without one"
         )
     else:

@@ -16,6 +16,7 @@ import converter
 from converter.architectures import architectures as known
 from converter.errors import UnsupportedFeature
 from converter.formats.registry import open_checkpoint
+from converter.graphs.without import WITHOUT
 from converter.mapping.detect import detect
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -60,6 +61,7 @@ OTHERS = {architecture(name): name for name in architectures.NAMES if writes(nam
 OTHERS = {arch: name for arch, name in OTHERS.items() if arch not in {*map(architecture, TRIED)}}
 #: What llama.cpp has otherwise for so few blocks: in four of four it rotates the first, too.
 OTHERS |= {"smallthinker": "smallthinker-tiny"}
+del OTHERS["plm"]  # of it llama.cpp reads no head
 #: transformers' own chunks of tokens and single tokens differ by half of it.
 CHUNKED = {"qwen3next", "qwen35", "qwen35moe"}
 #: The first sample of each is tried always.
@@ -68,7 +70,16 @@ FIRST = {architecture(name): name for name in reversed(TRIED)}.values()
 
 def test_every_architecture_with_a_graph_is_tried() -> None:
     graphs = {each.gguf for each in known().values() if each.traits.decoder is not None}
-    assert graphs == {*map(architecture, TRIED), *OTHERS, *ELSEWHERE}
+    assert graphs == {*map(architecture, TRIED), *OTHERS, *ELSEWHERE, "plm"}
+
+
+def test_every_architecture_has_a_graph_or_a_reason() -> None:
+    """And one of both only; the guide has every reason in its words."""
+    rows = {each.gguf: each.traits for each in known().values()}
+    bare = {name for name, traits in rows.items() if traits.decoder is None and traits.encoder is None}
+    assert bare == set(WITHOUT)
+    guide = (ROOT / "docs" / "onnx.md").read_text("utf-8")
+    assert not [name for name, reason in WITHOUT.items() if f"| {name} | {reason} |" not in guide]
 
 
 def test_the_guide_names_them() -> None:
@@ -112,6 +123,22 @@ def far_from_llama_cpp(folder: Path, tmp_path: Path) -> float:
     ours = onnx_cases.run(onnx_cases.session(tmp_path / "model.onnx"), ids, np.ones_like(ids), None)["logits"][0]
     rows = min(theirs.shape[-1], ours.shape[-1])
     return float(np.abs(ours[:, :rows] - theirs[:, :rows]).max() / np.abs(theirs).max())
+
+
+@pytest.mark.slow
+def test_plm_with_a_tied_head(tmp_path: Path) -> None:
+    """llama.cpp takes the embedding for the head, whatever the file has."""
+    pytest.importorskip("llama_cpp")
+    said = architectures.facts("plm-tiny")
+    files = {**said["files"], "config.json": {**said["files"]["config.json"], "tie_word_embeddings": True}}
+    tensors = {name: info for name, info in said["tensors"].items() if name != "lm_head.weight"}
+    folder = architectures.write(tmp_path / "tied", files, said["tokenizer"], tensors)
+    assert far_from_llama_cpp(folder, tmp_path) < 1e-5
+
+
+def test_an_odd_number_of_turning_elements_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedFeature, match="3 elements of a head rotate"):
+        converter.convert(architectures.build("llava-stablelm", tmp_path), tmp_path / "model.onnx")
 
 
 @pytest.mark.slow
@@ -241,6 +268,6 @@ def test_a_folder_of_it(tmp_path: Path) -> None:
 def test_what_no_graph_is_written_of_is_refused_by_name(tmp_path: Path) -> None:
     folder = architectures.build("t5-tiny", tmp_path)
     converter.convert(folder, tmp_path / "model.gguf")
-    with pytest.raises(UnsupportedFeature, match="t5: no graph"):
+    with pytest.raises(UnsupportedFeature, match="t5: no graph can be written of this architecture: it is two models"):
         converter.convert(tmp_path / "model.gguf", tmp_path / "model.onnx")
     converter.convert(folder, tmp_path / "model.onnx", converter.Request(tensors_only=True))
