@@ -27,6 +27,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from converter.address import is_address, without_secrets
 from converter.errors import ConverterError, UsageError, short
 from converter.extras import package
 from converter.request import FIELDS, PARTS, Request, Source
@@ -124,13 +125,19 @@ def jobs_of(keys: Mapping[str, Any], folder: Path, place: str = "") -> list[Job]
     """A job for every source that the pattern of one finds; keys and values as in a manifest, which are right.
 
     Raises:
-        UsageError: nothing is there, or a target that would be the same for several.
+        UsageError: nothing is there, a target that would be the same for several, or an address.
     """
+    if is_address(keys["source"]):
+        raise UsageError(f"{without_secrets(keys['source'])}: a batch reads what is on this machine")
     pattern = str(folder / keys["source"])
     sources = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]
     if not sources:
         raise UsageError(f"{keys['source']}: nothing is there")
     out = keys["out"]
+    if is_address(out):
+        raise UsageError(
+            f"{without_secrets(out)}: a batch writes to this machine; `convert IN ADDRESS` writes elsewhere"
+        )
     if len(sources) > 1 and "{name}" not in out:
         raise UsageError(f"{out}: {len(sources)} models are found, so their outputs need {{name}} in it")
     result = []

@@ -103,6 +103,8 @@ WRONG = {
     "types": ("[[models]]\nsource = 'a1'\nout = 'x'\ntensor_types = ['a=b']", r"m\.toml:4: 'tensor_types' is a table"),
     "nothing": ("[[models]]\nsource = 'c*'\nout = 'x'", r"m\.toml:2: c\*: nothing is there"),
     "one name": ("[[models]]\nsource = 'a*'\nout = 'x'", r"m\.toml:2: x: 2 models are found"),
+    "address": ("[[models]]\nsource = 'a1'\nout = 's3://b/x.gguf'", r"m\.toml:2: s3://b/x\.gguf: a batch writes to"),
+    "source": ("[[models]]\nsource = 'hf://a/b'\nout = 'x'", r"m\.toml:2: hf://a/b: a batch reads what is on this"),
     "models": ("models = [1]", r"models\[0\] and defaults are tables"),
 }  # fmt: skip
 
