@@ -78,6 +78,10 @@ $(MOTO)/installed: $(VENV)/tests
 remote: $(MOTO)/installed  ## models in and out of moto's S3 server on loopback
 	CONVERTER_MOTO=$(abspath $(MOTO))/venv/bin/moto_server $(BIN)/python -m pytest -m slow tests/remote/test_moto.py
 
+engines: $(VENV)/tests  ## conversions by workers of Ray and Dask, some of which are killed
+	$(PIP) -e '.[ray,dask]'
+	$(BIN)/python -m pytest -m slow tests/engines
+
 $(CHECKS)/sanitize.txt: $(KERNELS)
 	native/build_check.sh $(CHECKS)/sanitize $(CC) -O1 $(SANITIZE)
 	ASAN_OPTIONS=detect_leaks=0 $(CHECKS)/sanitize tests/kernel_digests.json > $@
@@ -107,6 +111,6 @@ fuzz: $(VENV)/fuzz  ## every reader against bytes that a coverage-guided fuzzer 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test slow clients exporters remote sanitize neon bench fuzz clean
+.PHONY: help install demo test slow clients exporters remote engines sanitize neon bench fuzz clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

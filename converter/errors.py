@@ -223,6 +223,13 @@ class OutOfMemory(ConverterError):
     family = "out of memory"
 
 
+class EngineError(OutputError):
+    """Workers of --engine cannot be reached, were lost again and again, or see other files."""
+
+    exit_code = 54
+    words = "workers"
+
+
 class Interrupted(ConverterError):
     """Ctrl-C, SIGTERM and the like."""
 

@@ -16,6 +16,7 @@ EXTRAS = {
     "torch": "runtimes", "transformers": "runtimes", "llama_cpp": "runtimes", "onnxruntime": "runtimes",
     "onnxscript": "runtimes",
     "tokenizers": "text",
+    "ray": "ray", "distributed": "dask",
     "huggingface_hub": "remote", "obstore": "remote", "urllib3": "remote",
 }  # fmt: skip
 DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "yaml": "PyYAML"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from converter.address import is_address, is_elsewhere, parse, place, shown
 from converter.checkpoint import Checkpoint
@@ -118,6 +119,38 @@ def _is_folder(target: PathLike) -> bool:
     return Path(target).is_dir() and not known
 
 
+class Asked(NamedTuple):
+    """What `plan_several` is asked for."""
+
+    source: Source
+    target: str
+    requests: tuple[Request, ...]
+
+    def absolute(self) -> Asked:
+        """The same with paths that do not depend on where a process stands."""
+        slash = "/" * self.target.endswith(("/", os.sep))
+        target = self.target if is_address(self.target) else os.path.abspath(self.target) + slash
+        return Asked(self.source.absolute(), target, tuple(each.absolute() for each in self.requests))
+
+
+class Engine(Protocol):
+    """Workers in other processes, or on other machines (`converter.engines`)."""
+
+    def fill(
+        self,
+        asked: Asked,
+        plans: Sequence[Plan],
+        prepared: output.Prepared,
+        progress: ProgressCallback | None,
+        stop: Callable[[], ConverterError | None],
+    ) -> None:
+        """Fill all slabs of `prepared`, which is the layout of `plans`, which are those of what was `asked`."""
+
+
+def _given_out(engine: Engine, asked: Asked, plans: Sequence[Plan]) -> output.Filler:
+    return lambda prepared, progress, stop: engine.fill(asked, plans, prepared, progress, stop)
+
+
 def convert(
     source: PathLike | Source,
     target: PathLike,
@@ -129,6 +162,7 @@ def convert(
     on_plan: Callable[[Plan], None] | None = None,
     cancel: Token | None = None,
     resume: bool = False,
+    engine: Engine | None = None,
 ) -> Plan:
     """Convert `source` to `target`; returns the plan that was carried out, its report completed.
 
@@ -145,6 +179,7 @@ def convert(
         cancel: an event, of `threading` or the like; once it is set, from anywhere, the run ends after a slab.
         resume: what is done stays where the run is stopped, and the same conversion goes on with it later. What a run
             that was killed left is gone on with in any case.
+        engine: workers elsewhere that fill the files (`converter.engines.opened`), in the place of `threads`.
 
     Raises:
         Cancelled: by `cancel` or `progress`.
@@ -161,6 +196,7 @@ def convert(
         on_plan=on_plan,
         cancel=cancel,
         resume=resume,
+        engine=engine,
     )[0]
 
 
@@ -175,6 +211,7 @@ def convert_several(
     on_plan: Callable[[Plan], None] | None = None,
     cancel: Token | None = None,
     resume: bool = False,
+    engine: Engine | None = None,
 ) -> list[Plan]:
     """Several quants of one source, every part of which is read and widened once; arguments are `plan_several`'s and
     `convert`'s.
@@ -184,11 +221,18 @@ def convert_several(
     """
     with span("convert", quant=_quants(requests)) as told:
         _refuse_cancelled(cancel)
-        plans = plan_several(source, target, requests)
+        asked = Asked(Source.of(source), os.fspath(target), tuple(requests))
+        if engine is not None and resume:
+            raise UsageError("--resume: workers of an engine keep no journal; leave one of the two out")
+        if engine is not None:  # whoever works on it may stand elsewhere
+            asked = asked.absolute()
+        plans = plan_several(*asked)
+        filler = None if engine is None else _given_out(engine, asked, plans)
         with plans[0].checkpoint:
             run_several(
-                plans, force=force, threads=threads, progress=progress, on_plan=on_plan, cancel=cancel, resume=resume
-            )
+                plans, force=force, threads=threads, progress=progress, on_plan=on_plan, cancel=cancel, resume=resume,
+                filler=filler,
+            )  # fmt: skip
         told.set_attribute("converter.format", plans[0].route.target)
         told.set_attribute("converter.bytes", _nbytes(plans))
         return plans
@@ -217,8 +261,12 @@ def run_several(
     on_plan: Callable[[Plan], None] | None = None,
     cancel: Token | None = None,
     resume: bool = False,
+    filler: output.Filler | None = None,
 ) -> None:
-    """Carry out plans of `plan_several`: all of their files are written, or none. Other arguments are `convert`'s."""
+    """Carry out plans of `plan_several`: all of their files are written, or none. Other arguments are `convert`'s.
+
+    `filler` is what fills them in the place of `threads`.
+    """
     first, opened = plans[0], plans[0].checkpoint.opened
 
     def claimed(found: Sequence[Note]) -> None:
@@ -243,7 +291,10 @@ def run_several(
         key = " ".join(plan.key() for plan in plans)
         target = outlet(together(plans), replace=force, key=key, keep=resume)
         told = until(cancel, progress)
-        write(first.checkpoint, target, force=force, threads=threads, progress=told, claimed=claimed, stop=stop)
+        write(
+            first.checkpoint, target, force=force, threads=threads, progress=told, claimed=claimed, stop=stop,
+            filler=filler,
+        )  # fmt: skip
     for plan in plans:
         plan.report.extend(plan.watch.events())
         log_events(plan.watch.events())
@@ -264,13 +315,14 @@ def write(
     claimed: Callable[[Sequence[Note]], None],
     stop: Callable[[], ConverterError | None] | None = None,
     check: Callable[[], None] | None = None,
+    filler: output.Filler | None = None,
 ) -> None:
     """Write the layout of `target`, which was made of `checkpoint`, whole or not at all.
 
     Args:
         force, threads, progress: as for `convert`.
         claimed: called with what dead runs had left, when the place is ours and nothing is written yet.
-        stop, check: as for `output.write`; by default, sources that were lost or changed end the run.
+        stop, check, filler: as for `output.write`; by default, sources that were lost or changed end the run.
 
     Raises:
         ConverterError: as `convert`.
@@ -282,7 +334,7 @@ def write(
         refuse_existing(layout, force, target.lock)
         target.check_room()
         claimed(found)
-        output.write(layout, target, threads=threads, progress=progress, stop=stop, check=check)
+        output.write(layout, target, threads=threads, progress=progress, stop=stop, check=check, filler=filler)
     except Exception as error:
         opened.explain(error)
         raise

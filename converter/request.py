@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from converter.address import place, shown
+from converter.address import is_elsewhere, place, shown
 from converter.errors import UsageError
 
 PathLike = str | os.PathLike[str]
@@ -69,6 +69,12 @@ class Source:
     def of(cls, source: PathLike | Source) -> Source:
         """A path alone is a source, too."""
         return source if isinstance(source, Source) else cls(source)
+
+    def absolute(self) -> Source:
+        """The same by names that do not depend on where a process stands."""
+        config, base = (None if each is None else _absolute(each) for each in (self.config, self.base))
+        adapters = [(_absolute(folder), strength) for folder, strength in self.adapters]
+        return Source(_absolute(self.path), self.format, config, self.key, adapters, base)
 
     def as_dict(self) -> dict[str, Any]:
         """The source as JSON; paths as they were given, addresses without their queries."""
@@ -225,6 +231,12 @@ class Request:
         """A copy with some fields changed, whatever part they are in."""
         return Request(self.types, self.model, self.output, **changes)
 
+    def absolute(self) -> Request:
+        """The same with names of files that do not depend on where a process stands."""
+        given = {name: getattr(getattr(self, part), name) for name, part in FIELDS.items()}
+        paths: Any = {name: _absolute(each) for name, each in given.items() if isinstance(each, Path)}
+        return self.replace(**paths)
+
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """The request as JSON, a part in an object each; paths as they were given."""
         return {part: _as_dict(getattr(self, part)) for part in PARTS}
@@ -252,6 +264,10 @@ def _path(given: PathLike) -> Path:
         return place(given)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _absolute(path: Path) -> Path:
+    return path if is_elsewhere(path) else path.absolute()
 
 
 def _settle(value: object, **given: Any) -> None:

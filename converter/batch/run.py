@@ -104,7 +104,7 @@ class Wishes:
         force: outputs are made anew, and replace what is there.
         fail_fast: the first error ends all.
         sums: SHA256SUMS in every folder of outputs.
-        resume: as for `convert`.
+        resume, engine: as for `convert`.
     """
 
     parallel: int = 1
@@ -115,6 +115,7 @@ class Wishes:
     fail_fast: bool = False
     sums: bool = False
     resume: bool = False
+    engine: pipeline.Engine | None = None
 
 
 @dataclass
@@ -309,6 +310,7 @@ class _Run:
             threads=self.threads,
             progress=lambda now: self._progress(task, now),
             resume=wishes.resume,
+            engine=wishes.engine,
         )
         events = tuple(dict.fromkeys(str(event) for plan in plans for event in plan.report.events))
         made = tuple(_made(plan) for plan in plans)

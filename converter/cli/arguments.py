@@ -260,6 +260,14 @@ def threads_argument(add: Callable[..., object]) -> None:
     add("-j", "--threads", type=positive, metavar="N", help="workers (default: all processors)")
 
 
+def engine_argument(add: Callable[..., argparse.Action]) -> None:
+    """Who does the work."""
+    add(
+        "--engine", default="local", metavar="NAME[:ADDRESS]",
+        help="who does the work: threads of this process (local), or workers of ray or dask (docs/engines.md)",
+    )  # fmt: skip
+
+
 def rewrite_arguments(add: Callable[..., object]) -> None:
     """What every verb takes that writes a checkpoint again; `add` is `add_argument` of a parser or a group."""
     add("-f", "--force", action="store_true", help="replace an existing output")

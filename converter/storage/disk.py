@@ -68,6 +68,11 @@ class Disk:
         return [(temporary if self._new_folder else temporary / swap.NEW) / name for name in self._names]
 
     @property
+    def paths(self) -> list[Path]:
+        """The temporary files, by the numbers of the layout's."""
+        return list(self._paths)
+
+    @property
     def lock(self) -> Path:
         """The file that stands for the claim while it is held."""
         return self._claim.path

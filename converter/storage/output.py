@@ -76,6 +76,7 @@ def working_nbytes(layout: Layout, threads: int) -> int:
 
 
 Place = tuple[int, int]  # a slot: the number of its file, and its own in there
+Piece = tuple[int, int, int, int, int]  # a place, the first byte in it and that behind the last, their CRC-32
 
 
 def _grouped(layout: Layout) -> list[list[Place]]:
@@ -132,8 +133,7 @@ class Prepared:
         slot, summed = self.layout.files[file].slots[index], self.layout.files[file].finish is not None
         at, end = (row * slot.tensor.info.row_nbytes for row in (start, stop))
         if not summed and self._copied(file, slot, at, end):
-            with self._lock:
-                self.pieces[file][index].add(at, end, 0)
+            self.take([(file, index, at, end, 0)])
             return
         raw = self.output.kept(file, slot.offset + at, end - at)
         resumed = 0 if raw is None else end - at
@@ -143,7 +143,13 @@ class Prepared:
         crc = zlib.crc32(raw) if summed else 0  # for the writers that finish with it
         with self._lock:
             self._resumed += resumed
-            self.pieces[file][index].add(at, end, crc)
+        self.take([(file, index, at, end, crc)])
+
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """These are filled; by whom does not matter, nor how often."""
+        with self._lock:
+            for file, index, start, stop, crc in pieces:
+                self.pieces[file][index].add(start, stop, crc)
 
     def _copied(self, file: int, slot: Slot, start: int, stop: int) -> bool:
         """Whether bytes [start, stop) of a slot could be copied from where they are stored as they are."""
@@ -214,6 +220,14 @@ def fill(
     run(prepared.jobs, threads, prepared.told(progress), slabs=slabs, stop=stop)
 
 
+class Filler(Protocol):
+    """What fills all slabs, in this process (`fill`) or elsewhere."""
+
+    def __call__(
+        self, prepared: Prepared, progress: ProgressCallback | None, stop: Callable[[], ConverterError | None]
+    ) -> None: ...
+
+
 def publish(prepared: Prepared) -> None:
     """Finish the files, make them safe and give them their names.
 
@@ -241,11 +255,12 @@ def write(
     progress: ProgressCallback | None = None,
     stop: Callable[[], ConverterError | None] = lambda: None,
     check: Callable[[], None] = lambda: None,
+    filler: Filler | None = None,
 ) -> None:
     """Write every file of `layout`, or none.
 
-    `stop` is asked after every slab; an error it returns ends the run. `check` is called when all is
-    read; what it raises ends the run, too.
+    `filler` fills the slabs; by default `threads` of this process do. `stop` is asked after every slab; an error it
+    returns ends the run. `check` is called when all is read; what it raises ends the run, too.
 
     Raises:
         DiskFull: not enough room, before or while writing.
@@ -257,7 +272,10 @@ def write(
     left = "what is done is kept, the same command goes on with it" if prepared.output.keeps else "nothing was written"
     try:
         prepared.create()
-        fill(prepared, threads=threads, progress=progress, stop=stop)
+        if filler is None:
+            fill(prepared, threads=threads, progress=progress, stop=stop)
+        else:
+            filler(prepared, progress, stop)
         check()
         publish(prepared)
     except KeyboardInterrupt:

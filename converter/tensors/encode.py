@@ -47,6 +47,9 @@ class Alike:
         return np.ones(self.row, np.float32)
 
 
+Counts = tuple[dict[Any, int], dict[Any, int], dict[Any, int], dict[Any, int]]
+
+
 class Watch:
     """Counts, from all workers, of values that are not finite or that a cast pushed out of range.
 
@@ -92,6 +95,22 @@ class Watch:
         with self._lock:
             if count:
                 self._scales[tensor, target] += count
+
+    def take(self) -> Counts:
+        """What was counted so far, to be added to the watch of another process; it counts from nothing again."""
+        with self._lock:
+            taken = self._not_finite, self._overflow, self._blocks, self._scales
+            counts = dict(taken[0]), dict(taken[1]), dict(taken[2]), dict(taken[3])
+            for each in taken:
+                each.clear()
+        return counts
+
+    def add(self, counts: Counts) -> None:
+        """Count what the watch of another process did."""
+        with self._lock:
+            own: tuple[Counter[Any], ...] = self._not_finite, self._overflow, self._blocks, self._scales
+            for counter, each in zip(own, counts, strict=True):
+                counter.update(each)
 
     @property
     def tripped(self) -> bool:

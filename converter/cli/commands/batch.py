@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import (
+    engine_argument,
     file_name,
     file_path,
     model_arguments,
@@ -58,12 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="fail on any loss")
     report_argument(add, ".json .md .xml or .txt")
     threads_argument(add)
+    engine_argument(add)
     quant_arguments(parser.add_argument_group("quantization"))
     model_arguments(parser.add_argument_group("model"))
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Do all jobs, or plan them."""
+    from converter import engines
     from converter.batch import run as batch
     from converter.reports import batch as shown
     from converter.reports.files import check_reports, write_report
@@ -85,8 +89,8 @@ def run(args: argparse.Namespace) -> Outcome:
             words = f"{shown.place(each)}{each.error}" if each.error is not None else each.status
             shower.job(each.job.name, each.status, f"[{count}/{len(jobs)}] {each.job.name}: {words}")
 
-        with shower as progress:
-            result = batch.run(jobs, wishes, progress=progress, told=told)
+        with engines.opened(args.engine, args.threads) as engine, shower as progress:
+            result = batch.run(jobs, replace(wishes, engine=engine), progress=progress, told=told)
     for path in args.report:
         write_report("batch", path, result)
     if args.card and not args.dry_run:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import (
+    engine_argument,
     file_path,
     model_arguments,
     positive,
@@ -96,16 +97,17 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
     )
     add("--verify", action="store_true", help="then compare what was written with its source; exit code 41 if wrong")
     threads_argument(add)
+    engine_argument(add)
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Convert, and verify where that is wanted; or extract an adapter."""
     if args.extract_lora is not None:
         return _extracted(args)
-    from converter import pipeline
+    from converter import engines, pipeline
 
     started, requests = time.monotonic(), requests_of(args)
-    with showing(args, VERB.name) as progress:
+    with engines.opened(args.engine, args.threads) as engine, showing(args, VERB.name) as progress:
         plans = pipeline.convert_several(
             source_of(args),
             args.target,
@@ -115,6 +117,7 @@ def run(args: argparse.Namespace) -> Outcome:
             progress=progress,
             on_plan=_foretold(args, len(requests)),
             resume=args.resume,
+            engine=engine,
         )
     seconds = time.monotonic() - started
     proofs = [_verified(args, plan) if args.verify else None for plan in plans]
