@@ -1,4 +1,4 @@
-"""The model on paper of many machines (benchmarks/clusters.py): what is fitted comes out again, and what binds is told."""
+"""The model on paper of many machines (benchmarks/clusters.py): a fit comes out again, and what binds is told."""
 
 from __future__ import annotations
 
