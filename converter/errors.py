@@ -22,7 +22,8 @@ ConverterError                    70
 ├── OutputError                   50   reading or writing failed
 │   ├── SameFile                  51   output equal to input
 │   ├── DiskFull                  52   not enough room, found before or while writing
-│   └── OutputExists              53   ask for --force
+│   ├── OutputExists              53   ask for --force
+│   └── EngineError               54   workers that are not there, were lost, or see other files
 ├── InternalError                70   a fault of this program
 ├── OutOfMemory                  71   less memory than the work needs
 └── Interrupted                  130   Ctrl-C, SIGTERM and the like
