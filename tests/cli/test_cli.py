@@ -137,6 +137,7 @@ def test_plan_says_what_convert_then_writes(cli: Cli, tmp_path: Path) -> None:
     assert (planned.pop("verb"), done.pop("verb")) == ("plan", "convert")
     assert target.stat().st_size == planned["total_bytes"]
     assert done.pop("seconds") >= 0
+    assert planned.pop("preflight")["fits"] is True  # what is only told before
     assert done == planned
     with converter.open_checkpoint(target) as checkpoint:
         assert [
@@ -152,7 +153,7 @@ def test_plan_as_text(cli: Cli, tmp_path: Path) -> None:
     assert lines[0].split() == ["tensor", "shape", "from", "to", "bytes", "rule"]
     assert any(re.match(r"blk\.0\.attn_q\.weight +64x64 +F32 +Q8_0 +4,352 +base type of Q8_0", line) for line in lines)
     assert "260,032 parameters" in result.out and "bits per weight" in result.out
-    assert re.search(r"needs \S+ kB of disk and about \d+ MB of memory", result.out)
+    assert re.search(r"needs \S+ kB of disk \(.* free\) and about \d+ MB of memory \(.* free\)", result.out)
 
 
 def test_plan_reads_no_tensor_byte(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -485,7 +485,7 @@ def test_three_near_names_and_two_that_are_like_none() -> None:
 
 def test_names_aliases_and_numbers() -> None:
     assert recipe(" q4_k ").name == "Q4_K_M" == recipe("15").name
-    assert {recipe(alias).name for alias in ALIASES} == {"Q3_K_M", "Q4_K_M", "Q5_K_M"}
+    assert {recipe(alias).name for alias in ALIASES} == {"Q3_K_M", "Q4_K_M", "Q5_K_M", "F16", "F32"}
     assert recipe("0").name == "F32"
     assert (recipe("40").name, recipe("41").name) == ("Q1_0", "Q2_0")  # newer than the oracle of the tests
     with pytest.raises(UsageError, match="did you mean Q4_K_M") as caught:
