@@ -128,7 +128,7 @@ def paper(taken: dict[tuple[str, int], float], parameters: float) -> None:
     """Llama 405B in BF16 to Q4_K_M, on machines that are assumed."""
     job, given = Job(405.9e9, 811.7e9, 243.1e9), Machines()
     print(f"\n{given}, {job}\n\n| engine | machines | wall | binds |\n|---|---|---|---|")
-    for name in dict.fromkeys(name for name, _ in taken):
+    for name in dict.fromkeys(name for name, _ in taken if name != "local"):
         rate, serial = fitted(taken[name, 1], taken[name, 2], parameters)
         print(f"fit of {name}: {rate / 1e6:.0f} M numbers a second and worker, {serial:.1f} s serial")
         for machines in (1, 2, 5, 10, 20, 50, 100):
