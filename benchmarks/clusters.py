@@ -9,7 +9,6 @@ two workers of each engine, and told for 1 to 100 machines under stated assumpti
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import os
 import signal
@@ -69,11 +68,8 @@ def fitted(one: float, two: float, parameters: float) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1)
+    parser = whole_job.arguments(__doc__, runs=1)
     parser.add_argument("--engines", default="local,dask,ray")
-    parser.add_argument("--size", choices=("8b", "1b", "1.1b"), default="1.1b")
-    parser.add_argument("--work", type=Path, help="where the model is kept for another time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()

@@ -9,7 +9,6 @@ ours makes that file. The quantizer is the library inside llama-cpp-python, as i
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import os
 import statistics
@@ -63,11 +62,8 @@ def forget(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = whole_job.arguments(__doc__)
     parser.add_argument("--llama-cpp", type=Path)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--size", choices=("8b", "1b", "1.1b"), default="1.1b")
-    parser.add_argument("--work", type=Path, help="where the model is kept for another time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()

@@ -97,12 +97,18 @@ def theirs(model: Path, work: Path, llama_cpp: Path) -> Run:
     return timed([*convert, "--outfile", str(middle)], [sys.executable, "-c", QUANTIZE, str(middle), str(result)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llama-cpp", type=Path)
-    parser.add_argument("--runs", type=int, default=3)
+def arguments(description: str | None, runs: int = 3) -> argparse.ArgumentParser:
+    """What benchmarks of such a model are asked for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=runs)
     parser.add_argument("--size", choices=("8b", "1b", "1.1b"), default="1.1b")
     parser.add_argument("--work", type=Path, help="where the model is kept for another time")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--llama-cpp", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()

@@ -116,6 +116,11 @@ class Checkpoint:
     base: Checkpoint | None = None
     codes: Mapping[str, Codes] = field(default_factory=dict)
 
+    @property
+    def n_elements(self) -> int:
+        """Numbers in all tensors."""
+        return sum(tensor.info.n_elements for tensor in self.tensors.values())
+
     def replace(self, **changes: Any) -> Checkpoint:
         """A copy with some fields changed; the maps stay shared."""
         return replace(self, **changes)

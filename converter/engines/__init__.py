@@ -1,6 +1,6 @@
 """Work on other processes and machines: slabs of a conversion, given out to workers that see the same files.
 
-`opened("ray:ADDRESS")` connects to an engine; `converter.convert(..., engine=engine)` has it fill the files.
+`engines.opened("ray:ADDRESS")` connects to an engine; `converter.convert(..., engine=engine)` has it fill the files.
 """
 
 from __future__ import annotations

@@ -19,8 +19,6 @@ from converter.storage.slabs import Progress, ProgressCallback, Slab
 #: Bytes of the output in a unit: enough that planning it again and the way there do not count, few enough that little
 #: is done twice when a worker is lost, and that progress is seen.
 UNIT = 64 << 20
-#: How often a unit is given out again whose worker was lost.
-RETRIES = 3
 
 
 Results = Generator[tuple[int, Filled]]

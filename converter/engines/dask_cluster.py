@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from converter import workers
-from converter.engines.base import RETRIES, Engine, Results
+from converter.engines.base import Engine, Results
 from converter.engines.units import Filled, Work, fill
 from converter.errors import ConverterError, EngineError
 from converter.extras import package
@@ -20,7 +20,7 @@ def start(address: str | None, count: int | None) -> DaskEngine:
 
 
 class DaskEngine(Engine):
-    """Tasks that the scheduler gives out again where a worker was lost."""
+    """Tasks that the scheduler gives out again where a worker was lost, as often as its `allowed-failures` says."""
 
     def __init__(self, distributed: Any, address: str | None, count: int | None) -> None:
         self._distributed, self._cluster = distributed, None
@@ -36,8 +36,7 @@ class DaskEngine(Engine):
 
     def results(self, work: Work, units: Sequence[Sequence[Slab]]) -> Results:
         """As of `Engine`."""
-        (shared,) = self._client.scatter([work], broadcast=True, hash=False)
-        futures = [self._client.submit(fill, shared, unit, pure=False, retries=RETRIES) for unit in units]
+        futures = [self._client.submit(fill, work, unit, pure=False) for unit in units]
         waiting = {future.key: number for number, future in enumerate(futures)}
         try:
             for future in self._distributed.as_completed(futures):

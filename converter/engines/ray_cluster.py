@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from converter import workers
-from converter.engines.base import RETRIES, Engine, Results
+from converter.engines.base import Engine, Results
 from converter.engines.units import Filled, Work, fill
 from converter.errors import ConverterError, EngineError
 from converter.extras import package
 from converter.storage.slabs import Slab
+
+RETRIES = 3  # of a unit whose worker was lost
 
 
 def start(address: str | None, count: int | None) -> RayEngine:

@@ -102,10 +102,7 @@ class _Files:
         return None
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
-        with self._handles.opened(file) as out:
-            while data:
-                written = os.pwrite(out.fileno(), data, offset)
-                data, offset = data[written:], offset + written
+        self._handles.write(file, offset, data)
         self._written.add(file)
 
     def flush(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.errors import CorruptFile, Interrupted, OutputError
+from converter.errors import Cancelled, CorruptFile, OutputError
 from converter.formats.hf_folder import copy_of
 from converter.storage.files import regular_size
 from converter.storage.layout import FileLayout, whole_file
@@ -62,7 +62,7 @@ def blobs_of(parts: Sequence[Part], progress: ProgressCallback | None = None) ->
     """The digests of parts, every file read once.
 
     Raises:
-        Interrupted: `progress` returned False.
+        Cancelled: `progress` returned False.
         OutputError: a file cannot be read.
     """
     done, total = 0, sum(part.size for part in parts)
@@ -72,7 +72,7 @@ def blobs_of(parts: Sequence[Part], progress: ProgressCallback | None = None) ->
             nonlocal done
             done += nbytes
             if progress is not None and progress(Progress(done, total, name)) is False:
-                raise Interrupted("cancelled; nothing was written")
+                raise Cancelled("cancelled; nothing was written")
 
         return more
 

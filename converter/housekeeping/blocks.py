@@ -231,7 +231,7 @@ def _count_config(model: Model, settings: Config, kept: list[int]) -> None:
     main = [block for block in kept if block < model.n_main]
     known = {key for row in model.architecture.hparams for key in row.config} - _NUMBERS.keys()
     for dotted, base in _NUMBERS.items():
-        for holder, key in settings._holders(dotted):
+        for holder, key in settings.holders(dotted):
             numbers = holder[key]
             if isinstance(numbers, list):
                 holder[key] = [new + base for new, old in enumerate(main) if old + base in numbers]

@@ -222,10 +222,6 @@ def _one_file(checkpoint: Checkpoint) -> Path:
     return checkpoint.files[0]
 
 
-def _n_parameters(checkpoint: Checkpoint) -> int:
-    return sum(tensor.info.n_elements for tensor in checkpoint.tensors.values())
-
-
 def _quantization(checkpoint: Checkpoint) -> str:
     """What `general.file_type` calls it; "" where it says nothing that is known."""
     number = number_of(checkpoint.config, "general.file_type")
@@ -255,7 +251,7 @@ def _ollama_config(checkpoint: Checkpoint, name: Name, blobs: Sequence[Blob]) ->
     """What `ollama list` and `ollama show` say of the model, in the form of a container's config."""
     family = text_of(checkpoint.config, "general.architecture") or "unknown"
     families = [family, *("clip" for blob in blobs if blob.part.media_type == f"{_OLLAMA}projector")]
-    count = _n_parameters(checkpoint)
+    count = checkpoint.n_elements
     said = {
         "model_format": "gguf",
         "model_family": family,
@@ -326,8 +322,9 @@ def _oci_parts(checkpoint: Checkpoint, beside: Beside) -> list[Part]:
         small |= dict(checkpoint.assets)
     if beside.projector is not None:
         weights[beside.projector.name] = _projector(beside.projector)
-    given = [*([beside.template] if beside.template else []), *beside.licences]
-    small |= {path.name: path for path in given if _text(path) is not None}
+    for path in (*([beside.template] if beside.template else []), *beside.licences):
+        _text(path)
+        small[path.name] = path
     if twice := weights.keys() & small.keys():
         raise UsageError(f"{min(twice)}: two files of this name; rename one")
     parts = [Part(f"{_CNCF}weight.v1.raw", name, weights[name]) for name in sorted(weights)]
@@ -360,7 +357,7 @@ def _oci_config(checkpoint: Checkpoint, name: Name, blobs: Sequence[Blob]) -> Bl
     descriptor = {"name": name.model, "version": name.tag, "family": family, "licenses": [licence] if licence else None}
     config = {
         "format": "gguf" if gguf else "safetensors",
-        "paramSize": _scaled(_n_parameters(checkpoint), 1),
+        "paramSize": _scaled(checkpoint.n_elements, 1),
         "precision": None if gguf else _precision(checkpoint),
         "quantization": _quantization(checkpoint) if gguf else method,
     }

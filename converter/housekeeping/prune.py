@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from converter.checkpoint import Checkpoint
 from converter.errors import UnsupportedFeature, UsageError, about
 from converter.events import Dropped, MetadataLost
-from converter.formats.base import WriteOptions
-from converter.formats.registry import formats, open_checkpoint
+from converter.formats.registry import open_checkpoint
 from converter.housekeeping import blocks
 from converter.housekeeping import experts as of_experts
-from converter.housekeeping.rewrite import Rewritten, check_format, place, rewrite
+from converter.housekeeping.rewrite import Rewritten, check_format, fewer_weights, made_anew
 from converter.request import PathLike, Source
 from converter.storage.slabs import ProgressCallback
 
@@ -56,11 +55,7 @@ def prune(
             raise UnsupportedFeature(f"{checkpoint.path}: tensors alone; give the folder, whose config.json says more")
         pruned = _fewer_layers(checkpoint, layers, drop_layers)
         pruned = pruned if experts is None else _fewer_experts(pruned, experts)
-        pruned = without_size(pruned)
-        layout_of = formats()[checkpoint.format].layout
-        assert layout_of is not None  # of the formats above
-        layout = layout_of(pruned, place(checkpoint, target), WriteOptions())
-        return rewrite(pruned, layout, force=force, threads=threads, progress=progress)
+        return made_anew(without_size(pruned), target, force=force, threads=threads, progress=progress)
 
 
 def _fewer_layers(checkpoint: Checkpoint, layers: str | None, drop_layers: str | None) -> Checkpoint:
@@ -109,9 +104,8 @@ def _some(what: str, kept: Iterable[int]) -> Sequence[int]:
 
 def _told(before: Checkpoint, after: Checkpoint, what: str, kept: set[int], count: int) -> Checkpoint:
     """With what was lost, by name and as a share of the weights."""
-    old, new = (sum(tensor.info.n_elements for tensor in each.tensors.values()) for each in (before, after))
     gone = [number for number in range(count) if number not in kept]
-    said = f"{len(gone)} of {count}, {old - new:,} of {old:,} weights ({(old - new) / max(1, old):.1%})"
+    said = f"{len(gone)} of {count}, {fewer_weights(before, after)}"
     event = Dropped(f"{what} {of_experts.in_words(gone) or 'none'}", said)
     return after.replace(events=(*after.events, event))
 

@@ -11,7 +11,7 @@ from typing import Any
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart, UnsupportedFeature
 from converter.events import Event
-from converter.formats.base import INDEX
+from converter.formats.base import INDEX, WriteOptions
 from converter.formats.hub import shard_of
 from converter.formats.registry import formats
 from converter.pipeline import refuse_same, write
@@ -101,6 +101,28 @@ def rewrite(
     said = (*checkpoint.events, *layout.events, *found)
     log_events(said)
     return Rewritten(checkpoint.path, files, len(checkpoint.tensors), said, time.monotonic() - started)
+
+
+def made_anew(
+    checkpoint: Checkpoint,
+    target: PathLike,
+    options: WriteOptions | None = None,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Rewritten:
+    """Write a checkpoint of a format that `check_format` lets through as its own writer lays it out; as `rewrite`."""
+    layout_of = formats()[checkpoint.format].layout
+    assert layout_of is not None  # of these formats
+    layout = layout_of(checkpoint, place(checkpoint, target), options or WriteOptions())
+    return rewrite(checkpoint, layout, force=force, threads=threads, progress=progress)
+
+
+def fewer_weights(before: Checkpoint, after: Checkpoint) -> str:
+    """How many of the weights are left out, and which share of them."""
+    old, new = before.n_elements, after.n_elements
+    return f"{old - new:,} of {old:,} weights ({(old - new) / max(1, old):.1%})"
 
 
 def place(checkpoint: Checkpoint, target: PathLike) -> Path:

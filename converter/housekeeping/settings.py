@@ -96,7 +96,8 @@ class Config:
         part: Mapping[str, Any] = text_config(self.whole)
         return part if isinstance(part, dict) and part else self.whole
 
-    def _holders(self, dotted: str) -> Iterator[tuple[dict[str, Any], str]]:
+    def holders(self, dotted: str) -> Iterator[tuple[dict[str, Any], str]]:
+        """The objects that an entry stands in, with its own key there."""
         *parts, last = self._hf.keys.get(dotted, dotted).split(".")
         for holder in (self.text, self.whole) if self.text is not self.whole else (self.whole,):
             for part in parts:
@@ -106,7 +107,7 @@ class Config:
 
     def _places(self, row: HParam) -> list[tuple[dict[str, Any], str]]:
         keys = [key for key in row.config if not key.startswith(("rope.", "/"))]
-        return [place for key in keys for place in self._holders(key)]
+        return [place for key in keys for place in self.holders(key)]
 
     def value(self, row: HParam) -> Any:
         return next((holder[key] for holder, key in self._places(row)), None)

@@ -11,8 +11,8 @@ from converter.errors import UsageError, about
 from converter.formats import gguf, hf_folder, safetensors
 from converter.formats.base import WriteOptions
 from converter.formats.hub import shard_of
-from converter.formats.registry import formats, open_checkpoint
-from converter.housekeeping.rewrite import Rewritten, check_format, place, rewrite
+from converter.formats.registry import open_checkpoint
+from converter.housekeeping.rewrite import Rewritten, check_format, made_anew, place, rewrite
 from converter.request import PathLike, Source
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback
@@ -83,8 +83,5 @@ def merge(
         check_format(checkpoint, "merge")
         if len(checkpoint.files) == 1 and shard_of(checkpoint.files[0]) is None:
             raise UsageError(f"{checkpoint.files[0]}: is one file already")
-        layout_of = formats()[checkpoint.format].layout
-        assert layout_of is not None  # of the formats that `check_format` lets through
         whole = WriteOptions(split_max_size=sys.maxsize)
-        layout = layout_of(checkpoint, place(checkpoint, target), whole)
-        return rewrite(checkpoint, layout, force=force, threads=threads, progress=progress)
+        return made_anew(checkpoint, target, whole, force=force, threads=threads, progress=progress)

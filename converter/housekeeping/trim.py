@@ -17,12 +17,11 @@ from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart, TokenizerError, UnsupportedFeature, UsageError, about, short
 from converter.events import Dropped, Event, Note
 from converter.extras import package
-from converter.formats.base import WriteOptions
-from converter.formats.registry import formats, open_checkpoint
+from converter.formats.registry import open_checkpoint
 from converter.housekeeping.blocks import Model
 from converter.housekeeping.experts import rows_of
 from converter.housekeeping.prune import without_size
-from converter.housekeeping.rewrite import Rewritten, check_format, place, rewrite
+from converter.housekeeping.rewrite import Rewritten, check_format, fewer_weights, made_anew
 from converter.housekeeping.settings import Config, Keys
 from converter.metadata import Array, Metadata, Value, array_of
 from converter.request import PathLike, Source
@@ -115,11 +114,7 @@ def trim(
         if text is not None and (most is None or len(wanted) == len(counts)):
             _check(text, words.json, _words(trimmed).json, ids)
         trimmed = trimmed.replace(events=(*trimmed.events, *_told(checkpoint, trimmed, words, ids, counts)))
-        trimmed = without_size(trimmed)
-        layout_of = formats()[checkpoint.format].layout
-        assert layout_of is not None  # of the formats above
-        layout = layout_of(trimmed, place(checkpoint, target), WriteOptions())
-        made = rewrite(trimmed, layout, force=force, threads=threads, progress=progress)
+        made = made_anew(without_size(trimmed), target, force=force, threads=threads, progress=progress)
     return Trimmed(made.source, made.files, made.tensors, made.events, made.seconds, tuple(ids), len(words.texts))
 
 
@@ -381,10 +376,8 @@ def _told(
     before: Checkpoint, after: Checkpoint, words: _Words, ids: Mapping[int, int], counts: Mapping[int, int]
 ) -> Iterable[Event]:
     """What was lost, and what share of the text it was."""
-    old, new = (sum(tensor.info.n_elements for tensor in each.tensors.values()) for each in (before, after))
     count = len(words.texts)
-    gone = f"{count - len(ids):,} of {count:,}, with {old - new:,} of {old:,} weights ({(old - new) / max(1, old):.1%})"
-    yield Dropped("tokens", gone)
+    yield Dropped("tokens", f"{count - len(ids):,} of {count:,}, with {fewer_weights(before, after)}")
     if counts:
         total, left = sum(counts.values()), sum(number for i, number in counts.items() if i in ids)
         yield Note(f"the tokens that stay are {left:,} of the text's {total:,} ({left / total:.2%})")

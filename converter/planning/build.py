@@ -43,10 +43,6 @@ def finished(draft: Draft, source: Source) -> Plan:
         layout=draft.layout,
         report=draft.report,
         watch=draft.watch,
-        n_parameters=draft.packed.n_elements if draft.packed else _n_elements(draft.checkpoint),
+        n_parameters=draft.packed.n_elements if draft.packed else draft.checkpoint.n_elements,
         prepare=draft.calibration.run if draft.calibration is not None else None,
     )
-
-
-def _n_elements(checkpoint: Checkpoint) -> int:
-    return sum(tensor.info.n_elements for tensor in checkpoint.tensors.values())

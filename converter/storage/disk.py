@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import sys
-import threading
 import zlib
 from io import FileIO
 from pathlib import Path
@@ -51,7 +50,6 @@ class Disk:
         self._root = anchor.parent if folder is None else folder
         self._names = [_name_in(self._root, file.path) for file in layout.files]
         self._claim = Lock(anchor.with_name(f".{_short(anchor.name)}.lock"))
-        self._lock = threading.Lock()
         self._build_in(anchor.with_name(f".{_short(anchor.name)}.{secrets.token_hex(4)}.part"))
 
     def _build_in(self, temporary: Path) -> None:
@@ -181,17 +179,7 @@ class Disk:
         return memoryview(data) if len(data) == nbytes and CRC32C.of(data) == crc else None
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
-        left, at = data, offset
-        with self._handles.opened(file) as out:
-            if hasattr(os, "pwrite"):
-                while left:
-                    written = os.pwrite(out.fileno(), left, at)
-                    left, at = left[written:], at + written
-            else:
-                with self._lock:
-                    out.seek(at)
-                    while left:
-                        left = left[out.write(left) or 0 :]
+        self._handles.write(file, offset, data)
         self._journal.wrote(file, offset, data)
 
     def copy(self, file: int, offset: int, source: Extent, nbytes: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ class Handles:
         self._open: dict[int, FileIO] = {}  # in the order of their last use
         self._users: dict[int, int] = {}
         self._lock = threading.Lock()
+        self._place = threading.Lock()  # held by who moves a file's place and writes there
 
     @contextmanager
     def opened(self, number: int) -> Iterator[FileIO]:
@@ -39,6 +41,19 @@ class Handles:
                 idle = [each for each in self._open if not self._users[each]]
                 for each in idle[: max(0, len(self._open) - KEPT_OPEN)]:
                     self._open.pop(each).close()
+
+    def write(self, number: int, offset: int, data: memoryview) -> None:
+        """Write all of `data`, bytes, at `offset`."""
+        with self.opened(number) as out:
+            if hasattr(os, "pwrite"):
+                while data:
+                    written = os.pwrite(out.fileno(), data, offset)
+                    data, offset = data[written:], offset + written
+            else:
+                with self._place:
+                    out.seek(offset)
+                    while data:
+                        data = data[out.write(data) or 0 :]
 
     def close(self) -> None:
         """Close all; nobody has one."""

@@ -12,10 +12,8 @@ Linux alone: runs are forks of a process that has everything loaded, so that kil
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import random
-import re
 import shutil
 import signal
 import sys
@@ -25,8 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-MEMORY = Path("/dev/shm")
-TEMPORARY = re.compile(r"\..*\.(part|lock)|\.convert-batch\.json", re.DOTALL)
+sys.path.append(str(Path(__file__).parent.parent))
+from faults import forks
+from faults.forks import Snapshot
+
 SIZES = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4,
          "intermediate_size": 1536, "vocab_size": 512}  # fmt: skip
 
@@ -56,7 +56,6 @@ KINDS = {
     "several": Kind(THREE, (*THREE, *OLDER), ()),
     "batch": Kind(BATCH, (*BATCH, *OLDER), ()),
 }
-Snapshot = dict[str, str]
 
 
 class Run(NamedTuple):
@@ -85,7 +84,7 @@ class Kills:
         self._empty(old=False)
         run = self.run(command)
         assert run.code == 0, (self.scratch / "said").read_text()
-        return self.seen(), run
+        return forks.seen(self.place), run
 
     def _empty(self, old: bool) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
@@ -94,22 +93,11 @@ class Kills:
         else:
             self.place.mkdir()
 
-    def seen(self) -> Snapshot:
-        """The files that somebody sees there, by their content."""
-        files = {path.relative_to(self.place): path for path in sorted(self.place.rglob("*")) if path.is_file()}
-        return {
-            name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for name, path in files.items()
-            if not any(TEMPORARY.fullmatch(part) for part in name.parts)
-        }
-
     def run(self, command: tuple[str, ...], *options: str, until: float | None = None) -> Run:
         """Run it in a fork, which is killed after `until` seconds."""
         words = [word.replace("{in}", str(self.source)).replace("{out}", str(self.place)) for word in command]
         started = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _in_fork([*words, *options, "--quiet"], self.scratch / "said")
+        child = forks.begun([*words, *options, "--quiet"], self.scratch / "said")
         if until is not None:
             time.sleep(until)
             os.kill(child, signal.SIGKILL)
@@ -128,7 +116,7 @@ class Kills:
         for _ in range(self.draw.choice((1, 1, 2))):
             run = self.run(self.kind.command, *options, until=self.draw.uniform(0, 1.05) * self.whole.seconds)
             written += run.written
-            seen = self.seen()
+            seen = forks.seen(self.place)
             if run.code == 0:
                 break  # at its end
             amid |= seen != self.new
@@ -139,7 +127,7 @@ class Kills:
             written += run.written
             if run.code != 0 and not (run.code == 53 and seen == self.new):  # all was there already
                 faults.append(f"the next run: {run.code}, {(self.scratch / 'said').read_text().strip()!r}")
-        if self.seen() != self.new:
+        if forks.seen(self.place) != self.new:
             faults.append("other bytes at the end")
         if left := [path.name for path in self.place.rglob(".*.part")]:
             faults.append(f"left behind: {left}")
@@ -154,21 +142,6 @@ class Kills:
                 yield "old and new files of one model together"
             elif any(name in seen for name in self.kind.entries):
                 yield "a part that looks finished"
-
-
-def _in_fork(words: list[str], said: Path) -> None:
-    code = 99
-    try:
-        handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        from converter.cli.main import main as convert
-
-        code = convert(words)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
 
 
 def _source(folder: Path) -> Path:
@@ -201,7 +174,7 @@ def main(words: list[str]) -> int:
     )
     bad = 0
     for name in kinds:
-        with tempfile.TemporaryDirectory(prefix="kills-", dir=MEMORY if MEMORY.is_dir() else None) as scratch:
+        with tempfile.TemporaryDirectory(prefix="kills-", dir=forks.scratch_in()) as scratch:
             kills = Kills(KINDS[name], Path(scratch), random.Random(f"{args.seed} {name}"))
             tries = [kills.once(replacing=bool(number % 2)) for number in range(-(-args.tries // len(kinds)))]
         amid = [each for each in tries if each[0]]
@@ -218,5 +191,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parent.parent))
     sys.exit(main(sys.argv[1:]))

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -28,9 +26,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.append(str(Path(__file__).parent.parent))
+from faults import forks
+from faults.forks import Snapshot
+
 HERE = Path(__file__).parent
+
 KILL = 0
-MEMORY = Path("/dev/shm")  # a disk would have to flush every try
 
 
 class Target(NamedTuple):
@@ -70,8 +72,6 @@ CALLS = {
     "unlink": (errno.EACCES, KILL),
     "mmap": (errno.ENOMEM, KILL),
 }
-Snapshot = dict[str, str]
-TEMPORARY = re.compile(r"\..*\.(part|lock)", re.DOTALL)
 
 
 class Run(NamedTuple):
@@ -90,7 +90,7 @@ class Sweep:
         self.source = _source(scratch, target.source)
         self._arm = ctypes.CDLL(os.environ["LD_PRELOAD"]).fault_arm
         self.place.mkdir()
-        _main()([*self._command(), "--quiet"])  # loads all that the forks need
+        forks.program()([*self._command(), "--quiet"])  # loads all that the forks need
         self._empty()
         self.old = self._made(*target.older)
         shutil.copytree(self.place, scratch / "old")
@@ -101,7 +101,7 @@ class Sweep:
     def _made(self, *options: str) -> Snapshot:
         run = self.run(*options)
         assert run.code == 0, run.said
-        return self.seen()
+        return forks.seen(self.place)
 
     def _command(self) -> list[str]:
         return [str(self.source), f"{self.place}/{self.target.out}", *self.target.options, "-j", "1"]
@@ -110,40 +110,21 @@ class Sweep:
         shutil.rmtree(self.place)
         self.place.mkdir()
 
-    def seen(self) -> Snapshot:
-        """The files that somebody sees there, by their content."""
-        files = (path for path in sorted(self.place.rglob("*")) if path.is_file())
-        named = {path.relative_to(self.place): path for path in files}
-        return {
-            name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for name, path in named.items()
-            if not any(TEMPORARY.fullmatch(part) for part in name.parts)
-        }
-
     def hidden(self) -> set[str]:
-        return {path.name for path in self.place.rglob("*") if TEMPORARY.fullmatch(path.name)}
+        return {path.name for path in self.place.rglob("*") if forks.TEMPORARY.fullmatch(path.name)}
 
     def run(self, *options: str, fault: tuple[str, int, int] | None = None) -> Run:
         """Convert in a fork, where `fault` (call, which one, error) is armed."""
         out, marker = self.scratch / "said", self.scratch / "fired"
         marker.unlink(missing_ok=True)
         command = [*self._command(), *options]
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            code = 99
-            try:
-                handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(handle, 1)
-                os.dup2(handle, 2)
-                if fault is not None:
-                    kind, nth, error = fault
-                    self._arm(kind.encode(), nth, error, os.fsencode(self.place), os.fsencode(marker))
-                code = _main()(command)
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
+
+        def armed() -> None:
+            if fault is not None:
+                kind, nth, error = fault
+                self._arm(kind.encode(), nth, error, os.fsencode(self.place), os.fsencode(marker))
+
+        child = forks.begun(command, out, armed)
         _, status = os.waitpid(child, 0)
         return Run(os.waitstatus_to_exitcode(status), out.read_text(errors="replace"), marker.exists())
 
@@ -162,7 +143,7 @@ class Sweep:
             yield [f"{name}: {words} (code {run.code}: {run.said.strip()!r})" for words in found]
 
     def after_error(self, run: Run, before: Snapshot) -> Iterator[str]:
-        seen, hidden = self.seen(), self.hidden()
+        seen, hidden = forks.seen(self.place), self.hidden()
         if run.code == 0:
             if seen != self.new:
                 yield "success, and the new output is not there"
@@ -181,7 +162,7 @@ class Sweep:
             yield from self.afterwards(before)
 
     def after_kill(self, run: Run, before: Snapshot) -> Iterator[str]:
-        seen = self.seen()
+        seen = forks.seen(self.place)
         if run.code != -9:
             yield "was not killed"
         if seen not in (before, self.new):
@@ -195,22 +176,14 @@ class Sweep:
     def afterwards(self, before: Snapshot) -> Iterator[str]:
         """What the next runs make of it."""
         run = self.run()
-        seen = self.seen()
+        seen = forks.seen(self.place)
         if run.code not in (0, 53) or seen not in (before, self.new):
             yield f"the next run: {run.code}, {run.said.strip()!r}"
         if self.hidden():
             yield f"the next run leaves {sorted(self.hidden())}"
         run = self.run("--force")
-        if run.code or self.seen() != self.new or self.hidden():
+        if run.code or forks.seen(self.place) != self.new or self.hidden():
             yield f"the next run with --force: {run.code}, {run.said.strip()!r}"
-
-
-def _main():  # type: ignore[no-untyped-def]
-    try:
-        from converter.cli.main import main
-    except ModuleNotFoundError:  # before there was a room for it
-        from converter.cli import main
-    return main
 
 
 def _documented() -> set[int]:
@@ -245,7 +218,7 @@ def main(names: list[str]) -> int:
     wrong_ones = 0
     print(f"| target | {' | '.join(CALLS)} | all |\n|---|{'---|' * (len(CALLS) + 1)}", flush=True)
     for name in names or TARGETS:
-        with tempfile.TemporaryDirectory(prefix="faults-", dir=MEMORY if MEMORY.is_dir() else None) as scratch:
+        with tempfile.TemporaryDirectory(prefix="faults-", dir=forks.scratch_in()) as scratch:
             sweep, tried, wrong, faults = Sweep(TARGETS[name], Path(scratch)), Counter[str](), Counter[str](), []
             for call, errors in CALLS.items():
                 for error in errors:
@@ -268,5 +241,4 @@ if __name__ == "__main__":
         compiler = os.environ.get("CC", "cc")
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", HERE / "shim.c", "-o", library, "-ldl"], check=True)
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"LD_PRELOAD": library})
-    sys.path.append(str(HERE.parent))
     sys.exit(main(sys.argv[1:]))

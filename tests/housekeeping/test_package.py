@@ -15,8 +15,8 @@ from support.rewriting import rewritten
 import converter
 from converter.cli.main import main
 from converter.errors import (
+    Cancelled,
     CorruptFile,
-    Interrupted,
     OutputError,
     OutputExists,
     UnknownFormat,
@@ -155,7 +155,7 @@ def test_whole_or_not_at_all(model: Path, existing: bool, tmp_path: Path, monkey
         with pytest.raises(OutputError, match="broken"):
             pack(model, store, "ollama", name="two", beside=Beside(system="b"))
     assert tree(tmp_path) == before
-    with pytest.raises(Interrupted):
+    with pytest.raises(Cancelled):
         pack(model, store, "ollama", name="two", progress=lambda _: False)
     assert tree(tmp_path) == before
 

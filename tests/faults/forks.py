@@ -1,0 +1,55 @@
+"""What sweep.py and kills.py share: what somebody sees in a folder, and the program in a fork that has it loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+MEMORY = Path("/dev/shm")  # a disk would have to flush every try
+TEMPORARY = re.compile(r"\..*\.(part|lock)|\.convert-batch\.json", re.DOTALL)
+Snapshot = dict[str, str]
+
+
+def scratch_in() -> Path | None:
+    """Where tries are made; None for the usual place."""
+    return MEMORY if MEMORY.is_dir() else None
+
+
+def seen(place: Path) -> Snapshot:
+    """The files that somebody sees there, by their content."""
+    files = {path.relative_to(place): path for path in sorted(place.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+        if not any(TEMPORARY.fullmatch(part) for part in name.parts)
+    }
+
+
+def begun(words: Sequence[str], said: Path, armed: Callable[[], None] = lambda: None) -> int:
+    """The number of a fork that runs the command line and says everything into a file; `armed` is called in it."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        armed()
+        code = program()(list(words))
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def program():  # type: ignore[no-untyped-def]
+    """The entry of the command line."""
+    from converter.cli.main import main
+
+    return main
