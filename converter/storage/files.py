@@ -17,6 +17,7 @@ from contextvars import ContextVar, copy_context
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,8 @@ from converter.storage.mapping import Mapping
 from converter.storage.stand_ins import LOOKED_AT, refuse_stand_in
 from converter.tensors.tensor import Extent
 
-# Pages that were read stay resident until somebody lets go of them. After this many bytes the whole
-# map is released; what is still in use is simply faulted in again from the page cache.
+# Pages that were read stay resident until somebody lets go of them. After this many bytes, of all files together, the
+# maps that were read are released; what is still in use is simply faulted in again from the page cache.
 RELEASE_AFTER = 32 << 20
 AT_ONCE = 16  # files that lie elsewhere are opened so many at a time
 
@@ -307,6 +308,29 @@ def check_inside(source: Bytes, offset: int, nbytes: int, what: str) -> None:
         )
 
 
+class _Resident:
+    """What was read of all maps together since they were let go of: a model of many shards takes no more than one."""
+
+    def __init__(self) -> None:
+        self._nbytes = 0
+        self._files: WeakSet[MappedFile] = WeakSet()
+        self._lock = threading.Lock()
+
+    def add(self, file: MappedFile, nbytes: int) -> None:
+        """Count what is about to be read of a file; all that were read let go of it where it is too much."""
+        with self._lock:
+            self._nbytes += nbytes
+            self._files.add(file)
+            if self._nbytes < RELEASE_AFTER:
+                return
+            files, self._files, self._nbytes = list(self._files), WeakSet(), 0
+        for each in files:
+            each.release()
+
+
+_resident = _Resident()
+
+
 class MappedFile:
     """`Bytes` of a local file: a read-only map of it."""
 
@@ -316,8 +340,6 @@ class MappedFile:
         self._map: Mapping | None = None
         self._faulted = False
         self._bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
-        self._read = 0
-        self._lock = threading.Lock()
         try:
             with open(path, "rb") as file:
                 status = os.fstat(file.fileno())
@@ -338,7 +360,7 @@ class MappedFile:
 
     def view(self, offset: int, nbytes: int, what: str) -> NDArray[np.uint8]:
         check_inside(self, offset, nbytes, what)
-        self._account(nbytes)
+        _resident.add(self, nbytes)
         return self._bytes[offset : offset + nbytes]
 
     def extent(self, offset: int) -> Extent:
@@ -352,23 +374,19 @@ class MappedFile:
             yield
         finally:
             self._advise("MADV_NORMAL")
-            self._advise("MADV_DONTNEED")
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the pages that were read; they come back when they are asked for."""
+        self._advise("MADV_DONTNEED")
 
     def forward(self, edges: Iterable[int]) -> None:
         """Nothing: the system reads ahead by itself."""
 
     def _advise(self, advice: str) -> None:
-        if self._map is not None and hasattr(mmap, advice):
-            self._map.advise(getattr(mmap, advice))
-
-    def _account(self, nbytes: int) -> None:
-        with self._lock:
-            self._read += nbytes
-            full = self._read >= RELEASE_AFTER
-            if full:
-                self._read = 0
-        if full:
-            self._advise("MADV_DONTNEED")
+        mapped = self._map  # another thread may close the file
+        if mapped is not None and hasattr(mmap, advice):
+            mapped.advise(getattr(mmap, advice))
 
     def close(self) -> None:
         """Unmap; arrays that are still held keep the map alive until they are gone."""
