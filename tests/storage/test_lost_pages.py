@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from converter.errors import ConverterError, OutputError
 from converter.inspection.describe import inspect
 from converter.pipeline import convert, plan, run
 from converter.request import Request
-from converter.storage.files import MappedFile
+from converter.storage.files import RELEASE_AFTER, MappedFile
 from converter.verify.verifier import verify
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a file that is mapped cannot be cut short there")
@@ -175,7 +176,7 @@ def test_an_error_that_has_another_reason_stays(source: Path) -> None:
 
 CHILD = """
 import ctypes, faulthandler, mmap, signal, sys
-from converter.storage.files import MappedFile
+from converter.storage.files import RELEASE_AFTER, MappedFile
 from pathlib import Path
 when, path = sys.argv[1], Path(sys.argv[2])
 if when == "before":
@@ -256,3 +257,25 @@ def test_at_random_moments(tmp_path: Path, source: Path, verb: str) -> None:
         (tmp_path / "out.npz").unlink(missing_ok=True)
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
     assert codes[0] == 0 and 50 in codes, codes
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc what is resident")
+def test_many_files_hold_no_more_pages_than_one(tmp_path: Path) -> None:
+    """A model of many shards, read from end to end."""
+    files = []
+    for number in range(6):
+        path = tmp_path / f"{number}.bin"
+        path.write_bytes(bytes(24 << 20))
+        files.append(MappedFile(path))
+    before, most = resident(), 0
+    for file in files:
+        for at in range(0, file.size, 1 << 20):
+            file.view(at, 1 << 20, "a slab").sum()
+            most = max(most, resident() - before)
+    assert 0 < most < RELEASE_AFTER + (16 << 20)
+
+
+def resident() -> int:
+    """Bytes of files that this process has in its memory."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssFile:\s+(\d+)", status)[1]) << 10
