@@ -41,6 +41,15 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
+def human_count(count: float) -> str:
+    """1234567 -> '1.23 M' (three digits)."""
+    for unit in ("", " k", " M", " B"):
+        if count < 999.5 or unit == " B":
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    raise AssertionError
+
+
 def human_seconds(count: float) -> str:
     """200 -> '3 min 20 s' (two units at most)."""
     whole = round(count)

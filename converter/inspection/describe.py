@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConverterError
+from converter.inspection.tree import Node, tree
 from converter.mapping.recovered import open_model
 from converter.mapping.view import ModelView, view
 from converter.metadata import Array, Metadata, Value
 from converter.request import PathLike, Source
 from converter.tensors.tensor import LazyTensor, TensorInfo
+from converter.text import human_bytes, human_count
 
 if TYPE_CHECKING:
     from converter.inspection.running_memory import Estimate
+    from converter.inspection.tuning_memory import TuningEstimate
 
 _SHOWN_ITEMS = 4
 _SHOWN_CHARS = 80
@@ -45,7 +49,7 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Description:
-    """A file's format, metadata, tensors, and what it takes to run it."""
+    """A file's format, metadata, tensors, and what it takes to run it and to fine-tune it; None where unknown."""
 
     path: Path
     format: str
@@ -54,6 +58,12 @@ class Description:
     tensors: tuple[TensorRow, ...]
     files: tuple[Path, ...]
     memory: Estimate | None
+    tuning: TuningEstimate | None = None
+
+    @cached_property
+    def tree(self) -> Node:
+        """Its tensors as modules, layers that are alike folded."""
+        return tree(tensor.info for tensor in self.tensors)
 
     @property
     def n_parameters(self) -> int:
@@ -85,17 +95,34 @@ class Description:
             kind = f"{value.type}[{len(value)}]" if isinstance(value, Array) else value.type
             yield [key, kind, _printed(value, full)]
 
-    def memory_table(self) -> tuple[list[str], list[list[str]]]:
-        """Head and rows of the memory estimate in GB: types down, context lengths across; empty where unknown."""
+    def memory_table(self, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of the memory to run it: types down, context lengths across, `*` at what fits `limit` bytes;
+        empty where unknown."""
         needs = self.memory.needs if self.memory else ()
         contexts = sorted({need.context for need in needs})
         totals = {(need.type, need.context): need.total for need in needs}
         bits = {need.type: need.bits_per_weight for need in needs}
         rows = [
-            [kind, f"{bits[kind]:.2f}", *(f"{totals[kind, context] / 1e9:.2f} GB" for context in contexts)]
+            [kind, f"{bits[kind]:.2f}", *(_fitting(totals[kind, context], limit) for context in contexts)]
             for kind in bits
         ]
-        return ["type", "bits", *(f"context {context:,}" for context in contexts)], rows
+        return ["type", "bits", *(f"{context:,} tokens" for context in contexts)], rows
+
+    def tuning_table(self, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
+        """The same of fine-tuning: methods down, lengths of sequences across."""
+        needs = self.tuning.needs if self.tuning else ()
+        lengths = sorted({need.tokens for need in needs})
+        totals = {(need.method, need.tokens): need.total for need in needs}
+        trained = {need.method: (need.rank, need.trained) for need in needs}
+        rows = [
+            [
+                method if rank is None else f"{method}, rank {rank}",
+                human_count(count),
+                *(_fitting(totals[method, length], limit) for length in lengths),
+            ]
+            for method, (rank, count) in trained.items()
+        ]
+        return ["method", "trained", *(f"{length:,} tokens" for length in lengths)], rows
 
     def as_dict(self, full: bool = False) -> dict[str, Any]:
         """The description as JSON; arrays are cut to a few items unless `full`."""
@@ -109,17 +136,23 @@ class Description:
             "metadata": {key: _as_json(value, full) for key, value in self.metadata.items()},
             "tensors": [tensor.as_dict() for tensor in self.tensors],
             "memory": self.memory.as_dict() if self.memory else None,
+            "fine_tuning": self.tuning.as_dict() if self.tuning else None,
         }
 
 
-def inspect(path: PathLike, *, format: str | None = None) -> Description:
+def inspect(path: PathLike, *, format: str | None = None, rank: int | None = None) -> Description:
     """Describe a model file or folder.
+
+    Args:
+        format: its name, where the content does not tell.
+        rank: of LoRA's factors, for the memory of fine-tuning.
 
     Raises:
         FormatError, OutputError: unknown, damaged or missing.
     """
     with open_model(Source(path, format)) as checkpoint:
         model = view(checkpoint)
+        running, tuning = _memory(model.keys, model.ggml, rank)
         described = Description(
             path=checkpoint.path,
             format=checkpoint.format,
@@ -127,22 +160,31 @@ def inspect(path: PathLike, *, format: str | None = None) -> Description:
             metadata=_metadata(model),
             tensors=tuple(TensorRow(tensor.info, tensor.source) for tensor in checkpoint.tensors.values()),
             files=checkpoint.files,
-            memory=_memory(model.keys, model.ggml),
+            memory=running,
+            tuning=tuning,
         )
         checkpoint.opened.check()
         return described
 
 
-def _memory(keys: Metadata, tensors: Mapping[str, LazyTensor]) -> Estimate | None:
+def _memory(
+    keys: Metadata, tensors: Mapping[str, LazyTensor], rank: int | None
+) -> tuple[Estimate | None, TuningEstimate | None]:
+    """What running it takes, and fine-tuning it."""
     if not tensors:
-        return None
-    from converter.inspection.running_memory import estimate  # the recipes' tables take a while to build
+        return None, None
+    from converter.inspection import running_memory, tuning_memory  # the recipes' tables take a while to build
 
     described = {name: (tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()}
     try:
-        return estimate(keys, described)
+        running = running_memory.estimate(keys, described)
+        return running, tuning_memory.estimate(keys, described, rank or tuning_memory.RANK)
     except ConverterError:
-        return None
+        return None, None
+
+
+def _fitting(nbytes: int, limit: int | None) -> str:
+    return human_bytes(nbytes) + ("" if limit is None else " *" if nbytes <= limit else "  ")
 
 
 def _metadata(model: ModelView) -> Metadata:

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.address import shown
 from converter.errors import OutputError, OutputExists, SameFile, UsageError
-from converter.reports import batch, checked, comparison, differences, html, verification
+from converter.reports import batch, checked, comparison, described, differences, html, verification
 from converter.storage import output
 from converter.storage.layout import Layout, whole_file
 
@@ -41,6 +41,11 @@ REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
         ".xml": batch.junit,
     },
     "card": {".md": batch.card},
+    "inspect": {
+        ".txt": described.text,
+        ".json": described.as_json,
+        ".html": described.page,
+    },
     "diff": {
         ".txt": differences.text,
         ".json": differences.as_json,
@@ -48,6 +53,8 @@ REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
     },
 }
 
+#: Those with plots, which the package plotly draws.
+_PLOTTED = (html.page, comparison.page)
 
 #: The first line of those that have no sign of their own, by which they are known again; no reader shows Markdown's.
 _MARKS: Mapping[str, str] = {".txt": "# convert {verb}\n", ".md": "<!-- convert {verb} -->\n"}
@@ -75,7 +82,7 @@ def check_reports(
         UsageError: no report of this verb has this extension.
         OutputExists: something else than a report is there.
         SameFile: an input is there.
-        MissingDependency: plotly is not there, and the report is a page.
+        MissingDependency: plotly is not there, and the report is a page with plots.
     """
     inputs = [path for path in inputs if path.exists()]
     for path in paths:
@@ -83,7 +90,7 @@ def check_reports(
         if kind not in REPORTS[verb]:
             raise UsageError(f"{path}: no report ends in {path.suffix!r}; there are {', '.join(REPORTS[verb])}")
         _check_replaceable(path, kind, inputs)
-        if kind == ".html":
+        if REPORTS[verb][kind] in _PLOTTED:
             html.plotly_source()
 
 

@@ -22,10 +22,14 @@ from converter.compare import Choice, Comparison, Quant
 from converter.diff import Change, Differences
 from converter.errors import CorruptFile, DiskFull, OutputExists, SameFile, UsageError
 from converter.findings import Finding
+from converter.inspection.describe import Description, TensorRow
+from converter.metadata import Value
 from converter.reports import checked, differences
 from converter.reports.files import REPORTS, check_reports, write_report
 from converter.reports.markdown import plain
 from converter.request import Source
+from converter.tensors.dtypes import F32
+from converter.tensors.tensor import TensorInfo
 
 WARNING = Finding("tokenizer", HOSTILE, "is odd", failed=False)
 FAILURE = Finding("metadata", HOSTILE, f"is {HOSTILE}", hint=HOSTILE)
@@ -50,7 +54,11 @@ RESULTS: dict[str, Any] = {
     "diff": DIFFERENCES,
     "batch": Batch(DONE, 2.5),
     "card": DONE,
-}
+    "inspect": Description(
+        Path(HOSTILE), "gguf", HOSTILE, {HOSTILE: Value("str", HOSTILE)},
+        (TensorRow(TensorInfo(HOSTILE, (4,), F32), HOSTILE),), (), None,
+    ),
+}  # fmt: skip
 EVERY = [(verb, extension) for verb, writers in REPORTS.items() for extension in writers]
 
 
