@@ -36,6 +36,7 @@ TIERS = (
     ("engines",),
     ("batch",),
     ("reports",),
+    ("ui",),
     ("cli",),
     ("__main__",),
 )

@@ -17,6 +17,7 @@ from converter import pipeline
 from converter.cli import progress as shown
 from converter.cli.main import main
 from converter.errors import Cancelled
+from converter.reports.progress import Pace
 from converter.request import Request
 from converter.storage.slabs import Progress
 from converter.tensors import kernels
@@ -42,7 +43,7 @@ class Clock:
 
 def test_rate_and_time_left() -> None:
     clock = Clock()
-    pace = shown.Pace(clock)
+    pace = Pace(clock)
     assert pace.rate is None and pace.left is None
     clock.now += 2
     pace.add(Progress(50, 250, "w"))
@@ -51,7 +52,7 @@ def test_rate_and_time_left() -> None:
 
 def test_what_was_there_already_is_no_rate() -> None:
     clock = Clock()
-    pace = shown.Pace(clock)
+    pace = Pace(clock)
     clock.now += 1
     pace.add(Progress(600, 1000, "w", resumed=600))
     assert pace.rate is None and pace.left is None
@@ -63,7 +64,7 @@ def test_what_was_there_already_is_no_rate() -> None:
 def test_the_rate_is_that_of_the_last_while() -> None:
     """A fast beginning (copied tensors) is forgotten."""
     clock = Clock()
-    pace = shown.Pace(clock)
+    pace = Pace(clock)
     for done in (9000, *range(9010, 9000 + 10 * 100, 10)):
         clock.now += 1
         pace.add(Progress(done, 10_000, "w"))
