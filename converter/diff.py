@@ -33,7 +33,7 @@ from converter.tensors import kernels
 from converter.tensors.dtypes import DType
 from converter.tensors.nvfp4 import joined
 from converter.tensors.streams import values
-from converter.tensors.tensor import LazyTensor
+from converter.tensors.tensor import LazyTensor, TensorInfo
 
 Kind = Literal["added", "removed", "changed"]
 Group = Literal["metadata", "files", "tensors"]
@@ -68,7 +68,8 @@ class Change:
 class Differences:
     """Everything that differs, and how many names of each group were compared.
 
-    `mapped` says that the side with Hugging Face names was looked at as a GGUF.
+    `mapped` says that the side with Hugging Face names was looked at as a GGUF; `tensors` are all that were compared, as
+    they are before, or else after.
     """
 
     before: str
@@ -77,6 +78,7 @@ class Differences:
     compared: Mapping[str, int]
     mapped: bool = False
     seconds: float = 0.0
+    tensors: tuple[TensorInfo, ...] = field(default=(), repr=False)
 
     @property
     def equal(self) -> bool:
@@ -84,7 +86,7 @@ class Differences:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        own = {key: value for key, value in vars(self).items() if key != "changes"}
+        own = {key: value for key, value in vars(self).items() if key not in ("changes", "tensors")}
         changes = [change.as_dict() for change in self.changes]
         return (
             own
@@ -125,6 +127,7 @@ def diff(
         one, other = alike(one, other)
         mapped = not raw and view(one).named and view(other).named and one.dialect != other.dialect
         changes: list[Change] = []
+        tensors: tuple[TensorInfo, ...] = ()
         if mapped:
             (one, left_lost), (other, right_lost) = _as_gguf(one), _as_gguf(other)
             changes += [Change("metadata", "removed", f"config.json: {lost.key}", lost.told) for lost in left_lost]
@@ -138,10 +141,11 @@ def diff(
             compared["files"] = len({*one.assets, *other.assets} - {"config.json"})
         if not metadata_only:
             changes += _tensors(one.tensors, other.tensors, threads, progress)
-            compared["tensors"] = len({*one.tensors, *other.tensors})
+            both = {**other.tensors, **one.tensors}
+            compared["tensors"], tensors = len(both), tuple(tensor.info for tensor in both.values())
             one.check()
             other.check()
-    return Differences(str(before), str(after), tuple(changes), compared, mapped, time.monotonic() - started)
+    return Differences(str(before), str(after), tuple(changes), compared, mapped, time.monotonic() - started, tensors)
 
 
 def _as_numbers(one: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
@@ -313,7 +317,8 @@ def _same_file(old: Path, new: Path) -> bool:
 class Gap:
     """How far the numbers of two tensors are apart. The first element that differs, and its values; -1 for none.
 
-    `max_abs` and `noise` (the sum of squares) are over elements that are finite on both sides.
+    `max_abs`, `noise` (the sum of squares) and `energy` (that of the values before) are over elements that are finite on
+    both sides; `energy` is None where all are equal and nobody has looked. `rows` are those that were compared.
     """
 
     differing: int = 0
@@ -322,6 +327,8 @@ class Gap:
     first: int = -1
     before: Any = None
     after: Any = None
+    energy: float | None = None
+    rows: tuple[int, int] = (0, 0)
 
     @classmethod
     def together(cls, gaps: Sequence[Gap]) -> Gap:
@@ -332,6 +339,7 @@ class Gap:
             differing=sum(gap.differing for gap in gaps),
             max_abs=max(gap.max_abs for gap in gaps),
             noise=math.fsum(gap.noise for gap in gaps),
+            energy=math.fsum(gap.energy or 0.0 for gap in gaps),
         )
 
 
@@ -354,11 +362,17 @@ class _Pair:
 
     def _compare(self, start: int, stop: int) -> Gap:
         if self.identical_types and np.array_equal(self.old.rows(start, stop), self.new.rows(start, stop)):
-            return Gap()
+            return Gap(rows=(start, stop))
         return _gap(self.old, self.new, start, stop)
 
     def _done(self, gaps: list[Gap]) -> None:
+        """All slabs; where some differ, the others count for the size of the values, and are looked at for that."""
+        if any(gap.differing for gap in gaps):
+            gaps = [gap if gap.energy is not None else replace(gap, energy=self._energy(*gap.rows)) for gap in gaps]
         self.gap = Gap.together(gaps)
+
+    def _energy(self, start: int, stop: int) -> float:
+        return _gap(self.old, self.old, start, stop).energy or 0.0
 
     def change(self) -> Change | None:
         """The line for this pair; None where nothing differs."""
@@ -372,6 +386,7 @@ class _Pair:
         row, column = divmod(gap.first, max(1, info.row))
         texts = [str(value) for value in (gap.before, gap.after)]
         facts |= {"max_abs": gap.max_abs, "rmse": rmse, "first": gap.first, "first_values": texts}
+        facts["relative"] = math.sqrt(gap.noise / gap.energy) if gap.energy else None
         detail = (
             f"{gap.differing:,} of {info.n_elements:,} values differ, max abs {gap.max_abs:.4g}, rmse {rmse:.4g}, "
             f"first at row {row:,}, column {column:,}: {texts[0]} -> {texts[1]}"
@@ -421,21 +436,23 @@ def _gap(old: LazyTensor, new: LazyTensor, start: int, stop: int) -> Gap:
     if _as_floats(old.info.dtype) and _as_floats(new.info.dtype):
         a, b = (values(tensor, start, stop).reshape(-1) for tensor in (old, new))
         found = kernels.compare(a, b)
+        max_abs, noise, energy = found.max_abs, found.noise, found.energy
         if not found.differing_values:
-            return Gap()
-        max_abs, noise = found.max_abs, found.noise
+            return Gap(energy=energy, rows=(start, stop))
     else:
         a, b = (_wide(tensor, start, stop) for tensor in (old, new))
         with np.errstate(all="ignore"):
             error = np.abs(a - b)
-        error = np.where(np.isfinite(error), error, 0)
-        max_abs, noise = float(error.max(initial=0)), float(np.square(error).sum())
+            finite = np.isfinite(error)
+            error = np.where(finite, error, 0)
+            max_abs, noise = float(error.max(initial=0)), float(np.square(error).sum())
+            energy = float(np.square(np.abs(np.where(finite, a, 0))).sum())
     different = (a != b) & ~((a != a) & (b != b))
     count = int(np.count_nonzero(different))
     if not count:
-        return Gap()
+        return Gap(energy=energy, rows=(start, stop))
     at = int(np.argmax(different))
-    return Gap(count, max_abs, noise, start * old.info.row + at, a[at], b[at])
+    return Gap(count, max_abs, noise, start * old.info.row + at, a[at], b[at], energy, (start, stop))
 
 
 def _wide(tensor: LazyTensor, start: int, stop: int) -> NDArray[Any]:

@@ -165,6 +165,26 @@ def test_one_changed_value(kjv: Path, tmp_path: Path) -> None:
     assert "first at row 11, column 300" in change.detail
 
 
+def test_the_relative_error_is_that_of_the_whole_tensor(
+    kjv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slabs in which nothing differs count for the size of the values, too."""
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 4096)
+    name = "blk.0.ffn_down.weight"
+
+    with converter.open_checkpoint(kjv) as model:
+        values = model.tensors[name].array().astype(np.float32)
+    other = values.copy()
+    other[3, 5] += 1
+    for path, each in (("a.npz", values), ("b.npz", other)):
+        np.savez(tmp_path / path, w=each)
+    found = diff(tmp_path / "a.npz", tmp_path / "b.npz")
+    (only,) = found.changes
+    expected = np.sqrt(np.square((other - values).astype(float)).sum() / np.square(values.astype(float)).sum())
+    assert only.facts["relative"] == pytest.approx(expected, rel=1e-6)
+    assert [info.name for info in found.tensors] == ["w"]
+
+
 @pytest.mark.parametrize("quant", ["q4_k_m", "q8_0", "iq4_xs", "f16"])
 def test_numbers_are_those_of_numpy(quant: str, kjv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On every type, whatever the slabs and threads."""
