@@ -68,8 +68,8 @@ class Change:
 class Differences:
     """Everything that differs, and how many names of each group were compared.
 
-    `mapped` says that the side with Hugging Face names was looked at as a GGUF; `tensors` are all that were compared, as
-    they are before, or else after.
+    `mapped` says that the side with Hugging Face names was looked at as a GGUF; `tensors` are all that were compared,
+    as they are before, or else after.
     """
 
     before: str
@@ -317,8 +317,8 @@ def _same_file(old: Path, new: Path) -> bool:
 class Gap:
     """How far the numbers of two tensors are apart. The first element that differs, and its values; -1 for none.
 
-    `max_abs`, `noise` (the sum of squares) and `energy` (that of the values before) are over elements that are finite on
-    both sides; `energy` is None where all are equal and nobody has looked. `rows` are those that were compared.
+    `max_abs`, `noise` (the sum of squares) and `energy` (that of the values before) are over elements that are finite
+    on both sides; `energy` is None where all are equal and nobody has looked. `rows` are those that were compared.
     """
 
     differing: int = 0
