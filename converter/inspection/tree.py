@@ -17,8 +17,8 @@ from converter.tensors.tensor import TensorInfo
 #: How ggml begins the names of a layer's parts that belong together: `attn_q`, `attn_norm`.
 PARTS = ("attn", "cross_attn", "ffn", "ssm", "time_mix", "channel_mix", "enc", "dec", "nextn", "shortconv", "indexer")
 MAX_DEPTH = 24  # parts of a name; the rest of a longer one is one part
-_CUT = re.compile(r"[./]")
-_PART = re.compile(rf"({'|'.join(sorted(PARTS, key=len, reverse=True))})_")
+_CUT = re.compile(r"([./])")
+_PART = re.compile(rf"([./](?:{'|'.join(sorted(PARTS, key=len, reverse=True))}))_")
 _SHOWN_RUNS = 4
 
 
@@ -83,16 +83,23 @@ def tree(tensors: Iterable[TensorInfo]) -> Node:
 
 def where(name: str) -> tuple[int | None, str]:
     """A tensor's place in a grid: its layer, the first number in its name, and what follows, further numbers as *."""
-    parts = _CUT.split(name)
+    parts = _split(name)
     for at, part in enumerate(parts):
         if _is_number(part):
-            return int(part), ".".join("*" if _is_number(each) else each for each in parts[at + 1 :]) or name
+            rest = "".join(f"{each[0]}*" if _is_number(each) else each for each in parts[at + 1 :])
+            return int(part.lstrip("./")), rest[1:] or name
     return None, name
 
 
+def _split(name: str) -> list[str]:
+    """Parts of a name, each after the first with the sign before it: `blk`, `.0`, `.attn_q`, `.weight`."""
+    first, *rest = _CUT.split(name, MAX_DEPTH)
+    return [first, *(sign + part for sign, part in zip(rest[::2], rest[1::2], strict=True))]
+
+
 def _parts(name: str) -> list[str]:
-    """`blk.0.attn_q.weight` -> blk, 0, attn, attn_q, weight: ggml's groups are modules, too."""
-    parts = _CUT.split(name, MAX_DEPTH)
+    """The same with ggml's groups as modules: `blk`, `.0`, `.attn`, `.attn_q`, `.weight`."""
+    parts = _split(name)
     made: list[str] = []
     for at, part in enumerate(parts):
         group = _PART.match(part) if at and _is_number(parts[at - 1]) else None
@@ -101,7 +108,8 @@ def _parts(name: str) -> list[str]:
 
 
 def _is_number(part: str) -> bool:
-    return part.isascii() and part.isdecimal() and len(part) < 10
+    number = part.lstrip("./")
+    return number.isascii() and number.isdecimal() and len(number) < 10
 
 
 @dataclass
@@ -140,7 +148,7 @@ class _Folding:
         children += self._children(modules, count)
         if len(children) == 1 and name:
             only = children[0]
-            return replace(only, name=only.name if only.name.startswith(f"{name}_") else f"{name}.{only.name}")
+            return replace(only, name=only.name if only.name.startswith(f"{name}_") else f"{name}{only.name}")
         return _sum(name, count, children)
 
     def _children(self, modules: Sequence[_Module], count: int) -> Iterator[Node]:
@@ -155,7 +163,8 @@ class _Folding:
                 continue
             names = folded.pop(self._kind(first[name]), None)
             if names is not None:
-                label = names[0] if len(names) == 1 else "*" if len(names) == len(first) else _runs(names)
+                label = "*" if len(names) == len(first) else _runs(names)
+                label = names[0] if len(names) == 1 else name[: len(name) - len(name.lstrip("./"))] + label
                 below = [module.below[each] for module in modules for each in names]
                 yield self._merged(label, below, count * len(names))
 
@@ -187,13 +196,13 @@ def _sum(name: str, count: int, children: Sequence[Node]) -> Node:
         dict(types.most_common()),
         None,
         tuple(number for child in children for number in child.tensors),
-        tuple(children),
+        tuple(replace(child, name=child.name[child.name[:1] in (".", "/") :]) for child in children),
     )
 
 
 def _runs(names: Sequence[str]) -> str:
     """Numbers as runs: 0-2, or 3,7,11... of which a few are shown."""
-    numbers = sorted(map(int, names))
+    numbers = sorted(int(name.lstrip("./")) for name in names)
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

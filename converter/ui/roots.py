@@ -51,7 +51,7 @@ class Roots:
             Outside: it leads out, or is no path.
         """
         path = _resolved(self.read, text)
-        if not any(path.is_relative_to(root) for root in (self.read, self.write)):
+        if not self._holds(path):
             raise Outside(f"{text}: is not in {self.read}; start `convert ui` on a folder that has it")
         return path
 
@@ -66,6 +66,14 @@ class Roots:
             raise Outside(f"{text}: is not in {self.write}; `convert ui --out DIR` names where outputs go")
         return str(path) + "/" * str(text).endswith(("/", os.sep))
 
+    def _holds(self, path: Path) -> bool:
+        """Whether a path, links resolved, is in one of the roots."""
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError):  # a circle of links
+            return False
+        return any(real.is_relative_to(root) for root in (self.read, self.write))
+
     def entries(self, folder: Path) -> Iterator[dict[str, Any]]:
         """Folders and what looks like a model in a folder, by name; hidden ones and links that lead out left out.
 
@@ -78,9 +86,7 @@ class Roots:
         except OSError as error:
             raise OutputError(f"{folder}: {error.strerror}") from error
         for path in found[:MAX_ENTRIES]:
-            if path.name.startswith(".") or not any(
-                path.resolve().is_relative_to(root) for root in (self.read, self.write)
-            ):
+            if path.name.startswith(".") or not self._holds(path):
                 continue
             if path.is_dir():
                 yield {"name": path.name, "path": str(path), "folder": True, "model": (path / "config.json").is_file()}

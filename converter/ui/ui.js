@@ -386,8 +386,8 @@
     $("tensor").replaceChildren(...[
       h("h2", {}, h("code", {}, found.name)), layers,
       cards([
-        ["shape", shape(found.shape)], ["type", `${found.type}, ${digits(found.bits)} bits`],
-        ["size", `${bytes(found.bytes)}, ${percent(found.share)} of all`], ["values", whole(found.elements)],
+        ["shape", shape(found.shape)], ["type", found.type], ["bits per weight", digits(found.bits)],
+        ["size", bytes(found.bytes)], ["of the model", percent(found.share)], ["values", whole(found.elements)],
       ]),
       h("p", { class: "note" }, found.source),
       seen.reason ? h("p", { class: "note" }, `Not looked at: ${seen.reason}.`) : h("div", { class: "columns" },
@@ -411,7 +411,7 @@
 
   function histogram(seen) {
     const [wide, high] = [420, 120], most = Math.max(...seen.counts), bin = wide / seen.counts.length;
-    return s("svg", { viewBox: `0 0 ${wide} ${high + 20}`, role: "img", "aria-label": `Values from ${digits(seen.min)} to ${digits(seen.max)}` },
+    return s("svg", { viewBox: `0 0 ${wide} ${high + 20}`, width: wide, role: "img", "aria-label": `Values from ${digits(seen.min)} to ${digits(seen.max)}` },
       seen.counts.map((number, at) => s("rect", {
         class: "hist", x: at * bin + 0.5, width: Math.max(0.5, bin - 1), y: high - (high * number) / most, height: (high * number) / most,
       })),

@@ -33,6 +33,7 @@ VERBS = {
     "check": ("check", "{model}"),
     "diff": ("diff", "{model}", "{model}"),
     "inspect": ("inspect", "{folder}"),
+    "ui": ("ui", "{folder}", "--out", "{tmp}", "--idle", "0.2"),
     "formats": ("formats",),
     "quants": ("quants",),
     "architectures": ("architectures",),

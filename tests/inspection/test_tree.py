@@ -83,6 +83,12 @@ def test_odd_names(names: dict[str, tuple[int, ...]]) -> None:
     assert sum(1 for _ in root.walk()) <= 3 + 2 * 24
 
 
+def test_signs_between_parts_stay(tmp_path: Path) -> None:
+    root = tree(named({"encoder/layer_0/kernel": (4,), "encoder/layer_1/kernel:0": (4,), "variables/3/x": (2,)}))
+    assert [child.name for child in root.children] == ["encoder", "variables/3/x"]
+    assert [child.name for child in root.children[0].children] == ["layer_0/kernel", "layer_1/kernel:0"]
+
+
 def test_places_in_a_grid() -> None:
     assert where("blk.7.ffn_down.weight") == (7, "ffn_down.weight")
     assert where("model.layers.3.mlp.experts.12.up_proj.weight") == (3, "mlp.experts.*.up_proj.weight")
