@@ -108,9 +108,21 @@ fuzz: $(VENV)/fuzz  ## every reader against bytes that a coverage-guided fuzzer 
 	for target in $(TARGETS); do \
 	  PYTHONPATH=.:tests $(BIN)/python tests/fuzz/run.py $$target build/fuzz -max_total_time=$(SECONDS) || exit 1; done
 
+# What makes the site, in an environment of its own; --group is of pip 25.1.
+DOCS := build/docs
+$(DOCS)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(DOCS)/venv
+	$(DOCS)/venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(DOCS)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group docs -e .
+	@touch $@
+
+docs: $(DOCS)/installed  ## these documents and the docstrings as a site in build/docs/site; a link that leads nowhere is an error
+	$(DOCS)/venv/bin/sphinx-build -W -q -c docs -d $(DOCS)/doctrees . $(DOCS)/site
+	@echo "$(DOCS)/site/index.html"
+
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test slow clients exporters remote engines sanitize neon bench fuzz clean
+.PHONY: help install demo test slow clients exporters remote engines sanitize neon bench fuzz docs clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

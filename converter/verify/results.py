@@ -71,7 +71,7 @@ class Fidelity:
     zero: bool
     reference_zero: bool
     bytes: int
-    #: counts of |error|: (upper edge, count) in ascending order, for plots
+    #: counts of the absolute error: (upper edge, count) in ascending order, for plots
     histogram: tuple[tuple[float, int], ...] = field(default=(), repr=False)
 
     @property

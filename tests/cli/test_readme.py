@@ -6,6 +6,7 @@ import re
 
 import pytest
 from support import architectures
+from support.documents import DOCUMENTS
 from support.paths import ROOT
 
 from converter.inspection.tables import format_markdown
@@ -15,7 +16,7 @@ from converter.tensors.dtypes import DTYPES, INT8
 README = (ROOT / "README.md").read_text("utf-8")
 FORMATS = (ROOT / "docs" / "formats.md").read_text("utf-8")
 QUANTIZATION = (ROOT / "docs" / "quantization.md").read_text("utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
 
 
 def test_formats_table() -> None:
