@@ -40,6 +40,18 @@ def test_github_actions(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_gitlab(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    job = yaml.safe_load((ROOT / "docs/ci/gitlab-ci.yml").read_text("utf-8"))["model"]
+    assert job["script"][0].startswith("pip install")
+    for command in job["script"][1:]:
+        done = run(["bash", "-eo", "pipefail", "-c", command], tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    kept = [path.name for pattern in job["artifacts"]["paths"] for path in tmp_path.glob(pattern)]
+    assert sorted(kept) == ["report.html", "report.json", "report.md", "report.xml"]
+    assert all((tmp_path / name).is_file() for name in job["artifacts"]["reports"]["junit"])
+
+
 @pytest.fixture(scope="module")
 def hooks() -> dict[str, Any]:
     return {hook["id"]: hook for hook in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text("utf-8"))}
