@@ -120,9 +120,34 @@ docs: $(DOCS)/installed  ## these documents and the docstrings as a site in buil
 	$(DOCS)/venv/bin/sphinx-build -W -q -c docs -d $(DOCS)/doctrees . $(DOCS)/site
 	@echo "$(DOCS)/site/index.html"
 
-clean:  ## remove what these targets made
-	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+# What is released: the wheel is built from the sdist, and tried where nothing else of ours is.
+WHEELS := build/wheels
+RELEASE := $(WHEELS)/venv/bin
+$(WHEELS)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(WHEELS)/venv
+	$(RELEASE)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(RELEASE)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group wheels
+	@touch $@
 
-.PHONY: help install demo test slow clients exporters remote engines sanitize neon bench fuzz docs clean
+wheels: $(WHEELS)/installed  ## sdist and wheel for this Linux in dist/, checked, installed without a compiler, and the main job by it
+	$(RELEASE)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml docs/ci/github-actions.yml
+	$(RELEASE)/check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci docs/ci/gitlab-ci.yml
+	rm -rf $(WHEELS)/raw $(WHEELS)/fresh dist
+	$(RELEASE)/pyproject-build --outdir $(WHEELS)/raw .
+	PATH=$(CURDIR)/$(RELEASE):$$PATH auditwheel repair --wheel-dir dist $(WHEELS)/raw/*.whl
+	cp $(WHEELS)/raw/*.tar.gz dist
+	$(RELEASE)/twine check --strict dist/*
+	$(RELEASE)/abi3audit --strict --verbose dist/*.whl
+	$(RELEASE)/check-wheel-contents dist/*.whl
+	$(PYTHON) -m venv $(WHEELS)/fresh
+	CC=/bin/false $(WHEELS)/fresh/bin/python -m pip install --quiet --only-binary :all: dist/*.whl
+	cd $(WHEELS)/fresh && bin/python -m converter --version
+	cd $(WHEELS)/fresh && bin/convert $(CURDIR)/fixtures/kjv-llama kjv.gguf -q q4_k_m --strict --verify
+	@ls -l dist
+
+clean:  ## remove what these targets made
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help install demo test slow clients exporters remote engines sanitize neon bench fuzz docs wheels clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
