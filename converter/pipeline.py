@@ -64,9 +64,8 @@ def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence
             wanted = "hf" if request.types.quant is None else "gguf"
         writer = target_format(path, wanted)
         unnamed = folder and not writer.folder
-        there = path.is_dir() or is_elsewhere(path)  # elsewhere, folders are names
-        if unnamed and not writer.in_folder and (writer.name != "gguf" or not there):
-            raise MissingPart(f"{target}: a {writer.name} file needs a name, or for GGUF a folder that is there")
+        if unnamed and not writer.in_folder and writer.name != "gguf":
+            raise MissingPart(f"{target}: a {writer.name} file needs a name")
         with span("open") as told:
             opened = open_checkpoint(source) if request.model.tensors_only else open_model(source, request.model.arch)
             told.set_attribute("converter.format", opened.format)

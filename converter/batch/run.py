@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -143,7 +142,6 @@ def plan(jobs: Sequence[Job], wishes: Wishes | None = None) -> Batch:
     started = time.monotonic()
     run = _Run(wishes or Wishes(), None, lambda _: None)
     found = run.planned(jobs)
-    run.unmake_folders()
     results = [each if isinstance(each, Result) else Result(each.job, "planned", 0.0, each.made) for each in found]
     return Batch(tuple(results), time.monotonic() - started)
 
@@ -171,7 +169,6 @@ class _Run:
         self.threads = max(1, (wishes.threads or workers.default_threads()) // max(1, wishes.parallel))
         self.stopped = threading.Event()
         self.ledgers: dict[Path, Ledger] = {}
-        self.folders: list[Path] = []
         self._lock, self._room = threading.Lock(), threading.Condition()
         self._taken, self._running, self._total = 0, 0, 0
         self._tasks: list[_Task] = []
@@ -200,12 +197,10 @@ class _Run:
                 if other is not task.job:
                     wrong.append(f"{task.job.place or task.job.name}: {each.path} is an output of {other.name}, too")
         if wrong:
-            self.unmake_folders()
             raise UsageError("\n".join(wrong))
         return found
 
     def _planned(self, job: Job) -> _Task:
-        self._make_folder(job)
         plans = pipeline.plan_several(job.source, job.target, job.requests)
         with plans[0].checkpoint:
             key = hashlib.sha256(" ".join(plan.key() for plan in plans).encode()).hexdigest()
@@ -213,22 +208,6 @@ class _Run:
             made = tuple(_made(plan) for plan in plans)
             slots = (slot for plan in plans for file in plan.layout.files for slot in file.slots)
             return _Task(job, key, memory, sum(slot.tensor.info.nbytes for slot in slots), made)
-
-    def _make_folder(self, job: Job) -> None:
-        """The folder that outputs come into; `pipeline` makes none, so that a mistyped name does not."""
-        folder = Path(job.target)
-        folder = folder if job.target.endswith("/") and job.requests[0].types.quant else folder.parent
-        self.folders += [each for each in (folder, *folder.parents) if not each.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{folder}: {error.strerror}") from error
-
-    def unmake_folders(self) -> None:
-        """Those that planning made, where nothing came into them."""
-        for folder in sorted(self.folders, key=lambda each: -len(each.parts)):
-            with suppress(OSError):
-                folder.rmdir()
 
     # ------------------------------------------------------------------------------------------- running
 

@@ -321,6 +321,30 @@ def source_of(args: argparse.Namespace) -> Source:
     return Source(args.source, args.source_type, args.config, args.key, args.lora, args.base)
 
 
+def target_of(args: argparse.Namespace) -> str:
+    """Where the output goes: as it was named, or where the user stands, a GGUF (or what --to says) called by the source
+    and the type, `llama-Q4_K_M.gguf`.
+
+    Raises:
+        UsageError: what writes files at any place in them is no stream.
+    """
+    if args.target == "-":
+        raise UsageError("OUT -: a model cannot go to a pipe, its parts are written in any order; name a file")
+    if args.target is not None:
+        return str(args.target)
+    from converter.formats.hub import shard_of
+    from converter.formats.registry import readers, writer
+
+    path, form = args.source.absolute(), writer(args.target_type or "gguf")
+    shard = shard_of(path)
+    stem = shard[0] if shard is not None else path.name
+    if path.suffix.lower() in {extension for each in readers() for extension in each.extensions}:
+        stem = stem.removesuffix(path.suffix)
+    quants = [request.types.quant for request in requests_of(args) if request.types.quant]
+    kind = "{quant}" if len(quants) > 1 else quants[0].upper() if quants else form.name if form.folder else ""
+    return f"{stem}-{kind}".rstrip("-") + ("/" if form.folder else form.extensions[0])
+
+
 def request_of(args: argparse.Namespace) -> Request:
     """The request that the arguments of a command make; what the command does not ask for has its default."""
     from converter.request import FIELDS, Request

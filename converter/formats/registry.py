@@ -27,6 +27,7 @@ from converter.plugins import BrokenPlugin, plugins
 from converter.remote.mirror import hold, reach
 from converter.request import PathLike, Source
 from converter.storage.files import Opened, remembering
+from converter.storage.folders import nearest
 from converter.storage.json import read_json
 from converter.storage.stand_ins import refuse_stand_in, unfinished
 from converter.text import did_you_mean
@@ -105,12 +106,12 @@ def target_format(path: Path, name: str | None = None) -> Format:
 
     Raises:
         UnknownFormat: nothing writes it; the message lists what can be written.
-        MissingPart: its folder does not exist.
+        OutputError: there can be no such folder, because a file is on the way.
     """
-    if not path.absolute().parent.is_dir() and not is_elsewhere(path):  # elsewhere, folders are names
-        raise MissingPart(f"{path}: the folder {path.parent} does not exist; make it first")
+    if not is_elsewhere(path):  # elsewhere, folders are names
+        nearest(path.parent)
     if name is not None:
-        return _named(name, writers())
+        return writer(name)
     for each in writers():
         if path.suffix.lower() in each.extensions:
             return each
@@ -120,6 +121,15 @@ def target_format(path: Path, name: str | None = None) -> Format:
         f"{path}: no writer for this extension{meant}\n--to NAME chooses one; "
         "a Hugging Face folder ends in a slash, or is called so by --to hf"
     )
+
+
+def writer(name: str) -> Format:
+    """The format of this name, to be written.
+
+    Raises:
+        UnknownFormat: there is none; the message lists what can be written.
+    """
+    return _named(name, writers())
 
 
 def open_checkpoint(source: PathLike | Source) -> Checkpoint:

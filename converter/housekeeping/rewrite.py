@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
-from converter.errors import MissingPart, UnsupportedFeature
+from converter.errors import UnsupportedFeature
 from converter.events import Event
 from converter.formats.base import INDEX, WriteOptions
 from converter.formats.hub import shard_of
@@ -17,6 +17,7 @@ from converter.formats.registry import formats
 from converter.pipeline import refuse_same, write
 from converter.request import PathLike
 from converter.storage.disk import Disk
+from converter.storage.folders import nearest
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback
 from converter.telemetry import log_events, span
@@ -126,10 +127,10 @@ def fewer_weights(before: Checkpoint, after: Checkpoint) -> str:
 
 
 def place(checkpoint: Checkpoint, target: PathLike) -> Path:
-    """The name of the whole: with its extension, in a folder that is there.
+    """The name of the whole, with its extension.
 
     Raises:
-        MissingPart: the folder is not there.
+        OutputError: there can be no such folder.
     """
     form, path = formats()[checkpoint.format], Path(target)
     if not form.folder:
@@ -138,8 +139,7 @@ def place(checkpoint: Checkpoint, target: PathLike) -> Path:
             path /= _name_of_whole(checkpoint.path, extension)
         elif path.suffix.lower() != extension:
             path = path.with_name(path.name + extension)
-    if not path.absolute().parent.is_dir():
-        raise MissingPart(f"{path}: the folder {path.parent} does not exist; make it first")
+    nearest(path.parent)
     return path
 
 

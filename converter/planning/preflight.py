@@ -43,7 +43,7 @@ class Preflight:
         disk_rate: bytes a second, read and written, at which the disk takes as long.
         read_bytes, disk_bytes: what is read, and what is written, under temporary names first: outputs that are
             replaced are there until the end.
-        disk_free: free where that goes, for this user; None where the folder is not there.
+        disk_free: free where that goes, for this user; None where the system does not tell.
         memory_bytes: resident at most.
         memory_free: of the machine, or of what this process may take of it; None where the system does not tell.
     """

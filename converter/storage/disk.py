@@ -15,6 +15,7 @@ from pathlib import Path
 from converter.errors import DiskFull, OutputError
 from converter.storage import leftovers, swap
 from converter.storage.checksums import CRC32C
+from converter.storage.folders import Folders, nearest
 from converter.storage.handles import Handles
 from converter.storage.journal import Journal
 from converter.storage.layout import Layout
@@ -29,7 +30,7 @@ class Disk:
 
     A file is written under a temporary name beside its target; a new folder is built beside its place and renamed as
     one; files that come into a folder, or stand beside each other, are built in a stage there, which is sure to be the
-    same disk, and published as one (storage/swap.py).
+    same disk, and published as one (storage/swap.py). What it all lies in is made where it is not there.
 
     Args:
         layout: what will be written.
@@ -50,6 +51,7 @@ class Disk:
         self._root = anchor.parent if folder is None else folder
         self._names = [_name_in(self._root, file.path) for file in layout.files]
         self._claim = Lock(anchor.with_name(f".{_short(anchor.name)}.lock"))
+        self._folders = Folders(anchor.parent)
         self._build_in(anchor.with_name(f".{_short(anchor.name)}.{secrets.token_hex(4)}.part"))
 
     def _build_in(self, temporary: Path) -> None:
@@ -83,8 +85,10 @@ class Disk:
             What was found of dead runs, for the report. Where no lock can be had, none is held and nothing is found.
 
         Raises:
-            OutputError: another run writes there, or what a dead one left can neither be finished nor undone.
+            OutputError: another run writes there, what a dead one left can neither be finished nor undone, or there
+                can be no such folder.
         """
+        self._folders.make()
         place = self.layout.folder or self.layout.files[0].path
         try:
             if not self._claim.take():
@@ -147,7 +151,7 @@ class Disk:
 
         Raises:
             DiskFull: it does not fit.
-            OutputError: the folder is not there.
+            OutputError: there can be no such folder.
         """
         layout = self.layout
         try:
@@ -255,18 +259,21 @@ class Disk:
                 with contextlib.suppress(OSError):
                     path.unlink()
         self._claim.release()
+        self._folders.remove()
 
 
 def free_at(layout: Layout) -> tuple[Path, int]:
-    """The folder that a layout is built in, and how many bytes are free there for this user.
+    """The folder that a layout is built in, or what is there of the way to it, and how many bytes are free there for
+    this user.
 
     Files that come into a folder which is there are built in it: it may be another disk than what it lies in.
 
     Raises:
-        OSError: it is not there.
+        OSError: it cannot be looked at.
+        OutputError: there is a file on the way.
     """
     folder = layout.folder
-    place = layout.files[0].path.parent if folder is None else folder if folder.is_dir() else folder.parent
+    place = nearest(layout.files[0].path.parent if folder is None else folder if folder.is_dir() else folder.parent)
     return place, shutil.disk_usage(place).free
 
 

@@ -18,6 +18,7 @@ from converter.errors import (
     ConverterError,
     CorruptFile,
     MissingPart,
+    OutputError,
     OutputExists,
     SameFile,
     UnsupportedFeature,
@@ -228,5 +229,5 @@ def test_what_is_no_set(odd: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones(3))
     with pytest.raises(UnsupportedFeature, match="gguf, safetensors, hf"):
         split(tmp_path / "a.npy", tmp_path / "b.npy", max_tensors=1)
-    with pytest.raises(MissingPart, match="does not exist"):
-        split(odd, tmp_path / "nowhere" / "part", max_tensors=1)
+    with pytest.raises(OutputError, match="is a file, not a folder"):
+        split(odd, tmp_path / "a.npy" / "part", max_tensors=1)

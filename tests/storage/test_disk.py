@@ -70,7 +70,8 @@ def test_what_is_being_written_stands_beside_its_place(tmp_path: Path, kind: str
 
 
 def test_room_for_exactly_what_is_written_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for where the files go, or where a folder will be."""
+    """Asked for where the files go, as far as that is there, or where a folder will be."""
+    (tmp_path / "model").mkdir()
     asked: list[Path] = []
     free = 5
 
@@ -82,7 +83,8 @@ def test_room_for_exactly_what_is_written_is_enough(tmp_path: Path, monkeypatch:
     layout = Layout((whole_file(tmp_path / "model" / "a", b"12"), whole_file(tmp_path / "model" / "b", b"345")))
     Disk(layout).check_room()
     Disk(Layout(layout.files, tmp_path / "model")).check_room()
-    assert asked == [tmp_path / "model", tmp_path]
+    Disk(Layout((whole_file(tmp_path / "no" / "such" / "c", b"1"),))).check_room()
+    assert asked == [tmp_path / "model", tmp_path / "model", tmp_path]
     free = 4
     with pytest.raises(DiskFull, match="model: the output needs 5 bytes, 4 are free"):
         Disk(layout).check_room()

@@ -409,9 +409,10 @@ def test_what_the_system_refuses_is_told(out: Path, error: OSError, kind: type[O
     assert unharmed(out.parent)
 
 
-def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="No such file"):
-        write(layout_of(numbers("a", 4), path=tmp_path / "absent" / "out"))
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(OutputError, match="file: is a file, not a folder"):
+        write(layout_of(numbers("a", 4), path=tmp_path / "file" / "out"))
 
 
 # ------------------------------------------------------------------------------------- progress

@@ -20,6 +20,7 @@ from converter.cli.arguments import (
     source_of,
     source_path,
     target_name,
+    target_of,
     threads_argument,
 )
 from converter.cli.console import print_events, print_table, warn
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 VERB = Verb(
     name="convert",
     group="convert",
-    arguments="IN OUT",
+    arguments="IN [OUT]",
     help="convert and quantize; `--verify` proves the result",
     description="Convert and quantize a model.",
     examples=(
@@ -65,8 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
     """What a conversion needs to know; `plan` has the same."""
     parser.add_argument("source", metavar="IN", type=source_path, help="file or folder to read")
-    target_help = "file to write, or folder (name/): a Hugging Face one; with -q it gets a GGUF with a standard name"
-    parser.add_argument("target", metavar="OUT", type=target_name, help=target_help)
+    target_help = (
+        "file to write, or folder (name/): a Hugging Face one, with -q it gets a GGUF with a standard name "
+        "(default: a GGUF here, called by IN and the type)"
+    )
+    parser.add_argument("target", metavar="OUT", nargs="?", type=target_name, help=target_help)
     quant_arguments(parser.add_argument_group("quantization"))
     model_arguments(parser.add_argument_group("model"))
     _output_arguments(parser.add_argument_group("output"))
@@ -110,7 +114,7 @@ def run(args: argparse.Namespace) -> Outcome:
     with engines.opened(args.engine, args.threads) as engine, showing(args, VERB.name) as progress:
         plans = pipeline.convert_several(
             source_of(args),
-            args.target,
+            target_of(args),
             requests,
             force=args.force,
             threads=args.threads,
@@ -167,6 +171,8 @@ def _extracted(args: argparse.Namespace) -> Outcome:
     from converter.request import Request, Source
 
     rank, folder = args.extract_lora
+    if args.target is None:
+        raise UsageError("--extract-lora RANK DIR: two models are compared, so that it takes both IN and OUT")
     request = Request(dtype=args.dtype, strict=args.strict)
     if request_of(args) != request or source_of(args) != Source(args.source) or args.verify:
         raise UsageError(

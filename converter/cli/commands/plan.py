@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from converter.cli.arguments import requests_of, source_of
+from converter.cli.arguments import requests_of, source_of, target_of
 from converter.cli.commands import convert
 from converter.cli.console import print_events, print_table, warn
 from converter.cli.verbs import Outcome, Verb
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 VERB = Verb(
     name="plan",
     group="convert",
-    arguments="IN OUT",
+    arguments="IN [OUT]",
     help="the type of every tensor, sizes and memory; reads no weights, writes nothing",
     description="Show what a conversion would do; reads no weights, writes nothing.",
     examples=(("convert plan llama-folder/ llama.gguf -q q5_k_m", "what would happen, tensor by tensor"),),
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter import pipeline
     from converter.planning.preflight import preflight
 
-    plans = pipeline.plan_several(source_of(args), args.target, requests_of(args))
+    plans = pipeline.plan_several(source_of(args), target_of(args), requests_of(args))
     plans[0].checkpoint.close()
     costs = preflight(plans, args.threads)
 
