@@ -6,11 +6,15 @@ loss) fails the run under `--strict`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, Self, TypeVar
 
 from converter.errors import LossyError
+from converter.text import counted, human_bytes
+
+SHOWN = 3  # names in a line, and events of a kind that have a line each
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,42 @@ class Event:
         """The event as JSON: its kind, its text, whether it is a loss, and its own fields."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return {"kind": self.kind, "loss": self.loss, "message": str(self), **own}
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        """What many events of this kind say, in few lines for people; by default a line each."""
+        return [str(event) for event in events]
+
+
+E = TypeVar("E", bound=Event)
+
+
+def _grouped(events: Iterable[E], key: Callable[[E], object]) -> list[list[E]]:
+    groups: dict[object, list[E]] = {}
+    for event in events:
+        groups.setdefault(key(event), []).append(event)
+    return list(groups.values())
+
+
+def few(names: Sequence[str]) -> str:
+    """`a, b, c and 5 more`."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _counts(words: Iterable[str]) -> str:
+    """`30 Q4_K, 5 Q6_K`, what there is most of first."""
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
+
+
+def told(events: Iterable[Event]) -> Iterator[tuple[bool, str]]:
+    """Events for people: whether it is a loss, and a line; of a kind of which there are many, few lines for all."""
+    for group in _grouped(events, lambda event: event.kind):
+        lines = list(map(str, group)) if len(group) <= SHOWN else type(group[0]).together(group)
+        lines = list(dict.fromkeys(lines))
+        yield from ((group[0].loss, line) for line in lines[: 2 * SHOWN])
+        if len(lines) > 2 * SHOWN:
+            yield group[0].loss, f"... and {len(lines) - 2 * SHOWN} more of the kind (--json lists all)"
 
 
 @dataclass(frozen=True)
@@ -52,6 +92,11 @@ class TypeFallback(Event):
     def __str__(self) -> str:
         return f"{self.tensor}: rows of {self.row} do not fit {self.wanted}, {self.used} used instead"
 
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        kinds = _counts(f"{event.used} for {event.wanted}" for event in events)
+        return [f"rows of {len(events)} tensors do not fit the wanted type: {kinds} (--no-fallback fails instead)"]
+
 
 @dataclass(frozen=True)
 class Dropped(Event):
@@ -64,6 +109,26 @@ class Dropped(Event):
     def __str__(self) -> str:
         return f"{self.name}: dropped ({self.reason})"
 
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        groups = _grouped(events, lambda event: event.reason)
+        return [f"{few([event.name for event in group])}: dropped ({group[0].reason})" for group in groups]
+
+
+@dataclass(frozen=True)
+class StayBehind(Event):
+    """Small files of a model that a file of weights alone does not take along; the source still has them.
+
+    `folder` is the output that would.
+    """
+
+    names: tuple[str, ...]
+    folder: str
+
+    def __str__(self) -> str:
+        verb = "stays" if len(self.names) == 1 else "stay"
+        return f"{few(self.names)} {verb} behind ({self.folder} writes a whole folder)"
+
 
 @dataclass(frozen=True)
 class Ignored(Event):
@@ -73,6 +138,10 @@ class Ignored(Event):
 
     def __str__(self) -> str:
         return f"{self.name}: left out, the runtime does without it"
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        return [f"{few([event.name for event in events])}: left out, the runtime does without them"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +155,11 @@ class Requantized(Event):
 
     def __str__(self) -> str:
         return f"{self.tensor}: {self.source} decoded and encoded again as {self.target}"
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        kinds = _counts(f"{event.source} as {event.target}" for event in events)
+        return [f"{len(events)} tensors decoded and encoded again: {kinds} (of the original model, less would be lost)"]
 
 
 @dataclass(frozen=True)
@@ -106,14 +180,29 @@ class Merged(Event):
 
 @dataclass(frozen=True)
 class Decoded(Event):
-    """A quantized tensor goes to a format of plain numbers; its values are the same, its packed bytes are gone."""
+    """A quantized tensor goes to a format of plain numbers; its values are the same, its packed bytes are gone.
+
+    `nbytes` is what it takes as `target`, where --dtype could choose another type.
+    """
 
     tensor: str
     source: str
     target: str
+    nbytes: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return f"{self.tensor}: {self.source} decoded to {self.target}"
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        return [cls._of_target(group) for group in _grouped(events, lambda event: event.target)]
+
+    @staticmethod
+    def _of_target(events: Sequence[Decoded]) -> str:
+        nbytes, target = sum(event.nbytes for event in events), events[0].target
+        size = f" ({human_bytes(nbytes)}; --dtype bf16 halves it)" if nbytes else ""
+        kinds = _counts(event.source for event in events)
+        return f"{counted(len(events), 'tensor')} decoded to {target}: {kinds}{size}"
 
 
 @dataclass(frozen=True)
@@ -128,6 +217,11 @@ class StoredLoss(Event):
     def __str__(self) -> str:
         return f"{self.tensor}: {self.how}, {self.what}"
 
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        groups = _grouped(events, lambda event: (event.how, event.what))
+        return [f"{few([each.tensor for each in group])}: {group[0].how}, {group[0].what}" for group in groups]
+
 
 @dataclass(frozen=True)
 class ScalesRounded(Event):
@@ -140,6 +234,11 @@ class ScalesRounded(Event):
 
     def __str__(self) -> str:
         return f"{self.tensor}: {self.count} scales were rounded, {self.type} has them in F16"
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        count = sum(event.count for event in events)
+        return [f"{count:,} scales of {len(events)} tensors were rounded, {events[0].type} has them in F16"]
 
 
 @dataclass(frozen=True)
@@ -175,6 +274,12 @@ class NoImportance(Event):
     def __str__(self) -> str:
         return f"{self.tensor}: encoded as {self.type} without importance, there is {self.reason}"
 
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        kinds = _counts(event.type for event in events)
+        names = few([event.tensor for event in events])
+        return [f"{len(events)} tensors encoded without importance: {kinds} ({names})"]
+
 
 @dataclass(frozen=True)
 class NotFinite(Event):
@@ -186,6 +291,11 @@ class NotFinite(Event):
 
     def __str__(self) -> str:
         return f"{self.tensor}: {self.count} values are NaN or infinite"
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        count, names = sum(event.count for event in events), few([event.tensor for event in events])
+        return [f"{count:,} values of {len(events)} tensors are NaN or infinite: {names}"]
 
 
 @dataclass(frozen=True)
@@ -200,6 +310,11 @@ class Overflow(Event):
     def __str__(self) -> str:
         return f"{self.tensor}: {self.count} values are too large for {self.target}"
 
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        count, names = sum(event.count for event in events), few([event.tensor for event in events])
+        return [f"{count:,} values of {len(events)} tensors are too large for {events[0].target}: {names}"]
+
 
 @dataclass(frozen=True)
 class BlocksOverflow(Event):
@@ -212,6 +327,11 @@ class BlocksOverflow(Event):
 
     def __str__(self) -> str:
         return f"{self.tensor}: {self.count} blocks of {self.target} do not hold their numbers, which are too large"
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        count, names = sum(event.count for event in events), few([event.tensor for event in events])
+        return [f"{count:,} blocks of {len(events)} tensors do not hold their numbers, which are too large: {names}"]
 
 
 @dataclass(frozen=True)
@@ -235,6 +355,11 @@ class MetadataLost(Event):
 
     def __str__(self) -> str:
         return f"metadata {self.key}: dropped ({self.reason})"
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        groups = _grouped(events, lambda event: event.reason)
+        return [f"metadata {few([event.key for event in group])}: dropped ({group[0].reason})" for group in groups]
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,19 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
+def counted(count: int, what: str, many: str = "") -> str:
+    """`1 tensor`, `1,200 tensors`; `many` where an s does not make it."""
+    return f"{count:,} {what if count == 1 else many or what + 's'}"
+
+
 def human_bytes(count: float) -> str:
     """1234567 -> '1.23 MB' (decimal units, three digits)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
-            return f"{count:.3g} {unit}"
+    if count < 999.5:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
         count /= 1000
+        if count < 999.5 or unit == "TB":
+            return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {unit}"
     raise AssertionError
 
 

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
+from converter.cli.colour import say
 from converter.cli.verbs import Outcome
 from converter.errors import OutputError
-from converter.text import human_bytes, printable, table
+from converter.text import counted, human_bytes, printable, table
 
 if TYPE_CHECKING:
     from converter.events import Event
@@ -65,25 +66,18 @@ def print_table(head: list[str], rows: Iterable[Sequence[str]], right: Sequence[
     print("\n".join(table(head, rows, right)))
 
 
-_SHOWN_PER_KIND = 5
-
-
 def print_events(events: Iterable[Event]) -> None:
-    """Notes and warnings on stderr, a few of each kind."""
-    seen: dict[str, int] = {}
-    for event in events:
-        seen[event.kind] = seen.get(event.kind, 0) + 1
-        if seen[event.kind] <= _SHOWN_PER_KIND:
-            print(f"{'warning' if event.loss else 'note'}: {printable(str(event))}", file=sys.stderr)
-    for kind, count in seen.items():
-        if count > _SHOWN_PER_KIND:
-            print(f"note: {count - _SHOWN_PER_KIND} more {kind} events (--json lists all)", file=sys.stderr)
+    """Notes and warnings on stderr, a few lines for each kind."""
+    from converter.events import told
+
+    for loss, line in told(events):
+        say(f"{'warning' if loss else 'note'}: {printable(line)}", sys.stderr)
 
 
 def warn(warnings: Iterable[str]) -> None:
     """Warnings on stderr."""
     for each in warnings:
-        print(f"warning: {printable(each)}", file=sys.stderr)
+        say(f"warning: {printable(each)}", sys.stderr)
 
 
 def rewritten(made: Rewritten, quiet: bool) -> Outcome:
@@ -95,7 +89,7 @@ def rewritten(made: Rewritten, quiet: bool) -> Outcome:
         print_events(made.events)
         for path, size in made.files:
             print(f"{printable(str(path))}: {human_bytes(size)}")
-        print(f"{made.tensors} tensors, {human_bytes(made.nbytes)}, {made.seconds:.2f} s")
+        print(f"{counted(made.tensors, 'tensor')}, {human_bytes(made.nbytes)}, {made.seconds:.2f} s")
 
     return Outcome(made.as_dict, show)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from converter.address import placed
 from converter.cli import meant, process, verbs
+from converter.cli.colour import HINT, say
 from converter.cli.console import delivering, say_anything
 from converter.errors import ConverterError, InternalError, Interrupted, OutOfMemory, OutputError, UsageError
 from converter.text import printable
@@ -117,7 +118,10 @@ def _compiles(error: BaseException) -> bool:
 def _fail(verb: str, failure: _Failure, as_json: bool) -> int:
     """Say it: to people on stderr, to programs on stdout, too."""
     with suppress(OutputError), delivering():
-        print(f"convert: {failure.message}", file=sys.stderr)
+        first, *hints = failure.message.split("\n")
+        say(f"convert: {first}", sys.stderr)
+        for hint in hints:
+            say(hint, sys.stderr, HINT)
     with suppress(OutputError), delivering():
         if as_json:
             from converter.reports import json
@@ -128,4 +132,4 @@ def _fail(verb: str, failure: _Failure, as_json: bool) -> int:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     with suppress(OSError):
-        print(f"convert: warning: {printable(str(message))}", file=sys.stderr)
+        say(f"convert: warning: {printable(str(message))}", sys.stderr)

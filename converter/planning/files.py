@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from converter.checkpoint import Checkpoint
 from converter.errors import QuantizationError
-from converter.events import Event, MetadataLost, Requantized, TypeFallback
+from converter.events import Event, MetadataLost, Requantized, StayBehind, TypeFallback
 from converter.formats.base import Format, WriteOptions
 from converter.formats.hf_folder import beside_weights
 from converter.mapping.folder import with_small_files
@@ -115,6 +115,7 @@ def lay_out(draft: Draft) -> Draft:
         layout = Layout((*layout.files, *small), draft.path, (*layout.events, *events))
     draft.report.extend(list(layout.events))
     draft.report.extend(_lost_texts(draft.opened, draft.target))
+    draft.report.extend(_left(draft))
     return replace(draft, layout=layout)
 
 
@@ -124,6 +125,22 @@ def _place(draft: Draft) -> str:
         return draft.profile.in_folder or draft.target.in_folder
     known = PurePosixPath(draft.target.in_folder)
     return str(known.with_stem(known.stem + named(draft).ending))
+
+
+_FIRST = ("config.json", "tokenizer.json", "tokenizer.model")  # of the files that are told
+
+
+def _left(draft: Draft) -> list[Event]:
+    """What a file of weights does not take along of the model: a folder's small files, a GGUF's keys."""
+    own = draft.opened
+    in_keys = draft.to_gguf and (own.dialect == "gguf" or not draft.to_graph)
+    if draft.whole or in_keys or draft.request.model.tensors_only or draft.target.dialect == "peft":
+        return []
+    names = sorted(own.assets, key=lambda name: (name not in _FIRST, name)) if own.dialect == "hf" else []
+    if own.dialect == "gguf":
+        names = ["config", *(["tokenizer"] if any(key.startswith("tokenizer.") for key in own.config) else [])]
+    folder = f"OUT/ --to {draft.target.name}" if draft.target.in_folder else "OUT/"
+    return [StayBehind(tuple(names), folder)] if names else []
 
 
 def _lost_texts(checkpoint: Checkpoint, target: Format) -> list[Event]:

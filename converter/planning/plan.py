@@ -206,6 +206,15 @@ class Plan:
         stored = sum(step.bytes for step in self.steps)
         return 8 * stored / self.n_parameters if self.n_parameters else 0.0
 
+    @property
+    def wanted_bits_per_weight(self) -> float:
+        """What it would be, had all rows fitted the types that were wanted."""
+        bits = 0.0
+        for step in self.steps:
+            wanted = step.choice.fallback_from
+            bits += 8 * step.bytes if wanted is None else step.info.n_elements * dtype(wanted).bits_per_weight
+        return bits / self.n_parameters if self.n_parameters else 0.0
+
     def memory(self, threads: int | None = None) -> int:
         """Peak resident bytes that running the plan should need."""
         working = output.working_nbytes(self.layout, threads or workers.default_threads())

@@ -123,7 +123,7 @@ def _plain_type(tensor: LazyTensor, wanted: DType | None, target: Format, report
         return Choice(own.name, "as in the source")
     if not own.quantized:
         raise QuantizationError(f"{tensor.name}: {target.name} cannot hold {own}")
-    report.add(Decoded(tensor.name, own.name, F32.name))
+    report.add(Decoded(tensor.name, own.name, F32.name, F32.row_nbytes(tensor.info.n_elements)))
     return Choice(F32.name, f"{target.name} cannot hold {own}")
 
 

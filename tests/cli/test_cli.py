@@ -290,8 +290,10 @@ def test_convert_prints_a_result_and_each_event_once(cli: Cli, tmp_path: Path) -
     assert re.match(r"47 tensors \(\d+ \w+, ", second)
     lines = result.err.splitlines()
     assert len(lines) == len(set(lines))
-    assert len([line for line in lines if line.startswith("warning: ")]) == 5
-    assert re.fullmatch(r"note: \d+ more TypeFallback events \(--json lists all\)", lines[-1])
+    assert re.match(r"warning: rows of \d+ tensors do not fit the wanted type: \d+ \w+ for \w+, ", lines[-2])
+    assert re.search(r"out\.gguf: 8\.\d\d bits per weight instead of 5\.\d\d: \d+ of 47 tensors do not", lines[-1])
+    quiet = cli(STORIES, tmp_path / "out.gguf", "-q", "q4_k_m", "--force", "--quiet")
+    assert (quiet.out, quiet.err) == ("", f"{lines[-1]}\n"), "the size is told whatever is wanted quiet"
 
 
 def test_json_goes_alone(cli: Cli, tmp_path: Path) -> None:
@@ -318,7 +320,7 @@ def test_no_fallback(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (("{stories}",), 2, "OUT"),
+        (("{stories}", "-"), 2, "cannot go to a pipe"),
         (("{stories}", "{tmp}/o.gguf", "--frobnicate"), 2, "--frobnicate"),
         (("{stories}", "{tmp}/o.gguf", "-q", "q9_z"), 2, "q9_z"),
         (("{stories}", "{tmp}/o.gguf", "-q", "q4_0", "--tensor-type", "nothing=q8_0"), 2, "nothing"),
@@ -331,7 +333,7 @@ def test_no_fallback(cli: Cli, tmp_path: Path) -> None:
         (("{stories}", "{tmp}/o.safetensors", "-q", "q8_0"), 2, "--dtype"),
         (("{stories}", "{tmp}/o.safetensors", "--dtype", "q8_0"), 2, "plain"),
         (("{stories}", "{tmp}/o.xyz"), 10, ".gguf"),
-        (("{stories}", "{tmp}/no/such/o.gguf"), 14, "does not exist"),
+        (("{stories}", "{stories}/config.json/o.gguf"), 50, "is a file, not a folder"),
         (("{tmp}/absent", "{tmp}/o.gguf"), 50, "absent"),
         (("{stories}", "{tmp}/o.gguf", "--from", "nonsense"), 10, "nonsense"),
         (("{stories}", "{tmp}/o.gguf", "--to", "nonsense"), 10, "nonsense"),
@@ -491,7 +493,7 @@ def test_bash_completes(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_999, "1 MB"), (1_234_567, "1.23 MB"), (4.9e9, "4.9 GB")],
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (999_999, "1.00 MB"), (1_234_567, "1.23 MB"), (4.9e10, "49.0 GB")],
 )
 def test_human_bytes(count: float, text: str) -> None:
     assert human_bytes(count) == text

@@ -104,7 +104,7 @@ def test_plan_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert (costs["fits"], costs["tight"]) == (False, False) and costs["seconds"] > 0
     assert main(argv) == 0
     out, err = capsys.readouterr()
-    assert "needs 345 kB of disk (1 kB free) and about" in out and "takes at least " in out
+    assert "needs 345 kB of disk (1.00 kB free) and about" in out and "takes at least " in out
     assert "warning: the disk has too little room" in err
     monkeypatch.setattr(told, "memory_free", lambda: 1 << 20)
     assert main(argv) == 0

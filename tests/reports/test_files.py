@@ -216,7 +216,7 @@ def lines(text: str) -> list[str]:
 def test_check_on_a_terminal() -> None:
     assert lines(checked.text(CHECKED))[:2] == ["failed", "warning"]
     assert "FAILED: 1 failed, 1 warnings" in checked.text(CHECKED)
-    assert checked.text(CHECKED).endswith("\n(gguf, llama, 3 tensors, 4 kB; looked at structure, keys; 1.50 s)")
+    assert checked.text(CHECKED).endswith("\n(gguf, llama, 3 tensors, 4.00 kB; looked at structure, keys; 1.50 s)")
     assert lines(checked.text(replace(CHECKED, strict=True))) [:2] == ["failed", "failed"]  # fmt: skip
     assert lines(checked.text(CHECKED, quiet=True)) == ["failed"]
     good = replace(CHECKED, findings=())

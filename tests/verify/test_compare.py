@@ -266,16 +266,16 @@ def test_table_plot_and_advice(capsys: pytest.CaptureFixture[str], kjv: Comparis
     assert lines[0].split()[:4] == ["quant", "size", "bits", "SQNR"]
     assert [line.split()[0] for line in lines[1:7]] == list(QUANTS)
     assert "o Q4_K_M" in out and "Q8_0 o" in out
-    assert lines[-1].startswith("the least error within a file of 4 MB: Q4_K_M (3.58 MB, 26.07 dB, about 7.84 MB")
+    assert lines[-1].startswith("the least error within a file of 4.00 MB: Q4_K_M (3.58 MB, 26.07 dB, about 7.84 MB")
     assert "pre-tokenizer" in err
     quiet = run(capsys, KJV, "--quiet", "--fit-memory", "7M", "--quants", "q4_0,q2_k")[0]
-    assert quiet.splitlines()[-1].startswith("the least error within 7 MB of memory: Q2_K")
+    assert quiet.splitlines()[-1].startswith("the least error within 7.00 MB of memory: Q2_K")
 
 
 def test_advice_without_and_beyond_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, STORIES, "-q", "q8_0,q4_0")[0]
     assert out.splitlines()[-1].startswith("closest: Q8_0 (") and "smallest: Q4_0 (" in out
-    assert "none fits a file of 1 kB; the smallest is Q4_0" in run(capsys, STORIES, "-q", "q8_0,q4_0", "--fit", "1K")[0]
+    assert "none fits a file of 1.00 kB; the smallest is Q4_0" in run(capsys, STORIES, "-q", "q8_0,q4_0", "--fit", "1K")[0]
     assert "the closest and the smallest: Q8_0 (" in run(capsys, STORIES, "-q", "q8_0")[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from converter.cli.arguments import file_path, report_argument, source_path, threads_argument
+from converter.cli.colour import say
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
     def show() -> None:
         if text := checked.text(result, args.quiet):
-            print(text)
+            say(text)
 
     code = result.error.exit_code if result.error is not None else 0 if result.passed else FidelityError.exit_code
     return Outcome(lambda: checked.data(result), show, code)

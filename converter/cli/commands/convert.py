@@ -23,13 +23,15 @@ from converter.cli.arguments import (
     target_of,
     threads_argument,
 )
+from converter.cli.colour import say
 from converter.cli.console import print_events, print_table, warn
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError, UsageError
-from converter.text import human_bytes, printable
+from converter.text import counted, human_bytes, printable
 
 if TYPE_CHECKING:
+    from converter.events import Event
     from converter.planning.plan import Plan
     from converter.verify.results import Verification
 
@@ -131,15 +133,28 @@ def run(args: argparse.Namespace) -> Outcome:
         return made[0] if len(made) == 1 else {"outputs": made, "seconds": round(seconds, 3)}
 
     def show() -> None:
+        said: set[Event] = set()
         for plan, proof in zip(plans, proofs, strict=True):
             if not args.quiet:
-                print_events(plan.report.events)
+                print_events(event for event in plan.report.events if event not in said)
+                said.update(plan.report.events)
                 _show_result(plan, seconds)
+            warn(_enlarged(plan))
             if proof is not None and not (args.quiet and proof.passed):
                 _show_verdict(proof)
 
     passed = all(proof is None or proof.passed for proof in proofs)
     return Outcome(data, show, 0 if passed else FidelityError.exit_code)
+
+
+def _enlarged(plan: Plan) -> list[str]:
+    """What rows that do not fit the wanted types do to the size, where that is much."""
+    bits, wanted = plan.bits_per_weight, plan.wanted_bits_per_weight
+    if bits <= 1.1 * wanted:
+        return []
+    fallbacks = sum(step.choice.fallback_from is not None for step in plan.steps)
+    why = f"{fallbacks} of {counted(len(plan.steps), 'tensor')} do not fit the wanted type"
+    return [f"{plan.written.name}: {bits:.2f} bits per weight instead of {wanted:.2f}: {why}"]
 
 
 LONG = 1 << 30  # bytes; what reads or writes less is done before anybody wonders
@@ -156,7 +171,7 @@ def _foretold(args: argparse.Namespace, count: int) -> Callable[[Plan], None]:
             from converter.planning.preflight import preflight
 
             costs = preflight(plans, args.threads)
-            print(f"note: {costs.needs}\nnote: {costs.takes}", file=sys.stderr)
+            say(f"note: {costs.needs}\nnote: {costs.takes}", sys.stderr)
             warn(costs.warnings)
 
     return planned
@@ -222,20 +237,20 @@ def _show_result(plan: Plan, seconds: float) -> None:
     for step in plan.steps:
         counts[step.type] = counts.get(step.type, 0) + 1
     types = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-    name, more = plan.layout.folder, f" ({len(plan.layout.files)} files)"
+    name, more = plan.layout.folder, f" ({counted(len(plan.layout.files), 'file')})"
     if name is None:
         name = plan.layout.files[0].path
         more = f" and {len(plan.layout.files) - 1} more" if len(plan.layout.files) > 1 else ""
     size, bits = human_bytes(plan.total_bytes), plan.bits_per_weight
     print(f"{printable(str(name))}{more}: {size}, {bits:.2f} bits per weight, {seconds:.2f} s")
-    print(f"{len(plan.steps)} tensors ({types})")
+    print(f"{counted(len(plan.steps), 'tensor')} ({types})")
 
 
 def _show_verdict(result: Verification) -> None:
     for finding in result.findings:
         if finding.failed:
-            print(f"failed: {printable(str(finding))}", file=sys.stderr)
+            say(f"failed: {printable(str(finding))}", sys.stderr)
     facts = result.summary()
     error = f"{facts['sqnr_db']:.2f} dB SQNR" if facts["nmse"] else "no error"
     same = f"{facts['reproduced']} of {facts['tensors']} tensors are byte for byte what the encoder makes"
-    print(f"{'verified' if result.passed else 'NOT what a correct conversion makes'}: {same}, {error}")
+    say(f"{'verified' if result.passed else 'NOT what a correct conversion makes'}: {same}, {error}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 
 from converter.cli.arguments import report_argument, source_path, threads_argument
+from converter.cli.colour import say
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 
@@ -65,19 +64,7 @@ def run(args: argparse.Namespace) -> Outcome:
         write_report("diff", path, found)
 
     def show() -> None:
-        write = _painter()
         for line in differences.lines(found, args.stat) if not args.quiet else ():
-            write(line)
+            say(line, style=STYLES.get(line[:1], "default"))
 
     return Outcome(found.as_dict, show, 0 if found.equal else 1)
-
-
-def _painter() -> Callable[[str], None]:
-    """Prints a line, in the colour of its first character where that is a terminal."""
-    if not sys.stdout.isatty():
-        return print
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    return lambda line: console.print(Text(line, style=STYLES.get(line[:1], "")))

@@ -19,6 +19,7 @@ from converter.cli.arguments import (
     text_of,
     threads_argument,
 )
+from converter.cli.colour import say
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import ConverterError, FidelityError, Interrupted, UsageError
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
     def show() -> None:
         if not args.quiet or not result.passed:
-            print(verification.text(result))
+            say(verification.text(result))
 
     return Outcome(result.as_dict, show, 0 if result.passed else FidelityError.exit_code)
 
