@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,8 +103,7 @@ def check(
     try:
         checkpoint = _opened(source)
     except (FormatError, ArchitectureError) as error:
-        finding = Finding("structure", path.name, said_of(path, error))
-        return Checked(str(path), format, None, (STEPS[0].name,), (finding,), error=error, strict=strict)
+        return unopened(path, error, format, strict)
     with checkpoint:
         model = view(checkpoint)
         checking = Checking(model, threads, progress)
@@ -124,6 +124,13 @@ def check(
             ran=ran.words,
             strict=strict,
         )
+
+
+def unopened(path: Path, error: ConverterError, format: str | None = None, strict: bool = False) -> Checked:
+    """What there is to say of a file that cannot be opened."""
+    message, *hints = said_of(path, error).splitlines()
+    finding = Finding("structure", path.name, message, hint="; ".join(hints))
+    return Checked(str(path), format, None, (STEPS[0].name,), (finding,), error=error, strict=strict)
 
 
 def _opened(source: Source) -> Checkpoint:
@@ -292,7 +299,8 @@ def _values(checking: Checking) -> Iterator[Finding]:
         yield from looked.findings()
         checkpoint.check()
     except FormatError as error:
-        yield Finding("structure", checkpoint.path.name, said_of(checkpoint.path, error))
+        message, *hints = said_of(checkpoint.path, error).splitlines()
+        yield Finding("structure", checkpoint.path.name, message, hint="; ".join(hints))
 
 
 @dataclass(frozen=True)

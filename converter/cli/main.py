@@ -48,6 +48,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest:
         parser.error(meant.instead(parser, rest))
+    report = _report_on_stdout(args)
     with _reading(args):
         outcome: verbs.Outcome = verbs.module(verb).run(args)
         with delivering():
@@ -55,9 +56,23 @@ def _run(verb: str, argv: Sequence[str]) -> int:
                 from converter.reports.json import as_json
 
                 print(as_json(verb, outcome.data()))
+            elif report is not None and outcome.report is not None:
+                print(outcome.report(report), end="")
             else:
                 outcome.show()
     return outcome.exit_code
+
+
+def _report_on_stdout(args: argparse.Namespace) -> str | None:
+    """The extension of the report that stdout gets (`--report -`), in the place of what people read."""
+    if not getattr(args, "report", None):
+        return None
+    from converter.reports.files import is_stdout, kind_of
+
+    kinds = [kind_of(path) for path in args.report if is_stdout(path)]
+    if len(kinds) + (args.json if kinds else 0) > 1:
+        raise UsageError("--report -: one report fits on stdout, and none beside --json")
+    return kinds[0] if kinds else None
 
 
 @contextmanager

@@ -35,11 +35,13 @@ class Verb(NamedTuple):  # a dataclass would cost `--help` 10 ms
 
 
 class Outcome(NamedTuple):
-    """What a verb did: `data` for programs (--json), `show` prints it for people; only one of them is called."""
+    """What a verb did: `data` for programs (--json), `show` prints it for people, `report` makes one of the verb's
+    reports by its extension (`--report -`); only one of them is called."""
 
     data: Callable[[], Mapping[str, Any]]
     show: Callable[[], None]
     exit_code: int = 0
+    report: Callable[[str], str] | None = None
 
 
 def names() -> list[str]:

@@ -86,10 +86,11 @@ def check_reports(
     """
     inputs = [path for path in inputs if path.exists()]
     for path in paths:
-        kind = extension or path.suffix.lower()
+        kind = extension or kind_of(path)
         if kind not in REPORTS[verb]:
             raise UsageError(f"{path}: no report ends in {path.suffix!r}; there are {', '.join(REPORTS[verb])}")
-        _check_replaceable(path, kind, inputs)
+        if not is_stdout(path):
+            _check_replaceable(path, kind, inputs)
         if REPORTS[verb][kind] in _PLOTTED:
             html.plotly_source()
 
@@ -113,8 +114,24 @@ def _check_replaceable(path: Path, extension: str, inputs: Iterable[Path]) -> No
         )
 
 
+def is_stdout(path: Path) -> bool:
+    """Whether a report goes to stdout: `-` alone, or with an extension, `-.xml`."""
+    return path.name == str(path) and path.stem == "-"
+
+
+def kind_of(path: Path) -> str:
+    """The extension of a report, one of the table's; on stdout it is Markdown unless it says another one."""
+    return path.suffix.lower() or (".md" if is_stdout(path) else "")
+
+
+def report(verb: str, result: Any, kind: str) -> str:
+    """The report of a verb's result that the extension `kind` names."""
+    return _MARKS.get(kind, "").format(verb=verb) + shown(REPORTS[verb][kind](result)).rstrip("\n") + "\n"
+
+
 def write_report(verb: str, path: Path, result: Any, extension: str | None = None) -> None:
-    """Write the report of a verb's result that the extension of `path` names; an earlier report is replaced.
+    """Write the report of a verb's result that the extension of `path` names; an earlier report is replaced. One for
+    stdout is left to who prints.
 
     Args:
         extension: one of the table, where the name of the file does not say.
@@ -124,8 +141,9 @@ def write_report(verb: str, path: Path, result: Any, extension: str | None = Non
         OutputError: the file cannot be written.
     """
     check_reports(verb, [path], extension=extension)
-    kind = extension or path.suffix.lower()
-    content = _MARKS.get(kind, "").format(verb=verb) + shown(REPORTS[verb][kind](result)).rstrip("\n") + "\n"
+    if is_stdout(path):
+        return
+    content = report(verb, result, extension or kind_of(path))
     # Names of files need not be text; what UTF-8 has no sign for stands as an escape.
     layout = Layout((whole_file(path, content.encode("utf-8", "backslashreplace")),))
     output.write(layout, threads=1)

@@ -52,7 +52,8 @@ def _suite(root: xml.Element, suite: Suite) -> None:
             first = case.failures[0]
             failure = xml.SubElement(test, "failure", {"type": first.check, "message": printable(str(first))})
             failure.text = "\n".join(printable(str(finding)) for finding in case.failures)
-        xml.SubElement(test, "system-out").text = printable(case.about)
+        if case.about:
+            xml.SubElement(test, "system-out").text = "\n".join(map(printable, case.about.splitlines()))
 
 
 def _counts(suites: Iterable[Suite], seconds: float) -> dict[str, str]:

@@ -521,7 +521,7 @@ def test_what_cannot_be_opened_is_a_finding_and_its_own_exit_code(
     report = json.loads(capsys.readouterr().out)
     (finding,) = report["findings"]
     assert (finding["check"], finding["subject"], report["passed"]) == ("structure", "bad.gguf", False)
-    assert words in finding["message"]
+    assert words in finding["message"] + finding["hint"]
 
 
 def test_other_formats_are_checked_as_far_as_they_say_something(tmp_path: Path) -> None:
@@ -622,3 +622,24 @@ def test_relations_hold_in_every_block() -> None:
     assert [str(finding) for finding in wrong] == [
         "llama.attention.head_count_kv: is [2, 3]: does not divide the number of heads"
     ]
+
+
+def test_several_files(good: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All are looked at, and all are in what is written; the exit code is that of the first that is not sound."""
+    fine, cut, absent = good["stories260K"], tmp_path / "cut.gguf", tmp_path / "absent.gguf"
+    cut.write_bytes(fine.read_bytes()[:-1000])
+    assert main(["check", str(fine), str(good["kjv-llama"]), "--quiet"]) == 0
+    report = tmp_path / "r.xml"
+    argv = ["check", str(fine), str(cut), str(absent), "--report", str(report)]
+    assert main(argv) == 11
+    out = capsys.readouterr().out
+    assert out.count(": ok: ") == 1 and out.count(": FAILED: ") == 2
+    assert "(the file is truncated; download it again)" in out and "absent.gguf: No such file" in out
+    suites = {suite.attrib["name"]: suite for suite in ElementTree.parse(report).getroot()}
+    assert [suite.attrib["failures"] for suite in suites.values()] == ["0", "1", "1"]
+    assert list(suites) == [str(fine), str(cut), str(absent)] and "\\n" not in report.read_text("utf-8")
+    assert main([*argv, "--json"]) == 11
+    found = json.loads(capsys.readouterr().out)
+    assert [each["passed"] for each in found["files"]] == [True, False, False] and found["passed"] is False
+    assert [each.get("error", {}).get("exit_code") for each in found["files"]] == [None, 11, 50]
+    assert main(["check", str(absent), str(cut), "--quiet"]) == 50

@@ -497,3 +497,25 @@ def test_bash_completes(cli: Cli, tmp_path: Path) -> None:
 )
 def test_human_bytes(count: float, text: str) -> None:
     assert human_bytes(count) == text
+
+
+# ------------------------------------------------------------------------------------- a report on stdout
+
+
+@pytest.mark.parametrize("verb", ["verify", "check", "diff", "compare", "batch"])
+def test_a_report_on_stdout(verb: str, cli: Cli, tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    assert cli(STORIES, model, "--quiet").code == 0
+    argv = {
+        "verify": (STORIES, model), "check": (model,), "diff": (model, model), "compare": (STORIES, "-q", "q8_0"),
+        "batch": (STORIES, "--out", tmp_path / "b.gguf"),
+    }  # fmt: skip
+    result = cli(verb, *argv[verb], "--report", "-")
+    assert (result.code, result.out.splitlines()[0]) == (0, f"<!-- convert {verb} -->")
+    assert cli(verb, *argv[verb], "--report=-.txt", "--force" if verb == "batch" else "--quiet").out.startswith(
+        f"# convert {verb}\n"
+    )
+    for more in ("--json", "--report=-.txt"):
+        refused = cli(verb, *argv[verb], "--report", "-", more)
+        assert refused.code == 2 and "one report fits on stdout" in refused.err
+    assert not list(tmp_path.glob("-*")), "no file is called so"

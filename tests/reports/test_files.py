@@ -50,7 +50,7 @@ DONE = (
 RESULTS: dict[str, Any] = {
     "verify": verification(1, fidelity(HOSTILE), findings=(FAILURE, WARNING)),
     "compare": Choice(Comparison(HOSTILE, (QUANT, replace(QUANT, name="Q2_K", bytes=300)), 4096), fit=400),
-    "check": CHECKED,
+    "check": [CHECKED],
     "diff": DIFFERENCES,
     "batch": Batch(DONE, 2.5),
     "card": DONE,
@@ -141,7 +141,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_report_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.json"
-    write_report("check", path, CHECKED)
+    write_report("check", path, [CHECKED])
     old = path.read_bytes()
 
     def full(*_: Any) -> Any:
@@ -149,7 +149,7 @@ def test_a_report_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFull):
-        write_report("check", path, CHECKED)
+        write_report("check", path, [CHECKED])
     assert [each.name for each in tmp_path.iterdir()] == [path.name] and path.read_bytes() == old
 
 
@@ -196,7 +196,7 @@ def test_a_report_that_no_verb_has_is_refused_before_the_work() -> None:
 
 
 def test_a_file_of_any_name_can_be_junit(tmp_path: Path) -> None:
-    write_report("check", tmp_path / "result", CHECKED, extension=".xml")
+    write_report("check", tmp_path / "result", [CHECKED], extension=".xml")
     assert (tmp_path / "result").read_text("utf-8").startswith("<?xml")
 
 
@@ -214,15 +214,15 @@ def lines(text: str) -> list[str]:
 
 
 def test_check_on_a_terminal() -> None:
-    assert lines(checked.text(CHECKED))[:2] == ["failed", "warning"]
-    assert "FAILED: 1 failed, 1 warnings" in checked.text(CHECKED)
-    assert checked.text(CHECKED).endswith("\n(gguf, llama, 3 tensors, 4.00 kB; looked at structure, keys; 1.50 s)")
-    assert lines(checked.text(replace(CHECKED, strict=True))) [:2] == ["failed", "failed"]  # fmt: skip
-    assert lines(checked.text(CHECKED, quiet=True)) == ["failed"]
+    assert lines(checked.text([CHECKED]))[:2] == ["failed", "warning"]
+    assert "FAILED: 1 failed, 1 warning" in checked.text([CHECKED])
+    assert checked.text([CHECKED]).endswith("\n(gguf, llama, 3 tensors, 4.00 kB; looked at structure, keys; 1.50 s)")
+    assert lines(checked.text([replace(CHECKED, strict=True)])) [:2] == ["failed", "failed"]  # fmt: skip
+    assert lines(checked.text([CHECKED], quiet=True)) == ["failed"]
     good = replace(CHECKED, findings=())
-    assert ": ok: nothing found" in checked.text(good) and checked.text(good, quiet=True) == ""
+    assert ": ok: nothing found" in checked.text([good]) and checked.text([good], quiet=True) == ""
     many = replace(CHECKED, findings=(WARNING,) * 13)
-    assert lines(checked.text(many))[10] == "... 3 more findings of tokenizer (--json has all)"
+    assert lines(checked.text([many]))[10] == "... 3 more findings of tokenizer (--json has all)"
 
 
 def cases(report: str) -> dict[str, bool]:
@@ -232,16 +232,16 @@ def cases(report: str) -> dict[str, bool]:
 
 
 def test_junit_of_a_check() -> None:
-    assert cases(checked.junit(CHECKED)) == {"metadata": True, "tokenizer": False}
-    assert cases(checked.junit(replace(CHECKED, strict=True))) == {"metadata": True, "tokenizer": True}
-    assert cases(checked.junit(replace(CHECKED, findings=()))) == {"all": False}
+    assert cases(checked.junit([CHECKED])) == {"metadata": True, "tokenizer": False}
+    assert cases(checked.junit([replace(CHECKED, strict=True)])) == {"metadata": True, "tokenizer": True}
+    assert cases(checked.junit([replace(CHECKED, findings=())])) == {"all": False}
 
 
 def test_what_cannot_be_opened_has_a_result_and_an_error() -> None:
-    found = checked.data(replace(CHECKED, error=CorruptFile("x: is short"), strict=True))
+    found = checked.data([replace(CHECKED, error=CorruptFile("x: is short"), strict=True)])
     assert found["error"] == {"kind": "CorruptFile", "exit_code": 11, "message": "x: is short"}
     assert found["passed"] is False and found["strict"] is True and found["source"] == HOSTILE
-    assert "error" not in checked.data(CHECKED)
+    assert "error" not in checked.data([CHECKED])
 
 
 # ------------------------------------------------------------------------------------------------ diff

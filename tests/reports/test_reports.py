@@ -195,8 +195,9 @@ def test_the_extension_decides(tmp_path: Path, name: str, start: str) -> None:
 def test_reports_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"report\.pdf.*\.html"):
         check_reports("verify", [tmp_path / "r.md", tmp_path / "report.pdf"])
-    with pytest.raises(OutputError, match="No such file"):
-        write_report("verify", tmp_path / "nowhere" / "report.md", FAILED)
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(OutputError, match="file: is a file, not a folder"):
+        write_report("verify", tmp_path / "file" / "report.md", FAILED)
 
 
 # ------------------------------------------------------------------------------------------------ documentation

@@ -240,7 +240,7 @@ def test_plot() -> None:
     lines = plot(FOUR.quants)
     assert lines[1].endswith("A o") and lines[1].split()[0] == "50.0"
     assert sum("o" in line for line in lines) == 3 and sum("x" in line for line in lines) == 1
-    assert lines[-1].split() == ["400", "B", "1", "kB"]
+    assert lines[-1].split() == ["400", "B", "1.00", "kB"]
     columns = [line.index(mark) for line, mark in ((lines[1], "A o"), (next(s for s in lines if "x" in s), "C x"))]
     assert columns[0] > columns[1]
 
@@ -275,7 +275,9 @@ def test_table_plot_and_advice(capsys: pytest.CaptureFixture[str], kjv: Comparis
 def test_advice_without_and_beyond_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, STORIES, "-q", "q8_0,q4_0")[0]
     assert out.splitlines()[-1].startswith("closest: Q8_0 (") and "smallest: Q4_0 (" in out
-    assert "none fits a file of 1.00 kB; the smallest is Q4_0" in run(capsys, STORIES, "-q", "q8_0,q4_0", "--fit", "1K")[0]
+    assert (
+        "none fits a file of 1.00 kB; the smallest is Q4_0" in run(capsys, STORIES, "-q", "q8_0,q4_0", "--fit", "1K")[0]
+    )
     assert "the closest and the smallest: Q8_0 (" in run(capsys, STORIES, "-q", "q8_0")[0]
 
 

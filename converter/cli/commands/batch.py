@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter import engines
     from converter.batch import run as batch
     from converter.reports import batch as shown
-    from converter.reports.files import check_reports, write_report
+    from converter.reports.files import check_reports, report, write_report
 
     check_reports("batch", args.report, inputs=args.sources)
     jobs = _jobs(args)
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> Outcome:
         if not (args.quiet and result.passed):
             print(shown.text(result))
 
-    return Outcome(result.as_dict, show, result.exit_code)
+    return Outcome(result.as_dict, show, result.exit_code, report=partial(report, "batch", result))
 
 
 def _write_cards(results: Sequence[Result]) -> None:

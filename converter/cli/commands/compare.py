@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from converter.cli.arguments import (
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> Outcome:
     """Compare quants of one model."""
     from converter.compare import Choice
     from converter.reports import comparison
-    from converter.reports.files import check_reports, write_report
+    from converter.reports.files import check_reports, report, write_report
 
     _check(args)
     check_reports("compare", args.report, inputs=[args.source])
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> Outcome:
             print_events(choice.comparison.events)
         print(comparison.text(choice))
 
-    return Outcome(choice.as_dict, show)
+    return Outcome(choice.as_dict, show, report=partial(report, "compare", choice))
 
 
 def _check(args: argparse.Namespace) -> None:

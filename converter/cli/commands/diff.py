@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from converter.cli.arguments import report_argument, source_path, threads_argument
 from converter.cli.colour import say
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> Outcome:
     """Compare the two; exit code 0 where they are equal, 1 where not."""
     from converter.diff import diff
     from converter.reports import differences
-    from converter.reports.files import check_reports, write_report
+    from converter.reports.files import check_reports, report, write_report
 
     check_reports("diff", args.report, inputs=[args.before, args.after])
     with showing(args, VERB.name) as progress:
@@ -67,4 +68,4 @@ def run(args: argparse.Namespace) -> Outcome:
         for line in differences.lines(found, args.stat) if not args.quiet else ():
             say(line, style=STYLES.get(line[:1], "default"))
 
-    return Outcome(found.as_dict, show, 0 if found.equal else 1)
+    return Outcome(found.as_dict, show, 0 if found.equal else 1, report=partial(report, "diff", found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import (
@@ -104,7 +105,7 @@ def _gate_arguments(group: argparse._ArgumentGroup, metrics: Sequence[Metric]) -
 def run(args: argparse.Namespace) -> Outcome:
     """Verify; exit code 0, or 41 where something failed."""
     from converter.reports import verification
-    from converter.reports.files import check_reports, write_report
+    from converter.reports.files import check_reports, report, write_report
 
     _check(args)
     check_reports("verify", args.report, inputs=filter(None, [args.source, args.target]))
@@ -123,7 +124,9 @@ def run(args: argparse.Namespace) -> Outcome:
         if not args.quiet or not result.passed:
             say(verification.text(result))
 
-    return Outcome(result.as_dict, show, 0 if result.passed else FidelityError.exit_code)
+    return Outcome(
+        result.as_dict, show, 0 if result.passed else FidelityError.exit_code, report=partial(report, "verify", result)
+    )
 
 
 def _unread(args: argparse.Namespace, error: Exception) -> Verification:
