@@ -276,7 +276,7 @@ def rewrite_arguments(add: Callable[..., object]) -> None:
 
 def report_argument(add: Callable[..., object], extensions: str) -> None:
     """Reports as files; `add` is `add_argument` of a parser or a group, `extensions` are those of `reports.files`."""
-    help = f"write {extensions}; - is Markdown on stdout (=-.xml: another kind); may be repeated"
+    help = f"write {extensions}; - is Markdown on stdout; may be repeated"
     add("--report", type=file_path, action="append", default=[], metavar="FILE", help=help)
 
 

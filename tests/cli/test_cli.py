@@ -22,7 +22,6 @@ from support import models
 
 import converter
 from converter.cli import verbs
-from converter.cli.completion import SHELLS
 from converter.cli.main import main
 from converter.storage.files import MappedFile
 from converter.tensors.dtypes import DTYPES
@@ -443,49 +442,6 @@ def test_inspect(cli: Cli, tmp_path: Path) -> None:
         assert isinstance(cli("inspect", source, "--json").json, dict)
     text = cli("inspect", tmp_path / "m.gguf").out
     assert "general.architecture" in text and "blk.0.attn_q.weight" in text
-
-
-# -------------------------------------------------------------------------------------------- completion
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_completion_knows_commands_and_options(shell: str, cli: Cli) -> None:
-    script = cli("completion", shell).out
-    for word in (*COMMANDS, "quant", "split-max-size", "tensor-type", "all"):
-        assert word in script
-    assert "model-convert" in script
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_completion_scripts_are_valid(shell: str, cli: Cli, tmp_path: Path) -> None:
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"no {shell} here")
-    script = tmp_path / "script"
-    script.write_text(cli("completion", shell).out)
-    subprocess.run([program, "--no-execute" if shell == "fish" else "-n", script], check=True)
-
-
-def complete(script: Path, *words: str) -> list[str]:
-    """What bash offers for the last of `words`."""
-    quoted = " ".join(f"'{word}'" for word in words)
-    code = f"""source '{script}'
-COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}
-_model_convert; printf '%s\\n' "${{COMPREPLY[@]}}" """
-    result = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, cwd=script.parent)
-    return result.stdout.split("\n")[:-1]
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_bash_completes(cli: Cli, tmp_path: Path) -> None:
-    script = tmp_path / "script"
-    script.write_text(cli("completion", "bash").out)
-    (tmp_path / "my model.gguf").touch()
-    assert "plan" in complete(script, "convert", "pl")
-    assert complete(script, "convert", "my") == ["my model.gguf"]
-    assert complete(script, "convert", "a", "b", "--quan") == ["--quant"]
-    assert complete(script, "convert", "inspect", "--al") == ["--all"]
-    assert complete(script, "convert", "inspect", "--quan") in ([], [""])
 
 
 # ------------------------------------------------------------------------------------------------ numbers

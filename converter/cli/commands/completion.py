@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import argparse
 
-from converter.cli import verbs
 from converter.cli.verbs import Outcome, Verb
 
 VERB = Verb(
     name="completion",
     group="set up the shell",
     arguments="SHELL",
-    help="completion script for bash, zsh or fish",
-    description='Print a completion script, e.g.: eval "$(convert completion bash)"',
+    help="completion script for bash, zsh, fish or PowerShell",
+    description=(
+        'Print a completion script. bash and zsh: eval "$(convert completion bash)"; fish: convert completion fish | '
+        "source; PowerShell: convert completion powershell | Out-String | Invoke-Expression"
+    ),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which shell."""
-    from converter.cli.completion import SHELLS
+    from converter.cli.shells import SHELLS
 
     parser.add_argument("shell", choices=tuple(SHELLS))
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Make the script."""
-    from converter.cli.completion import script
+    from converter.cli.completion import commands
+    from converter.cli.shells import script
 
-    parsers = {verb.name: verbs.parser(verb.name) for verb in verbs.all_verbs()}
-    made = script(args.shell, parsers.pop(verbs.DEFAULT), parsers)
+    made = script(args.shell, commands())
     return Outcome(lambda: {"shell": args.shell, "script": made}, lambda: print(made))
