@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,13 +23,44 @@ if TYPE_CHECKING:
 
 
 MAX_ARGUMENTS = 5000  # argparse takes their square
+HELP_ALL = "--help-all"
+
+
+#: What short help shows of a command that has many options.
+BASIC = frozenset(
+    "quant quants tensor_type imatrix dtype config arch lora target_type source_type force verify threads report "
+    "strict split_max_size runtime fit fit_memory gate out jobs dry_run json quiet help".split()
+)
+MANY = 16  # options from which on help is short
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with our error type, and without abbreviations: a later option must not change an old script."""
+    """argparse with our error type, and without abbreviations: a later option must not change an old script.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+    Help is short, unless --help-all asks for it; `front` is a page that short help is in the place of all else.
+    """
+
+    def __init__(self, front: Callable[[], str] | None = None, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, add_help=False, **options)
+        self.front = front
+
+    def format_help(self, full: bool = False) -> str:
+        if self.front is not None and not full:
+            return self.front()
+        left = 0 if full else sum(not self._is_basic(action) for action in self._actions)
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_arguments([each for each in group._group_actions if full or self._is_basic(each)])
+            formatter.end_section()
+        more = f"`convert help {self.prog.split()[-1]}` has {left} more options" if left else ""
+        formatter.add_text("\n\n".join(filter(None, (self.epilog, more))))
+        return formatter.format_help()
+
+    def _is_basic(self, action: argparse.Action) -> bool:
+        return len(self._actions) < MANY or not action.option_strings or action.dest in BASIC
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if args is not None and len(args) > MAX_ARGUMENTS:
@@ -301,17 +333,32 @@ def text_of(path: Path | None) -> str | None:
         raise UsageError(f"{path}: is not UTF-8 text") from error
 
 
+class _HelpAll(argparse.Action):
+    """Help with every option."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        assert isinstance(parser, Parser)
+        parser._print_message(parser.format_help(full=True), sys.stdout)
+        parser.exit()
+
+
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command has."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
-    parser.add_argument(
+    add = parser.add_argument_group("every command").add_argument
+    add("-h", "--help", action="help", help="show this help and exit")
+    add(HELP_ALL, action=_HelpAll, help="show help with every option and exit")
+    add("--json", action="store_true", help="print the result as JSON on stdout")
+    add("--quiet", action="store_true", help="no progress, no notes")
+    add(
         "--progress", choices=KINDS, default="auto",
         help="on stderr: a bar (default on a terminal), a line every half minute (elsewhere), JSON lines, none",
     )  # fmt: skip
-    parser.add_argument("--offline", action="store_true", help="ask no host; an address is an error then")
-    parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
-    parser.add_argument("--version", action="version", version=f"model-converter {__version__}")
+    add("--offline", action="store_true", help="ask no host; an address is an error then")
+    add("--debug", action="store_true", help="show a traceback on errors")
+    add("--version", action="version", version=f"model-converter {__version__}")
 
 
 def source_of(args: argparse.Namespace) -> Source:

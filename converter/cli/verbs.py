@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from converter.cli import commands
-from converter.cli.arguments import Parser, common_arguments
+from converter.cli.arguments import HELP_ALL, Parser, common_arguments
 from converter.errors import exit_codes
 
 DEFAULT = "convert"  # the verb that is not named
@@ -72,7 +73,7 @@ def chosen(argv: Sequence[str]) -> tuple[str, list[str]]:
     count = next((at for at, word in enumerate(argv) if word not in FLAGS), 0)
     front, (first, *rest) = list(argv[:count]), argv[count:] or ["--help"]
     if first in HELP and len(rest) < 2 and (not rest or rest[0] in names()):
-        return (rest or [DEFAULT])[0], ["--help"]
+        return (rest or [DEFAULT])[0], [HELP_ALL if rest and first == HELP[0] else "--help"]
     if first != DEFAULT and first in names():
         return first, front + rest
     return DEFAULT, list(argv or ["--help"])
@@ -82,16 +83,25 @@ def parser(name: str) -> Parser:
     """The parser of a verb."""
     made_of = module(name)
     verb: Verb = made_of.VERB
-    prog = "convert" if name == DEFAULT else f"convert {name}"
-    epilog = overview() if name == DEFAULT else _block("examples", _aligned(verb.examples))
-    made = Parser(prog=prog, description=verb.description, epilog=epilog, formatter_class=_HelpFormatter)
+    usage = f"convert {_command(verb).removeprefix('convert ')} [options]"
+    made = Parser(
+        front=overview if name == DEFAULT else None,
+        prog="convert" if name == DEFAULT else f"convert {name}",
+        usage=usage.replace("%", "%%"),
+        description=verb.description,
+        epilog=_block("examples", _aligned(verb.examples)),
+        formatter_class=_HelpFormatter,
+    )
     made_of.add_arguments(made)
     common_arguments(made)
     return made
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Wraps a description, and leaves what has lines of its own as it is."""
+    """As wide as the terminal; wraps a description, and leaves what has lines of its own as it is."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=_width())
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
@@ -100,19 +110,28 @@ class _HelpFormatter(argparse.HelpFormatter):
 # ------------------------------------------------------------------------------------------------ made of the table
 
 
+MORE = """\
+`convert help convert` has all options of a conversion, `convert help COMMAND` those of a command; all take --json."""
+
+
 def overview() -> str:
-    """What stands below the options in `convert --help`: examples, verbs by group, exit codes."""
+    """The page of `convert --help`: how it is called, verbs by group, exit codes."""
     verbs = all_verbs()
-    examples = [each for verb in verbs for each in verb.examples[: None if verb.name == DEFAULT else 1]]
     named = [verb for verb in verbs if verb.name != DEFAULT]
-    width = max(len(_usage(verb)) for verb in named)
-    parts = [_block("examples", _aligned(examples))]
+    width = max(len(verb.name) for verb in named)
+    parts = [f"usage: {_command(verbs[0])} [options]\n       convert COMMAND ...\n"]
+    parts.append(_block("examples", _aligned(verbs[0].examples[:5])))
     for group in GROUPS:
-        own = [(_usage(verb), verb.help) for verb in named if verb.group == group]
-        parts.append(_block(f"commands to {group}", _aligned(own, width)))
+        own = [(verb.name, verb.help.replace("`", "")) for verb in named if verb.group == group]
+        parts.append(_block(f"commands to {group}", _aligned(own, width, _width())))
     codes = (f"{_span([code for code, _ in kinds])} {family}" for family, kinds in exit_codes())
-    parts.append(_block("exit codes", _wrapped(["0 done", *_own_codes(), *codes])))
+    parts.append(_block("exit codes", _wrapped(["0 done", *_own_codes(), *codes], _width() - 2)))
+    parts.append("\n".join(_wrapped(MORE.split(), _width(), " ")) + "\n")
     return "\n".join(filter(None, parts))
+
+
+def _width() -> int:
+    return max(60, min(120, shutil.get_terminal_size().columns - 2))
 
 
 def markdown() -> str:
@@ -156,15 +175,20 @@ def _block(title: str, lines: Sequence[str]) -> str:
     return f"{title}:\n" + "".join(f"  {line}\n" for line in lines) if lines else ""
 
 
-def _aligned(rows: Sequence[tuple[str, str]], width: int = 0) -> list[str]:
-    width = max([width, *(len(left) for left, _ in rows)])
-    return [f"{left:<{width}}  {right}".rstrip() for left, right in rows]
+def _aligned(rows: Sequence[tuple[str, str]], left: int = 0, width: int = 1000) -> list[str]:
+    """Two columns, of which the second is wrapped where the line has an end."""
+    left = max([left, *(len(name) for name, _ in rows)])
+    lines = []
+    for name, words in rows:
+        first, *more = _wrapped(words.split(), width - left - 4, " ")
+        lines += [f"{name:<{left}}  {first}".rstrip(), *(f"{'':<{left}}  {line}" for line in more)]
+    return lines
 
 
-def _wrapped(words: Sequence[str], width: int = 100) -> list[str]:
+def _wrapped(words: Sequence[str], width: int, between: str = "  ") -> list[str]:
     lines = [""]
     for each in words:
-        if lines[-1] and len(lines[-1]) + len(each) > width:
+        if lines[-1] and len(lines[-1]) + len(between) + len(each) > width:
             lines.append("")
-        lines[-1] += f"  {each}" if lines[-1] else each
+        lines[-1] += f"{between}{each}" if lines[-1] else each
     return lines

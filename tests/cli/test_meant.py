@@ -63,11 +63,17 @@ def test_what_is_there_is_what_is_meant(
 
 
 @pytest.mark.parametrize(
-    ("argv", "verb"), [(("help",), "convert"), (("help", "plan"), "plan"), (("-h", "plan"), "plan")]
+    ("argv", "usage", "has"),
+    [
+        (("help",), "convert IN [OUT] [options]\n       convert COMMAND", "commands to change what is there:"),
+        (("help", "convert"), "convert IN [OUT] [options]\n\n", "--leave-output"),
+        (("help", "plan"), "convert plan IN [OUT] [options]\n", "--leave-output"),
+        (("-h", "plan"), "convert plan IN [OUT] [options]\n", "--quant"),
+    ],
 )
-def test_help(argv: tuple[str, ...], verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = "usage: convert [-h]" if verb == verbs.DEFAULT else f"usage: convert {verb} [-h]"
-    assert said(capsys, *argv, code=0).startswith(expected)
+def test_help(argv: tuple[str, ...], usage: str, has: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys, *argv, code=0)
+    assert shown.startswith(f"usage: {usage}") and has in shown
 
 
 def test_flags_of_all_verbs_may_stand_in_front() -> None:

@@ -57,12 +57,12 @@ def out(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
 @pytest.mark.usefixtures("frobnicate")
 def test_a_new_verb_is_one_file(capsys: pytest.CaptureFixture[str]) -> None:
     shown = out(capsys, "--help")
-    assert re.search(r"^  frobnicate FILE +turn the knobs$", shown, re.M)
-    assert re.search(r"^  convert frobnicate model.gguf --knob 7 +the seventh$", shown, re.M)
-    assert "convert frobnicate x" not in shown, "the first example is enough there"
+    assert re.search(r"^  frobnicate +turn the knobs$", shown, re.M)
+    assert "convert frobnicate" not in shown, "its examples are its own"
     assert "3 frobnicate: a knob came off" in shown
     own = out(capsys, "frobnicate", "--help")
-    assert own.startswith("usage: convert frobnicate [-h]") and "convert frobnicate x" in own and "--json" in own
+    assert own.startswith("usage: convert frobnicate FILE [options]\n") and "--json" in own
+    assert re.search(r"^  convert frobnicate model.gguf --knob 7 +the seventh$", own, re.M)
     for shell in ("bash", "zsh", "fish"):
         script = out(capsys, "completion", shell)
         assert "frobnicate" in script and "knob" in script
@@ -88,8 +88,29 @@ def test_help_lists_every_verb_in_its_group(capsys: pytest.CaptureFixture[str]) 
     shown = out(capsys, "--help")
     found = re.findall(r"^commands to (.*):\n((?:  .*\n)+)", shown, re.M)
     assert [group for group, _ in found] == list(verbs.GROUPS)
-    listed = {line.split()[0]: group for group, lines in found for line in lines.splitlines()}
+    listed = {name: group for group, lines in found for name in re.findall(r"^  (\S+)", lines, re.M)}
     assert listed == {verb.name: verb.group for verb in verbs.all_verbs() if verb.name != verbs.DEFAULT}
+
+
+def test_help_is_a_screen_and_names_what_there_is_more(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns in ("80", "100", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        shown = out(capsys, "--help").splitlines()
+        assert len(shown) <= (60 if columns == "80" else 50)
+        assert max(map(len, shown)) <= 118
+    for name in verbs.names():
+        short, full = out(capsys, "-h", name), out(capsys, "help", name)
+        flags = {each.option_strings[-1] for each in verbs.parser(name)._actions if each.option_strings}
+        assert all(flag in full for flag in flags) and "more options" not in full
+        if name != verbs.DEFAULT:
+            told = re.search(rf"`convert help {name}` has (\d+) more options", short)
+            heads = re.findall(r"^  (-.*?)(?:  |$)", short, re.M)
+            shown_flags = {word for head in heads for word in re.findall(r"--[\w-]+", head)}
+            assert len(flags - shown_flags) == int(told[1] if told else 0)
+    assert len(out(capsys, "plan", "-h").splitlines()) < len(out(capsys, "plan", "--help-all").splitlines()) / 2
+    assert "`convert help convert`" in " ".join(out(capsys, "--help").split())
 
 
 def test_a_file_may_be_called_like_the_default_verb() -> None:
