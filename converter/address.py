@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _SCHEME = re.compile(r"(hf|https?|s3|gs|az)://", re.IGNORECASE)
+STORES = ("s3", "gs", "az")
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _REVISION = re.compile(r"@(refs/(?:pr/\d+|convert/\w+)|[^/]+)")
 _IN_HUB_PAGE = re.compile(r"/(?:blob|resolve|tree|raw)/(refs/(?:pr/\d+|convert/\w+)|[^/]+)")

@@ -356,7 +356,8 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
         "--progress", choices=KINDS, default="auto",
         help="on stderr: a bar (default on a terminal), a line every half minute (elsewhere), JSON lines, none",
     )  # fmt: skip
-    add("--offline", action="store_true", help="ask no host; an address is an error then")
+    add("--offline", action="store_true", help="ask no host; an address is an error, but for --cache")
+    add("--cache", type=file_path, metavar="DIR", help="keep there what is read of addresses, for other runs")
     add("--debug", action="store_true", help="show a traceback on errors")
     add("--version", action="version", version=f"model-converter {__version__}")
 

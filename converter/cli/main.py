@@ -81,7 +81,7 @@ def _reading(args: argparse.Namespace) -> Iterator[None]:
     from converter.remote.settings import Settings, using
 
     usual = Settings.of_environment()
-    with using(Settings(args.offline or usual.offline)):
+    with using(Settings(args.offline or usual.offline, args.cache or usual.cache)):
         if not placed():
             yield
             return

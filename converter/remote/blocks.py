@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from converter.errors import ConverterError, InternalError
 from converter.remote.attempts import filled
+from converter.remote.kept import BLOCK, Kept
 from converter.storage.files import check_inside
 
-BLOCK = 16 << 10
 RUN = 4 << 20  # bytes of one request
 AHEAD = 16 << 20  # bytes that are fetched before they are asked for, of one tensor
 UNKNOWN = 1 << 20  # the same where nobody said where tensors end
@@ -37,11 +37,22 @@ _STREAKS = 32
 
 
 class Stored(Protocol):
-    """What a host has: `stream(start, stop)` gives bytes in order, and may break off."""
+    """What a host has: `stream(start, stop)` gives bytes in order, and may break off.
+
+    Attributes:
+        name: its address, for people.
+        size: bytes; None before the first answer.
+        tag: what tells it from the same file after it was changed while it is read (ETag, or else the time); None
+            where nothing does.
+        identity: what tells it from every other that was or will be there, a strong ETag; None where nothing does.
+    """
 
     name: str
     size: int | None
     tag: str | None
+
+    @property
+    def identity(self) -> str | None: ...
 
     def stream(self, start: int, stop: int) -> Iterator[bytes | memoryview]: ...
 
@@ -146,15 +157,20 @@ class RemoteFile:
         size: bytes.
     """
 
-    def __init__(self, stored: Stored, size: int) -> None:
-        self.name, self.size, self._stored = stored.name, size, stored
+    def __init__(self, stored: Stored, size: int, kept: Kept | None = None) -> None:
+        self.name, self.size, self._stored, self._cached = stored.name, size, stored, kept
         self._at: dict[int, _Run] = {}  # by the number of a block
         self._edges: list[int] = []
         self._streaks: OrderedDict[int, int] = OrderedDict()  # where a view ended -> bytes in a row up to there
         self._scattered = 0
 
     def fetched(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Bytes [start, stop) from the host."""
+        """Bytes [start, stop) from the host, or from the cache as far as they are there."""
+        if self._cached is None:
+            return self._asked(start, stop)
+        return self._cached.filled(start, stop, self._asked)
+
+    def _asked(self, start: int, stop: int) -> NDArray[np.uint8]:
         return filled(self.name, start, stop, self._stored.stream)
 
     def drop(self, run: _Run) -> None:
@@ -212,14 +228,14 @@ class RemoteFile:
     def _whole(self, start: int, stop: int) -> NDArray[np.uint8]:
         """More than is kept, fetched by several connections into one array."""
         result = np.empty(stop - start, np.uint8)
-        first = start // BLOCK * BLOCK
-        runs = [_Run(self, at, min(stop, at + RUN)) for at in range(first, stop, RUN)]
+        first, last = start // BLOCK * BLOCK, min(self.size, -(-stop // BLOCK) * BLOCK)
+        runs = [_Run(self, at, min(last, at + RUN)) for at in range(first, last, RUN)]
         for run in runs[1:CONNECTIONS]:
             _helpers.do(run.fetch)
         for number, run in enumerate(runs):
             if number and number + CONNECTIONS - 1 < len(runs):
                 _helpers.do(runs[number + CONNECTIONS - 1].fetch)
-            data = run.bytes()[max(start - run.start, 0) :]
+            data = run.bytes()[max(start - run.start, 0) : stop - run.start]
             at = max(run.start - start, 0)
             result[at : at + len(data)] = data
             run.data = None

@@ -49,6 +49,13 @@ class Entry:
     stored: Stored
     digest: Digest | None = None
 
+    @property
+    def identity(self) -> str | None:
+        """What no file of other bytes has that was or will be there; None where its host says no such thing."""
+        if self.digest is not None and self.digest.kind in ("sha256", "git"):
+            return f"{self.digest.kind} {self.digest.text}"
+        return self.stored.identity
+
 
 def checked(name: str, entries: Iterable[Entry]) -> list[Entry]:
     """The files that a host lists, as far as they can be files here.

@@ -18,13 +18,15 @@ from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
 
-from converter.address import Address, address_of, base
+from converter.address import STORES, Address, address_of, base
 from converter.errors import CorruptFile, MissingPart, OutputError, UnsupportedFeature
 from converter.remote import hub, stores
 from converter.remote.attempts import tried
 from converter.remote.blocks import RUN, RemoteBytes, RemoteFile
+from converter.remote.cache import Cache
+from converter.remote.kept import Kept
 from converter.remote.listing import Entry, checked
-from converter.remote.settings import online
+from converter.remote.settings import online, settings
 from converter.remote.web import WebFile
 from converter.storage.files import AT_ONCE, stands_for
 
@@ -112,8 +114,8 @@ def _there(address: Address, top: Path) -> str:
 
 
 def _make(address: Address, top: Path) -> None:
-    online(address.shown, "download it where that can be done, and give the folder")
-    entries = _LISTINGS[address.scheme](address)
+    cache, origin = _cache(settings().cache), _origin(address.scheme)
+    entries = _listed(address, cache, origin)
     base_made()
     files: dict[Path, Fetched] = {}
     try:
@@ -121,7 +123,7 @@ def _make(address: Address, top: Path) -> None:
             path = top.joinpath(*entry.name.split("/"))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(_pointer(entry), "utf-8")
-            files[path] = Fetched(entry)
+            files[path] = Fetched(entry, None if cache is None else cache.file(address, origin, entry))
     except OSError as error:
         shutil.rmtree(_own(top), ignore_errors=True)
         raise OutputError(f"{address.shown}: no folder can be made for it ({error.strerror})") from error
@@ -129,6 +131,30 @@ def _make(address: Address, top: Path) -> None:
         stands_for(path, file)
     _reached[top] = files
     _fetch_small(top.joinpath(*address.parts), files)
+
+
+def _listed(address: Address, cache: Cache | None, origin: str) -> list[Entry]:
+    """What lies at an address, as its host says, or as it said where it is not to be asked.
+
+    Raises:
+        ConverterError: nobody knows.
+    """
+    if cache is not None and settings().offline and (entries := cache.listed(address, origin)) is not None:
+        return entries
+    online(address.shown, "download it where that can be done, and give the folder")
+    entries = _LISTINGS[address.scheme](address)
+    if cache is not None:
+        cache.remember(address, origin, entries)
+    return entries
+
+
+def _cache(folder: Path | None) -> Cache | None:
+    return None if folder is None else Cache(folder)
+
+
+def _origin(scheme: str) -> str:
+    """Who is asked, where an address alone does not say it."""
+    return hub.endpoint() if scheme == "hf" else stores.endpoint(scheme) if scheme in STORES else ""
 
 
 @cache
@@ -164,9 +190,9 @@ def _fetch_small(path: Path, files: dict[Path, Fetched]) -> None:
 class Fetched:
     """`Elsewhere` of a listed file."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, kept: Kept | None) -> None:
         self.size, self._entry = entry.size, entry
-        self._file = RemoteFile(entry.stored, entry.size)
+        self._file = RemoteFile(entry.stored, entry.size, kept)
         self._lock = threading.Lock()
         self._unlike = secrets.token_hex(16)
         self.here = False
@@ -227,5 +253,5 @@ _LISTINGS: dict[str, Callable[[Address], list[Entry]]] = {
     "hf": hub.listing,
     "http": _web,
     "https": _web,
-    **dict.fromkeys(("s3", "gs", "az"), stores.listing),
+    **dict.fromkeys(STORES, stores.listing),
 }

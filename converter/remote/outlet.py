@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from converter.address import Address, address_of, is_elsewhere
+from converter.address import STORES, Address, address_of, is_elsewhere
 from converter.errors import UsageError
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout
 from converter.storage.output import Output
 
-STORES = ("s3", "gs", "az")
 SCHEMES = ("hf", *STORES)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 
 from converter.errors import OutputError
 
@@ -18,15 +19,18 @@ class Settings:
     """How addresses are read.
 
     Attributes:
-        offline: ask no host; to reach for an address is an error.
+        offline: ask no host; to reach for an address is an error, but for what is in the cache.
+        cache: a folder that keeps what is fetched for other runs; it is made where it is not there.
     """
 
     offline: bool = False
+    cache: Path | None = None
 
     @classmethod
     def of_environment(cls) -> Settings:
-        """As `HF_HUB_OFFLINE` says."""
-        return cls(os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE)
+        """As `HF_HUB_OFFLINE` and `CONVERTER_CACHE` say."""
+        folder = os.environ.get("CONVERTER_CACHE")
+        return cls(os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE, Path(folder) if folder else None)
 
 
 _settings: ContextVar[Settings | None] = ContextVar("settings", default=None)

@@ -103,6 +103,10 @@ class ObjectFile:
         self.size: int | None = size
         self._store, self._key = store, key
 
+    @property
+    def identity(self) -> str | None:
+        return None if self.tag is None or self.tag.startswith("W/") else self.tag
+
     def stream(self, start: int, stop: int) -> Iterator[memoryview]:
         """Bytes [start, stop) as they arrive.
 
@@ -153,6 +157,12 @@ def _said(error: Exception) -> str:
     return "" if code is None else f" ({code[1]})"
 
 
+def endpoint(scheme: str) -> str:
+    """The store that the environment names; "" for its maker's."""
+    names, _ = _ENDPOINTS[scheme]
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
 @cache
 def store_of(scheme: str, bucket: str, retries: int = 0) -> Any:
     """A bucket or a container.
@@ -169,10 +179,9 @@ def store_of(scheme: str, bucket: str, retries: int = 0) -> Any:
     client: dict[str, Any] = {"connect_timeout": timedelta(seconds=CONNECT), "timeout": timedelta(seconds=10 * READ)}
     given: dict[str, Any] = {}
     config = _aws() if scheme == "s3" else {}
-    names, key = _ENDPOINTS[scheme]
-    if endpoint := next((os.environ[name] for name in names if os.environ.get(name)), ""):
-        config[key] = endpoint
-        client["allow_http"] = endpoint.startswith("http:")
+    if another := endpoint(scheme):
+        config[_ENDPOINTS[scheme][1]] = another
+        client["allow_http"] = another.startswith("http:")
         if scheme == "gs":  # an emulator knows nobody
             given["credential_provider"] = lambda: {"token": "nobody", "expires_at": None}
     first, longest = timedelta(seconds=attempts.FIRST), timedelta(seconds=attempts.LONGEST)

@@ -209,6 +209,7 @@ class WebFile:
         name: the address for people.
         size: bytes; None before the first answer.
         tag: what tells it from the same file after it was changed (ETag, or else the time); None where nothing does.
+        identity: a strong ETag (RFC 9110, 8.8.1), which no other file of this address has.
     """
 
     def __init__(
@@ -216,6 +217,7 @@ class WebFile:
     ) -> None:
         self.name, self.size = name, size
         self.tag: str | None = None
+        self.identity: str | None = None
         self._url, self._secret, self._hint = url, dict(secret), hint
         self._lasts: str | None = None  # where redirects led; its signature lasts for a while
 
@@ -266,10 +268,11 @@ class WebFile:
             size = int(answer.headers["content-length"])
         else:
             raise UnsupportedFeature(f"{self.name}: its host gives no parts of files; download it first")
-        tag = answer.headers.get("etag", answer.headers.get("last-modified"))
-        tag = None if tag is None else tag.removeprefix("W/")
+        etag = answer.headers.get("etag")
+        tag = answer.headers.get("last-modified") if etag is None else etag.removeprefix("W/")
         if self.size is None:
             self.size, self.tag = size, tag
+            self.identity = etag if etag is not None and etag.startswith('"') else None
         self.tag = self.tag or tag
         if (size, tag or self.tag) != (self.size, self.tag):
             raise changed(self.name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hosts import FAULTS, SIGNATURE, TOKEN, Host, serving
+from support.hosts import FAULTS, SIGNATURE, TOKEN, Host, named, serving
 from support.models import build_model
 from support.paths import FIXTURES
 from support.sparse import llama, shapes, shards
@@ -59,22 +59,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def host(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Host]:
+def host(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     with serving(Host(models)) as served:
-        named(served, monkeypatch, tmp_path)
+        named(served, monkeypatch)
         yield served
-
-
-def named(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The environment leads to the host."""
-    monkeypatch.setenv("HF_ENDPOINT", host.url)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", host.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOBODYSKEY")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobodysSecretKey")
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host.url)
-    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", host.url)
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "nobody")
-    monkeypatch.setenv("AZURE_SKIP_SIGNATURE", "true")
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -184,7 +172,7 @@ def test_a_huge_model_is_looked_at_for_a_few_megabytes(
     huge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(Host(huge)) as host:
-        named(host, monkeypatch, tmp_path)
+        named(host, monkeypatch)
         found = inspect("hf://org/huge")
         assert found.tensor_bytes > 800e9 and len(found.files) > 150
         assert host.total < 4e6, "a block of each file, and what is beside them"
@@ -207,7 +195,7 @@ def test_a_conversion_fetches_every_byte_once(tmp_path: Path, monkeypatch: pytes
     needed = sum(path.stat().st_size for path in folder.iterdir())
     assert needed > 100e6
     with serving(Host(tmp_path / "root")) as host:
-        named(host, monkeypatch, tmp_path)
+        named(host, monkeypatch)
         convert("hf://org/middle", tmp_path / "x.gguf", Request(quant="q8_0", no_tokenizer=True), threads=4)
         assert needed <= host.total <= 1.01 * needed
         assert sum(host.asked.values()) < needed / 1e6
@@ -293,7 +281,7 @@ def test_a_host_that_is_too_slow(bucket: Host, tmp_path: Path, monkeypatch: pyte
 def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Host(tmp_path)) as host:
         pass
-    named(host, monkeypatch, tmp_path)
+    named(host, monkeypatch)
     for given in EVERYWHERE:
         with pytest.raises(OutputError, match="in 6 attempts"):
             open_checkpoint(source(host, given))
@@ -318,7 +306,7 @@ def test_the_token_goes_to_the_hub_alone_and_nowhere_else(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with serving(Host(models)) as cdn, serving(Host(models, token=TOKEN, cdn=cdn.url)) as hub:
-        named(hub, monkeypatch, tmp_path)
+        named(hub, monkeypatch)
         out = tmp_path / "x.gguf"
         assert main(["hf://org/model", str(out), "-q", "q8_0", "--verify", "--json"]) == 0
         assert main(["hf://org/model", f"{tmp_path}/folder/", "--debug"]) == 0

@@ -23,6 +23,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+import pytest
+
 TOKEN = "hf_ThisIsNobodysToken"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIGNATURE = "NobodysSignature"
@@ -481,3 +483,15 @@ def serving(host: Host) -> Iterator[Host]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment leads to the host."""
+    monkeypatch.setenv("HF_ENDPOINT", host.url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", host.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOBODYSKEY")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobodysSecretKey")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host.url)
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", host.url)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "nobody")
+    monkeypatch.setenv("AZURE_SKIP_SIGNATURE", "true")
