@@ -318,6 +318,7 @@
     const found = await ask("files", { path });
     $("folder").textContent = found.path;
     const open = (entry) => () => { $("files").close(); choosing.done(entry.path); };
+    $("whole").onclick = () => { $("files").close(); choosing.done(found.path); };
     $("entries").replaceChildren(
       ...(found.up ? [h("li", {}, h("button", { type: "button", onclick: () => showFolder(found.up) }, ".."))] : []),
       ...found.entries.map((entry) => h("li", {},
@@ -346,7 +347,9 @@
     $("facts").textContent = [model.architecture ?? model.format, count(model.parameters), bytes(model.bytes),
       `${bits.toFixed(2)} bits`, plural(model.tensors.length, "tensor")].join("  ·  ");
     $("again").hidden = !model.tensors.some((row) => !(row[2] in PLAIN) && (state.about.bits[row[2]] ?? 8) < 9);
-    $("target").value = `${model.name.replace(/\.(gguf|safetensors|bin|pt|pth|onnx)$/, "")}-${$("quant").value.toUpperCase()}.gguf`;
+    $("target").value = `${model.name.replace(/\.(gguf|safetensors|bin|pt|pth|onnx)$/, "")}.gguf`;
+    $("imatrix").value = "";
+    named();
     $("tensor").hidden = true;
     for (const id of ["planned", "grid", "cell", "costs", "curve", "made", "proof", "differences", "chips"]) $(id).replaceChildren();
     for (const verb of ["compare", "convert", "verify", "diff"]) $(`${verb}-job`).replaceChildren();
@@ -356,6 +359,7 @@
     filter();
     overview(model);
     document.documentElement.setAttribute("data-opened", model.path);
+    performance.mark("opened");
     await plan();
     await resume();
   });
@@ -448,7 +452,7 @@
 
   function request() {
     const asked = { source: state.model.path, target: $("target").value, tensor_types: state.overrides };
-    for (const id of ["quant", "output_type", "embedding_type"]) if ($(id).value) asked[id] = $(id).value;
+    for (const id of ["quant", "output_type", "embedding_type", "imatrix"]) if ($(id).value) asked[id] = $(id).value;
     for (const id of ["pure", "allow_requantize"]) if ($(id).checked && !$(id).closest("[hidden]:not([role])")) asked[id] = true;
     return asked;
   }
@@ -541,7 +545,7 @@
         ["file", bytes(found.bytes)], ["bits per weight", found.bits_per_weight.toFixed(2)],
         ["of the source", percent(found.bytes / Math.max(1, state.model.bytes))],
         ["disk free", costs.disk_free === null ? "unknown" : bytes(costs.disk_free), costs.fits ? "" : "bad"],
-        ["memory needed", bytes(costs.memory_bytes), costs.tight ? "bad" : ""],
+        ["memory", bytes(costs.memory_bytes), costs.tight ? "bad" : ""],
         ["takes at least", duration(costs.seconds)],
       ]),
       costs.fits ? null : h("p", { class: "note bad" }, "The disk has too little room for this file."),
@@ -703,7 +707,7 @@
     $("proof").replaceChildren(...[
       h("p", {}, h("span", { class: `verdict ${found.passed ? "passed" : "failed"}` }, found.passed ? "PASSED" : "FAILED")),
       cards([
-        ["tensors", whole(sum.tensors)], ["as the encoder makes", whole(sum.reproduced)], ["exact", whole(sum.exact)],
+        ["tensors", whole(sum.tensors)], ["same bytes", whole(sum.reproduced)], ["exact", whole(sum.exact)],
         ["failed", whole(sum.failed), sum.failed ? "bad" : ""], ["signal over noise", sum.sqnr_db === null ? "exact" : `${sum.sqnr_db.toFixed(2)} dB`],
         ["took", duration(found.seconds)],
       ]),
@@ -767,12 +771,12 @@
     const known = state.about.quants.map((each) => each.quant).sort((a, b) => b.length - a.length);
     const stem = $("target").value.replace(/\.gguf$/, "");
     const old = known.find((name) => stem.endsWith(`-${name}`));
-    $("target").value = `${old ? stem.slice(0, -old.length - 1) : stem}-${quant}.gguf`;
+    $("target").value = `${old ? stem.slice(0, -old.length - 1) : stem}${quant && `-${quant}`}.gguf`;
   }
 
   function prepare() {
     const shown = state.about.quants.filter((each) => each.file_type !== null);
-    $("quant").replaceChildren(...shown.map((each) => h("option", { value: each.quant, selected: each.quant === "Q4_K_M" },
+    $("quant").replaceChildren(h("option", { value: "" }, "as in the source"), ...shown.map((each) => h("option", { value: each.quant, selected: each.quant === "Q4_K_M" },
       `${each.quant}${each.imatrix ? "  (needs an importance matrix)" : ""}`)));
     for (const select of document.querySelectorAll("select.type")) {
       select.append(h("option", { value: "" }, "by the recipe"), ...state.about.types.map((name) => h("option", {}, name)));
@@ -788,9 +792,12 @@
     }
     $("filter").addEventListener("input", filter);
     $("choose").addEventListener("click", () => choose(openModel));
-    for (const button of document.querySelectorAll(".pick")) button.addEventListener("click", () => choose((path) => { $(button.dataset.for).value = path; }));
+    for (const button of document.querySelectorAll(".pick")) button.addEventListener("click", () => choose((path) => {
+      $(button.dataset.for).value = path;
+      if (button.dataset.for === "imatrix") plan();
+    }));
     $("quant").addEventListener("change", named);
-    for (const id of ["quant", "output_type", "embedding_type", "pure", "allow_requantize"]) $(id).addEventListener("change", planSoon);
+    for (const id of ["quant", "output_type", "embedding_type", "pure", "allow_requantize", "imatrix"]) $(id).addEventListener("change", planSoon);
     $("target").addEventListener("input", planSoon);
     const sent = (id, work) => $(id).addEventListener("submit", (event) => { event.preventDefault(); if (state.model) work(); });
     sent("types", plan);

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from converter.cli.arguments import file_path
@@ -69,7 +70,14 @@ def run(args: argparse.Namespace) -> Outcome:
             pass
     jobs = [{"verb": job.verb, "state": job.state} for job in state.jobs.all()]
     found = {"read": str(state.roots.read), "write": str(state.roots.write), "jobs": jobs}
-    return Outcome(lambda: found, lambda: None)
+    return Outcome(lambda: found, lambda: _farewell(jobs))
+
+
+def _farewell(jobs: Sequence[Mapping[str, str]]) -> None:
+    """What the end broke off."""
+    for job in jobs:
+        if job["state"] == "cancelled":
+            print(f"{job['verb']}: cancelled; nothing was written", file=sys.stderr)
 
 
 def _announce(args: argparse.Namespace, address: str, number: int) -> None:
