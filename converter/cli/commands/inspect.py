@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import positive, report_argument, size, source_path
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     """Describe a file or folder."""
     from converter.inspection.describe import inspect
-    from converter.reports.files import check_reports, write_report
+    from converter.reports.files import check_reports, report, write_report
 
     check_reports("inspect", args.report, inputs=[args.source])
     description = inspect(args.source, format=args.source_type, rank=args.rank)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> Outcome:
     def data() -> dict[str, Any]:
         return description.as_dict(full=args.all) | ({"tree": description.tree.as_dict()} if args.tree else {})
 
-    return Outcome(data, lambda: _show(description, args))
+    return Outcome(data, lambda: _show(description, args), report=partial(report, "inspect", description))
 
 
 def _show(description: Description, args: argparse.Namespace) -> None:

@@ -29,7 +29,14 @@ VERB = Verb(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is shown, and where."""
     add = parser.add_argument
-    add("path", metavar="PATH", nargs="?", type=file_path, default=Path("."), help="a model, or a folder of models (.)")
+    add(
+        "source",
+        metavar="PATH",
+        nargs="?",
+        type=file_path,
+        default=Path("."),
+        help="a model, or a folder of models (.)",
+    )
     add("--out", metavar="DIR", type=file_path, default=Path("."), help="folder that outputs go to (.)")
     add("--port", metavar="N", type=port, default=0, help="port on 127.0.0.1 (default: any that is free)")
     add("--no-browser", action="store_true", help="only say the address (the default without a terminal)")
@@ -60,7 +67,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.ui.routes import State
     from converter.ui.server import serving
 
-    state = State(Roots.of(args.path, args.out))
+    state = State(Roots.of(args.source, args.out))
     with serving(state, args.port) as server:
         _announce(args, server.address, server.server_port)
         try:
