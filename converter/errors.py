@@ -261,7 +261,8 @@ def _below(kind: type[ConverterError]) -> list[type[ConverterError]]:
 
 @contextmanager
 def about(source: Path) -> Iterator[None]:
-    """Errors that pass through name `source`, the file or folder that was given; usage errors need not.
+    """Errors that pass through name `source`, the file or folder that was given; usage errors need not, nor those that
+    begin with the option whose file they are about.
 
     What may not be read, or looked into, is an OutputError, wherever it was met.
     """
@@ -272,7 +273,7 @@ def about(source: Path) -> Iterator[None]:
     except PermissionError as error:
         raise OutputError(f"{error.filename or source}: {error.strerror or 'permission denied'}") from error
     except ConverterError as error:
-        if not re.search(rf"(?<![\w.-]){re.escape(source.name)}(?![\w.-])", str(error)):
+        if not re.search(rf"^--|(?<![\w.-]){re.escape(source.name)}(?![\w.-])", str(error)):
             joint = f"{source.name} -> " if isinstance(error, OutputError) else f"{source}: "
             error.args = (f"{joint}{error}",)
         raise

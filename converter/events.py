@@ -282,6 +282,34 @@ class NoImportance(Event):
 
 
 @dataclass(frozen=True)
+class ImportanceNeeded(Event):
+    """A plan was made as with an importance matrix, which its type cannot do without, and none was given."""
+
+    tensor: str
+    type: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.type} needs an importance matrix; to convert, pass --imatrix FILE"
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        kinds = _counts(event.type for event in events)
+        return [f"{len(events)} tensors need an importance matrix: {kinds}; to convert, pass --imatrix FILE"]
+
+
+@dataclass(frozen=True)
+class ReadAs(Event):
+    """--arch names another architecture than config.json does."""
+
+    asked: str
+    own: str
+    loss: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"read as {self.asked}, as asked, though config.json says {self.own}"
+
+
+@dataclass(frozen=True)
 class NotFinite(Event):
     """NaN or infinity in a source tensor."""
 

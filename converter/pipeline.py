@@ -45,13 +45,16 @@ def plan(source: PathLike | Source, target: PathLike, request: Request | None = 
     return plan_several(source, target, [request or Request()])[0]
 
 
-def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence[Request]) -> list[Plan]:
+def plan_several(
+    source: PathLike | Source, target: PathLike, requests: Sequence[Request], *, foreseen: bool = False
+) -> list[Plan]:
     """The plans of several outputs of one source, which is opened once; the requests differ in `quant` alone.
 
     Args:
         source: as for `convert`.
         target: a folder, or a file whose name has `{quant}` in it.
         requests: one for each output.
+        foreseen: plan for an importance matrix that a type needs, though none is given; such a plan only tells.
 
     Raises:
         ConverterError: whatever makes one of them impossible, as its kind.
@@ -72,9 +75,9 @@ def plan_several(source: PathLike | Source, target: PathLike, requests: Sequence
         try:
             with span("plan", format=writer.name, quant=_quants(requests)) as told:
                 if len(requests) == 1:
-                    plans = [build(opened, path, writer, request, source=source, unnamed=unnamed)]
+                    plans = [build(opened, path, writer, request, source=source, unnamed=unnamed, foreseen=foreseen)]
                 else:
-                    plans = build_several(opened, path, writer, requests, source, unnamed=unnamed)
+                    plans = build_several(opened, path, writer, requests, source, unnamed=unnamed, foreseen=foreseen)
                 told.set_attribute("converter.bytes", _nbytes(plans))
             opened = plans[0].checkpoint
             for made in plans:

@@ -6,10 +6,11 @@ Sources: the layouts that PEFT, diffusers, huggingface_hub, Ollama and clients o
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
-from converter.errors import ConverterError
+from converter.errors import ConverterError, short
 from converter.formats.hub import has_weights
 from converter.storage.json import read_json
 
@@ -17,7 +18,7 @@ from converter.storage.json import read_json
 _FOLDERS: tuple[tuple[str, str, str], ...] = (
     (
         "adapter_config.json",
-        "PEFT adapter, which changes a base model and is none itself",
+        "PEFT adapter{of}, which changes a base model and is none itself",
         "merge it while its base is converted: convert BASE OUT --lora FOLDER\n"
         "or make a GGUF adapter of it: convert FOLDER adapter.gguf --base BASE",
     ),
@@ -42,8 +43,24 @@ def foreign_folder(path: Path) -> str | None:
     if (path / "oci-layout").is_file() and (index := _json(path / "index.json")):
         entries = (_blob(path, each) for each in _list(index.get("manifests")))
         return next((says for entry in entries if entry and (says := packed(entry))), None)
-    found = (f"is a {what}\n{advice}" for pattern, what, advice in _FOLDERS if any(path.glob(pattern)))
-    return next(found, None)
+    found = ((what, advice) for pattern, what, advice in _FOLDERS if any(path.glob(pattern)))
+    what, advice = next(found, ("", ""))
+    base = (_json(path / "adapter_config.json") or {}).get("base_model_name_or_path")
+    of = f" of {short(base)[1:-1]}" if isinstance(base, str) and base else ""
+    return f"is a {what.format(of=of)}\n{advice}" if what else None
+
+
+def foreign_file(path: Path, start: bytes) -> str | None:
+    """What a file that begins with `start` is beside a model, where that is known; with what to do about it."""
+    if len(start) < 8:
+        return None
+    count, length = struct.unpack_from("<ii", start)  # of entries, and of the first one's name
+    if not (0 < count < 1 << 20 and 0 < length < 256 and re.fullmatch(rb"[\w.-]+", start[8 : 8 + length])):
+        return None
+    return (
+        f"is an importance matrix of llama-imatrix ({count} entries), which goes beside a model\n"
+        f"convert MODEL OUT -q TYPE --imatrix {path.name}"
+    )
 
 
 def packed(path: Path) -> str | None:

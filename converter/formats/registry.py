@@ -20,7 +20,7 @@ from converter.address import is_elsewhere
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingPart, OutputError, UnknownFormat, UnsupportedFeature, UsageError, about
 from converter.formats.base import Format, head
-from converter.formats.foreign import foreign_folder, hub_name, packed
+from converter.formats.foreign import foreign_file, foreign_folder, hub_name, packed
 from converter.formats.hub import folder_assets
 from converter.formats.peft import is_adapter, open_adapter
 from converter.plugins import BrokenPlugin, plugins
@@ -61,7 +61,7 @@ def source_format(path: Path, name: str | None = None) -> Format:
     Raises:
         UnknownFormat: nothing reads it; the message lists what can be read.
         MissingPart: a pointer, a web page or an unfinished download lies in the file's place.
-        UnsupportedFeature: a folder that is known to hold something else.
+        UnsupportedFeature: a folder or a file that is known to hold something else.
         OutputError: no such file, or it may not be read; what an address names is reached for.
     """
     reach(path)
@@ -86,6 +86,8 @@ def source_format(path: Path, name: str | None = None) -> Format:
     matches = [each for each in readers() if _sniffs(each, path, start)]
     matches.sort(key=lambda each: path.suffix.lower() not in each.extensions)
     if not matches:
+        if says := foreign_file(path, start):
+            raise UnsupportedFeature(f"{path}: {says}")
         known = ", ".join(each.name for each in readers())
         raise UnknownFormat(f"{path}: not a format that can be read (known: {known})\n`convert formats` lists them")
     return matches[0]

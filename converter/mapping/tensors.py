@@ -24,7 +24,7 @@ from converter.errors import (
     UnmatchedTensor,
     UsageError,
 )
-from converter.events import Dropped, Event, Ignored, MetadataLost, Note
+from converter.events import Dropped, Event, Ignored, MetadataLost, Note, ReadAs
 from converter.formats.hub import module_of
 from converter.mapping.companions import asks_base, with_companions
 from converter.mapping.detect import (
@@ -281,7 +281,7 @@ def _contradicted(config: Mapping[str, Any], architecture: Architecture, name: s
     except ArchitectureError:
         return
     if own.gguf != architecture.gguf:
-        yield Note(f"read as {architecture.gguf}, as asked, though config.json says {own.gguf}")
+        yield ReadAs(architecture.gguf, own.gguf)
 
 
 def _anywhere(rule: TensorRule, block: int | None) -> bool:

@@ -20,13 +20,14 @@ def build(
     *,
     source: Source | None = None,
     unnamed: bool = False,
+    foreseen: bool = False,
 ) -> Plan:
     """Decide everything about a conversion of `opened`, which came from `source`; other arguments are `begin`'s.
 
     Raises:
         ConverterError: whatever makes it impossible, as its kind.
     """
-    made = run(begin(opened, target, request, path, unnamed=unnamed), PASSES)
+    made = run(begin(opened, target, request, path, unnamed=unnamed, foreseen=foreseen), PASSES)
     return finished(made, source or Source(opened.path))
 
 

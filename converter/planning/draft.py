@@ -39,6 +39,7 @@ class Draft:
         packed: the scheme's tensors and settings, where a folder's weights are packed by one.
         matrix: the importance matrix, once it is open.
         weighted: whether types are chosen for encoders that follow one, be it at hand or not.
+        foreseen: whether one that is needed and not at hand is planned for; such a plan cannot be carried out.
         read: the tensors as they were read, under their new names.
         intermediate: the same in the types of the implied intermediate file.
         choices: the type of each tensor of the output, and why.
@@ -60,6 +61,7 @@ class Draft:
     packed: Packed | None = None
     matrix: ImportanceMatrix | None = None
     weighted: bool = False
+    foreseen: bool = False
     read: Mapping[str, LazyTensor] = field(default_factory=dict)
     intermediate: Mapping[str, LazyTensor] = field(default_factory=dict)
     choices: Mapping[str, Choice] = field(default_factory=dict)
@@ -136,7 +138,13 @@ Pass = Callable[[Draft], Draft]
 
 
 def begin(
-    opened: Checkpoint, target: Format, request: Request, path: Path | None = None, *, unnamed: bool = False
+    opened: Checkpoint,
+    target: Format,
+    request: Request,
+    path: Path | None = None,
+    *,
+    unnamed: bool = False,
+    foreseen: bool = False,
 ) -> Draft:
     """The draft that the first pass gets.
 
@@ -146,13 +154,14 @@ def begin(
         request: what shall become of the source.
         path: the output; not asked for by those who do not lay it out.
         unnamed: `path` is a folder, and the file gets the name that the convention gives it.
+        foreseen: an importance matrix that is needed and not at hand is planned for.
     """
     if opened.stored is not None and _keeps_structure(opened, target, request, unnamed):
         opened = opened.stored.replace(opened=opened.opened)
     report = Report(strict=request.output.strict)
     report.extend(list(opened.events))
     planned, watch = route(opened, target, request), Watch(request.output.strict)
-    return Draft(opened, opened, target, path or Path(), request, report, watch, planned, unnamed)
+    return Draft(opened, opened, target, path or Path(), request, report, watch, planned, unnamed, foreseen=foreseen)
 
 
 def _keeps_structure(opened: Checkpoint, target: Format, request: Request, unnamed: bool) -> bool:

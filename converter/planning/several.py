@@ -22,7 +22,14 @@ from converter.storage.layout import Layout
 
 
 def build_several(
-    opened: Checkpoint, path: Path, target: Format, requests: Sequence[Request], source: Source, *, unnamed: bool
+    opened: Checkpoint,
+    path: Path,
+    target: Format,
+    requests: Sequence[Request],
+    source: Source,
+    *,
+    unnamed: bool,
+    foreseen: bool = False,
 ) -> list[Plan]:
     """A plan for each of `requests`, which differ in `quant` alone; other arguments are `build`'s.
 
@@ -32,13 +39,17 @@ def build_several(
         UsageError: two of them would be one file.
         ConverterError: as `build`.
     """
-    first = run(begin(opened, target, requests[0], path, unnamed=unnamed), (*ASKED, *MODEL, open_matrix))
+
+    def begun(request: Request) -> Draft:
+        return begin(opened, target, request, path, unnamed=unnamed, foreseen=foreseen)
+
+    first = run(begun(requests[0]), (*ASKED, *MODEL, open_matrix))
     models = {meaning(requests[0].types): first}
     plans: list[Plan] = []
     for request in requests:
         key = meaning(request.types)
         if key not in models:  # codes of the source stay in some quants, say, and not in others
-            other = run(begin(opened, target, request, path, unnamed=unnamed), (*ASKED, *MODEL))
+            other = run(begun(request), (*ASKED, *MODEL))
             models[key] = replace(other, matrix=first.matrix, weighted=first.weighted)
         plans.append(finished(_own(models[key], request, first=not plans), source))
     names = [file.path for plan in plans for file in plan.layout.files]

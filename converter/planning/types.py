@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from converter.architectures import traits_of
-from converter.errors import QuantizationError, UsageError
-from converter.events import Decoded, Note, Report
+from converter.errors import OutputError, QuantizationError, UsageError
+from converter.events import Decoded, ImportanceNeeded, Note, Report
 from converter.formats.base import Format
 from converter.metadata import Array, Value
 from converter.planning.draft import Draft
 from converter.planning.graph import for_graph, for_trace
 from converter.quant import imatrix
-from converter.quant.recipes import Choice, ModelFacts, Options, TensorSpec, assign, recipe
+from converter.quant.imatrix import Foreseen
+from converter.quant.recipes import Choice, ModelFacts, Options, TensorSpec, assign, needs_imatrix, recipe
 from converter.storage.files import remembering
 from converter.tensors.dtypes import F32, DType, dtype
-from converter.tensors.tensor import LazyTensor
+from converter.tensors.kernels import needs_importance
+from converter.tensors.tensor import LazyTensor, TensorInfo
 
 
 def open_matrix(draft: Draft) -> Draft:
@@ -27,8 +30,11 @@ def open_matrix(draft: Draft) -> Draft:
     types = draft.request.types
     if types.imatrix is None:
         return draft
-    with remembering(draft.checkpoint.opened):
-        matrix = imatrix.open_imatrix(types.imatrix, types.include_weights, types.exclude_weights)
+    try:
+        with remembering(draft.checkpoint.opened):
+            matrix = imatrix.open_imatrix(types.imatrix, types.include_weights, types.exclude_weights)
+    except OutputError as error:  # it is another file than what is converted
+        raise type(error)(f"--imatrix {error}") from error
     own = draft.checkpoint
     own = own.replace(files=(*own.files, matrix.path), closers=(*own.closers, matrix.close))
     return replace(draft, checkpoint=own, matrix=matrix, weighted=True)
@@ -57,7 +63,7 @@ def _by_recipe(draft: Draft) -> dict[str, Choice]:
         embedding_type=types.embedding_type,
         leave_output=types.leave_output,
         no_fallback=types.no_fallback,
-        has_imatrix=draft.weighted,
+        has_imatrix=draft.weighted or _is_foreseen(draft),
     )
     choices = assign(draft.recipe or recipe("COPY"), specs, _facts(draft), options)
     if draft.recipe is None:
@@ -74,6 +80,17 @@ def _of_ggml(name: str, choice: Choice, draft: Draft) -> Choice:
         return choice
     draft.report.add(Decoded(name, choice.type, F32.name))
     return Choice(F32.name, f"GGUF cannot hold {choice.type}")
+
+
+def _is_foreseen(draft: Draft) -> bool:
+    """Whether types are those that an importance matrix gives, which is not at hand."""
+    own = draft.recipe
+    return draft.foreseen and draft.matrix is None and own is not None and own.base in own.needs_imatrix
+
+
+def _needs(draft: Draft, info: TensorInfo, types: Mapping[str, str]) -> bool:
+    assert draft.recipe is not None
+    return needs_imatrix(draft.recipe, info.name, types[info.name]) or needs_importance(dtype(types[info.name]))
 
 
 def _facts(draft: Draft) -> ModelFacts:
@@ -137,6 +154,10 @@ def weigh(draft: Draft) -> Draft:
         return draft
     infos = [tensor.info for tensor in draft.checkpoint.tensors.values()]
     types = {name: choice.type for name, choice in draft.choices.items()}
+    if _is_foreseen(draft):
+        wanted = [info for info in infos if info.dtype.name != types[info.name] and _needs(draft, info, types)]
+        draft.report.extend([ImportanceNeeded(info.name, types[info.name]) for info in wanted])
+        return replace(draft, weights={info.name: Foreseen(info) for info in wanted})
     weights, events = imatrix.assign_weights(draft.matrix, draft.recipe, infos, types)
     draft.report.extend(events)
     return replace(draft, weights=weights)

@@ -16,6 +16,7 @@ llama-quantize; where they crash or go on with nonsense, this raises.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,6 +131,20 @@ def _file_name(path: str | bytes) -> Value:
         return Value("str", name.decode("utf-8"))
     except UnicodeDecodeError:
         return Value("str", name)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """Weights of a tensor by a matrix that is not at hand: of a plan that only tells."""
+
+    info: TensorInfo
+    matrix: str = "none"
+
+    def __len__(self) -> int:
+        return math.prod(self.info.shape[:-2])
+
+    def __getitem__(self, matrix: int) -> Floats:
+        raise MissingImportance(f"{self.info.name}: was planned for an importance matrix; pass --imatrix FILE")
 
 
 # --------------------------------------------------------------------------------------------- reading

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import importance
 from support.builders import llama_folder
 
 import converter
+from converter.cli.main import main
 from converter.errors import ConverterError, CorruptFile, OutputError, UnsupportedFeature
 from converter.formats.registry import open_checkpoint
 
@@ -95,3 +97,18 @@ def test_a_folder_is_named_even_where_its_name_begins_a_files(tmp_path: Path) ->
     with pytest.raises(ConverterError) as caught:
         converter.convert(folder, tmp_path / "m.gguf")
     assert str(caught.value).startswith(f"{folder}: tokenizer.model: is a Git LFS pointer")
+
+
+def test_an_importance_matrix_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    path = importance.FIXTURES / "stories260K.dat"
+    assert main(["inspect", str(path)]) == 12
+    said = capsys.readouterr().err
+    assert "is an importance matrix of llama-imatrix (35 entries)" in said and "--imatrix stories260K.dat" in said
+
+
+def test_an_adapter_says_what_it_is_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "adapter_config.json"
+    for content, of in (('{"base_model_name_or_path": "org/base"}', " of org/base"), ("[]", ""), ("{}", "")):
+        config.write_text(content)
+        assert main(["inspect", str(tmp_path)]) == 12
+        assert f"is a PEFT adapter{of}, which changes a base model" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import converter
 from converter import Request
 from converter.architectures import architectures
 from converter.errors import ArchitectureError, OutputError
+from converter.events import ReadAs
 from converter.formats.safetensors import open_safetensors
 from converter.mapping.architecture_file import read_architecture
 from converter.tensors.ops import At, Rope, Split
@@ -152,7 +153,8 @@ def test_another_architecture_than_the_configs_own_is_said(tmp_path: Path) -> No
     builders.llama_folder(tmp_path / "m")
     plan = converter.plan(tmp_path / "m", tmp_path / "m.gguf", Request(arch="qwen2", no_tokenizer=True))
     plan.checkpoint.close()
-    assert "read as qwen2, as asked, though config.json says llama" in [str(event) for event in plan.report.events]
+    (told,) = (event for event in plan.report.events if isinstance(event, ReadAs))
+    assert (told.asked, told.own, told.loss) == ("qwen2", "llama", True)
 
 
 def test_the_example_of_the_documentation(tmp_path: Path) -> None:

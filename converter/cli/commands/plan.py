@@ -9,7 +9,7 @@ from converter.cli.arguments import requests_of, source_of, target_of
 from converter.cli.commands import convert
 from converter.cli.console import print_events, print_table, warn
 from converter.cli.verbs import Outcome, Verb
-from converter.text import human_bytes
+from converter.text import counted, human_bytes
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter import pipeline
     from converter.planning.preflight import preflight
 
-    plans = pipeline.plan_several(source_of(args), target_of(args), requests_of(args))
+    plans = pipeline.plan_several(source_of(args), target_of(args), requests_of(args), foreseen=True)
     plans[0].checkpoint.close()
     costs = preflight(plans, args.threads)
 
@@ -66,6 +66,6 @@ def _show(plan: Plan) -> None:
     titles = ["tensor", "shape", "from", "to", "bytes", *(["codes"] if arrived else []), "rule"]
     print_table(titles, rows, right=(4,))
     print(
-        f"\n{len(plan.layout.files)} file(s), {plan.total_bytes:,} bytes ({human_bytes(plan.total_bytes)}), "
+        f"\n{counted(len(plan.layout.files), 'file')}, {plan.total_bytes:,} bytes ({human_bytes(plan.total_bytes)}), "
         f"{plan.n_parameters:,} parameters, {plan.bits_per_weight:.2f} bits per weight"
     )
