@@ -142,6 +142,11 @@ class Array:
 Metadata = dict[str, Value | Array]
 
 
+def spelled(value: Value) -> str:
+    """A scalar for people: of an F32, the shortest decimal that is the same, 0.8 and not 0.800000011920929."""
+    return str(np.float32(value.value)) if value.type == "f32" else str(value.value)
+
+
 def text(value: str) -> Value:
     """A string value."""
     return Value("str", value)

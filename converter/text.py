@@ -68,12 +68,38 @@ def human_seconds(count: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
-    """Lines of columns as wide as they need, those in `right` flush right; plain, so that it can be piped."""
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = (), width: int | None = None
+) -> list[str]:
+    """Lines of columns as wide as they need, those in `right` flush right; plain, so that it can be piped.
+
+    Where lines would be longer than `width`, the widest of the other columns are cut.
+    """
     cells = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     flush = frozenset(right)
+    if width is not None:
+        widths = _narrowed(widths, flush, width)
+        cells = [[_cut(cell, most) for cell, most in zip(row, widths, strict=True)] for row in cells]
     return ["  ".join(_aligned(row, widths, flush)).rstrip() for row in cells]
+
+
+_NARROW = 12  # columns are cut down to that at most
+
+
+def _narrowed(widths: Sequence[int], kept: frozenset[int], width: int) -> list[int]:
+    result, free = list(widths), [at for at, own in enumerate(widths) if at not in kept and own > _NARROW]
+    excess = sum(widths) + 2 * (len(widths) - 1) - width
+    for _ in range(max(0, excess)):
+        widest = max(free, key=lambda at: result[at], default=None)
+        if widest is None or result[widest] == _NARROW:
+            break
+        result[widest] -= 1
+    return result
+
+
+def _cut(cell: str, most: int) -> str:
+    return cell if len(cell) <= most else f"{cell[: most - 3]}..."
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int], right: frozenset[int]) -> Iterable[str]:

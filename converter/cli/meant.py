@@ -46,6 +46,8 @@ OPTIONS = {
     "--output-tensor-type": "--output-type TYPE",
     "--leave-output-tensor": "--leave-output",
     "--format": "--to NAME",
+    "-t": "-q TYPE, or -j N for threads",
+    "-i": "IN, the first argument",
 }
 
 

@@ -38,6 +38,9 @@ class Log(Nothing):
         _say(words)
 
 
+WIDE = 76  # columns that the whole bar takes
+
+
 class Bar(Nothing):
     """A bar with rate and time left."""
 
@@ -55,20 +58,19 @@ class Bar(Nothing):
             BarColumn,
             DownloadColumn,
             Progress,
+            ProgressColumn,
+            TaskProgressColumn,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
 
-        bar = Progress(
-            TextColumn("{task.description:<28.28}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True, force_terminal=self._forced or None),
-            transient=True,
-        )
+        console = Console(stderr=True, force_terminal=self._forced or None)
+        columns: list[ProgressColumn] = [TextColumn("{task.description:<28.28}", markup=False), BarColumn()]
+        columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+        if console.width < WIDE:  # a line that does not fit would be wrapped, and left behind
+            columns = [TaskProgressColumn(), BarColumn(max(4, console.width - 16)), TimeRemainingColumn(compact=True)]
+        bar = Progress(*columns, console=console, transient=True)
         self._task = bar.add_task("", total=now.total)
         try:
             bar.start()

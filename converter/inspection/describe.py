@@ -12,7 +12,7 @@ from converter.errors import ConverterError
 from converter.inspection.tree import Node, tree
 from converter.mapping.recovered import open_model
 from converter.mapping.view import ModelView, view
-from converter.metadata import Array, Metadata, Value
+from converter.metadata import Array, Metadata, Value, spelled
 from converter.request import PathLike, Source
 from converter.tensors.tensor import LazyTensor, TensorInfo
 from converter.text import human_bytes, human_count
@@ -202,7 +202,7 @@ def _printed(value: Value | Array, full: bool) -> str:
         items = value.values[:] if full else value.values[:_SHOWN_ITEMS]
         texts = [str(item) for item in items]
         return "[" + ", ".join(texts) + (", ...]" if len(value) > len(texts) else "]")
-    text = repr(value.value) if value.type == "str" else str(value.value)
+    text = repr(value.value) if value.type == "str" else spelled(value)
     return text if full or len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
 
 

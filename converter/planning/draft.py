@@ -13,14 +13,14 @@ from converter.graphs.profiles import PROFILES, STANDARD, Profile
 from converter.mapping.tensors import Translation
 from converter.planning.calibration import Calibration
 from converter.planning.plan import TRACED, Route, Step, graph_way, route, target_dialect
-from converter.quant.imatrix import ImportanceMatrix, Weights
+from converter.quant.imatrix import ImportanceMatrix
 from converter.quant.recipes import Choice, Recipe, recipe
 from converter.quant.targets import Packed
 from converter.request import KEEP_CODES, Request
 from converter.storage.layout import Layout
 from converter.tensors.bound import EXACT, Bound, Codes, loosest
 from converter.tensors.dtypes import dtype
-from converter.tensors.encode import Watch
+from converter.tensors.encode import Importance, Watch
 from converter.tensors.tensor import LazyTensor
 
 PLAIN = ("F32", "F16", "BF16")
@@ -65,7 +65,7 @@ class Draft:
     read: Mapping[str, LazyTensor] = field(default_factory=dict)
     intermediate: Mapping[str, LazyTensor] = field(default_factory=dict)
     choices: Mapping[str, Choice] = field(default_factory=dict)
-    weights: Mapping[str, Weights] = field(default_factory=dict)
+    weights: Mapping[str, Importance] = field(default_factory=dict)
     layout: Layout | None = None
     calibration: Calibration | None = None
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,25 @@ def test_what_is_no_place_for_a_model(here: Path, capsys: pytest.CaptureFixture[
 def test_two_models_need_two_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(STORIES), "--extract-lora", "4", "lora/"]) == 2
     assert "both IN and OUT" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of Unix")
+@pytest.mark.parametrize("columns", [30, 60, 80])
+def test_nothing_is_wider_than_the_terminal(columns: int, here: Path) -> None:
+    """Tables are cut and the bar is narrow, so that no line of either is wrapped; a pipe gets all."""
+    import pty
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
+        argv = [sys.executable, "-m", "converter", "plan", str(STORIES), "x.gguf", "-q", "q8_0"]
+        os.execve(sys.executable, argv, environment)
+    said = b""
+    with contextlib.suppress(OSError):  # its end
+        while part := os.read(terminal, 1 << 16):
+            said += part
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0
+    rows = [line for line in said.decode().splitlines() if "F32 " in line]
+    assert len(rows) >= 47 and max(map(len, rows)) <= max(columns, 56)
+    assert any("..." in row for row in rows)

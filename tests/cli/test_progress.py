@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -208,3 +209,20 @@ def test_every_long_verb_has_it(verb: str, tmp_path: Path, capsys: pytest.Captur
     found = objects(capsys.readouterr().err)
     assert found[0]["event"] == "start" and found[-1]["event"] == "end"
     assert found[-1]["done"] == found[-1]["total"] > 0 and found[-1]["verb"] == verb
+
+
+@pytest.mark.parametrize(("columns", "narrow"), [(30, True), (60, True), (100, False)])
+def test_a_bar_fits_its_terminal(columns: int, narrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that is wrapped would stay behind."""
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    bar = shown.Bar("convert", "convert", forced=True)
+    with bar as take:
+        assert take is not None
+        for done in (1 << 20, 1 << 30, 900 << 30):
+            take(Progress(done, 900 << 30, "blk.127.ffn_down_exps.weight"))
+            bar._bar.refresh()
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()))
+    assert any("%" in line for line in lines) == narrow and any("blk.127" in line for line in lines) != narrow
+    assert max(map(len, lines)) <= columns

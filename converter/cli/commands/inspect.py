@@ -71,9 +71,9 @@ def _show(description: Description, args: argparse.Namespace) -> None:
         return
     if description.metadata:
         print()
-        print_table(["key", "type", "value"], description.metadata_rows(args.all))
+        print_table(["key", "type", "value"], description.metadata_rows(args.all), full=args.all)
     print()
     shown = description.tensors if args.all else description.tensors[:_MAX_TENSORS]
-    print_table(["tensor", "shape", "type", "bytes"], (tensor.row() for tensor in shown), right=(3,))
+    print_table(["tensor", "shape", "type", "bytes"], (tensor.row() for tensor in shown), right=(3,), full=args.all)
     if len(shown) < len(description.tensors):
         print(f"... {len(description.tensors) - len(shown)} more (--all shows them, --tree sums them up)")
