@@ -78,6 +78,10 @@ $(MOTO)/installed: $(VENV)/tests
 remote: $(MOTO)/installed  ## models in and out of moto's S3 server on loopback
 	CONVERTER_MOTO=$(abspath $(MOTO))/venv/bin/moto_server $(BIN)/python -m pytest -m slow tests/remote/test_moto.py
 
+templates: $(VENV)/tests  ## chat templates for Ollama against Go's own text/template (Debian's golang-go)
+	command -v go || apt-get install --yes --no-install-recommends golang-go
+	$(BIN)/python -m pytest -m slow tests/chat
+
 engines: $(VENV)/tests  ## conversions by workers of Ray and Dask, some of which are killed
 	$(PIP) -e '.[ray,dask]'
 	$(BIN)/python -m pytest -m slow tests/engines
@@ -148,6 +152,6 @@ wheels: $(WHEELS)/installed  ## sdist and wheel for this Linux in dist/, checked
 clean:  ## remove what these targets made
 	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test slow clients exporters remote engines sanitize neon bench fuzz docs wheels clean
+.PHONY: help install demo test slow clients exporters remote templates engines sanitize neon bench fuzz docs wheels clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

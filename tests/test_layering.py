@@ -27,7 +27,7 @@ TIERS = (
     ("tensors",),
     ("storage", "remote", "checkpoint", "architectures"),
     ("formats", "tokenizers"),
-    ("runtimes", "tracing"),
+    ("runtimes", "tracing", "chat"),
     ("quant",),
     ("mapping", "adapters", "inspection"),
     ("graphs",),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from converter.chat import jinja
 from converter.errors import MissingDependency, UsageError
 from converter.extras import package
 from converter.findings import Finding
@@ -147,17 +148,13 @@ def _parser() -> Callable[[str], str]:
     Raises:
         MissingDependency: jinja2 is not installed.
     """
-    jinja2, sandbox = package("jinja2", "parsing it"), package("jinja2.sandbox", "parsing it")
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    jinja2, environment = package("jinja2", "parsing it"), jinja.environment()
 
     def problem(template: str) -> str:
         try:
-            environment.parse(template)
+            environment.parse(jinja.plain(template))
         except jinja2.TemplateSyntaxError as error:
-            known = "unknown tag 'generation'" in str(error.message)  # transformers' own
-            return "" if known else f"does not parse: line {error.lineno}: {str(error.message)[:120]}"
+            return f"does not parse: line {error.lineno}: {str(error.message)[:120]}"
         except (RecursionError, ValueError, OverflowError) as error:
             return f"does not parse: {type(error).__name__}"
         return ""
