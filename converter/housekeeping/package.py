@@ -10,19 +10,20 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from converter.address import is_elsewhere
 from converter.checkpoint import Checkpoint
 from converter.errors import OutputError, OutputExists, UnsupportedFeature, UsageError, about, short
-from converter.events import Event, Note
+from converter.events import Event
 from converter.formats.hub import shard_of
 from converter.formats.registry import open_checkpoint
 from converter.formats.safetensors import INDEX_SUFFIX
 from converter.housekeeping.blobs import Blob, Part, blob_of, blobs_of, is_there
+from converter.housekeeping.ollama import Known, known
 from converter.mapping.view import PARTS, view
 from converter.metadata import number_of, text_of
 from converter.pipeline import write
@@ -59,13 +60,17 @@ _HOST, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
 
 @dataclass(frozen=True)
 class Beside:
-    """What goes into a package beside the model: files, but for the system text."""
+    """What goes into a package beside the model: files, but for the system text.
+
+    `known` is what the model's own keys say in the place of what is not given.
+    """
 
     projector: Path | None = None
     template: Path | None = None
     system: str | None = None
     parameters: Path | None = None
     licences: tuple[Path, ...] = ()
+    known: Known | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,7 @@ def pack(
         if is_elsewhere(checkpoint.path):
             raise UnsupportedFeature(f"{checkpoint.path}: lies elsewhere; download it first")
         called, made = _named(name or _usual_name(checkpoint.path)), KINDS[kind]
+        beside, told = made.completed(checkpoint, beside)
         parts = made.parts(checkpoint, beside)
         for part in parts:
             if isinstance(part.content, Path):
@@ -149,7 +155,7 @@ def pack(
         allowed = force or made.shared  # files of a store that has others
         disk = Disk(layout, replace=force)
         write(checkpoint, disk, force=allowed, threads=threads, progress=progress, claimed=found.extend)
-        said = (*checkpoint.events, *made.events(checkpoint, beside), *found)
+        said = (*checkpoint.events, *told, *found)
     took, place = time.monotonic() - started, entries[0].path
     return Packaged(kind, str(called), place, manifest.digest, tuple(blobs), kept, layout.size, said, took)
 
@@ -198,12 +204,26 @@ def _text(path: Path) -> bytes:
     return data
 
 
-def _projector(path: Path) -> Path:
+def projector_of(path: Path) -> Path:
     """Raises: UsageError, it is no projector; ConverterError, it cannot be read."""
     with open_checkpoint(path) as checkpoint:
         if checkpoint.format != "gguf" or text_of(checkpoint.config, "general.architecture") != "clip":
             raise UsageError(f"{path}: is no projector (a GGUF that --mmproj wrote)")
     return path
+
+
+def ollama_files(checkpoint: Checkpoint, holds: str) -> tuple[Path, ...]:
+    """The files of a whole model in GGUF; `holds` begins what is said of anything else.
+
+    Raises:
+        UnsupportedFeature: it is something else.
+    """
+    path = checkpoint.path
+    if checkpoint.format != "gguf":
+        raise UnsupportedFeature(f"{path}: {holds} GGUF; `convert {path} model.gguf` makes one")
+    if not view(checkpoint).whole:
+        raise UnsupportedFeature(f"{path}: is one of {', '.join(PARTS)}; give the model, and a projector by --mmproj")
+    return checkpoint.files
 
 
 def _one_file(checkpoint: Checkpoint) -> Path:
@@ -212,14 +232,11 @@ def _one_file(checkpoint: Checkpoint) -> Path:
     Raises:
         UnsupportedFeature: it is something else, or several files.
     """
-    path = checkpoint.path
-    if checkpoint.format != "gguf":
-        raise UnsupportedFeature(f"{path}: Ollama's store holds GGUF; `convert {path} model.gguf` makes one")
-    if not view(checkpoint).whole:
-        raise UnsupportedFeature(f"{path}: is one of {', '.join(PARTS)}; give the model, and a projector by --mmproj")
-    if len(checkpoint.files) > 1:
+    files = ollama_files(checkpoint, "Ollama's store holds")
+    if len(files) > 1:
+        path = checkpoint.path
         raise UnsupportedFeature(f"{path}: a set of shards; `convert merge {path} whole.gguf` joins it")
-    return checkpoint.files[0]
+    return files[0]
 
 
 def _quantization(checkpoint: Checkpoint) -> str:
@@ -236,15 +253,33 @@ _OLLAMA = "application/vnd.ollama.image."
 def _ollama_parts(checkpoint: Checkpoint, beside: Beside) -> list[Part]:
     parts = [Part(f"{_OLLAMA}model", checkpoint.path.name, _one_file(checkpoint))]
     if beside.projector is not None:
-        parts.append(Part(f"{_OLLAMA}projector", beside.projector.name, _projector(beside.projector)))
+        parts.append(Part(f"{_OLLAMA}projector", beside.projector.name, projector_of(beside.projector)))
+    return [*parts, *(Part(f"{_OLLAMA}{kind}", name, data) for kind, name, data in _ollama_texts(beside))]
+
+
+def _ollama_texts(beside: Beside) -> Iterator[tuple[str, str, bytes]]:
+    """Kind of layer, name and content: what is given, and else what the model's keys say."""
+    known = beside.known or Known()
     if beside.template is not None:
-        parts.append(Part(f"{_OLLAMA}template", beside.template.name, _text(beside.template)))
-    if beside.system is not None:
-        parts.append(Part(f"{_OLLAMA}system", "system", beside.system.encode()))
+        yield "template", beside.template.name, _text(beside.template)
+    elif known.template:
+        yield "template", "template", known.template.encode()
+    if system := beside.system or known.system:
+        yield "system", "system", system.encode()
     if beside.parameters is not None:
-        said = parse_json(_text(beside.parameters), beside.parameters)
-        parts.append(Part(f"{_OLLAMA}params", beside.parameters.name, _json(said)))
-    return [*parts, *(Part(f"{_OLLAMA}license", path.name, _text(path)) for path in beside.licences)]
+        yield "params", beside.parameters.name, _json(parse_json(_text(beside.parameters), beside.parameters))
+    elif known.parameters:
+        yield "params", "params", _json(known.parameters)
+    yield from (("license", path.name, _text(path)) for path in beside.licences)
+    if known.licence and not beside.licences:
+        yield "license", "license", known.licence.encode()
+
+
+def _ollama_completed(checkpoint: Checkpoint, beside: Beside) -> tuple[Beside, tuple[Event, ...]]:
+    if checkpoint.format != "gguf":  # which is refused later
+        return beside, ()
+    said = known(checkpoint.config, template=beside.template is None)
+    return replace(beside, known=said), said.events
 
 
 def _ollama_config(checkpoint: Checkpoint, name: Name, blobs: Sequence[Blob]) -> Blob:
@@ -274,17 +309,6 @@ def _ollama_manifest(config: Blob, blobs: Sequence[Blob]) -> Blob:
 
 def _ollama_entries(folder: Path, name: Name, manifest: Blob) -> list[FileLayout]:
     return [manifest.layout(folder.joinpath("manifests", *name))]
-
-
-def _ollama_events(checkpoint: Checkpoint, beside: Beside) -> list[Event]:
-    found: list[Event] = []
-    if beside.template is None:
-        has = "has a chat template in Jinja" if "tokenizer.chat_template" in checkpoint.config else "has none, either"
-        found.append(Note(f"no template layer: Ollama goes by what it knows of the GGUF, which {has}; --template FILE"))
-    licence = text_of(checkpoint.config, "general.license")
-    if licence and not beside.licences:
-        found.append(Note(f"no licence layer: the GGUF says {short(licence)}; --licence FILE adds its text"))
-    return found
 
 
 def _scaled(count: int, digits: int) -> str:
@@ -321,7 +345,7 @@ def _oci_parts(checkpoint: Checkpoint, beside: Beside) -> list[Part]:
         small = {path.name: path for path in sorted(checkpoint.path.glob(f"*{INDEX_SUFFIX}"))}
         small |= dict(checkpoint.assets)
     if beside.projector is not None:
-        weights[beside.projector.name] = _projector(beside.projector)
+        weights[beside.projector.name] = projector_of(beside.projector)
     for path in (*([beside.template] if beside.template else []), *beside.licences):
         _text(path)
         small[path.name] = path
@@ -411,7 +435,7 @@ class Kind(NamedTuple):
         entries: files beside the blobs, the one that leads to the others first.
         blob: where a blob lies, from the folder on, by its digest.
         shared: whether the folder holds many models, and the manifest is no blob.
-        events: what is to be said.
+        completed: what goes in beside, with what the model's keys say, and what is to be said of it.
     """
 
     parts: Callable[[Checkpoint, Beside], list[Part]]
@@ -420,14 +444,16 @@ class Kind(NamedTuple):
     entries: Callable[[Path, Name, Blob], list[FileLayout]]
     blob: Callable[[str], str]
     shared: bool
-    events: Callable[[Checkpoint, Beside], list[Event]]
+    completed: Callable[[Checkpoint, Beside], tuple[Beside, tuple[Event, ...]]]
 
 
 KINDS = {
     "ollama": Kind(
-        _ollama_parts, _ollama_config, _ollama_manifest, _ollama_entries, "blobs/sha256-{}".format, True, _ollama_events
+        _ollama_parts, _ollama_config, _ollama_manifest, _ollama_entries, "blobs/sha256-{}".format, True,
+        _ollama_completed,
     ),
     "oci": Kind(
-        _oci_parts, _oci_config, _oci_manifest, _oci_entries, "blobs/sha256/{}".format, False, lambda *_: []
+        _oci_parts, _oci_config, _oci_manifest, _oci_entries, "blobs/sha256/{}".format, False,
+        lambda _, beside: (beside, ()),
     ),
 }  # fmt: skip

@@ -44,6 +44,7 @@ VERBS = {
     "merge": ("merge", "-f", "{shard}", "{tmp}/whole"),
     "trim-vocab": ("trim-vocab", "-f", "{model}", "{tmp}/less", "--tokens", "{tokens}"),
     "package": ("package", "-f", "{model}", "{tmp}/store", "--as", "ollama"),
+    "modelfile": ("modelfile", "{model}"),
     "prune": ("prune", "-f", "{model}", "{tmp}/less", "--drop-layers", "1"),
     "edit": ("edit", "-f", "{model}", "{tmp}/edited.gguf", "--set", "general.name=x"),
     "hash": ("hash", "{model}"),

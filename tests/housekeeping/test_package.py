@@ -56,6 +56,11 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
+def kinds(manifest: Path) -> list[str]:
+    """What the layers of Ollama's manifest are, in order."""
+    return [layer["mediaType"].removeprefix(OLLAMA) for layer in read(manifest)["layers"]]
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -116,7 +121,7 @@ def test_a_store_that_is_there_keeps_what_it_has_and_shares_blobs(model: Path, t
         pack(model, store, "ollama", name="one")
     system = Beside(system="x")
     pack(model, store, "ollama", name="one", beside=system, force=True)
-    assert len(read(store / "manifests/registry.ollama.ai/library/one/latest")["layers"]) == 2
+    assert kinds(store / "manifests/registry.ollama.ai/library/one/latest") == ["model", "system", "params"]
     check_blobs(store / "blobs", "-")
 
 
@@ -223,7 +228,7 @@ def test_a_projector_goes_with_its_model(model: Path, tmp_path: Path) -> None:
     projector = tmp_path / "mmproj.gguf"
     converter.convert(source, projector, converter.Request(**architectures.facts("gemma3-mmproj")["request"]))
     made = pack(model, tmp_path / "store", "ollama", beside=Beside(projector=projector))
-    assert [blob.part.media_type for blob in made.layers] == [f"{OLLAMA}model", f"{OLLAMA}projector"]
+    assert kinds(made.manifest) == ["model", "projector", "params"]
     assert made.name == "stories-260k:latest"
     with pytest.raises(UsageError, match="is no projector"):
         pack(model, tmp_path / "other", "ollama", beside=Beside(projector=model))
@@ -274,7 +279,8 @@ def test_what_is_left_out_is_told(model: Path, tmp_path: Path, capsys: pytest.Ca
     said = rewritten(model, tmp_path / "said.gguf", {"general.license": Value("str", "mit")})
     assert main(["package", str(said), str(tmp_path / "store"), "--as", "ollama", "--name", "x"]) == 0
     shown = capsys.readouterr()
-    assert "no template layer" in shown.out + shown.err and "the GGUF says 'mit'" in shown.out + shown.err
+    assert "no template: the GGUF has no chat template" in shown.err and " params " in shown.out
+    assert kinds(tmp_path / "store/manifests/registry.ollama.ai/library/x/latest") == ["model", "params", "license"]
     assert main(["package", str(said), str(tmp_path / "a"), "--as", "oci", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["as"] == "oci" and made["layers"][0]["mediaType"] == f"{CNCF}weight.v1.raw"
