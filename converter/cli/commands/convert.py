@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,13 +26,15 @@ from converter.cli.arguments import (
 )
 from converter.cli.colour import say
 from converter.cli.console import print_events, print_table, warn
+from converter.cli.next_steps import is_model, modelfile_place, show_next_steps
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
-from converter.errors import FidelityError, UsageError
+from converter.errors import FidelityError, OutputExists, UsageError
 from converter.text import counted, human_bytes, printable
 
 if TYPE_CHECKING:
     from converter.events import Event
+    from converter.housekeeping.modelfile import Modelfile
     from converter.planning.plan import Plan
     from converter.verify.results import Verification
 
@@ -59,6 +62,9 @@ VERB = Verb(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What a conversion needs to know, and what only is done, not planned."""
     plan_arguments(parser)
+    parser.add_argument(
+        "--modelfile", action="store_true", help="also write Ollama's Modelfile of the GGUF, beside it (NAME.Modelfile)"
+    )
     parser.add_argument(
         "--extract-lora", nargs=2, metavar=("RANK", "DIR"),
         help="write an adapter of PEFT that makes of IN, nearly, what OUT is, a fine-tuned model of the same kind",
@@ -121,27 +127,34 @@ def run(args: argparse.Namespace) -> Outcome:
             force=args.force,
             threads=args.threads,
             progress=progress,
-            on_plan=_foretold(args, len(requests)),
+            on_plan=_planned(args, len(requests)),
             resume=args.resume,
             engine=engine,
         )
     seconds = time.monotonic() - started
     proofs = [_verified(args, plan) if args.verify else None for plan in plans]
+    files = [_modelfile(args, plan) if args.modelfile else None for plan in plans]
 
     def data() -> dict[str, Any]:
-        made = [_data(plan, proof) | {"seconds": round(seconds, 3)} for plan, proof in zip(plans, proofs, strict=True)]
+        each = zip(plans, proofs, files, strict=True)
+        made = [_data(plan, proof, file) | {"seconds": round(seconds, 3)} for plan, proof, file in each]
         return made[0] if len(made) == 1 else {"outputs": made, "seconds": round(seconds, 3)}
 
     def show() -> None:
         said: set[Event] = set()
-        for plan, proof in zip(plans, proofs, strict=True):
+        for plan, proof, file in zip(plans, proofs, files, strict=True):
             if not args.quiet:
-                print_events(event for event in plan.report.events if event not in said)
-                said.update(plan.report.events)
+                events = (*plan.report.events, *(file.events if file else ()))
+                print_events(event for event in events if event not in said)
+                said.update(events)
                 _show_result(plan, seconds)
+                if file:
+                    print(f"{printable(str(file.path))}: for ollama create")
             warn(_enlarged(plan))
             if proof is not None and not (args.quiet and proof.passed):
                 _show_verdict(proof)
+        if not args.quiet:
+            show_next_steps(plans[0], files[0].path if files[0] else None)
 
     passed = all(proof is None or proof.passed for proof in proofs)
     return Outcome(data, show, 0 if passed else FidelityError.exit_code)
@@ -158,6 +171,34 @@ def _enlarged(plan: Plan) -> list[str]:
 
 
 LONG = 1 << 30  # bytes; what reads or writes less is done before anybody wonders
+
+
+def _planned(args: argparse.Namespace, count: int) -> Callable[[Plan], None]:
+    """What is done with each plan of `count` before anything is written."""
+    foretold = _foretold(args, count)
+
+    def planned(plan: Plan) -> None:
+        if args.modelfile:
+            _refuse_modelfile(plan, args.force)
+        foretold(plan)
+
+    return planned
+
+
+def _refuse_modelfile(plan: Plan, force: bool) -> None:
+    if not is_model(plan):
+        raise UsageError(
+            f"--modelfile: {plan.written}: is no GGUF of a whole model on this machine, of which a Modelfile is\n"
+            "`convert modelfile MODEL.gguf` takes a projector by --mmproj and an adapter by --adapter"
+        )
+    if os.path.lexists(place := modelfile_place(plan)) and not force:
+        raise OutputExists(f"{place}: exists; --force replaces it")
+
+
+def _modelfile(args: argparse.Namespace, plan: Plan) -> Modelfile:
+    from converter.housekeeping.modelfile import modelfile
+
+    return modelfile(plan.written, modelfile_place(plan), force=args.force)
 
 
 def _foretold(args: argparse.Namespace, count: int) -> Callable[[Plan], None]:
@@ -177,8 +218,9 @@ def _foretold(args: argparse.Namespace, count: int) -> Callable[[Plan], None]:
     return planned
 
 
-def _data(plan: Plan, proof: Verification | None) -> dict[str, Any]:
-    return plan.as_dict() | ({} if proof is None else {"verification": proof.as_dict()})
+def _data(plan: Plan, proof: Verification | None, file: Modelfile | None) -> dict[str, Any]:
+    said = plan.as_dict() | ({} if proof is None else {"verification": proof.as_dict()})
+    return said | ({} if file is None else {"modelfile": file.as_dict()})
 
 
 def _extracted(args: argparse.Namespace) -> Outcome:
