@@ -1,4 +1,4 @@
-"""The YAML front matter of a model card, read without a YAML library.
+"""The YAML front matter of a model card, read and added to without a YAML library.
 
 A card (README.md) starts with `---`, lines of YAML, `---`. What cards hold is a small part of YAML 1.1: maps,
 lists (block and flow), plain, quoted and block scalars, comments. That part is read here with bounded depth and in
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
@@ -475,3 +475,38 @@ def _block_text(lines: list[str], *, folded: bool, chomp: str | None) -> str:
         foldable, blanks = flush, 0
     ending = {"-": "", None: "\n" if n_text else "", "+": "\n" * (tail + (1 if n_text else 0))}[chomp]
     return "".join(out) + ending
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+_REPLACED = "base_model"  # what a model is made of is said anew; other entries of a card stay as they are
+
+
+def with_entries(card: str, entries: Mapping[str, str]) -> str:
+    """A card whose front matter also has these entries, at its end; one that is there stays, but for the base model.
+
+    Values are names without white space or quotes. A card without front matter gets one.
+    """
+    matter = front_matter(card)
+    if matter is None:
+        lines = [f"{key}: {value}" for key, value in entries.items()]
+        return "\n".join(["---", *lines, "---", *([card] if card else [""])])
+    first, *rest = card.split("\n")
+    end = rest.index("---") if "---" in rest else -1
+    if end < 0 or "\r" in card:  # without an end, all of it is front matter
+        return card
+    own = rest[:end]
+    if _REPLACED in entries:
+        own = list(_without(own, _REPLACED))
+    there = {line.partition(":")[0] for line in own}
+    own += [f"{key}: {value}" for key, value in entries.items() if key not in there]
+    return "\n".join([first, *own, *rest[end:]])
+
+
+def _without(lines: Sequence[str], key: str) -> Iterator[str]:
+    """Lines of YAML less an entry of the outermost map, with what is indented below it or listed."""
+    inside = False
+    for line in lines:
+        inside = line.startswith(f"{key}:") or (inside and line[:1] in (" ", "-", ""))
+        if not inside:
+            yield line

@@ -9,6 +9,7 @@ No pass reads a tensor byte, but the zero points and the like that tell what hol
 from __future__ import annotations
 
 from converter.planning.asked import check, detach
+from converter.planning.card import made_card
 from converter.planning.files import describe, encode, lay_out, name_file, speak
 from converter.planning.graph import write_graph
 from converter.planning.model import map_names, merge, narrow, pack, unpack, widen
@@ -17,5 +18,5 @@ from converter.planning.types import choose, open_matrix, weigh
 ASKED = (check, detach)
 MODEL = (widen, unpack, merge, map_names, narrow, pack)
 TYPES = (open_matrix, choose, weigh)
-FILES = (encode, speak, describe, write_graph, name_file, lay_out)
+FILES = (encode, speak, describe, made_card, write_graph, name_file, lay_out)
 PASSES = (*ASKED, *MODEL, *TYPES, *FILES)
