@@ -12,6 +12,7 @@ from converter.events import Event
 from converter.storage.files import Opened
 from converter.tensors.bound import Codes
 from converter.tensors.tensor import LazyTensor
+from converter.text import counted, printable
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,22 @@ class Around:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several things in a file (`model`, `optimizer`), and whether its tensors are those of the checkpoint.
+
+    `--key` takes the others by their names.
+    """
+
+    name: str
+    tensors: int
+    shown: bool = False
+
+    def __str__(self) -> str:
+        how = "shown" if self.shown else f"--key {printable(self.name)}"
+        return f"{printable(self.name)} {counted(self.tensors, 'tensor')} ({how})"
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model that has been opened, not read.
 
@@ -95,6 +112,7 @@ class Checkpoint:
         adapters: what is to be merged into it, one after the other, and how strongly.
         base: the model that an adapter is for, or whose words a draft model guesses: of this its small files alone.
         codes: what became of weights that arrived in codes, by the name of the tensor that held these.
+        parts: what else the file holds beside the tensors here, and these first; empty where they are all.
     """
 
     format: str
@@ -115,6 +133,7 @@ class Checkpoint:
     adapters: tuple[tuple[Checkpoint, float], ...] = ()
     base: Checkpoint | None = None
     codes: Mapping[str, Codes] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     @property
     def n_elements(self) -> int:

@@ -101,6 +101,8 @@ def diff(
     *,
     before_type: str | None = None,
     after_type: str | None = None,
+    before_key: str | None = None,
+    after_key: str | None = None,
     raw: bool = False,
     metadata_only: bool = False,
     threads: int | None = None,
@@ -111,6 +113,7 @@ def diff(
     Args:
         before, after: what to compare; "added" is what only `after` has.
         before_type, after_type: formats, where content and extension do not tell.
+        before_key, after_key: the parts of files that hold several, as of `Source`.
         raw: compare names as they are, whatever the dialects.
         metadata_only: leave the tensors out.
         threads, progress: as for `convert`.
@@ -121,7 +124,7 @@ def diff(
         Cancelled: `progress` returned False.
     """
     started = time.monotonic()
-    left, right = Source(before, before_type), Source(after, after_type)
+    left, right = Source(before, before_type, key=before_key), Source(after, after_type, key=after_key)
     opener = open_checkpoint if raw else open_model
     with opener(left) as one, opener(right) as other:
         one, other = alike(one, other)

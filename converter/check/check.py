@@ -6,6 +6,7 @@ file from being opened at all is a finding too, and its error is kept for the ex
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ from converter.runtimes.generation import Ran, try_out
 from converter.storage import slabs
 from converter.storage.slabs import ProgressCallback
 from converter.tensors.tensor import LazyTensor
+
+#: ggml's names of the matrices that no model works without: embedding, output, attention and feed-forward.
+VITAL = re.compile(
+    r"(token_embd|output|blk\.\d+\.(attn_(q|k|v|qkv|output|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)"
+    r"|ffn_(gate|up|down|gate_up)(_exps|_shexp)?))\.weight"
+)
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,23 @@ class Checking:
             return None
         return (self.model.architecture, hparams) if hparams is not None else None
 
+    @cached_property
+    def vital(self) -> frozenset[str]:
+        """The matrices that no model works without."""
+        model = self.model
+        if not (model.named and model.whole):
+            return frozenset()
+        try:
+            instances = model.instances(*self.known) if self.known else ()
+            ggml = {name: each.gguf for each in instances for name in each.names}
+        except ArchitectureError:  # which is told where the tensors are looked at
+            ggml = {}
+        return frozenset(
+            tensor.name
+            for name, tensor in model.canonical.items()
+            if len(tensor.info.shape) > 1 and any(map(VITAL.fullmatch, ggml.get(name, (name,))))
+        )
+
 
 # ----------------------------------------------------------------------------------------------- steps
 
@@ -293,7 +317,8 @@ def _config_ids(model: ModelView, n_vocab: int) -> Iterator[Finding]:
 def _values(checking: Checking) -> Iterator[Finding]:
     """Every stored number, read once; then the sums that the format keeps of them."""
     checkpoint = checking.checkpoint
-    looked = Values(list(checkpoint.tensors.values()), weights=checking.model.named)
+    tensors, weights = list(checkpoint.tensors.values()), checking.model.named
+    looked = Values(checkpoint.path.name, tensors, weights, checking.vital)
     try:
         slabs.run(looked.jobs(), checking.threads, checking.progress)
         yield from looked.findings()

@@ -6,7 +6,7 @@ Of a quantized tensor only the scales are looked at (`tensors.scales`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +38,12 @@ class Values:
     """The stored numbers of tensors, looked at by any number of threads: `jobs` does it, `findings` says what it saw.
 
     `weights` says whether every tensor is a weight. Elsewhere (a constant of a graph) infinity is only a warning, and
-    zeros are nothing.
+    zeros are nothing. `vital` are the names of tensors that nothing works without: zeros fail there, and where there is
+    nothing else in all of `model`.
     """
 
-    def __init__(self, tensors: list[LazyTensor], weights: bool) -> None:
+    def __init__(self, model: str, tensors: list[LazyTensor], weights: bool, vital: Container[str] = ()) -> None:
+        self._model, self._vital = model, vital
         self._tensors = [tensor for tensor in tensors if tensor.info.dtype.floating and tensor.info.n_elements]
         self._weights = weights
         self._lock = threading.Lock()
@@ -67,12 +69,18 @@ class Values:
 
     def findings(self) -> Iterator[Finding]:
         """In the order of the tensors, when all jobs are done."""
+        empty = self._weights and not self._filled and not self._broken
+        if empty and len(self._tensors) > 1:
+            message = f"every value of all {len(self._tensors):,} tensors is zero"
+            yield Finding("zero", self._model, message, hint="nothing was ever written into it; get it again")
+            return
         for tensor in self._tensors:
             broken = self._broken.get(tensor.name)
             if broken is not None:
                 yield self._finding(tensor, broken)
             elif self._weights and tensor.name not in self._filled and not tensor.name.endswith(".bias"):
-                yield Finding("zero", tensor.name, "every value is zero", failed=False, hint="was it never filled?")
+                failed = tensor.name in self._vital
+                yield Finding("zero", tensor.name, "every value is zero", failed, hint="was it never filled?")
 
     def _finding(self, tensor: LazyTensor, broken: _Broken) -> Finding:
         info = tensor.info

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.checkpoint import Part
 from converter.errors import ConverterError
 from converter.inspection.tree import Node, tree
 from converter.mapping.recovered import open_model
@@ -59,6 +60,8 @@ class Description:
     files: tuple[Path, ...]
     memory: Estimate | None
     tuning: TuningEstimate | None = None
+    #: where the file holds more than the model: the model and the rest, with the number of their tensors
+    parts: tuple[Part, ...] = ()
 
     @cached_property
     def tree(self) -> Node:
@@ -87,6 +90,7 @@ class Description:
             ("parameters", f"{self.n_parameters:,}"),
             ("size", f"{self.tensor_bytes:,} bytes of tensors, {bits:.2f} bits per weight"),
             ("tensors", f"{len(self.tensors)} ({named})" if self.tensors else "none"),
+            *([("parts", ", ".join(map(str, self.parts)))] if self.parts else []),
         ]
 
     def metadata_rows(self, full: bool) -> Iterator[list[str]]:
@@ -133,6 +137,7 @@ class Description:
             "architecture": self.architecture,
             "parameters": self.n_parameters,
             "tensor_bytes": self.tensor_bytes,
+            "parts": [vars(part) for part in self.parts],
             "metadata": {key: _as_json(value, full) for key, value in self.metadata.items()},
             "tensors": [tensor.as_dict() for tensor in self.tensors],
             "memory": self.memory.as_dict() if self.memory else None,
@@ -140,17 +145,21 @@ class Description:
         }
 
 
-def inspect(path: PathLike, *, format: str | None = None, rank: int | None = None) -> Description:
+def inspect(
+    path: PathLike, *, format: str | None = None, key: str | None = None, rank: int | None = None
+) -> Description:
     """Describe a model file or folder.
 
     Args:
         format: its name, where the content does not tell.
+        key: the part of a file that holds several, as of `Source`; "." for all.
         rank: of LoRA's factors, for the memory of fine-tuning.
 
     Raises:
         FormatError, OutputError: unknown, damaged or missing.
+        UsageError: no such part.
     """
-    with open_model(Source(path, format)) as checkpoint:
+    with open_model(Source(path, format, key=key)) as checkpoint:
         model = view(checkpoint)
         running, tuning = _memory(model.keys, model.ggml, rank)
         described = Description(
@@ -162,6 +171,7 @@ def inspect(path: PathLike, *, format: str | None = None, rank: int | None = Non
             files=checkpoint.files,
             memory=running,
             tuning=tuning,
+            parts=checkpoint.parts,
         )
         checkpoint.opened.check()
         return described

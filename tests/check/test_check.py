@@ -27,7 +27,7 @@ from converter.checkpoint import Checkpoint
 from converter.cli.main import main
 from converter.errors import Interrupted, OutputError
 from converter.findings import CHECKS
-from converter.formats import gguf
+from converter.formats import gguf, safetensors
 from converter.formats.base import WriteOptions
 from converter.mapping.view import view
 from converter.metadata import Array, Value, text, u32
@@ -220,19 +220,49 @@ def test_a_large_double_is_finite(tmp_path: Path) -> None:
     assert check(tmp_path / "big.npy").findings == ()
 
 
-def test_a_tensor_of_zeros_is_a_warning(good: dict[str, Path], tmp_path: Path) -> None:
-    def zeroed(old: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-        info = old["blk.1.attn_v.weight"].info
-        zeros = np.zeros((info.n_rows, info.row), np.float32)
-        return {**old, info.name: from_array(info.name, zeros.reshape(info.shape), F32, "test")}
+def zeros(*names: str) -> Tensors:
+    """Nothing but zeros in the tensors whose names end so."""
 
-    path = rewritten(good["stories260K"], tmp_path / "zero.gguf", tensors=zeroed)
+    def zeroed(old: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+        empty = {name: np.zeros(old[name].info.shape, np.float32) for name in old if name.endswith(names)}
+        return old | {name: from_array(name, data, F32, "test") for name, data in empty.items()}
+
+    return zeroed
+
+
+@pytest.mark.parametrize(
+    ("name", "fails"), [("blk.1.attn_v.weight", True), ("token_embd.weight", True), ("blk.1.attn_norm.weight", False)]
+)
+def test_a_tensor_of_zeros_fails_where_nothing_works_without(
+    good: dict[str, Path], tmp_path: Path, name: str, fails: bool
+) -> None:
+    path = rewritten(good["stories260K"], tmp_path / "zero.gguf", tensors=zeros(name))
     (finding,) = check(path).findings
-    assert (finding.check, finding.subject, finding.failed) == ("zero", "blk.1.attn_v.weight", False)
+    assert (finding.check, finding.subject, finding.failed) == ("zero", name, fails)
     small = tmp_path / "small.gguf"
     converter.convert(path, small, converter.Request(quant="q4_0", allow_requantize=True))
-    assert [(f.check, f.subject) for f in check(small).findings] == [("zero", "blk.1.attn_v.weight")]
-    assert (main(["check", str(small)]), main(["check", "--strict", str(small)])) == (0, 41)
+    assert [(f.check, f.subject) for f in check(small).findings] == [("zero", name)]
+    assert (main(["check", str(small)]), main(["check", "--strict", str(small)])) == (41 if fails else 0, 41)
+
+
+def test_a_folder_knows_which_tensors_are_vital(tmp_path: Path) -> None:
+    folder = models.build_model("qwen3-96", tmp_path)
+    with converter.open_checkpoint(folder) as model:
+        arrays = {name: np.array(tensor.array()) for name, tensor in model.tensors.items()}
+        name = "model.layers.1.mlp.down_proj.weight"
+        arrays[name][...] = 0
+        changed = {key: from_array(key, data, model.tensors[key].info.dtype, "test") for key, data in arrays.items()}
+        output.write(safetensors.layout(model.replace(tensors=changed), tmp_path / "zero.safetensors", WriteOptions()))
+    (tmp_path / "zero.safetensors").replace(folder / "model.safetensors")
+    assert named(check(folder)) == {("zero", name)}
+
+
+def test_a_model_of_zeros_fails_with_one_finding(good: dict[str, Path], tmp_path: Path) -> None:
+    path = rewritten(good["stories260K"], tmp_path / "zero.gguf", tensors=zeros(""))
+    (finding,) = check(path).findings
+    assert (finding.check, finding.subject, finding.failed) == ("zero", "zero.gguf", True)
+    with converter.open_checkpoint(path) as model:
+        assert f"all {len(model.tensors)} tensors" in finding.message
 
 
 # ------------------------------------------------------------------------------- keys, tensors, tokenizer

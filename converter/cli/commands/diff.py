@@ -9,6 +9,7 @@ from converter.cli.arguments import report_argument, source_path, threads_argume
 from converter.cli.colour import say
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
+from converter.errors import UsageError
 
 VERB = Verb(
     name="diff",
@@ -36,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("after", metavar="B", type=source_path, help="file or folder to compare with it")
     add("--from", dest="before_type", metavar="FORMAT", help="format of A, where its content does not tell")
     add("--to", dest="after_type", metavar="FORMAT", help="format of B, where its content does not tell")
+    add("--key", action="append", default=[], metavar="PATH",
+        help="part of A, where it holds several (optimizer; `.` for all); a second one is for B")  # fmt: skip
     add("--metadata-only", action="store_true", help="leave the tensors out")
     add("--stat", action="store_true", help="one line per group of keys or tensors")
     add("--raw", action="store_true", help="compare names as they are, map no architecture")
@@ -49,6 +52,8 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.reports import differences
     from converter.reports.files import check_reports, report, write_report
 
+    if len(args.key) > 2:
+        raise UsageError("--key: one for A, and one for B")
     check_reports("diff", args.report, inputs=[args.before, args.after])
     with showing(args, VERB.name) as progress:
         found = diff(
@@ -56,6 +61,8 @@ def run(args: argparse.Namespace) -> Outcome:
             args.after,
             before_type=args.before_type,
             after_type=args.after_type,
+            before_key=args.key[0] if args.key else None,
+            after_key=args.key[1] if len(args.key) > 1 else None,
             raw=args.raw,
             metadata_only=args.metadata_only,
             threads=args.threads,

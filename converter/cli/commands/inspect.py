@@ -24,6 +24,7 @@ VERB = Verb(
         ("convert inspect model.gguf", "what is in a file"),
         ("convert inspect llama-folder/ --tree --memory 8GiB", "its modules with their sizes, and what fits 8 GiB"),
         ("convert inspect model.gguf --report model.html", "the same as a page"),
+        ("convert inspect checkpoint.pt --key optimizer", "another part of a checkpoint"),
     ),
 )
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="FILE", type=source_path)
     add("--from", dest="source_type", metavar="FORMAT", help="format, where the content does not tell")
+    add("--key", metavar="PATH", help="part of a file that holds several (optimizer); `.` takes all")
     add("--all", action="store_true", help="every tensor and the full metadata values")
     add("--tree", action="store_true", help="tensors as modules, layers that are alike as one, in place of a list")
     add("--memory", type=size, metavar="SIZE", help="mark what runs, or is fine-tuned, in this (8GiB)")
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.reports.files import check_reports, report, write_report
 
     check_reports("inspect", args.report, inputs=[args.source])
-    description = inspect(args.source, format=args.source_type, rank=args.rank)
+    description = inspect(args.source, format=args.source_type, key=args.key, rank=args.rank)
     for path in args.report:
         write_report("inspect", path, description)
 

@@ -8,13 +8,14 @@ those of the root under their names, others as `path@name`, and by them a file f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
+from converter.checkpoint import Checkpoint, Part
 from converter.errors import CorruptFile, MissingPart, UnsupportedFeature, UsageError, short
 from converter.events import Dropped, Event, Note
 from converter.formats.hdf5.data import Bands, Dataset, dataset, stored_bytes
@@ -156,7 +157,8 @@ def _checkpoint(
     path = mapped.path
     tree = walk(Hdf5File(source), mapped.size)
     names, notes = _names(path, tree)
-    chosen, left = _chosen(path, tree, key)
+    chosen = _chosen(path, tree, key)
+    parts = _parts(tree, chosen, key)
     bands, tensors = Bands(), {}
     dropped: list[Event] = []
     for place in chosen:
@@ -168,6 +170,7 @@ def _checkpoint(
         tensors[names[place]] = _tensor(found, names[place], dtype, bands)
     if not tensors:
         raise UnsupportedFeature(f"{path}: no dataset of numbers in it")
+    left = sum(part.tensors for part in parts if not part.shown) if not key else 0
     if left:
         notes = [*notes, Note(f"{left} datasets of the optimizer are left out; --key . takes all of them")]
     if tree.left:
@@ -181,20 +184,28 @@ def _checkpoint(
         events=(*events, *dropped, *notes),
         files=(path,),
         closers=(mapped.close,),
+        parts=parts,
     )
 
 
-def _chosen(path: Path, tree: Tree, key: str) -> tuple[list[str], int]:
-    """The paths that `key` means, and how many are left out of the model by default."""
+def _chosen(path: Path, tree: Tree, key: str) -> list[str]:
+    """The paths that `key` means; by default all but an optimizer's, where there are others."""
     if key in ("", "."):
         rest = [place for place in tree.datasets if key == "." or not place.startswith(OPTIMIZER)]
-        rest = rest or list(tree.datasets)
-        return rest, len(tree.datasets) - len(rest)
+        return rest or list(tree.datasets)
     inside = [place for place in tree.datasets if place == key or place.startswith(key.rstrip("/") + "/")]
     if not inside:
         tops = ", ".join(sorted({place.split("/")[0] for place in tree.datasets})[:8])
         raise UsageError(f"{path}: nothing lies at --key {short(key)}; there are {short(tops, 200)}")
-    return inside, 0
+    return inside
+
+
+def _parts(tree: Tree, chosen: Sequence[str], key: str) -> tuple[Part, ...]:
+    """What was chosen, and what else there is by its group at the top; nothing where all was chosen."""
+    taken = set(chosen)
+    rest = Counter(place.partition("/")[0] for place in tree.datasets if place not in taken)
+    shown = Part(key or "model", len(chosen), shown=True)
+    return (shown, *(Part(name, count) for name, count in rest.items())) if rest else ()
 
 
 # ------------------------------------------------------------------------------------------------- the tree

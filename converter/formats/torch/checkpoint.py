@@ -7,11 +7,12 @@ a file is imported, looked up or called. Tensors stay in the file until they are
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint import Checkpoint, Structure
+from converter.checkpoint import Checkpoint, Part, Structure
 from converter.errors import CorruptFile, UsageError, short
 from converter.events import Event, Note
 from converter.formats.base import INDEX
@@ -83,6 +84,8 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
     events: list[Event] = []
     checks = []
     structure: Structure | None = None
+    chosen: Counter[str] = Counter()
+    rest: Counter[str] = Counter()
     try:
         assets = folder_assets(path.parent)
         for name in files:
@@ -96,6 +99,8 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
             owner.update(dict.fromkeys(found.tensors, name))
             metadata.update(found.metadata)
             events.extend(found.events)
+            chosen[found.chosen] += len(found.tensors)
+            rest += found.rest
             checks.append(file.check)
             structure = file.program or (ScriptedProgram() if file.script else None)
         if expected is not None:
@@ -119,7 +124,14 @@ def _open(path: Path, files: Iterable[Path], expected: Mapping[str, Path] | None
         closers=tuple(mapped.close for mapped in maps),
         checks=tuple(checks),
         structure=structure if dialect is None else None,
+        parts=_parts(chosen, rest),
     )
+
+
+def _parts(chosen: Counter[str], rest: Counter[str]) -> tuple[Part, ...]:
+    """What was taken, then what was not; nothing where all was taken."""
+    shown = (Part(name, count, shown=True) for name, count in chosen.items())
+    return (*shown, *(Part(name, count) for name, count in rest.items())) if rest else ()
 
 
 def _untie(tensors: dict[str, LazyTensor], tied: dict[str, str], config: Mapping[str, Any]) -> Iterator[Event]:

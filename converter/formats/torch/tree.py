@@ -144,12 +144,17 @@ def _step(key: Any) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """The tensors that were asked for; `tied` says of a name which name before it has the same bytes."""
+    """The tensors that were asked for; `tied` says of a name which name before it has the same bytes.
+
+    `rest` counts those that were not asked for by the first step of their path, and `chosen` is what was.
+    """
 
     tensors: dict[str, LazyTensor]
     tied: dict[str, str]
     metadata: dict[str, str]
     events: list[Event]
+    chosen: str
+    rest: Counter[str]
 
 
 def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
@@ -181,8 +186,11 @@ def select(file: TorchFile, tree: Tree, key: str | None) -> Selection:
         refuse_unknown(path, file.unknown)
     tensors = {name: lazy(file, name, value) for name, value in wanted.items()}
     _check_expansion(file, sum(tensor.info.nbytes for tensor in tensors.values()))
-    events = [*file.events, *_left_out(file, tree, chosen)]
-    return Selection(tensors, _tied(wanted), {**({} if file.script else tree.scalars), "format": "pt"}, events)
+    outside = (name for name in tree.tensors if name != chosen and not name.startswith(chosen + "."))
+    rest = Counter(map(_top, outside)) if chosen != ALL else Counter()
+    events = [*file.events, *_left_out(file, tree, chosen, rest)]
+    metadata = {**({} if file.script else tree.scalars), "format": "pt"}
+    return Selection(tensors, _tied(wanted), metadata, events, chosen, rest)
 
 
 def _refuse_module(file: TorchFile) -> None:
@@ -228,9 +236,7 @@ def _model(root: Any, tree: Tree) -> str:
     return ALL
 
 
-def _left_out(file: TorchFile, tree: Tree, chosen: str) -> Iterator[Event]:
-    outside = (name for name in tree.tensors if name != chosen and not name.startswith(chosen + "."))
-    rest = Counter(map(_top, outside)) if chosen != ALL else Counter()
+def _left_out(file: TorchFile, tree: Tree, chosen: str, rest: Counter[str]) -> Iterator[Event]:
     for name, count in list(rest.items())[:_SHOWN]:
         yield Dropped(short(name)[1:-1], f"{count} tensors beside {chosen!r}; --key {short(name)[1:-1]} takes them")
     if len(rest) > _SHOWN:
