@@ -14,7 +14,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter import pipeline
-from converter.errors import Cancelled, UsageError, about
-from converter.events import Event, Report, TypeFallback
+from converter.errors import Cancelled, QuantizationError, UsageError, about
+from converter.events import Event, Note, Report, TypeFallback
 from converter.extras import package
 from converter.formats.registry import source_format, target_format
 from converter.inspection import running_memory
@@ -34,8 +34,9 @@ from converter.planning.build import finished
 from converter.planning.draft import Draft, begin, run
 from converter.planning.passes import ASKED, FILES, MODEL
 from converter.planning.plan import Plan, Step
+from converter.planning.preflight import decoding, encoding
 from converter.planning.types import choose, open_matrix, weigh
-from converter.quant.recipes import recipe
+from converter.quant.recipes import RECIPES, recipe
 from converter.request import PathLike, Request, Source
 from converter.runtimes.behaviour import Behaviour, behaviour
 from converter.storage import slabs
@@ -46,13 +47,18 @@ from converter.tensors.dtypes import DType, dtype
 from converter.tensors.encode import Importance, encode_rows
 from converter.tensors.kernels import NO_DIFFERENCES, Differences
 from converter.tensors.streams import values
+from converter.verify.provenance import Provenance
 from converter.verify.results import sqnr_db
+from converter.workers import default_threads
 
 #: Version of the JSON report's schema; raised when a field changes its meaning or goes away.
 SCHEMA = 1
 #: What is compared where nobody says: the usual steps from nearly exact to very small.
 QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+ALL = "all"  # in place of names: every quant that can be made of the source
 CONTEXT = 4096  # tokens that the memory estimate is for
+#: Of the memory that there is, what stays free for the system, by default: a share of it, at most so many bytes.
+RESERVE_SHARE, RESERVE_MOST = 0.2, 2 * 10**9
 _TARGET = Path("quant.gguf")  # never written; a layout wants a name
 
 Floats = NDArray[np.float32]
@@ -120,13 +126,17 @@ class Quant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All quants of one source, the largest first. `context` is what their memory was estimated for, in tokens."""
+    """All quants of one source, the largest first. `context` is what their memory was estimated for, in tokens.
+
+    `sample` says that one slab of every so many was measured; sizes are those of all.
+    """
 
     source: str
     quants: tuple[Quant, ...]
     context: int
     events: tuple[Event, ...] = ()
     seconds: float = 0.0
+    sample: int = 1
 
     def beaten_by(self, quant: Quant) -> Quant | None:
         """The best of the quants that are no larger and no worse than `quant`, if there is any."""
@@ -154,6 +164,7 @@ class Comparison:
             "schema": SCHEMA,
             "source": self.source,
             "context": self.context,
+            "sample": self.sample,
             "seconds": round(self.seconds, 3),
             "quants": [
                 {**quant.as_dict(), "beaten_by": better.name if (better := beaten[quant.name]) else None}
@@ -165,20 +176,41 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Choice:
-    """A comparison, and what the quant that is wanted may take: bytes of its file, bytes of memory to run it."""
+    """A comparison, and what the quant that is wanted may take: bytes of its file, bytes of memory that there are.
+
+    Of the memory `reserve` stays free; None leaves what RESERVE_SHARE and RESERVE_MOST say.
+    """
 
     comparison: Comparison
     fit: int | None = None
     fit_memory: int | None = None
+    reserve: int | None = None
+    provenance: Provenance | None = None
+
+    @property
+    def kept_free(self) -> int:
+        """Bytes of `fit_memory` that stay free."""
+        if self.fit_memory is None:
+            return 0
+        usual = min(RESERVE_MOST, int(RESERVE_SHARE * self.fit_memory))
+        return usual if self.reserve is None else min(self.reserve, self.fit_memory)
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing was limited, or one of them is within the limits."""
+        return (self.fit is None and self.fit_memory is None) or self.best is not None
 
     @property
     def best(self) -> Quant | None:
-        return self.comparison.best(self.fit, self.fit_memory)
+        memory = None if self.fit_memory is None else self.fit_memory - self.kept_free
+        return self.comparison.best(self.fit, memory)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON, schema `SCHEMA`."""
+        limits = {"fit": self.fit, "fit_memory": self.fit_memory, "reserve": self.kept_free}
         best = self.best.name if self.best else None
-        return self.comparison.as_dict() | {"fit": self.fit, "fit_memory": self.fit_memory, "best": best}
+        made = self.provenance.as_dict() if self.provenance else None
+        return self.comparison.as_dict() | limits | {"best": best, "provenance": made}
 
 
 def _needed(quant: Quant) -> int:
@@ -195,16 +227,21 @@ def compare(
     request: Request | None = None,
     *,
     context: int = CONTEXT,
+    sample: int = 1,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
+    before: Callable[[float], object] | None = None,
 ) -> Comparison:
     """Measure what each of `quants` would make of `source`. Writes nothing.
 
     Args:
         source: file or folder of any format that becomes a GGUF.
-        quants: names of recipes in any case; one that is named twice is compared once.
+        quants: names of recipes in any case; one that is named twice is compared once. `ALL` among them takes all that
+            can be made of the source; the rest is told.
         request: whatever else decides the result, the same for all (importance matrix, types of single tensors).
         context: tokens that memory is estimated for; at most those of the model.
+        sample: measure one slab of every so many; of each tensor the first, at least.
+        before: called with the seconds that it takes at least, by rates measured on the spot.
         threads: workers; the result does not depend on it.
         progress: called after every slab; returning False cancels.
 
@@ -213,7 +250,8 @@ def compare(
         ConverterError: the source cannot be read, or one of the quants cannot be made of it.
     """
     started = time.monotonic()
-    names = list(dict.fromkeys(recipe(name).name for name in quants))
+    every = any(name.casefold() == ALL for name in quants)
+    names = list(RECIPES) if every else list(dict.fromkeys(recipe(name).name for name in quants))
     if not names:
         raise UsageError("no quants to compare; --quants q4_k_m,q6_k names them")
     source, request = Source.of(source), request or Request()
@@ -223,13 +261,21 @@ def compare(
         draft = begin(opened, target_format(_TARGET, "gguf"), request.replace(strict=False, quant=names[0]), _TARGET)
         draft = run(draft, (*MODEL, open_matrix))
         try:
-            plans = {name: _plan(draft, source, request.replace(quant=name)) for name in names}
-            found = _measured(plans, _limited(context, draft.checkpoint.config), threads, progress)
+            made = _possible if every else _plan
+            found_plans = {name: made(draft, source, request.replace(quant=name)) for name in names}
+            plans = {name: plan for name, plan in found_plans.items() if plan is not None}
+            if not plans:
+                raise QuantizationError(f"{source.path}: none of all quants can be made of it; name one to see why")
+            if before is not None:
+                before(_least_seconds(plans, sample, threads))
+            found = _measured(plans, _limited(context, draft.checkpoint.config), sample, threads, progress)
         finally:
             if draft.matrix is not None:
                 draft.matrix.close()
         opened.check()
     events = tuple(draft.report.events)
+    if left := [name for name in names if name not in plans]:
+        events += (Note(f"cannot be made of it as it is, and left out: {', '.join(left)}"),)
     return replace(found, source=str(source.path), events=events, seconds=time.monotonic() - started)
 
 
@@ -239,15 +285,34 @@ def _plan(draft: Draft, source: Source, request: Request) -> Plan:
     return finished(run(own, (*ASKED, choose, weigh, *FILES)), source)
 
 
+def _possible(draft: Draft, source: Source, request: Request) -> Plan | None:
+    """The plan, or None where it lacks an importance matrix, or a type does not fit."""
+    try:
+        return _plan(draft, source, request)
+    except QuantizationError:
+        return None
+
+
 def _measured(
-    plans: Mapping[str, Plan], context: int, threads: int | None, progress: ProgressCallback | None
+    plans: Mapping[str, Plan], context: int, sample: int, threads: int | None, progress: ProgressCallback | None
 ) -> Comparison:
     steps = {step.name: step for plan in plans.values() for step in plan.steps}
     errors = _wanted(plans)
-    slabs.run([_job(steps[name], own) for name, own in errors.items()], threads, progress)
+    slabs.run([_job(steps[name], own, sample) for name, own in errors.items()], threads, progress)
     made = [_quant(name, plan, errors, context) for name, plan in plans.items()]
     made.sort(key=lambda quant: (-quant.bytes, quant.name))
-    return Comparison("", tuple(made), context)
+    return Comparison("", tuple(made), context, sample=sample)
+
+
+def _least_seconds(plans: Mapping[str, Plan], sample: int, threads: int | None) -> float:
+    """What the processors need at least to measure the plans, without reading the source."""
+    steps = {step.name: step for plan in plans.values() for step in plan.steps}
+    work = 0.0
+    for name, own in _wanted(plans).items():
+        info = steps[name].read.info
+        each = sum(encoding(type_, error.weights is not None) + decoding(type_) for type_, error in own.items())
+        work += info.n_elements * (decoding(info.dtype.name) + each)
+    return work / sample / (threads or default_threads())
 
 
 def _limited(context: int, metadata: Mapping[str, Any]) -> int:
@@ -261,10 +326,14 @@ def _limited(context: int, metadata: Mapping[str, Any]) -> int:
 
 @dataclass
 class _Error:
-    """What one type does to one tensor, known when all its slabs have been looked at."""
+    """What one type does to one tensor, known when all its slabs have been looked at.
+
+    `scale` is how many slabs there are for each that was measured.
+    """
 
     weights: Importance | None = None
     found: Differences = NO_DIFFERENCES
+    scale: float = 1.0
 
 
 _Errors = dict[str, dict[str, _Error]]  # tensor -> type -> what it costs
@@ -281,13 +350,15 @@ def _wanted(plans: Mapping[str, Plan]) -> _Errors:
     return errors
 
 
-def _job(step: Step, wanted: Mapping[str, _Error]) -> slabs.Job:
-    """Reads a tensor once and measures it in every type of `wanted`."""
+def _job(step: Step, wanted: Mapping[str, _Error], sample: int) -> slabs.Job:
+    """Reads a tensor once, one slab of every `sample`, and measures it in every type of `wanted`."""
     tensor, info, between = step.read, step.read.info, step.intermediate.info.dtype
     types = {dtype(name): error for name, error in wanted.items()}
     per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
 
     def look(start: int, stop: int) -> list[Differences]:
+        if start // rows % sample:
+            return []
         reference = values(tensor, start, stop)
         numbers = reference if between is info.dtype else _through(reference, between)
         found = []
@@ -298,12 +369,16 @@ def _job(step: Step, wanted: Mapping[str, _Error]) -> slabs.Job:
         return found
 
     def done(seen: list[list[Differences]]) -> None:
-        for error, parts in zip(types.values(), zip(*seen, strict=True), strict=True):
+        looked = [parts for parts in seen if parts]
+        for error, parts in zip(types.values(), zip(*looked, strict=True), strict=True):
             error.found = Differences.together(parts)
+            error.scale = len(seen) / len(looked)
 
     # Read, as numbers, as those of the intermediate, and one type at a time encoded and as numbers again.
     widest = max(type_.row_nbytes(info.row) for type_ in types)
-    return slabs.gathering((tensor,), look, done, tensor.row_work + 12 * info.row + widest)
+    row_work = tensor.row_work + 12 * info.row + widest
+    rows = slabs.slab_rows((tensor,), row_work)
+    return slabs.gathering((tensor,), look, done, row_work)
 
 
 def _through(
@@ -314,7 +389,8 @@ def _through(
 
 
 def _quant(name: str, plan: Plan, errors: _Errors, context: int) -> Quant:
-    own = {step.name: errors[step.name][step.type].found for step in plan.steps if step.name in errors}
+    all_own = {step.name: errors[step.name][step.type] for step in plan.steps if step.name in errors}
+    own = {tensor: error.found for tensor, error in all_own.items()}
     nmse = {tensor: _nmse(error.noise, error.energy) for tensor, error in own.items()}
     worst = min(nmse, key=lambda tensor: (-nmse[tensor], tensor), default=None)
     worst = worst if worst is not None and nmse[worst] else None
@@ -322,8 +398,8 @@ def _quant(name: str, plan: Plan, errors: _Errors, context: int) -> Quant:
         name=name,
         bytes=plan.total_bytes,
         bits_per_weight=plan.bits_per_weight,
-        noise=math.fsum(error.noise for error in own.values()),
-        energy=math.fsum(error.energy for error in own.values()),
+        noise=math.fsum(error.scale * error.found.noise for error in all_own.values()),
+        energy=math.fsum(error.scale * error.found.energy for error in all_own.values()),
         max_abs=max((error.max_abs for error in own.values()), default=0.0),
         worst_tensor=worst,
         worst_sqnr_db=sqnr_db(nmse[worst] if worst is not None else 0.0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,6 @@ from converter.storage import output
 from converter.storage.layout import Layout, whole_file
 
 SCHEMA, NAME, SUMS = 1, ".convert-batch.json", "SHA256SUMS"
-_PIECE = 8 << 20
 
 
 class Ledger:
@@ -63,15 +61,6 @@ class Ledger:
 def _state(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:

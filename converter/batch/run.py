@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from converter import pipeline, workers
-from converter.batch.ledger import Ledger, sha256, write_sums
+from converter.batch.ledger import Ledger, write_sums
 from converter.batch.manifest import Job
 from converter.errors import ConverterError, FidelityError, Interrupted, OutputError, UsageError
 from converter.planning.plan import BASE_MEMORY, Plan
 from converter.request import Source
+from converter.storage.checksums import sha256
 from converter.storage.json import finite
 from converter.storage.slabs import Progress, ProgressCallback
 from converter.verify.verifier import verify

@@ -6,6 +6,7 @@ Everything heavy is imported inside the functions that need it, so that `convert
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -155,6 +156,17 @@ def positive(text: str) -> int:
 
 
 PRECISIONS = ("source", "f16", "bf16", "f32")
+
+
+def share(text: str) -> float:
+    """`0.05` or `5%`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share such as 0.05 or 5%")
+    return value
 
 
 def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: bool = True) -> None:

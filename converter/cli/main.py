@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from converter.address import placed
+from converter.address import placed, without_secrets
 from converter.cli import meant, process, verbs
 from converter.cli.colour import HINT, say
 from converter.cli.console import delivering, say_anything
@@ -49,6 +49,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     if rest:
         parser.error(meant.instead(parser, rest))
     report = _report_on_stdout(args)
+    args.command = _command(verb, argv)
     with _reading(args):
         outcome: verbs.Outcome = verbs.module(verb).run(args)
         with delivering():
@@ -73,6 +74,14 @@ def _report_on_stdout(args: argparse.Namespace) -> str | None:
     if len(kinds) + (args.json if kinds else 0) > 1:
         raise UsageError("--report -: one report fits on stdout, and none beside --json")
     return kinds[0] if kinds else None
+
+
+def _command(verb: str, argv: Sequence[str]) -> str:
+    """The command as it could be given again, for reports; addresses without what is nobody's business."""
+    import shlex
+
+    words = [] if verb == verbs.DEFAULT else [verb]
+    return shlex.join(["convert", *words, *(without_secrets(word) for word in argv)])
 
 
 @contextmanager

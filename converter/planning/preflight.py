@@ -108,8 +108,8 @@ def preflight(plans: Sequence[Plan], threads: int | None = None) -> Preflight:
             decoded[source.dtype.name] += source.n_elements
             encoded[target.dtype.name, step.imatrix] += target.n_elements
     read = sum(step.read.info.nbytes for step in plans[0].steps)
-    work = sum(count * _decoding(name) for name, count in decoded.items()) / len(plans)
-    work += sum(count * _encoding(*each) for each, count in encoded.items()) + copied / COPYING
+    work = sum(count * decoding(name) for name, count in decoded.items()) / len(plans)
+    work += sum(count * encoding(*each) for each, count in encoded.items()) + copied / COPYING
     written, seconds = sum(plan.total_bytes for plan in plans), work / used
     return Preflight(
         seconds,
@@ -157,7 +157,8 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 @cache
-def _encoding(name: str, weighted: bool) -> float:
+def encoding(name: str, weighted: bool) -> float:
+    """Seconds that one number takes a thread to be stored as this type; nothing for what no kernel encodes."""
     kind = dtype(name)
     if not kernels.encodable(kind):
         return 0.0
@@ -166,7 +167,8 @@ def _encoding(name: str, weighted: bool) -> float:
 
 
 @cache
-def _decoding(name: str) -> float:
+def decoding(name: str) -> float:
+    """Seconds that one number of this type takes a thread to become F32."""
     kind = dtype(name)
     try:
         blocks = np.zeros((SAMPLE[0], kind.row_nbytes(SAMPLE[1])), np.uint8)

@@ -10,13 +10,18 @@ from converter.reports import html
 from converter.reports import markdown as md
 from converter.reports.json import as_json as write_json
 from converter.reports.markdown import plain
-from converter.reports.numbers import decibels, number, percent
-from converter.text import human_bytes, printable, table
+from converter.reports.numbers import decibels, increase, measured, number, percent
+from converter.runtimes.behaviour import foreign_text
+from converter.text import counted, human_bytes, printable, table
 
 if TYPE_CHECKING:
     from converter.compare import Choice, Comparison, Quant
+    from converter.runtimes.behaviour import Behaviour
 
 _WIDTH, _HEIGHT = 64, 12  # of the plot, in characters
+MEMORY = (
+    "weights, F16 KV cache and compute buffers for one sequence of {context:,} tokens, flash attention, by estimate"
+)
 
 
 # ------------------------------------------------------------------------------------------------ the choice
@@ -24,18 +29,25 @@ _WIDTH, _HEIGHT = 64, 12  # of the plot, in characters
 
 def advice(choice: Choice) -> str:
     """One sentence that a person can act on."""
-    found, fit, fit_memory = choice.comparison, choice.fit, choice.fit_memory
-    if fit is None and fit_memory is None:
+    found, limits = choice.comparison, _limits(choice)
+    if not limits:
         best, least = found.best(), found.quants[-1]
         if best is None or best.bytes == least.bytes:
             return f"the closest and the smallest: {_brief(least)}; --quants names others"
         return f"closest: {_brief(best)}; smallest: {_brief(least)}; --fit SIZE names the best that fits"
-    limits = [f"a file of {human_bytes(fit)}"] if fit is not None else []
-    limits += [f"{human_bytes(fit_memory)} of memory"] if fit_memory is not None else []
     best = choice.best
     if best is None:
         return f"none fits {' and '.join(limits)}; the smallest is {_brief(found.quants[-1], found.context)}"
     return f"the least error within {' and '.join(limits)}: {_brief(best, found.context)}"
+
+
+def _limits(choice: Choice) -> list[str]:
+    """What was asked to fit, and what of it stays free."""
+    limits = [f"a file of {human_bytes(choice.fit)}"] if choice.fit is not None else []
+    if choice.fit_memory is not None:
+        free = f" ({human_bytes(choice.kept_free)} of it left for the system)" if choice.kept_free else ""
+        limits.append(f"{human_bytes(choice.fit_memory)} of memory{free}")
+    return limits
 
 
 def _brief(quant: Quant, context: int | None = None) -> str:
@@ -66,9 +78,10 @@ def _table(found: Comparison) -> tuple[list[str], list[list[str]]]:
         "bits": lambda quant: f"{quant.bits_per_weight:.2f}",
         "SQNR dB": lambda quant: decibels(quant.sqnr_db),
         "largest error": lambda quant: number(quant.max_abs),
-        "perplexity": lambda quant: number(quant.behaviour.candidate_ppl) if quant.behaviour else "",
-        "mean KL": lambda quant: number(quant.behaviour.mean_kl) if quant.behaviour else "",
-        "same top token": lambda quant: percent(quant.behaviour.top1) if quant.behaviour else "",
+        "mean KL": _of_behaviour(lambda ran: measured(ran.mean_kl, ran.mean_kl_error)),
+        "same top token": _of_behaviour(lambda ran: percent(ran.top1)),
+        "perplexity": _of_behaviour(lambda ran: measured(ran.candidate_ppl, ran.candidate_ppl_error)),
+        "above the source": _of_behaviour(increase),
         "to run": lambda quant: "" if quant.memory is None else human_bytes(quant.memory),
         "worst dB": lambda quant: decibels(quant.worst_sqnr_db),
         "worst tensor": lambda quant: quant.worst_tensor or "",
@@ -77,6 +90,10 @@ def _table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     shown = {title: [text(quant) for quant in found.quants] for title, text in columns.items()}
     shown = {title: cells for title, cells in shown.items() if any(cells)}
     return list(shown), [list(row) for row in zip(*shown.values(), strict=True)]
+
+
+def _of_behaviour(show: Callable[[Behaviour], str]) -> Callable[[Quant], str]:
+    return lambda quant: show(quant.behaviour) if quant.behaviour else ""
 
 
 def text(choice: Choice) -> str:
@@ -89,14 +106,17 @@ def text(choice: Choice) -> str:
 
 
 def _footer(found: Comparison) -> list[str]:
-    lines = [f"{printable(found.source)}: {len(found.quants)} quants in {found.seconds:.2f} s"]
+    lines = [f"{printable(found.source)}: {counted(len(found.quants), 'quant')} in {found.seconds:.2f} s"]
+    if found.sample > 1:
+        lines.append(f"errors by one of every {found.sample} parts of the rows; sizes are those of all")
     if any(quant.memory is not None for quant in found.quants):
-        lines.append(f"to run: weights, KV cache and compute buffers for {found.context:,} tokens, by estimate")
+        lines.append(f"to run: {MEMORY.format(context=found.context)}")
     ran = found.quants[0].behaviour
     if ran is not None and ran.reference_ppl is not None:
-        lines.append(
-            f"perplexity of the source: {ran.reference_ppl:.4g} ({ran.reference_runtime}, {ran.tokens} tokens)"
-        )
+        perplexity = measured(ran.reference_ppl, ran.reference_ppl_error)
+        lines.append(f"perplexity of the source: {perplexity} ({ran.reference_runtime}, {ran.tokens} tokens)")
+        if ran.foreign:
+            lines.append(f"warning: perplexity {foreign_text(ran)}; --text FILE gives it one of its kind")
     return lines
 
 

@@ -12,11 +12,12 @@ from converter.text import printable
 
 @dataclass(frozen=True)
 class Case:
-    """One test: the findings that fail it, none where it passed, and what else is to be said."""
+    """One test: the findings that fail it, none where it passed or was not made, and what else is to be said."""
 
     name: str
     failures: Sequence[Finding] = ()
     about: str = ""
+    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def junit(name: str, suites: Sequence[Suite]) -> str:
 
 def _suite(root: xml.Element, suite: Suite) -> None:
     name = printable(suite.name)
-    element = xml.SubElement(root, "testsuite", {"name": name, **_counts((suite,), suite.seconds), "skipped": "0"})
+    element = xml.SubElement(root, "testsuite", {"name": name, **_counts((suite,), suite.seconds)})
     if suite.properties:
         properties = xml.SubElement(element, "properties")
         for key, value in suite.properties:
@@ -52,6 +53,8 @@ def _suite(root: xml.Element, suite: Suite) -> None:
             first = case.failures[0]
             failure = xml.SubElement(test, "failure", {"type": first.check, "message": printable(str(first))})
             failure.text = "\n".join(printable(str(finding)) for finding in case.failures)
+        if case.skipped:
+            xml.SubElement(test, "skipped", {"message": "not made"})
         if case.about:
             xml.SubElement(test, "system-out").text = "\n".join(map(printable, case.about.splitlines()))
 
@@ -59,4 +62,5 @@ def _suite(root: xml.Element, suite: Suite) -> None:
 def _counts(suites: Iterable[Suite], seconds: float) -> dict[str, str]:
     cases = [case for suite in suites for case in suite.cases]
     failures = sum(1 for case in cases if case.failures)
-    return {"tests": str(len(cases)), "failures": str(failures), "errors": "0", "time": f"{seconds:.3f}"}
+    counts = {"tests": len(cases), "failures": failures, "errors": 0, "skipped": sum(case.skipped for case in cases)}
+    return {**{name: str(count) for name, count in counts.items()}, "time": f"{seconds:.3f}"}

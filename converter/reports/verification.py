@@ -17,7 +17,7 @@ from converter.reports.json import as_json as write_json
 from converter.reports.junit import Case, Suite
 from converter.reports.junit import junit as write_junit
 from converter.reports.markdown import code, plain
-from converter.reports.numbers import decibels, number, percent
+from converter.reports.numbers import decibels, increase, measured, number, percent
 from converter.runtimes.behaviour import Behaviour
 from converter.text import human_bytes, printable, table
 from converter.verify.results import Fidelity, Verification, sqnr_db
@@ -96,17 +96,23 @@ def facts(verification: Verification) -> list[tuple[str, str]]:
 
 def behaviour_facts(behaviour: Behaviour) -> list[tuple[str, str]]:
     """What the runtimes did: label and text, without what was not measured."""
-    perplexity = f"{number(behaviour.reference_ppl)} to {number(behaviour.candidate_ppl)}"
+    kl = measured(behaviour.mean_kl, behaviour.mean_kl_error)
     rows = [
         ("runtimes", f"{behaviour.reference_runtime} and {behaviour.candidate_runtime}, {behaviour.tokens} tokens"),
-        ("mean KL", behaviour.mean_kl is not None and f"{number(behaviour.mean_kl)} nats"),
+        ("mean KL", behaviour.mean_kl is not None and f"{kl} nats"),
         ("largest KL", behaviour.max_kl is not None and f"{number(behaviour.max_kl)} nats"),
         ("same top token", percent(behaviour.top1)),
         ("largest logit error", number(behaviour.max_abs)),
-        ("perplexity", behaviour.ppl_increase is not None and f"{perplexity} ({behaviour.ppl_increase:+.2%})"),
+        ("perplexity", behaviour.ppl_increase is not None and _perplexity(behaviour)),
         ("smallest cosine", number(behaviour.cosine)),
     ]
     return [(label, text) for label, text in rows if text]
+
+
+def _perplexity(behaviour: Behaviour) -> str:
+    before = measured(behaviour.reference_ppl, behaviour.reference_ppl_error)
+    after = measured(behaviour.candidate_ppl, behaviour.candidate_ppl_error)
+    return f"{before} to {after} ({increase(behaviour)})"
 
 
 def by_type(verification: Verification) -> list[tuple[str, int, int, float, float, float]]:
@@ -188,9 +194,12 @@ def _fact(label: str, value: str) -> str:
 
 
 def junit(verification: Verification) -> str:
-    """A test per check and one per tensor, failed where a finding failed."""
+    """A test per check and one per tensor, failed where a finding failed; checks that were not made are skipped."""
     failed = [finding for finding in verification.findings if finding.failed]
-    checks = [Case(name, [each for each in failed if each.check == name], about) for name, about in CHECKS.items()]
+    checks = [
+        Case(name, [each for each in failed if each.check == name], about, skipped=name not in verification.checks)
+        for name, about in CHECKS.items()
+    ]
     of: dict[str, list[Finding]] = {}
     for finding in failed:
         of.setdefault(finding.subject, []).append(finding)

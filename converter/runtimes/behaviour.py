@@ -58,6 +58,9 @@ class Behaviour:
     Logits are compared at every position that has a next token. `kl` is KL(reference || candidate) in nats, `top1` the
     share of positions where both name the same next token. Perplexities are exp of the mean negative log-likelihood.
     For embedding models only `cosine` (the smallest over the texts) is there.
+
+    Errors are standard errors of the mean over the scored positions, as llama-perplexity prints them behind its ±; that
+    of the increase is of the positions' differences, so that what a text is like for both models cancels.
     """
 
     reference_runtime: str
@@ -70,6 +73,12 @@ class Behaviour:
     reference_ppl: float | None = None
     candidate_ppl: float | None = None
     cosine: float | None = None
+    mean_kl_error: float | None = None
+    reference_ppl_error: float | None = None
+    candidate_ppl_error: float | None = None
+    ppl_increase_error: float | None = None
+    #: tokens that both choose among
+    vocabulary: int | None = None
     #: KL at each position, in order, for plots
     kl_by_position: tuple[float, ...] = field(default=(), repr=False)
 
@@ -80,9 +89,30 @@ class Behaviour:
             return None
         return self.candidate_ppl / self.reference_ppl - 1
 
+    @property
+    def ppl_unchanged(self) -> bool | None:
+        """Whether the increase is at most three times its error, and may be chance. None where that is not known."""
+        if self.ppl_increase is None or self.ppl_increase_error is None:
+            return None
+        return abs(self.ppl_increase) <= 3 * self.ppl_increase_error
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the source itself can do little with it: of the bits of a blind guess it saves less than a third."""
+        if self.reference_ppl is None or self.vocabulary is None:
+            return False
+        return not self.reference_ppl <= self.vocabulary ** (2 / 3)
+
     def as_dict(self) -> dict[str, Any]:
-        as_json: dict[str, Any] = finite({**vars(self), "ppl_increase": self.ppl_increase})
+        derived = {name: getattr(self, name) for name in ("ppl_increase", "ppl_unchanged", "foreign")}
+        as_json: dict[str, Any] = finite({**vars(self), **derived})
         return as_json
+
+
+def foreign_text(found: Behaviour) -> str:
+    """What a `foreign` text means for the figures, as a sentence without its subject."""
+    guesses = f"{found.reference_ppl:,.0f} of {found.vocabulary or 0:,} tokens"
+    return f"of the source is {guesses}: the text is foreign to this model, and its perplexities say little"
 
 
 @dataclass(frozen=True)
@@ -229,14 +259,16 @@ class _Divergence:
     kl: list[float] = field(default_factory=list)
     same: int = 0
     max_abs: float = 0.0
-    reference_loss: float = 0.0
-    candidate_loss: float = 0.0
+    vocabulary: int = 0
+    reference_losses: list[float] = field(default_factory=list)
+    candidate_losses: list[float] = field(default_factory=list)
 
     def add(self, reference: Floats, candidate: Floats, targets: Sequence[int]) -> None:
         """Rows of logits, (positions, vocabulary) each, and the token that follows each of them."""
         if reference.shape != candidate.shape:
             sizes = f"{reference.shape[-1]} and {candidate.shape[-1]}"
             raise ShapeMismatch(f"vocabularies of {sizes} tokens cannot be compared; the two are not the same model")
+        self.vocabulary = reference.shape[1]
         step = max(1, SLICE // reference.shape[1])
         for start in range(0, len(targets), step):
             part = slice(start, start + step)
@@ -259,18 +291,33 @@ class _Divergence:
             kl = _not_nan(one.sum(axis=1) / total + np.log(other_total) - np.log(total))
         self.same += int((top & np.isfinite(kl)).sum())
         self.kl += np.maximum(kl, 0.0).tolist()  # rounding makes it a hair less than nothing
-        self.reference_loss += float(_not_nan(losses[0]).sum())
-        self.candidate_loss += float(_not_nan(losses[1]).sum())
+        self.reference_losses += _not_nan(losses[0]).tolist()
+        self.candidate_losses += _not_nan(losses[1]).tolist()
 
     def result(self, reference: str, candidate: str, tokens: int) -> Behaviour:
-        scored = len(self.kl)
-        with np.errstate(over="ignore"):
-            reference_ppl, candidate_ppl = np.exp(np.array([self.reference_loss, self.candidate_loss]) / scored)
+        with np.errstate(over="ignore", invalid="ignore"):
+            losses = np.array([self.reference_losses, self.candidate_losses])
+            ppl = np.exp(losses.mean(axis=1))
+            errors = [_error(each) for each in (*losses, losses[1] - losses[0], np.array(self.kl))]
+            ratio = np.exp((losses[1] - losses[0]).mean())
+        own, other, increase, kl = errors
         return Behaviour(
             reference, candidate, tokens, max_abs=self.max_abs, mean_kl=float(np.mean(self.kl)), max_kl=max(self.kl),
-            top1=self.same / scored, reference_ppl=float(reference_ppl), candidate_ppl=float(candidate_ppl),
-            kl_by_position=tuple(self.kl),
+            top1=self.same / len(self.kl), reference_ppl=float(ppl[0]), candidate_ppl=float(ppl[1]),
+            mean_kl_error=kl, reference_ppl_error=_times(own, ppl[0]), candidate_ppl_error=_times(other, ppl[1]),
+            ppl_increase_error=_times(increase, ratio), vocabulary=self.vocabulary, kl_by_position=tuple(self.kl),
         )  # fmt: skip
+
+
+def _error(values: Doubles) -> float | None:
+    """The standard error of their mean; None where that is not to be known."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return error if math.isfinite(error) else None
+
+
+def _times(error: float | None, scale: float) -> float | None:
+    """The error of exp(x), which is `scale`, by that of x."""
+    return None if error is None else float(error * scale)
 
 
 def _not_nan(array: Doubles) -> Doubles:

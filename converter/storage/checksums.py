@@ -1,4 +1,4 @@
-"""Cyclic redundancy checks of bytes that are read in pieces, in any order, by several threads.
+"""Sums of bytes: SHA-256 of files, cyclic redundancy checks of what several threads read in pieces and in any order.
 
 CRC-32 is that of zip, gzip and PNG, CRC-32C that of TensorFlow's files. The arithmetic of joining pieces is that of
 zlib's `crc32_combine`: appending n zero bits to a message multiplies its remainder by x**n.
@@ -6,12 +6,14 @@ zlib's `crc32_combine`: appending n zero bits to a message multiplies its remain
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import zlib
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,12 @@ from converter import _native
 
 _ONE = 1 << 31  # the polynomial 1; the highest bit is the lowest power
 Data = memoryview | bytes
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from converter.findings import Finding
-from converter.runtimes.behaviour import behaviour, probe_ids
+from converter.runtimes.behaviour import behaviour, foreign_text, probe_ids
 from converter.storage.slabs import ProgressCallback
 from converter.verify.results import Verification
 
@@ -30,6 +31,7 @@ def with_behaviour(
     Raises:
         ConverterError: as `runtimes.behaviour.behaviour`.
     """
+    started = time.monotonic()
     source, target = Path(result.source), Path(result.target)
     findings = []
     wanted, got = probe_ids(source, text), probe_ids(target, text)
@@ -40,4 +42,8 @@ def with_behaviour(
     found = behaviour(source, target, text, tokens=tokens, context=context, threads=threads, progress=progress)
     if found.mean_kl is not None and not math.isfinite(found.mean_kl):
         findings.append(Finding("behaviour", "logits", "are not finite"))
-    return replace(result, behaviour=found, findings=(*result.findings, *findings))
+    if found.foreign:
+        message, hint = foreign_text(found), "--text FILE gives it one of its kind"
+        findings.append(Finding("behaviour", "perplexity", message, failed=False, hint=hint))
+    seconds = result.seconds + time.monotonic() - started
+    return replace(result, behaviour=found, findings=(*result.findings, *findings), seconds=seconds)

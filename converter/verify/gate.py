@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,20 @@ class Gate:
         places = [(self.tensors, "for every tensor"), (self.types.get(tensor.type, {}), f"for {tensor.type}")]
         own = [(limits, f"for {pattern.text}") for pattern, limits in self.patterns if pattern.search(name)]
         return {metric: (limit, where) for limits, where in places + own[::-1] for metric, limit in limits.items()}
+
+    def lines(self) -> tuple[str, ...]:
+        """The thresholds for people, a line for each place."""
+        places = [
+            ("every tensor", self.tensors),
+            *self.types.items(),
+            *((pattern.text, limits) for pattern, limits in self.patterns),
+            ("the model", self.model),
+        ]
+        return tuple(
+            f"{where}: {', '.join(f'{name} {limit:g}' for name, limit in limits.items())}"
+            for where, limits in places
+            if limits
+        )
 
 
 # ------------------------------------------------------------------------------------------------ verify.toml
@@ -202,23 +217,31 @@ def gated(
 
     `tolerance` is that of `against_baseline`.
     """
-    found = judge(verification, gate)
+    found, thresholds = judge(verification, gate), gate.lines()
     if baseline is not None:
         found += against_baseline(verification, baseline, tolerance)
-    return replace(verification, findings=(*verification.findings, *found))
+        thresholds += (f"an earlier report: no worse than that by more than {100 * tolerance:.3g} %",)
+    findings = (*verification.findings, *found)
+    return replace(verification, findings=findings, thresholds=thresholds, baseline=baseline is not None)
 
 
 def judge(verification: Verification, gate: Gate) -> list[Finding]:
     """Findings (check "threshold") of every number that is beyond its threshold, or was not measured."""
     return [
-        *_idle_patterns(verification, gate),
+        *_idle(verification, gate),
         *(finding for tensor in verification.tensors for finding in _judge_tensor(tensor, gate)),
         *_judge_model(verification, gate),
     ]
 
 
-def _idle_patterns(verification: Verification, gate: Gate) -> Iterator[Finding]:
+def _idle(verification: Verification, gate: Gate) -> Iterator[Finding]:
+    """Parts of the gate that nothing passes through: they would be open without anybody's knowledge."""
     names = [tensor.name.lower() for tensor in verification.tensors]
+    types = dict.fromkeys(tensor.type for tensor in verification.tensors)
+    for name in gate.types:
+        if name not in types:
+            hint = f"there are {', '.join(types)}" if types else ""
+            yield Finding("threshold", f"type.{name}", "no tensor is of this type, which the gate names", hint=hint)
     for pattern, _ in gate.patterns:
         if not any(map(pattern.search, names)):
             yield Finding("threshold", pattern.text, "this pattern of the gate matches no tensor")
@@ -339,12 +362,39 @@ def against_baseline(verification: Verification, report: Mapping[str, Any], tole
     """
     now = {tensor.name: tensor for tensor in verification.tensors}
     before = {tensor["name"]: tensor for tensor in report["tensors"]}
+    if (other := _of_another_quant(verification, report)) is not None:
+        return [other]
     return [
         *(_gone(name) for name in before if name not in now),
         *(_new(name) for name in now if name not in before),
         *(finding for name in before if name in now for finding in _compare(name, now[name], before[name], tolerance)),
         *_compare_model(verification, report, tolerance),
     ]
+
+
+def _of_another_quant(verification: Verification, report: Mapping[str, Any]) -> Finding | None:
+    """One line in place of a hundred where the report is of another quant: it says nothing about this one.
+
+    Quants are known by their recipes; where a report says none, by most tensors being of other types.
+    """
+    was, now = report.get("quant"), verification.quant
+    was = was if isinstance(was, str) else None
+    types = {tensor["name"]: kind for tensor in report["tensors"] if isinstance(kind := tensor.get("type"), str)}
+    changed = [tensor for tensor in verification.tensors if types.get(tensor.name, tensor.type) != tensor.type]
+    lossy = [tensor for tensor in verification.tensors if not tensor.exact]
+    if was is None or now is None:
+        if 2 * len(changed) <= len(lossy):
+            return None
+        was, now = _types(map(types.get, (each.name for each in changed))), _types(each.type for each in changed)
+    if was == now:
+        return None
+    message = f"is of another quant: it was {short(was)[1:-1]}, it is {now}"
+    return Finding("baseline", "the earlier report", message, hint="compare with a report of the same quant")
+
+
+def _types(names: Iterable[Any]) -> str:
+    """The type that most have."""
+    return str(Counter(names).most_common(1)[0][0])
 
 
 def _gone(name: str) -> Finding:

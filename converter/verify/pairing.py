@@ -150,10 +150,15 @@ def _said_recipe(target: Checkpoint, source: Checkpoint) -> str | None:
     """The recipe that `general.file_type` names, or a graph's types; None where it only took over its source's."""
     if any(tensor.info.dtype is INT8 for tensor in target.tensors.values()):
         return INT8.name
-    value = number_of(target.config, "general.file_type")
-    if value is None or value == number_of(source.config, "general.file_type"):
-        return None
-    return next((name for name, each in RECIPES.items() if each.file_type == value and each.base is not None), None)
+    same = number_of(target.config, "general.file_type") == number_of(source.config, "general.file_type")
+    return None if same else named_recipe(target)
+
+
+def named_recipe(model: Checkpoint) -> str | None:
+    """The recipe that `general.file_type` names; None where it says none."""
+    value = number_of(model.config, "general.file_type")
+    named = (name for name, each in RECIPES.items() if each.file_type == value and each.base is not None)
+    return None if value is None else next(named, None)
 
 
 def _weighed(draft: Draft, target: Checkpoint) -> tuple[Step, ...]:

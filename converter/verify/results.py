@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from converter.findings import Finding
+from converter.findings import CHECKS, Finding
 from converter.runtimes.behaviour import Behaviour
 from converter.storage.json import finite
+from converter.verify.provenance import Provenance
 
 #: Version of the JSON report's schema (docs/verify.md); raised when a field changes its meaning or goes away.
 SCHEMA = 1
@@ -107,10 +109,33 @@ class Verification:
     seconds: float = 0.0
     #: values of the worst tensors, by name and the worst first, for plots
     distributions: Mapping[str, Histogram] = field(default_factory=dict, repr=False)
+    #: the recipe that the target names, in capitals
+    quant: str | None = None
+    #: that were read of both sides
+    files: tuple[Path, ...] = ()
+    #: the gate, a line for each threshold
+    thresholds: tuple[str, ...] = ()
+    #: whether an earlier report was compared
+    baseline: bool = False
+    #: whether both sides could be read
+    read: bool = True
+    provenance: Provenance | None = None
 
     @property
     def passed(self) -> bool:
         return not any(finding.failed for finding in self.findings)
+
+    @property
+    def checks(self) -> list[str]:
+        """The checks that were made, of all that there are."""
+        found = {finding.check for finding in self.findings}
+        asked = {
+            "probe": self.behaviour is not None,
+            "behaviour": self.behaviour is not None,
+            "threshold": bool(self.thresholds),
+            "baseline": self.baseline,
+        }
+        return [name for name in CHECKS if name in found or (self.read and asked.get(name, True))]
 
     def strict(self) -> Verification:
         """The same, with everything that is worth knowing as a failure."""
@@ -151,9 +176,12 @@ class Verification:
             "schema": SCHEMA,
             "source": self.source,
             "target": self.target,
+            "quant": self.quant,
             "passed": self.passed,
             "seconds": round(self.seconds, 3),
             "summary": finite(self.summary()),
+            "thresholds": list(self.thresholds),
+            "provenance": self.provenance.as_dict() if self.provenance else None,
             "findings": [finding.as_dict() for finding in self.findings],
             "behaviour": self.behaviour.as_dict() if self.behaviour else None,
             "tensors": [tensor.as_dict() for tensor in self.tensors],

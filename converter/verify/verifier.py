@@ -26,10 +26,11 @@ from converter.request import PathLike, Request, Source
 from converter.storage.slabs import ProgressCallback
 from converter.telemetry import span
 from converter.tensors.tensor import LazyTensor
+from converter.text import counted
 from converter.verify.distributions import worst_distributions
 from converter.verify.measure import Measured, measure
 from converter.verify.metadata import compare_metadata
-from converter.verify.pairing import Pair, Pairing, pair
+from converter.verify.pairing import Pair, Pairing, named_recipe, pair
 from converter.verify.results import Verification
 from converter.verify.verdict import judge, made_by_the_encoder
 
@@ -37,6 +38,8 @@ from converter.verify.verdict import judge, made_by_the_encoder
 DETOURS = ("f16", "bf16")
 #: A detour changes few blocks of a tensor; where more differ, there is another reason.
 FEW = 0.05
+#: Share of the energy that the noise of two quants of one model has at most; that of two models is about twice it.
+ALIKE = 0.3
 
 
 def verify(
@@ -84,7 +87,10 @@ def verify(
         findings = [replace(each, failed=each.failed and each.check != "type") for each in findings]
     findings.sort(key=lambda finding: not finding.failed)
     seconds = time.monotonic() - started
-    return Verification(str(source.path), str(target.path), tensors, tuple(findings), None, seconds, values)
+    files = tuple(dict.fromkeys((*left.files, *right.files)))
+    return Verification(
+        str(source.path), str(target.path), tensors, tuple(findings), None, seconds, values, named_recipe(right), files
+    )
 
 
 def _verify(
@@ -105,7 +111,7 @@ def _verify(
             *by_detour,
             *_another(left, right, pairing),
             *_retied(pairing, measured),
-            *judge(measured, pairing.left_over),
+            *_swapped(left, right, measured, judge(measured, pairing.left_over)),
         ]
         views = view(left, request.model.arch), view(right, request.model.arch)
         return measured, findings + compare_metadata(pairing.expected, *views, request.model.pre)
@@ -139,7 +145,8 @@ def _by_detour(
                 close()
         if len(again) == len(off) and not any(each.differing for each in again):
             blocks = sum(each.differing for each in off.values())
-            message = f"made by way of {via.upper()}, which rounded {blocks} blocks of {len(off)} tensors otherwise"
+            rounded = f"{counted(blocks, 'block')} of {counted(len(off), 'tensor')}"
+            message = f"made by way of {via.upper()}, which rounded {rounded} otherwise"
             note = Finding("blocks", str(right.path), message, failed=False, hint=f"--via {via} says so")
             by_name = {each.pair.name: each for each in again}
             return [by_name.get(each.pair.name, each) for each in measured], [note]
@@ -160,6 +167,23 @@ def _another(left: Checkpoint, right: Checkpoint, pairing: Pairing) -> list[Find
         apart.append(f"called {names[0]!r}, the source {names[1]!r}")
     message = f"is of another model than {left.path}: {'; '.join(apart)}"
     return [Finding("source", str(right.path), message, hint="is this the right source?")]
+
+
+def _swapped(left: Checkpoint, right: Checkpoint, measured: Sequence[Measured], found: list[Finding]) -> list[Finding]:
+    """One finding for all values that are off in wider types than the source's, which nothing but a swap makes."""
+    finer = {
+        each.pair.name
+        for each in measured
+        if (own := each.pair.reference.info.dtype).quantized
+        and each.pair.candidate.info.dtype.bits_per_weight > own.bits_per_weight
+        and 0 < each.found.noise < ALIKE * each.found.energy
+    }
+    off = [each for each in found if each.check == "values" and each.subject in finer]
+    if not off or 2 * len(off) < len(finer):
+        return found
+    finer_now = f"{counted(len(off), 'tensor')} of it finer than those of {left.path}, which was made of it"
+    swapped = Finding("source", str(right.path), finer_now, hint="did you swap them? the source comes first")
+    return [swapped, *(each for each in found if each not in off)]
 
 
 def _n_layer(model: Checkpoint) -> int:

@@ -8,6 +8,7 @@ import re
 from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import ANY
 from xml.etree import ElementTree as xml
 
 import pytest
@@ -54,7 +55,7 @@ def test_text_says_findings_then_the_worst_then_the_verdict() -> None:
 def test_text_of_the_whole_model() -> None:
     shown = text(FAILED)
     assert re.search(r"^tensors +13: 4 exact, 13 reproduced, 1 failed$", shown, re.M)
-    assert re.search(r"^perplexity +10 to 10.2 \(\+2.00%\)$", shown, re.M)
+    assert re.search(r"^perplexity +10 to 10.2 \(\+2.00 %\)$", shown, re.M)
     assert re.search(r"^same top token +97 %$", shown, re.M)
     assert re.search(r"^Q4_K +4 +295 kB +4.500 +23.\d\d +22.\d\d$", shown, re.M)
 
@@ -120,8 +121,10 @@ def validate(root: xml.Element) -> None:
         assert int(suite.attrib["failures"]) == len(suite.findall("testcase/failure"))
         for case in cases:
             assert {"classname", "name", "time"} <= case.attrib.keys()
-            assert [child.tag for child in case] in (["system-out"], ["failure", "system-out"])
-    for count in ("tests", "failures", "errors"):
+            assert [child.tag for child in case] in (["system-out"], [ANY, "system-out"])
+            assert case[0].tag in ("failure", "skipped", "system-out")
+        assert int(suite.attrib["skipped"]) == len(suite.findall("testcase/skipped"))
+    for count in ("tests", "failures", "errors", "skipped"):
         assert int(root.attrib[count]) == sum(int(suite.attrib[count]) for suite in root)
 
 
@@ -137,6 +140,20 @@ def test_junit() -> None:
     assert root.find(".//property[@name='target']").attrib["value"] == "model-q4.gguf"  # type: ignore[union-attr]
 
 
+def test_junit_skips_checks_that_were_not_made() -> None:
+    """Without a runtime, a gate and an earlier report; and all but one where a side could not be read."""
+    every = verification(1, behaviour=behaviour(), thresholds=("every tensor: min_sqnr 20",), baseline=True)
+    unread = Verification("a", "b", (), (Finding("structure", "b", "is truncated"),), read=False)
+    for checked, skipped in (
+        (verification(1), {"probe", "behaviour", "threshold", "baseline"}),
+        (every, set()),
+        (unread, set(CHECKS) - {"structure"}),
+    ):
+        root = xml.fromstring(junit(checked))
+        validate(root)
+        assert {case.attrib["name"] for case in root.iter("testcase") if case.find("skipped") is not None} == skipped
+
+
 def test_junit_of_a_good_model_fails_nothing() -> None:
     root = xml.fromstring(junit(verification(2, findings=FINDINGS[:1])))
     validate(root)
@@ -147,7 +164,7 @@ def test_junit_of_hostile_names() -> None:
     root = xml.fromstring(junit(EVIL).encode("utf-8"))
     validate(root)
     assert {element.tag for element in root.iter()} == {
-        "testsuites", "testsuite", "testcase", "failure", "system-out", "properties", "property"
+        "testsuites", "testsuite", "testcase", "failure", "skipped", "system-out", "properties", "property"
     }  # fmt: skip
     name = root[1][-1].attrib["name"]
     assert name.startswith("blk.1.</script><script>") and "\\x1b[2J\\x00\\ud800" in name
@@ -161,7 +178,11 @@ def test_json_has_every_field() -> None:
     assert report["schema"] == SCHEMA and report["passed"] is False and report["seconds"] == 1.25
     derived = {"rmse", "nmse", "sqnr_db"}
     assert set(report["tensors"][0]) == {f.name for f in fields(Fidelity)} - {"histogram", "noise", "energy"} | derived
-    assert set(report["behaviour"]) == {f.name for f in fields(Behaviour)} | {"ppl_increase"}
+    assert set(report["behaviour"]) == {f.name for f in fields(Behaviour)} | {
+        "ppl_increase",
+        "ppl_unchanged",
+        "foreign",
+    }
     assert [set(finding) for finding in report["findings"]] == [{f.name for f in fields(Finding)}] * 3
     assert report["summary"]["failed"] == 1
 

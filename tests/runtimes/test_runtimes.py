@@ -8,6 +8,7 @@ import shutil
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,12 @@ def test_a_wrong_model_shows(tmp_path: Path, made: Make) -> None:
 # -------------------------------------------------------------------------------------------- statistics
 
 
+def standard_error(values: list[float]) -> float:
+    """Of their mean, as llama-perplexity has it: sqrt((mean of squares - square of the mean) / (n - 1))."""
+    n = len(values)
+    return math.sqrt((math.fsum(x * x for x in values) / n - (math.fsum(values) / n) ** 2) / (n - 1))
+
+
 def naive(reference: Any, candidate: Any, targets: list[int]) -> tuple[list[float], float, float]:
     """KL of each row and both perplexities, by the definition, one number at a time."""
     kls, losses = [], [0.0, 0.0]
@@ -174,6 +181,15 @@ def test_statistics_are_their_definitions(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.kl_by_position == pytest.approx(kls, rel=1e-9)
     assert (result.mean_kl, result.max_kl) == pytest.approx((np.mean(kls), max(kls)))
     assert (result.reference_ppl, result.candidate_ppl) == pytest.approx((one, other))
+    losses = [
+        [math.log(math.fsum(map(math.exp, row))) - row[target] for row, target in zip(rows, targets, strict=True)]
+        for rows in (reference.tolist(), candidate.tolist())
+    ]
+    increases = [b - a for a, b in zip(*losses, strict=True)]
+    assert result.reference_ppl_error == pytest.approx(one * standard_error(losses[0]))
+    assert result.candidate_ppl_error == pytest.approx(other * standard_error(losses[1]))
+    assert result.ppl_increase_error == pytest.approx(other / one * standard_error(increases))
+    assert result.mean_kl_error == pytest.approx(standard_error(kls))
     assert result.top1 == (reference.argmax(1) == candidate.argmax(1)).mean()
     assert result.max_abs == np.abs(reference.astype(float) - candidate).max()
 
@@ -197,6 +213,19 @@ def test_tokens_that_both_rule_out_are_no_difference() -> None:
     found.add(rows, rows.copy(), [1])
     result = found.result("a", "b", 2)
     assert (result.max_abs, result.mean_kl, result.top1) == (0.0, 0.0, 1.0)
+
+
+def test_a_difference_within_its_error_is_called_so() -> None:
+    found = runtimes.Behaviour("a", "b", 9, reference_ppl=10.0, candidate_ppl=10.2)
+    assert found.ppl_unchanged is None
+    assert replace(found, ppl_increase_error=0.01).ppl_unchanged is True
+    assert replace(found, ppl_increase_error=0.005).ppl_unchanged is False
+
+
+@pytest.mark.parametrize(("ppl", "foreign"), [(43.4, False), (160.0, False), (1853.0, True), (math.inf, True)])
+def test_a_text_that_the_source_does_not_know_is_foreign(ppl: float, foreign: bool) -> None:
+    assert runtimes.Behaviour("a", "b", 9, reference_ppl=ppl, candidate_ppl=ppl, vocabulary=2048).foreign is foreign
+    assert not runtimes.Behaviour("a", "b", 9, cosine=1.0).foreign
 
 
 def test_windows_are_whole_begin_with_bos_and_leave_the_rest() -> None:

@@ -55,7 +55,7 @@ def exact(name: str) -> Fidelity:
 def behaviour(**changes: Any) -> Behaviour:
     """What two runtimes did with 200 tokens."""
     kl = tuple(0.002 + 0.05 * (position % 37 == 5) + 0.00001 * position for position in range(200))
-    values = Behaviour("torch", "llama.cpp", 200, 0.9, 0.004, max(kl), 0.97, 10.0, 10.2, None, kl)
+    values = Behaviour("torch", "llama.cpp", 200, 0.9, 0.004, max(kl), 0.97, 10.0, 10.2, kl_by_position=kl)
     return replace(values, **changes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import tracemalloc
 from collections import defaultdict
 from dataclasses import replace
@@ -17,12 +18,14 @@ import converter
 from converter import compare as comparison
 from converter.checkpoint import Checkpoint
 from converter.cli.main import main
-from converter.compare import QUANTS, SCHEMA, Comparison, Quant, compare, with_behaviour
+from converter.compare import QUANTS, SCHEMA, Choice, Comparison, Quant, compare, with_behaviour
 from converter.errors import Interrupted, MissingImportance, QuantizationError, UsageError
 from converter.formats.registry import open_checkpoint
+from converter.quant.recipes import RECIPES
 from converter.reports.comparison import plot
 from converter.request import Request, Source
 from converter.storage.slabs import Progress
+from converter.tensors import kernels
 from converter.tensors.tensor import LazyTensor, Rows
 from converter.verify import measure
 from converter.verify.verifier import verify
@@ -268,27 +271,70 @@ def test_table_plot_and_advice(capsys: pytest.CaptureFixture[str], kjv: Comparis
     assert "o Q4_K_M" in out and "Q8_0 o" in out
     assert lines[-1].startswith("the least error within a file of 4.00 MB: Q4_K_M (3.58 MB, 26.07 dB, about 7.84 MB")
     assert "pre-tokenizer" in err
-    quiet = run(capsys, KJV, "--quiet", "--fit-memory", "7M", "--quants", "q4_0,q2_k")[0]
+    quiet = run(capsys, KJV, "--quiet", "--fit-memory", "7M", "--reserve", "0", "--quants", "q4_0,q2_k")[0]
     assert quiet.splitlines()[-1].startswith("the least error within 7.00 MB of memory: Q2_K")
+    quiet = run(capsys, KJV, "--quiet", "--fit-memory", "8.4M", "--quants", "q4_0,q2_k")[0]
+    assert quiet.splitlines()[-1].startswith("the least error within 8.40 MB of memory (1.68 MB of it left for")
 
 
 def test_advice_without_and_beyond_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, STORIES, "-q", "q8_0,q4_0")[0]
     assert out.splitlines()[-1].startswith("closest: Q8_0 (") and "smallest: Q4_0 (" in out
-    assert (
-        "none fits a file of 1.00 kB; the smallest is Q4_0" in run(capsys, STORIES, "-q", "q8_0,q4_0", "--fit", "1K")[0]
-    )
+    small = (STORIES, "-q", "q8_0,q4_0", "--fit", "1K")
+    assert "none fits a file of 1.00 kB; the smallest is Q4_0" in run(capsys, *small, code=41)[0]
+    assert json.loads(run(capsys, *small, "--json", code=41)[0])["best"] is None
     assert "the closest and the smallest: Q8_0 (" in run(capsys, STORIES, "-q", "q8_0")[0]
 
 
+def test_a_machine_keeps_some_of_its_memory(kjv: Comparison) -> None:
+    """A fifth, at most 2 GB, or what was said; the quant needs the rest at most."""
+    assert [Choice(kjv, None, n).kept_free for n in (10_000_000, 8 * 10**9, 64 * 10**9)] == [
+        2_000_000, 1_600_000_000, 2_000_000_000
+    ]  # fmt: skip
+    needed = kjv.quants[3].memory or 0
+    for memory, reserve in ((needed * 5 // 4 + 2, None), (needed, 0), (needed + 500, 500)):
+        assert Choice(kjv, None, memory, reserve).best == kjv.quants[3]
+        fewer = Choice(kjv, None, memory - 5, reserve).best
+        assert fewer is not None and fewer.bytes < kjv.quants[3].bytes
+    assert not Choice(kjv, None, needed, needed + 1).fits and Choice(kjv).fits
+
+
+def test_all_quants(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = run(capsys, KJV, "-q", "all", "--sample", "8")
+    names = {line.split()[0] for line in out.splitlines() if line.split()[:1] and line.split()[0] in RECIPES}
+    left = {name for name in RECIPES if f" {name}," in f"{err.rpartition('left out:')[2].rstrip()},"}
+    assert {"Q8_0", "IQ4_XS", "Q2_K"} <= names and "IQ2_XXS" in left
+    assert names | left == set(RECIPES) and not names & left
+
+
+def test_a_sample_is_nearly_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SLAB_NBYTES", 1 << 16)
+    whole, part = (compare(KJV, ["q8_0", "q4_k_m"], sample=sample) for sample in (1, 5))
+    assert part.sample == 5
+    for one, other in zip(whole.quants, part.quants, strict=True):
+        assert (one.bytes, one.memory) == (other.bytes, other.memory)
+        assert one.noise != other.noise and other.sqnr_db == pytest.approx(one.sqnr_db, abs=0.5)
+        assert other.energy == pytest.approx(one.energy, rel=0.1)
+
+
+def test_the_time_it_takes_is_told_before() -> None:
+    told: list[float] = []
+    found = compare(KJV, ["q4_k_m"], threads=1, before=told.append)
+    assert 0 < told[0] < 10 * found.seconds + 1
+    compare(KJV, ["q4_k_m"], threads=1, sample=4, before=told.append)
+    assert told[1] == pytest.approx(told[0] / 4)
+
+
 def test_json(capsys: pytest.CaptureFixture[str], narrow: Path) -> None:
-    found = json.loads(run(capsys, narrow, "--quants", "Q4_K,q8_0,q4_k_m,f32,f16", "--fit", "500K", "--json")[0])
+    arguments = (narrow, "--quants", "Q4_K,q8_0,q4_k_m,f32,f16", "--fit", "3M", "--json")
+    found = json.loads(run(capsys, *arguments)[0])
     assert found["schema"] == SCHEMA and found["source"] == str(narrow)
-    assert (found["fit"], found["fit_memory"], found["context"]) == (500_000, None, 512)
+    assert (found["fit"], found["fit_memory"], found["context"], found["sample"]) == (3_000_000, None, 512, 1)
+    assert found["provenance"]["command"] == shlex.join(["convert", "compare", *map(str, arguments)])
     rows = {row["name"]: row for row in found["quants"]}
     assert list(rows) == ["F32", "F16", "Q8_0", "Q4_K_M"]  # an alias names no second one
-    fitting = [name for name, row in rows.items() if row["bytes"] <= 500_000]
-    assert found["best"] == (fitting[0] if fitting else None)
+    fitting = [name for name, row in rows.items() if row["bytes"] <= 3_000_000]
+    assert fitting and found["best"] == fitting[0]
     assert rows["F32"]["beaten_by"] == "F16" and rows["F16"]["beaten_by"] is None  # the source is F16
     assert rows["F16"]["sqnr_db"] is None and rows["F16"]["nmse"] == 0
     assert {event["kind"] for event in rows["Q4_K_M"]["events"]} == {"TypeFallback"}
@@ -333,6 +379,7 @@ def test_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (("--report", "report.pdf"), "no report ends in '.pdf'"),
         (("--fit", "much"), "is not a size"),
         (("--text", "a.txt"), "--runtime"),
+        (("--reserve", "1G"), "--fit-memory"),
         (("--imatrix", str(IMATRIX), "--quants", "copy"), "--imatrix has no effect"),
     ],
 )

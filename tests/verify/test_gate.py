@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ def test_names_in_capitals_are_found(tmp_path: Path) -> None:
 def test_a_pattern_that_matches_nothing_fails(tmp_path: Path) -> None:
     (finding,) = judge(verification(1), gate(tmp_path, "[[tensor]]\npattern='ffn_dwon'\nmin_sqnr=1"))
     assert finding.failed and finding.subject == "ffn_dwon" and "no tensor" in finding.message
+
+
+def test_a_type_that_no_tensor_has_fails(tmp_path: Path) -> None:
+    wanted = gate(tmp_path, "[type.Q5_K]\nmin_sqnr = 1\n[type.Q4_K]\nmin_sqnr = 1")
+    (finding,) = judge(verification(2), wanted)
+    assert finding.failed and finding.subject == "type.Q5_K" and "there are Q6_K, Q4_K, F32" in finding.hint
 
 
 def test_exact_tensors_pass_every_threshold_on_errors(tmp_path: Path) -> None:
@@ -195,6 +202,21 @@ def test_tensors_that_got_worse_are_named_with_their_types(tmp_path: Path) -> No
     assert overall.subject == "summary.nmse"
 
 
+def test_a_report_of_another_quant_is_one_finding(tmp_path: Path) -> None:
+    """By what the files say, and where an old report does not say it, by the types of most tensors."""
+    named = baseline(tmp_path, verification(3, quant="Q4_K_M"))
+    (finding,) = against_baseline(verification(3, quant="Q3_K_M"), named, 0.01)
+    assert finding.failed and "it was Q4_K_M, it is Q3_K_M" in finding.message
+    old = verification(3).as_dict()
+    del old["quant"]
+    smaller = verification(3)
+    smaller = replace(smaller, quant="Q2_K", tensors=tuple(
+        each if each.exact else replace(each, type="Q2_K", noise=40 * each.noise) for each in smaller.tensors
+    ))  # fmt: skip
+    (finding,) = against_baseline(smaller, baseline(tmp_path, old), 0.01)
+    assert finding.failed and "it is Q2_K" in finding.message
+
+
 def test_tolerance_is_a_share(tmp_path: Path) -> None:
     before = baseline(tmp_path, Verification("a", "b", (fidelity(),), ()))
     slightly = Verification("a", "b", (fidelity(noise=fidelity().noise * 1.009),), ())
@@ -284,7 +306,7 @@ def test_gated_adds_what_a_threshold_and_an_earlier_report_say(tmp_path: Path) -
     assert found.findings and {finding.check for finding in found.findings} == {"threshold"} and not found.passed
     found = gated(worse, Gate(), before.as_dict(), tolerance=0.01)
     assert ("baseline", "new") in {(finding.check, finding.subject) for finding in found.findings}
-    assert gated(before, Gate(), before.as_dict()) == before == gated(before, Gate())
+    assert gated(before, Gate(), before.as_dict()).findings == () and gated(before, Gate()) == before
 
 
 # ------------------------------------------------------------------------------------------ each number at its edge

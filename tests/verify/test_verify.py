@@ -478,6 +478,15 @@ def test_another_model_is_one_mistake(shop: Workshop, tmp_path: Path) -> None:
     assert "10 layers, the source has 5; called 'Llama3 256', the source 'stories260K'" in first.message, first.message
 
 
+@pytest.mark.parametrize("quant", ["q4_k_m", "q2_k"])
+def test_the_two_swapped_is_one_mistake(quant: str, shop: Workshop, tmp_path: Path) -> None:
+    source, good = shop.source("llama3-256"), shop.good("llama3-256", quant)
+    (finding,) = (each for each in verify(good, source).findings if each.failed)
+    assert (finding.check, finding.subject) == ("source", str(source)) and "did you swap them?" in finding.hint
+    converter.convert(source, tmp_path / "f16.gguf", Request(quant="f16"))
+    assert [each.check for each in verify(good, tmp_path / "f16.gguf").findings if each.failed] == ["source"]
+
+
 def test_a_few_faults_are_not_another_model(shop: Workshop, tmp_path: Path) -> None:
     bad = rewritten(shop.good("llama3-256", "q4_k_m"), tmp_path / "bad.gguf", None, without(UP))
     assert failed(verify(shop.source("llama3-256"), bad)) == {(UP, "missing")}
@@ -494,7 +503,8 @@ def test_reports_of_what_cannot_be_read(shop: Workshop, tmp_path: Path) -> None:
     for path in reports:
         assert "truncated" in path.read_text("utf-8"), path
     assert json.loads(reports[2].read_text())["passed"] is False
-    assert 'failures="1"' in reports[0].read_text()
+    assert 'failures="1"' in (junit := reports[0].read_text())
+    assert junit.count("<skipped") == len(CHECKS) - 1, "no check passed that did not run"
     assert main(["verify", str(tmp_path / "nothing"), str(good), "--report", str(tmp_path / "none.xml")]) == 50
     assert "No such file" in (tmp_path / "none.xml").read_text("utf-8")
 
@@ -506,7 +516,7 @@ def test_a_detour_is_found_out(tmp_path: Path) -> None:
     converter.convert(tmp_path / "f16.gguf", tmp_path / "q.gguf", Request(quant="q4_k_m"))
     result = verify(source, tmp_path / "q.gguf")
     (note,) = (each for each in result.findings if each.check == "blocks")
-    assert result.passed and "made by way of F16, which rounded 1 blocks of 1 tensors otherwise" in note.message
+    assert result.passed and "made by way of F16, which rounded 1 block of 1 tensor otherwise" in note.message
     assert all(tensor.reproduced for tensor in result.tensors if tensor.type.startswith("Q"))
     assert verify(source, tmp_path / "q.gguf", Request(via="f16")).passed
     bad = rewritten(tmp_path / "q.gguf", tmp_path / "bad.gguf", None, in_bytes(UP, flip(5, 1, 0)))

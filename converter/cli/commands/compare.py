@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ from converter.cli.arguments import (
 from converter.cli.console import print_events
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
-from converter.errors import UsageError
+from converter.errors import FidelityError, UsageError
+from converter.text import human_seconds
 
 if TYPE_CHECKING:
     from converter.compare import Comparison
@@ -32,10 +34,14 @@ VERB = Verb(
     group="convert",
     arguments="IN",
     help="size against error of several quants, so that you can choose; writes nothing",
-    description="Size against error of several quants of one model: one read of it, nothing is written.",
+    description=(
+        "Size against error of several quants of one model: one read of it, nothing is written. "
+        "Exit code 41 where none is within --fit or --fit-memory."
+    ),
     examples=(
         ("convert compare llama-folder/ --quants q4_k_m,q6_k", "size against error, from one read"),
         ("convert compare llama-folder/", "the usual quants"),
+        ("convert compare llama-folder/ --quants all --sample", "all there are, from a part of the rows"),
         ("convert compare llama-folder/ --fit 5GB", "and the best whose file has at most 5 GB"),
         (
             "convert compare llama-folder/ --fit-memory 8GB --for-context 8192",
@@ -45,6 +51,10 @@ VERB = Verb(
         ("convert compare llama-folder/ --runtime --text eval.txt", "also perplexity and KL, by llama.cpp"),
     ),
 )
+
+#: Seconds from which on it is told before how long measuring takes.
+LONG = 10
+SAMPLE = 16  # one slab of rows of so many, where --sample says no number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,24 +76,28 @@ def _choice_arguments(group: argparse._ArgumentGroup) -> None:
         "--quants",
         dest="quants",
         metavar="A,B,C",
-        help="quants to compare (default: Q8_0 and the usual ones from Q6_K to Q2_K)",
+        help="quants to compare, or `all` (default: Q8_0 and the usual ones from Q6_K to Q2_K)",
     )
     add("--fit", type=size, metavar="SIZE", help="name the best quant whose file has at most this (6G, 500MB)")
-    add("--fit-memory", type=size, metavar="SIZE", help="name the best quant that runs in this, by estimate")
+    add("--fit-memory", type=size, metavar="SIZE", help="name the best quant that a machine of this memory runs")
+    add("--reserve", type=size, metavar="SIZE", help="memory that stays free (a fifth of it, at most 2 GB)")
     add("--for-context", type=positive, metavar="N", help="tokens that memory is estimated for (4096)")
+    add("--sample", type=positive, nargs="?", const=SAMPLE, default=1, metavar="N",
+        help=f"measure one part of the rows in N ({SAMPLE}): sooner, nearly the same")  # fmt: skip
     report_argument(add, ".html .md .json or .txt")
     threads_argument(add)
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    """Compare quants of one model."""
+    """Compare quants of one model; exit code 41 where none is within the limits that were given."""
     from converter.compare import Choice
     from converter.reports import comparison
     from converter.reports.files import check_reports, report, write_report
+    from converter.verify.provenance import provenance
 
     _check(args)
     check_reports("compare", args.report, inputs=[args.source])
-    choice = Choice(_compared(args), args.fit, args.fit_memory)
+    choice = Choice(_compared(args), args.fit, args.fit_memory, args.reserve, provenance(args.command))
     for path in args.report:
         write_report("compare", path, choice)
 
@@ -92,7 +106,8 @@ def run(args: argparse.Namespace) -> Outcome:
             print_events(choice.comparison.events)
         print(comparison.text(choice))
 
-    return Outcome(choice.as_dict, show, report=partial(report, "compare", choice))
+    code = 0 if choice.fits else FidelityError.exit_code
+    return Outcome(choice.as_dict, show, code, report=partial(report, "compare", choice))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -100,6 +115,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--to {args.target_type}: quants are compared as GGUF files")
     if args.text is not None and not args.runtime:
         raise UsageError(f"--text {args.text}: is read by --runtime, which is not given")
+    if args.reserve is not None and args.fit_memory is None:
+        raise UsageError("--reserve: is of the memory that --fit-memory names, which is not given")
 
 
 def _compared(args: argparse.Namespace) -> Comparison:
@@ -107,9 +124,17 @@ def _compared(args: argparse.Namespace) -> Comparison:
 
     quants = QUANTS if args.quants is None else [name for name in args.quants.split(",") if name.strip()]
     source, request, text = source_of(args), request_of(args), text_of(args.text)
+
+    def before(seconds: float) -> None:
+        if seconds >= LONG and not (args.quiet or args.json):
+            sooner = "" if args.sample > 1 else "; --sample takes a part of it"
+            print(f"note: measuring takes at least {human_seconds(seconds)}{sooner}", file=sys.stderr)
+
     with showing(args, VERB.name) as progress:
-        context = args.for_context or CONTEXT
-        found = compare(source, quants, request, context=context, threads=args.threads, progress=progress)
+        found = compare(
+            source, quants, request, context=args.for_context or CONTEXT, sample=args.sample, threads=args.threads,
+            progress=progress, before=before,
+        )  # fmt: skip
     if not args.runtime:
         return found
     with showing(args, VERB.name) as progress:

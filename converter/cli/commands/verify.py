@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from converter.cli.arguments import (
     quant_arguments,
     report_argument,
     request_of,
+    share,
     source_of,
     source_path,
     text_of,
@@ -48,6 +51,8 @@ VERB = Verb(
     ),
 )
 
+# Reports that say of which bytes they were made.
+HASHING = (".html", ".json")
 # Of how many tensors, the worst first, a page shows the values before and after.
 DISTRIBUTIONS = 8
 
@@ -95,7 +100,7 @@ def _gate_arguments(group: argparse._ArgumentGroup, metrics: Sequence[Metric]) -
     add = group.add_argument
     add("--gate", type=file_path, metavar="FILE", help="thresholds by type, tensor and metric (verify.toml)")
     add("--baseline", type=file_path, metavar="REPORT", help="fail where a figure is worse than in this JSON report")
-    add("--tolerance", type=float, default=0.01, metavar="SHARE", help="how much worse is no worse (0.01)")
+    add("--tolerance", type=share, default=0.01, metavar="SHARE", help="how much worse is no worse (0.01, or 1%%)")
     report_argument(add, ".json .md .xml .html or .txt")
     for metric in metrics:
         flag = "--" + metric.name.replace("_", "-")
@@ -107,10 +112,12 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.reports import verification
     from converter.reports.files import check_reports, report, write_report
 
+    started = time.monotonic()
     _check(args)
     check_reports("verify", args.report, inputs=filter(None, [args.source, args.target]))
     try:
         result = _judged(args, _round_trip(args) if args.round_trip else _verified(args))
+        result = _signed(args, replace(result, seconds=time.monotonic() - started))
     except (ConverterError, OSError) as error:
         if not isinstance(error, UsageError | Interrupted):  # who reads reports sees it there, and not an old one
             broken = _unread(args, error)
@@ -136,7 +143,16 @@ def _unread(args: argparse.Namespace, error: Exception) -> Verification:
 
     target = str(args.target or args.source)
     message = "; ".join(str(error).removeprefix(f"{target}: ").splitlines())
-    return Verification(str(args.source), target, (), (Finding("structure", target, message),))
+    finding = Finding("structure", target, message)
+    return _signed(args, Verification(str(args.source), target, (), (finding,), read=False))
+
+
+def _signed(args: argparse.Namespace, result: Verification) -> Verification:
+    """With how it came about; files are hashed for reports that are kept."""
+    from converter.verify.provenance import provenance
+
+    kept = any(path.suffix.lower() in HASHING for path in args.report)
+    return replace(result, provenance=provenance(args.command, result.files if kept and not args.round_trip else ()))
 
 
 def _check(args: argparse.Namespace) -> None:
