@@ -151,6 +151,7 @@ class Checkpoint:
                 check()
         finally:
             self.opened.check()  # that explains whatever else is wrong
+        self.opened.prove()
 
     def close(self) -> None:
         for close in self.closers:

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from converter.errors import ConverterError, InternalError
 from converter.remote.attempts import filled
+from converter.remote.digests import Digest
 from converter.remote.kept import BLOCK, Kept
+from converter.remote.whole import Whole
 from converter.storage.files import check_inside
 
 RUN = 4 << 20  # bytes of one request
@@ -76,6 +78,7 @@ class _Run:
             self._begun = True
         try:
             self.data = self.file.fetched(self.start, self.stop)
+            self.file.arrived(self.start, self.data)
         except BaseException as error:
             self.error = error
             self.file.drop(self)  # whoever asks next, tries again
@@ -157,8 +160,9 @@ class RemoteFile:
         size: bytes.
     """
 
-    def __init__(self, stored: Stored, size: int, kept: Kept | None = None) -> None:
+    def __init__(self, stored: Stored, size: int, kept: Kept | None = None, digest: Digest | None = None) -> None:
         self.name, self.size, self._stored, self._cached = stored.name, size, stored, kept
+        self._compared = None if digest is None else Whole(self.name, size, digest, self._asked, kept)
         self._at: dict[int, _Run] = {}  # by the number of a block
         self._edges: list[int] = []
         self._streaks: OrderedDict[int, int] = OrderedDict()  # where a view ended -> bytes in a row up to there
@@ -172,6 +176,30 @@ class RemoteFile:
 
     def _asked(self, start: int, stop: int) -> NDArray[np.uint8]:
         return filled(self.name, start, stop, self._stored.stream)
+
+    def arrived(self, start: int, data: NDArray[np.uint8]) -> None:
+        """Bytes are here; the last ones show whether all are what the host says they are.
+
+        Raises:
+            CorruptFile: they are not.
+        """
+        if self._compared is not None:
+            self._compared.add(start, data, self._beside)
+
+    def _beside(self, at: int) -> tuple[int, NDArray[np.uint8]] | None:
+        """The run that holds a byte, if it is here."""
+        with _lock:
+            run = self._at.get(at // BLOCK)
+            return None if run is None or run.data is None else (run.start, run.data)
+
+    def prove(self) -> None:
+        """Compare what was read of it with what its host says of all of it, as far as that can be.
+
+        Raises:
+            CorruptFile: it is not that.
+        """
+        if self._compared is not None:
+            self._compared.prove()
 
     def drop(self, run: _Run) -> None:
         """Forget a run."""
@@ -209,10 +237,12 @@ class RemoteFile:
         """Bytes [start, stop), which are in the file.
 
         Raises:
-            ConverterError: the host does not give them.
+            ConverterError: the host does not give them, or they are not what it says they are.
         """
         if start == stop:
             return np.empty(0, np.uint8)
+        if self._compared is not None:
+            self._compared.check()
         if stop - start > LARGE:
             return self._whole(start, stop)
         with _lock:
@@ -235,7 +265,9 @@ class RemoteFile:
         for number, run in enumerate(runs):
             if number and number + CONNECTIONS - 1 < len(runs):
                 _helpers.do(runs[number + CONNECTIONS - 1].fetch)
-            data = run.bytes()[max(start - run.start, 0) : stop - run.start]
+            whole = run.bytes()
+            self.arrived(run.start, whole)  # in their order now
+            data = whole[max(start - run.start, 0) : stop - run.start]
             at = max(run.start - start, 0)
             result[at : at + len(data)] = data
             run.data = None

@@ -18,8 +18,9 @@ from typing import Any
 
 from converter.address import Address, without_secrets
 from converter.errors import ConverterError, OutputError
+from converter.remote.digests import Digest
 from converter.remote.kept import BLOCK, Kept, write
-from converter.remote.listing import Digest, Entry, checked
+from converter.remote.listing import Entry, checked
 
 _SCHEMA = 1
 # https://bford.info/cachedir/: programs that make backups leave such a folder out.
@@ -67,7 +68,7 @@ class Cache:
             if "?" in address.secret or said["schema"] != _SCHEMA:
                 return None
             return checked(address.top, [_entry(address, each) for each in said["files"]])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, ConverterError):
+        except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError, ConverterError):
             return None
 
     def _listing(self, address: Address, origin: str) -> Path:
@@ -80,14 +81,16 @@ def _hash(*parts: str | int) -> str:
 
 
 def _told(entry: Entry) -> dict[str, Any]:
-    digest = None if entry.digest is None else [entry.digest.kind, entry.digest.text]
+    digest = None if entry.digest is None else [entry.digest.kind, entry.digest.text, entry.digest.sure]
     return {"name": entry.name, "size": entry.size, "tag": entry.stored.identity, "digest": digest}
 
 
 def _entry(address: Address, said: dict[str, Any]) -> Entry:
     name, size, tag, digest = str(said["name"]), int(said["size"]), said["tag"], said["digest"]
     stored = _Asleep(f"{address.top}/{name}", size, tag if isinstance(tag, str) else None)
-    return Entry(name, size, stored, None if digest is None else Digest(str(digest[0]), str(digest[1])))
+    return Entry(
+        name, size, stored, None if digest is None else Digest(str(digest[0]), str(digest[1]), bool(digest[2]))
+    )
 
 
 class _Asleep:

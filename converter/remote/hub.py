@@ -14,7 +14,8 @@ from converter.address import Address
 from converter.errors import CorruptFile, OutputError
 from converter.extras import package
 from converter.remote.attempts import tried
-from converter.remote.listing import Digest, Entry, checked
+from converter.remote.digests import Digest
+from converter.remote.listing import Entry, checked
 from converter.remote.web import WebFile, read_json
 
 MAIN, WORK = "main", "the Hugging Face Hub"

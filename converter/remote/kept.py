@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ class Kept:
 
     def __init__(self, path: Path, size: int) -> None:
         self.size = size
-        self._data, self._sums = path.with_suffix(".data"), path.with_suffix(".sums")
+        self._data, self._sums, self._proved = (path.with_suffix(end) for end in (".data", ".sums", ".proved"))
         self._full = False  # nothing more can be written
 
     def filled(self, start: int, stop: int, fetch: Fetch) -> NDArray[np.uint8]:
@@ -48,6 +49,26 @@ class Kept:
             result[low - start : high - start] = self._kept(low, fetch(low, high))
         result.flags.writeable = False
         return result
+
+    def complete(self) -> bool:
+        """Whether there is something for every block."""
+        return bool(self._table(0, self.size).all())
+
+    @property
+    def proved(self) -> bool:
+        """Whether all of it was compared with what its host says of it."""
+        return self._proved.exists()
+
+    def prove(self) -> None:
+        """All of it was."""
+        with suppress(OSError):
+            write(self._proved, 0, b"")
+
+    def forget(self) -> None:
+        """Remove it."""
+        for path in (self._proved, self._sums, self._data):
+            with suppress(OSError):
+                path.unlink()
 
     def _table(self, start: int, stop: int) -> NDArray[np.uint64]:
         """An entry for each block: 0 where it is not there."""

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.remote.blocks import Stored
+from converter.remote.digests import Digest
 
 MAX_FILES = 20_000
 MAX_NBYTES = 1 << 50
 _NO_NAME = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
-
-
-@dataclass(frozen=True)
-class Digest:
-    """What the host says that a whole file hashes to: "sha256", "md5", or "git", the SHA-1 that git knows a file by."""
-
-    kind: str
-    text: str
-
-    def matches(self, data: bytes | bytearray) -> bool:
-        """Whether a file with these bytes has it."""
-        return self.of(len(data), [data])
-
-    def of(self, size: int, pieces: Iterable[bytes | bytearray | memoryview]) -> bool:
-        """Whether a file of so many bytes, that come in pieces, has it."""
-        made = self._begun(size)
-        for piece in pieces:
-            made.update(piece)
-        return bool(made.hexdigest() == self.text)
-
-    def _begun(self, size: int) -> Any:
-        if self.kind == "git":
-            return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        return hashlib.new(self.kind, usedforsecurity=self.kind == "sha256")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from converter.address import STORES, Address, address_of, base
-from converter.errors import CorruptFile, MissingPart, OutputError, UnsupportedFeature
+from converter.errors import MissingPart, OutputError, UnsupportedFeature
 from converter.remote import hub, stores
 from converter.remote.attempts import tried
 from converter.remote.blocks import RUN, RemoteBytes, RemoteFile
@@ -192,7 +192,7 @@ class Fetched:
 
     def __init__(self, entry: Entry, kept: Kept | None) -> None:
         self.size, self._entry = entry.size, entry
-        self._file = RemoteFile(entry.stored, entry.size, kept)
+        self._file = RemoteFile(entry.stored, entry.size, kept, entry.digest)
         self._lock = threading.Lock()
         self._unlike = secrets.token_hex(16)
         self.here = False
@@ -200,11 +200,14 @@ class Fetched:
     @property
     def identity(self) -> str:
         """Its hash or its ETag; where its host says neither, it is like no other."""
-        digest, tag = self._entry.digest, self._entry.stored.tag
-        return f"{self.size} {digest.text if digest is not None else tag or self._unlike}"
+        return f"{self.size} {self._entry.identity or self._entry.stored.tag or self._unlike}"
 
     def open(self, path: Path) -> RemoteBytes:
         return self._file.open(path)
+
+    def prove(self) -> None:
+        """Compare what was read of it with what its host says of all of it."""
+        self._file.prove()
 
     def forget(self) -> None:
         """Keep nothing of it in memory."""
@@ -224,9 +227,6 @@ class Fetched:
             data = bytearray()
             for start in range(0, self.size, RUN):
                 data += self._file.view(start, min(self.size, start + RUN)).data
-            digest = self._entry.digest
-            if digest is not None and not digest.matches(data):
-                raise CorruptFile(f"{path}: its bytes are not those that its host says they are ({digest.kind})")
             part = path.with_name(f".{path.name}.part")
             try:
                 part.write_bytes(data)
@@ -246,7 +246,7 @@ def _web(address: Address) -> list[Entry]:
     stored = WebFile(address.shown, address.secret)
     tried(address.shown, lambda: list(stored.stream(0, 1)))
     assert stored.size is not None  # an answer says it
-    return checked(address.top, [Entry("/".join(address.parts), stored.size, stored)])
+    return checked(address.top, [Entry("/".join(address.parts), stored.size, stored, stored.digest)])
 
 
 _LISTINGS: dict[str, Callable[[Address], list[Entry]]] = {

@@ -21,10 +21,12 @@ from converter.errors import ConverterError, MissingPart, OutputError
 from converter.extras import package
 from converter.remote import attempts
 from converter.remote.attempts import Transient, changed, tried
+from converter.remote.digests import Digest
 from converter.remote.listing import MAX_FILES, Entry, checked
 from converter.remote.web import CONNECT, PIECE, READ
 
 WORK = "an object store"
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS = re.compile(r"\b(?:status code:? |HTTP status \w+ error \(|error )(\d{3})\b")
 # Where a store is another than its maker's: what the environment calls it, the first that is there, and obstore.
@@ -86,7 +88,11 @@ def _below(address: Address, store: Any, folder: str, deep: bool) -> Iterator[En
 
 def _entry(address: Address, store: Any, meta: Any) -> Entry:
     path, size = meta["path"], meta["size"]
-    return Entry(path, size, ObjectFile(f"{address.top}/{path}", store, path, size, meta.get("e_tag")))
+    tag = meta.get("e_tag")
+    stored = ObjectFile(f"{address.top}/{path}", store, path, size, tag)
+    # Of an object that was put at once it is the MD5, as a rule: "Checking object integrity" of Amazon S3.
+    sum = _MD5.fullmatch(tag or "") if address.scheme == "s3" else None
+    return Entry(path, size, stored, None if sum is None else Digest("md5", sum[1], sure=False))
 
 
 class ObjectFile:

@@ -19,6 +19,7 @@ from converter.address import is_loopback
 from converter.errors import CorruptFile, MissingPart, OutputError, UnsupportedFeature
 from converter.extras import package
 from converter.remote.attempts import Transient, changed
+from converter.remote.digests import Digest, said
 
 CONNECT, READ = 10.0, 30.0  # seconds without a sign of the host
 SLOWEST = 10_000  # bytes a second; what is slower is asked for again
@@ -210,6 +211,7 @@ class WebFile:
         size: bytes; None before the first answer.
         tag: what tells it from the same file after it was changed (ETag, or else the time); None where nothing does.
         identity: a strong ETag (RFC 9110, 8.8.1), which no other file of this address has.
+        digest: what the first answer says of the whole file.
     """
 
     def __init__(
@@ -218,6 +220,7 @@ class WebFile:
         self.name, self.size = name, size
         self.tag: str | None = None
         self.identity: str | None = None
+        self.digest: Digest | None = None
         self._url, self._secret, self._hint = url, dict(secret), hint
         self._lasts: str | None = None  # where redirects led; its signature lasts for a while
 
@@ -273,6 +276,7 @@ class WebFile:
         if self.size is None:
             self.size, self.tag = size, tag
             self.identity = etag if etag is not None and etag.startswith('"') else None
+            self.digest = said(answer.headers, answer.status == 200)
         self.tag = self.tag or tag
         if (size, tag or self.tag) != (self.size, self.tag):
             raise changed(self.name)

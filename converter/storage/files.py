@@ -27,6 +27,7 @@ from converter.errors import CorruptFile, Interrupted, OutputError
 from converter.storage.mapping import Mapping
 from converter.storage.stand_ins import LOOKED_AT, refuse_stand_in
 from converter.tensors.tensor import Extent
+from converter.workers import default_threads
 
 # Pages that were read stay resident until somebody lets go of them. After this many bytes, of all files together, the
 # maps that were read are released; what is still in use is simply faulted in again from the page cache.
@@ -58,6 +59,9 @@ class Elsewhere(Protocol):
 
     def fetch(self, path: Path) -> None:
         """Put the whole file where its path leads, once."""
+
+    def prove(self) -> None:
+        """Compare what was read of it with what its host says of all of it, as far as that can be; CorruptFile."""
 
 
 _elsewhere: dict[Path, Elsewhere] = {}
@@ -176,6 +180,16 @@ class Opened:
                     f"{path}: was changed while it was read; what came of it may be neither the old nor the new file\n"
                     "run again when nothing writes to it; nothing was written"
                 )
+
+    def prove(self) -> None:
+        """Compare what was read of files that lie elsewhere with what their hosts say of them.
+
+        Raises:
+            CorruptFile: it is not that.
+        """
+        if self._remote:
+            with ThreadPoolExecutor(default_threads(), "prove") as threads:
+                list(threads.map(lambda file: file.prove(), self._remote.values()))
 
     def explain(self, error: BaseException | None) -> None:
         """Whatever went wrong: where a file was changed, that is why.

@@ -31,7 +31,7 @@ SIGNATURE = "NobodysSignature"
 LARGE = 64 << 10  # larger files are in LFS
 
 #: What may go wrong with an answer and be otherwise a moment later; see `_Handler._file`.
-FAULTS = ("drop", "short", "429", "500", "slow", "range", "more")
+FAULTS = ("drop", "short", "429", "500", "slow", "range", "more")  # and "flip": a byte that arrives as another one
 #: What may go wrong with what is sent; "flip" is a byte that arrives as another one,
 #: "lost" an answer that does not.
 PUT_FAULTS = ("drop", "429", "500", "503", "slow", "lost", "403", "flip")
@@ -46,6 +46,7 @@ class Host:
         token: what the Hub wants to see; None for a public model.
         faults: path, number of the request for it -> one of FAULTS, or None.
         tag: path -> what its ETag is made of, beside the path; a test changes it.
+        headers: path -> what else it says with a file.
         ranges: whether it knows ranges; one that does not sends all of a file.
         cdn: the URL that files of LFS are at; its own by default.
         says: what the Hub says of a model, changed by a test.
@@ -66,6 +67,7 @@ class Host:
     token: str | None = None
     faults: Callable[[str, int], str | None] = lambda path, number: None
     tag: Callable[[str], str] = lambda path: ""
+    headers: Callable[[str], dict[str, str]] = lambda path: {}
     ranges: bool = True
     cdn: str = ""
     says: Callable[[dict[str, Any]], Any] = lambda body: body
@@ -384,6 +386,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", tag)
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.send_header("Accept-Ranges", "bytes")
+        key = str(file.relative_to(self.host.root))
+        for name, text in self.host.headers(key).items():
+            self.send_header(name, text)
         if self.host.encrypts:
             self.send_header("x-amz-server-side-encryption", "aws:kms")
         if status == 206:
@@ -394,7 +399,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        key = str(file.relative_to(self.host.root))
         with file.open("rb") as data:
             data.seek(start)
             while given > 0:
@@ -403,6 +407,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.host.sent[key] = self.host.sent.get(key, 0) + len(piece)
                 if fault == "slow":
                     time.sleep(0.3)
+                if fault == "flip":
+                    piece = piece[:-1] + bytes([piece[-1] ^ 1])
                 self.wfile.write(piece)
                 given -= len(piece)
         if fault == "drop":
