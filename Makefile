@@ -20,7 +20,7 @@ $(VENV)/installed: $(SOURCES)
 	@touch $@
 
 $(VENV)/llama: $(VENV)/installed
-	@echo "building llama-cpp-python, which runs the models we make (a few minutes, once)"
+	@echo "building llama-cpp-python, which runs the models we make (some minutes, once)"
 	$(LLAMA_FLAGS) $(PIP) llama-cpp-python
 	@touch $@
 
@@ -31,8 +31,10 @@ $(VENV)/tests: $(VENV)/llama
 
 install: $(VENV)/installed  ## the package, in .venv
 
-demo: $(VENV)/llama  ## convert a real model to Q4_K_M, check it, run it, show size and error
+demo: $(VENV)/installed  ## convert a real model to Q4_K_M, check it, show size and error; then run it
 	$(BIN)/python fixtures/demo.py
+	@$(MAKE) --no-print-directory $(VENV)/llama
+	$(BIN)/python fixtures/demo.py --run
 
 test: $(VENV)/tests  ## lint, types, and every test
 	$(BIN)/ruff check .
