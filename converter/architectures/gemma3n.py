@@ -17,10 +17,10 @@ from converter.architectures.common import (
     Q,
 )
 from converter.architectures.gemma3 import BUILT_IN, ROPE_THETA_SWA
-from converter.architectures.gemma4 import OWN_KV, REUSED, TOWERS
+from converter.architectures.gemma4 import IDLE, OWN_KV, REUSED, TOWERS
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before
 from converter.architectures.styles import GEMMA3
-from converter.architectures.traits import SlidingWindow, Traits
+from converter.architectures.traits import Decoder, SlidingWindow, Traits
 from converter.tensors.ops import Rows
 
 DEFAULTS = {"intermediate_size": 16384, "rope_local_base_freq": 10000.0}
@@ -91,10 +91,10 @@ TENSORS = (
     T(H + "self_attn.k_proj.weight", G + "attn_k.weight", shape=(KV, "n_embd"), when=OWN_KV),
     T(H + "self_attn.v_proj.weight", G + "attn_v.weight", shape=(KV, "n_embd"), when=OWN_KV),
     T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", shape=("head_dim",), when=OWN_KV),
-    # Published models store what is not used.
-    T(H + "self_attn.k_proj.weight", G + "attn_k.weight", shape=(KV, "n_embd"), when=REUSED, optional=True),
-    T(H + "self_attn.v_proj.weight", G + "attn_v.weight", shape=(KV, "n_embd"), when=REUSED, optional=True),
-    T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", shape=("head_dim",), when=REUSED, optional=True),
+    # Published models do.
+    T(H + "self_attn.k_proj.weight", G + "attn_k.weight", shape=(KV, "n_embd"), when=REUSED, **IDLE),
+    T(H + "self_attn.v_proj.weight", G + "attn_v.weight", shape=(KV, "n_embd"), when=REUSED, **IDLE),
+    T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", shape=("head_dim",), when=REUSED, **IDLE),
     T(H + "mlp.gate_proj.weight", G + "ffn_gate.weight", shape=("n_ff", "n_embd")),
     T(H + "mlp.up_proj.weight", G + "ffn_up.weight", shape=("n_ff", "n_embd")),
     T(H + "mlp.down_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff")),
@@ -122,6 +122,12 @@ ARCHITECTURES = (
         tensors=TENSORS,
         ignore=(*ROPE_BUFFERS, *TOWERS),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(GEMMA3, window=SlidingWindow(5), first_shared=20, built_in=BUILT_IN),
+        traits=Traits(
+            GEMMA3, window=SlidingWindow(5), first_shared=20, built_in=BUILT_IN,
+            decoder=Decoder(
+                "gelu_tanh", embedding="sqrt(n_embd)", scale="1", unit_values=True,
+                scaled="layer_types == 'full_attention'",
+            ),
+        ),
     ),
 )

@@ -16,7 +16,7 @@ from converter.architectures.common import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before
 from converter.architectures.styles import NO_PREFIX
-from converter.architectures.traits import TokenizerStyle, Traits
+from converter.architectures.traits import Decoder, TokenizerStyle, Traits
 from converter.metadata import boolean
 
 DEFAULTS = {"global_head_dim": 512}
@@ -26,6 +26,8 @@ TOWERS = (
     "model.vision_embedder.{rest}",
 )
 OWN_KV, REUSED = "block < n_layer - n_shared", "block >= n_layer - n_shared"
+# Some checkpoints store what is not used.
+IDLE = {"optional": True, "idle": True}
 KV_SHAPE = ("n_kv_here * d_head", "n_embd")
 
 HPARAMS = (
@@ -132,10 +134,9 @@ TENSORS = (
     T(H + "self_attn.k_proj.weight", G + "attn_k.weight", shape=KV_SHAPE, when=OWN_KV),
     T(H + "self_attn.v_proj.weight", G + "attn_v.weight", shape=KV_SHAPE, when=OWN_KV + " and not k_only"),
     T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", shape=("d_head",), when=OWN_KV),
-    # Some checkpoints store what is not used.
-    T(H + "self_attn.k_proj.weight", G + "attn_k.weight", shape=KV_SHAPE, when=REUSED, optional=True),
-    T(H + "self_attn.v_proj.weight", G + "attn_v.weight", shape=KV_SHAPE, when=REUSED, optional=True),
-    T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", shape=("d_head",), when=REUSED, optional=True),
+    T(H + "self_attn.k_proj.weight", G + "attn_k.weight", shape=KV_SHAPE, when=REUSED, **IDLE),
+    T(H + "self_attn.v_proj.weight", G + "attn_v.weight", shape=KV_SHAPE, when=REUSED, **IDLE),
+    T(H + "self_attn.k_norm.weight", G + "attn_k_norm.weight", shape=("d_head",), when=REUSED, **IDLE),
     T(H + "mlp.gate_proj.weight", G + "ffn_gate.weight", shape=("n_ff_here", "n_embd")),
     T(H + "mlp.up_proj.weight", G + "ffn_up.weight", shape=("n_ff_here", "n_embd")),
     T(H + "mlp.down_proj.weight", G + "ffn_down.weight", shape=("n_embd", "n_ff_here")),
@@ -173,7 +174,13 @@ ARCHITECTURES = (
         tensors=TENSORS,
         ignore=(*ROPE_BUFFERS, *TOWERS),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(GEMMA4, built_in=BUILT_IN),
+        traits=Traits(
+            GEMMA4, built_in=BUILT_IN,
+            decoder=Decoder(
+                "gelu_tanh", embedding="sqrt(n_embd)", scale="1", unit_values=True, keys_are_values="k_only",
+                scaled="layer_types == 'full_attention'", weights_norm=True,
+            ),
+        ),
     ),
     # A draft for Gemma 4, whose keys and values it reads, and whose vectors are its inputs and outputs.
     Architecture(

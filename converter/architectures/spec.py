@@ -100,6 +100,7 @@ class TensorRule:
         shape: of each `hf` tensor, or of each that is generated, as expressions; checked against the file before
             anything is written. A shape for each name where they differ.
         optional: a model (or a block) may lack it.
+        idle: nothing is computed with it: a checkpoint may have it, and a graph leaves it out.
         when: condition under which the rule applies, to the model or, where the names have `{block}`, to a block.
         tied_to: the `gguf` tensor that stands in for it when embeddings are tied.
         unless_equal: one that repeats what it is tied to, byte for byte, is left out.
@@ -119,6 +120,7 @@ class TensorRule:
     ops: Chain = ()
     shape: tuple[Size, ...] | tuple[tuple[Size, ...], ...] = ()
     optional: bool = False
+    idle: bool = False
     when: str | None = None
     tied_to: str | None = None
     unless_equal: bool = False

@@ -129,6 +129,8 @@ class Blocks:
         attention_gate: the operator that makes a gate of attention of what its matrix does.
         alibi: how steep the first head's slope is, as the exponent of a half, where positions are told by slopes.
         unit: blocks whose queries and keys have heads of one length, without a norm's weight.
+        unit_values: so have values, in all blocks.
+        keys_are_values: blocks whose values are what keys are before their norm.
         chunked: a window is a chunk of the text, not the tokens before one.
         residual: what both parts of a block are multiplied by, where no key says so.
         yarn_rounds: whether YaRN's ramp begins and ends at whole pairs.
@@ -169,6 +171,8 @@ class Blocks:
     attention_gate: str = "Sigmoid"
     alibi: str = ""
     unit: str = ""
+    unit_values: bool = False
+    keys_are_values: str = ""
     chunked: bool = False
     residual: str = ""
     yarn_rounds: bool = True

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from converter.errors import UnsupportedFeature
 from converter.graphs.builder import PAST, TOTAL
 from converter.graphs.layers import Layers
 from converter.graphs.masks import Masks
@@ -38,6 +39,7 @@ class Attention:
         self.masks = Masks(self.build, self.model)
         self.rotary = Rotary(self.build, self.model, self.masks)
         self.temperature = ""
+        self.found: dict[int, tuple[str, str]] = {}
         layers.used |= READ
 
     def has(self, block: int) -> bool:
@@ -55,12 +57,39 @@ class Attention:
     def whole(self, x: str, block: int) -> str:
         """Keys and values of every head, or of several: (batch, tokens, heads * elements)."""
         heads = self.heads(block)
+        if (owner := self.owner(block)) != block:
+            return self.borrowed(x, block, heads, owner)
         q, k, v = self.projected(x, block, heads)
         q, gate = self.from_gates(q, block, heads)
-        q, k = self.positioned(q, k, block, heads)
+        q = self.positioned(q, block, "q", heads.n, heads.key)
+        k = self.positioned(k, block, "k", heads.n_kv, heads.key)
+        v = self.unit(v, heads.n_kv, heads.value) if self.facts.unit_values else v
         q = self.sharpened(q, block)
         made = self.attended(q, k, v, block, heads)
         return self.build.op("Mul", made, self.build.op("Sigmoid", gate)) if gate else made
+
+    def owner(self, block: int) -> int:
+        """The block whose keys and values a block meets: its own, or of those before all that have none the last that
+        sees as many tokens.
+
+        Raises:
+            UnsupportedFeature: there is none.
+        """
+        first = self.model.n_layer - int(self.model.key("attention.shared_kv_layers", default=0))
+        if block < first:
+            return block
+        for other in reversed(range(first)):
+            if self.masks.window(other) == self.masks.window(block):
+                return other
+        raise UnsupportedFeature(f"block {block} reuses keys and values, and no block before {first} is of its kind")
+
+    def borrowed(self, x: str, block: int, heads: Heads, owner: int) -> str:
+        """Queries that meet the keys and values of another block, all of which its cache has."""
+        name = f"blk.{block}.attn_"
+        q = self.positioned(self.layers.linear(x, f"{name}q"), block, "q", heads.n, heads.key)
+        made = self.build.op("Attention", self.apart(q, heads.n, heads.key), *self.found[owner],
+                             self.masks.of(block), scale=self.scale(block, heads), softcap=self.cap)  # fmt: skip
+        return self.together(made)
 
     def from_gates(self, q: str, block: int, heads: Heads) -> tuple[str, str]:
         """Queries, and the gates of what attention makes, which may stand behind each head's query."""
@@ -77,6 +106,9 @@ class Attention:
         if sinks is not None:
             return self.with_sink(q, k, v, block, heads, self.layers.matrices.plain(sinks))
         past, present = self.kept(heads)
+        self.found[block] = present or (
+            self.apart(k, heads.n_kv, heads.key), self.apart(v, heads.n_kv, heads.value)
+        )  # fmt: skip
         return self.build.ops(
             "Attention", q, k, v, self.bias(block, heads), *past, outputs=("", *present),
             q_num_heads=heads.n, kv_num_heads=heads.n_kv, scale=self.scale(block, heads), softcap=self.cap,
@@ -107,7 +139,7 @@ class Attention:
         steepest = self.model.number(self.facts.alibi) if self.facts.alibi else 0.0
         return self.masks.sloped(block, slopes(heads.n, steepest)) if steepest else self.masks.of(block)
 
-    def kept(self, heads: Heads) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def kept(self, heads: Heads) -> tuple[tuple[str, ...], tuple[()] | tuple[str, str]]:
         """The keys and values of a block, as they come in and as they go out; nothing where there is no cache."""
         if not self.model.has_cache:
             return (), ()
@@ -115,8 +147,8 @@ class Attention:
             shapes = ((heads.n_kv, length, size) for length in (PAST, TOTAL))
             past, present = (f"{whose}.{self.layers.slot}.{part}" for whose in ("past_key_values", "present"))
             self.layers.keep(past, present, self.build.dtype, *shapes)
-        before, after = zip(*((past.name, present.name) for past, present in self.layers.states[-2:]), strict=True)
-        return before, after
+        (key, new_key), (value, new_value) = self.layers.states[-2:]
+        return (key.name, value.name), (new_key.name, new_value.name)
 
     def remembered(self, x: str, part: str) -> str:
         """Keys or values (batch, heads, tokens, elements) after those of the cache."""
@@ -142,8 +174,13 @@ class Attention:
         n = model.size("attention.head_count", block)
         width = model.size("embedding_length") // n
         key = model.size("attention.key_length", block, width)
+        value = model.size("attention.value_length", block, key)
         n_kv = model.size("attention.head_count_kv", block, n)
-        return Heads(n, n_kv, key, model.size("attention.value_length", block, key))
+        if self.masks.window(block):
+            key, value = (
+                model.size(f"attention.{of}_length_swa", block, own) for of, own in (("key", key), ("value", value))
+            )
+        return Heads(n, n_kv, key, value)
 
     def scale(self, block: int, heads: Heads) -> float:
         if self.facts.scale:
@@ -156,19 +193,23 @@ class Attention:
         if self.layers.has(f"{name}qkv"):
             q, k, v = self.build.split(self.layers.linear(x, f"{name}qkv"), sizes)
         else:
-            q, k, v = (self.layers.linear(x, f"{name}{each}") for each in "qkv")
+            q, k = (self.layers.linear(x, f"{name}{each}") for each in "qk")
+            v = k if self.has_one(block) else self.layers.linear(x, f"{name}v")
         if limit := self.model.key("attention.clamp_kqv"):
             ends = self.build.number(-limit), self.build.number(limit)
             q, k, v = (self.build.op("Clip", each, *ends) for each in (q, k, v))
         return q, k, v
 
-    def positioned(self, q: str, k: str, block: int, heads: Heads) -> tuple[str, str]:
-        """Queries and keys, normalised where they are, and rotated."""
+    def has_one(self, block: int) -> bool:
+        """Whether one matrix makes keys and values."""
+        return bool(self.facts.keys_are_values) and self.model.holds(self.facts.keys_are_values, block)
+
+    def positioned(self, x: str, block: int, which: str, n: int, size: int) -> str:
+        """Queries or keys, normalised where they are, and rotated."""
         steps = [self.by_head_norm, self.rotated]
         for step in reversed(steps) if self.facts.late_norm else steps:
-            q = step(q, block, "q", heads.n, heads.key)
-            k = step(k, block, "k", heads.n_kv, heads.key)
-        return q, k
+            x = step(x, block, which, n, size)
+        return x
 
     def by_head_norm(self, x: str, block: int, which: str, n: int, size: int) -> str:
         name = f"blk.{block}.attn_{which}_norm"

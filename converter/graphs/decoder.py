@@ -7,6 +7,8 @@ Inputs and outputs are those that optimum and Transformers.js know: `input_ids`,
 
 from __future__ import annotations
 
+import math
+
 from converter.formats.onnx.program import Value
 from converter.graphs.builder import BATCH, TOKENS, TOTAL
 from converter.graphs.network import Network
@@ -17,10 +19,22 @@ class Blocks(Network):
     """The blocks of a decoder."""
 
     def block(self, x: str, block: int) -> str:
+        if self.altup.n > 1:
+            return self.altup.through(
+                x, block, lambda one: self.parts(one, block), lambda one: self.per_block(one, block)
+            )
+        x = self.parts(x, block)
+        if self.per_block.has(block):
+            x = self.build.op("Add", x, self.per_block(x, block))
+        scale = self.layers.tensor(f"blk.{block}.layer_output_scale.weight")
+        return x if scale is None else self.build.op("Mul", x, self.layers.matrices.plain(scale))
+
+    def parts(self, x: str, block: int) -> str:
+        """Attention or what stands in its place, and the feed-forward part, beside what they were given."""
         name = f"blk.{block}."
         inner = self.first_norm(x, f"{name}attn_norm")
         if not self.looks(block):
-            return self.added(x, self.feed_forward(inner or x, block, x))
+            return self.added(x, self.feed_forward(inner or x, block, x, x))
         if not self.feed_forward.has(block):
             return self.added(x, self.mixed(inner or x, block))
         attended = self.mixed(self.norm(x, f"{name}attn_norm_2") or inner or x, block)
@@ -28,13 +42,22 @@ class Blocks(Network):
             attended = self.norm(attended, f"{name}post_attention_norm", self.model.facts.late_epsilon) or attended
         if inner is not None and self.is_parallel(name, block):
             second = self.norm(x, f"{name}ffn_norm") or inner
-            made = self.build.op("Add", attended, self.feed_forward(second, block, x))
+            made = self.build.op("Add", attended, self.feed_forward(second, block, x, x))
             return self.added(x, made)
-        given, x = x, self.added(x, attended)
+        given, x = x, self.low_rank(self.added(x, attended), inner or x, name)
         inner = self.first_norm(x, f"{name}{self.model.facts.ffn_norm}") or x
-        made = self.feed_forward(inner, block, given)
+        made = self.feed_forward(inner, block, x, given)
         made = self.norm(made, f"{name}post_ffw_norm", self.model.facts.late_epsilon) or made
         return self.added(x, made)
+
+    def low_rank(self, x: str, inner: str, name: str) -> str:
+        """Laurel: beside attention a matrix of low rank, added to what both were given; of both sums the mean, as
+        large as one."""
+        if not self.layers.has(f"{name}laurel_l"):
+            return x
+        made = self.layers.linear(self.layers.linear(inner, f"{name}laurel_l"), f"{name}laurel_r")
+        beside = self.build.op("Add", inner, self.norm(made, f"{name}laurel_post_norm") or made)
+        return self.times(self.build.op("Add", x, beside), math.sqrt(0.5))
 
     def added(self, x: str, made: str) -> str:
         """What a part made, beside what it was given."""

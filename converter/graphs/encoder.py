@@ -20,7 +20,7 @@ class Encoder(Texts):
         x = self.norm(x, f"{name}attn_output_norm") or x
         if self.layers.has(f"{name}attn_norm_2"):
             x = self.norm(add("Add", x, before), f"{name}attn_norm_2") or x
-        made = self.feed_forward(self.norm(x, f"{name}ffn_norm") or x, block, before)
+        made = self.feed_forward(self.norm(x, f"{name}ffn_norm") or x, block, x, before)
         made = self.norm(made, f"{name}post_ffw_norm") or made
         x = add("Add", x, made)
         return self.norm(x, f"{name}layer_output_norm") or x

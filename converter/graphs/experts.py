@@ -19,14 +19,17 @@ from converter.graphs.builder import Builder
 from converter.graphs.layers import Layers
 from converter.tensors.dtypes import DTYPES
 
-#: How names of stacked matrices end.
-STACKED = tuple(f".ffn_{part}_exps.weight" for part in ("gate", "up", "down", "gate_up"))
+#: How names of stacked matrices end: those of experts, and of streams beside the residual.
+STACKED = (
+    *(f".ffn_{part}_exps.weight" for part in ("gate", "up", "down", "gate_up")),
+    *(f"altup_{part}.weight" for part in ("proj", "unembd_proj")),
+)
 LEAST_SUM = 6.103515625e-5  # what a sum of weights is at least: F16's smallest normal number
 Activation = Callable[[str, str | None], str]
 
 
-def is_of_experts(name: str) -> bool:
-    """Whether a tensor of a GGUF has a matrix for each expert, which a graph multiplies by one by one."""
+def is_stacked(name: str) -> bool:
+    """Whether a tensor of a GGUF has a matrix for each expert (or stream), which a graph multiplies by one by one."""
     return name.endswith(STACKED)
 
 
@@ -112,8 +115,11 @@ class Experts:
             scores = self._layers.biased(scores, bias)
         scores = self._in_groups(scores, self._n_expert(block))
         chosen = build.ops("TopK", scores, build.constant([n_used]), outputs=("", ""), axis=-1)[1]
-        weights = build.op("GatherElements", probabilities, chosen, axis=-1)
-        return chosen, self._weighed(weights, gating), n_used
+        weights = self._weighed(build.op("GatherElements", probabilities, chosen, axis=-1), gating)
+        scales = self._layers.tensor(f"{name}ffn_down_exps.scale")
+        if scales is not None:
+            weights = build.op("Mul", weights, build.op("Gather", self._matrices.plain(scales), chosen))
+        return chosen, weights, n_used
 
     def _one_by_one(self, logits: str, n_used: int, tolerance: float) -> tuple[str, str]:
         """SparseMixer: the best expert, then the best of the others, each weighed among those nearly as good."""

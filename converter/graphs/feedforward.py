@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 
@@ -23,28 +24,41 @@ class FeedForward:
         """Whether a block has such a part."""
         return any(self._layers.has(f"blk.{block}.ffn_down{end}") for end in ("", "_exps"))
 
-    def __call__(self, x: str, block: int, given: str) -> str:
-        """What the part makes of `x`; `given` is what the block got."""
+    def __call__(self, x: str, block: int, residual: str, given: str) -> str:
+        """What the part makes of `x`, which is `residual` behind its norm; `given` is what the block got."""
         name, has = f"blk.{block}.ffn_", self._layers.has
-        dense = [self._dense(x, name, "", block)] if has(f"{name}down") else []
-        experts = [self._mixture(x, block, given)] if has(f"{name}down_exps") else []
+        dense = [self._normed(self._dense(x, name, "", block), block, 1)] if has(f"{name}down") else []
+        experts = [self._mixture(x, block, residual, given)] if has(f"{name}down_exps") else []
         shared = [self._shared(x, name, block)] if has(f"{name}down_shexp") else []
         made = reduce(lambda a, b: self._builder.op("Add", a, b), (*dense, *experts, *shared))
         return self._layers.times(made, 0.5) if shared and self._model.facts.shared_mean else made
 
-    def _mixture(self, x: str, block: int, given: str) -> str:
-        """The chosen experts, of what stands before the attention where they have a norm of their own.
+    def _normed(self, made: str, block: int, part: int) -> str:
+        """What the dense part (1) or the experts (2) made, by a norm of their own where there is one."""
+        return self._layers.norm(made, f"blk.{block}.post_ffw_norm_{part}") or made
+
+    def _mixture(self, x: str, block: int, residual: str, given: str) -> str:
+        """The chosen experts, by a norm of their own where they have one: of what stands before the attention, or
+        behind it.
 
         They may work on a shorter vector than the model's.
         """
-        own = self._layers.norm(given, f"blk.{block}.ffn_norm_exps") or x
-        routed = given if self._model.facts.routed_early else own
-        name = f"blk.{block}.ffn_latent_"
+        norm, name = self._layers.norm, f"blk.{block}."
+        own = norm(given, f"{name}ffn_norm_exps") or norm(residual, f"{name}pre_ffw_norm_2") or x
+        routed = self._scaled(residual, name) or (given if self._model.facts.routed_early else own)
         activated = self._bounded(float(self._model.key("swiglu_clamp_exp", block, 0.0)))
-        if not self._layers.has(f"{name}down"):
-            return self._experts(own, block, activated, routed)
-        made = self._experts(self._layers.linear(own, f"{name}down"), block, activated, routed)
-        return self._layers.linear(made, f"{name}up")
+        if not self._layers.has(f"{name}ffn_latent_down"):
+            return self._normed(self._experts(own, block, activated, routed), block, 2)
+        made = self._experts(self._layers.linear(own, f"{name}ffn_latent_down"), block, activated, routed)
+        return self._layers.linear(made, f"{name}ffn_latent_up")
+
+    def _scaled(self, residual: str, name: str) -> str | None:
+        """What a router with scales for its input is given: a norm by these; None where it has none."""
+        scale = self._layers.tensor(f"{name}ffn_gate_inp.scale")
+        if scale is None:
+            return None
+        normed = self._layers.normalised(residual, self._layers.matrices.plain(scale))
+        return self._layers.times(normed, scale.info.row**-0.5)
 
     def _shared(self, x: str, name: str, block: int) -> str:
         """The experts that see every token, by a gate of their own where they have one."""
@@ -59,7 +73,8 @@ class FeedForward:
         up = self._layers.linear(x, f"{name}up{end}")
         if self._layers.has(f"{name}gate{end}"):
             activated = self._bounded(float(model.key("swiglu_clamp_shexp", block, 0.0)))
-            return self._layers.linear(activated(self._layers.linear(x, f"{name}gate{end}"), up), down)
+            gate = self._sparse(self._layers.linear(x, f"{name}gate{end}"), block)
+            return self._layers.linear(activated(gate, up), down)
         width, matrix = model.tensor(f"{down}.weight"), model.tensor(f"{name}up{end}.weight")
         inner = width.info.row if width is not None else 0
         if matrix is not None and matrix.info.shape[0] == 2 * inner:
@@ -67,6 +82,18 @@ class FeedForward:
             gate, up = (first, second) if model.facts.gate_first else (second, first)
             return self._layers.linear(self.activated(gate, up), down)
         return self._layers.linear(self.activated(up), down)
+
+    def _sparse(self, gate: str, block: int) -> str:
+        """Of a gate what is so many standard deviations above the mean; a quantile of none is minus infinity."""
+        quantile = float(self._model.key("activation_sparsity_scale", block, -math.inf))
+        if math.isinf(quantile):
+            return gate
+        build, last = self._builder, self._builder.constant([-1])
+        mean = build.op("ReduceMean", gate, last, keepdims=1)
+        from_mean = build.op("Sub", gate, mean)
+        variance = build.op("ReduceMean", build.op("Mul", from_mean, from_mean), last, keepdims=1)
+        cut = build.op("Mul", build.op("Sqrt", variance), build.number(quantile))
+        return build.op("Relu", build.op("Sub", from_mean, cut))
 
     def _bounded(self, limit: float) -> Activation:
         """The function of the architecture, of which neither side is larger than a limit; zero is none.

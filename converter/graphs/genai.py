@@ -81,7 +81,8 @@ def beside(program: Program, model: Model, said: Mapping[str, Any]) -> dict[str,
     shapes = {value.name: value.shape for value in program.inputs}
     caches = [(KEY % block, VALUE % block) for block in range(model.n_layer)]
     wanted = {*ONCE, *(name for cache in caches for name in cache)}
-    if set(shapes) != wanted or any(shapes[key] != shapes[value] for key, value in caches):
+    of_one_width = len({shapes[name][-1] for cache in caches for name in cache if name in shapes}) == 1
+    if set(shapes) != wanted or not of_one_width or any(shapes[key] != shapes[value] for key, value in caches):
         raise UnsupportedFeature(
             f"{model.architecture.gguf}: onnxruntime-genai wants a cache of keys and values, alike, for every block\n"
             "--profile standard writes a graph for other runtimes"

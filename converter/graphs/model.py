@@ -102,6 +102,20 @@ class Model:
         """Blocks of the model itself, without those that predict further tokens."""
         return self.size("block_count") - int(self.key("nextn_predict_layers", default=0))
 
+    @cached_property
+    def read(self) -> frozenset[str]:
+        """The tensors that a graph is made of: not those of blocks that predict further tokens, nor what is there
+        and never used."""
+        return frozenset(name for name in self.tensors if not (self._is_beyond(name) or self._is_idle(name)))
+
+    def _is_beyond(self, name: str) -> bool:
+        parts = name.split(".")
+        return parts[0] == "blk" and parts[1].isdigit() and int(parts[1]) >= self.n_layer
+
+    def _is_idle(self, name: str) -> bool:
+        match = self._rules.find(name, self._applies)
+        return match is not None and match.rule.idle
+
     def tensor(self, name: str) -> LazyTensor | None:
         """A tensor under the name that the graph has for it; None where there is none."""
         return self._named.get(name)

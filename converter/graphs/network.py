@@ -9,6 +9,7 @@ from converter.errors import UnsupportedFeature
 from converter.formats.onnx.program import Program, Value
 from converter.formats.onnx.values import CODES
 from converter.graphs import origin
+from converter.graphs.altup import AltUp
 from converter.graphs.attention import Attention
 from converter.graphs.builder import BATCH, TOKENS, Builder
 from converter.graphs.convolution import Convolution
@@ -16,6 +17,7 @@ from converter.graphs.feedforward import FeedForward
 from converter.graphs.layers import Layers
 from converter.graphs.linear import Matrices, Ranges
 from converter.graphs.model import Model
+from converter.graphs.per_block import PerBlock
 from converter.graphs.profiles import STANDARD, Profile
 from converter.graphs.recurrent import Recurrent
 from converter.tensors.dtypes import F32, DType
@@ -57,6 +59,7 @@ class Network(ABC):
         self.convolution = Convolution(self.layers, self.attention.masks)
         self.recurrent = Recurrent(self.layers, self.attention.masks, self.convolution)
         self.feed_forward = FeedForward(self.layers)
+        self.per_block, self.altup = PerBlock(self.layers, self.feed_forward), AltUp(self.layers)
         self.norm, self.first_norm, self.times = self.layers.norm, self.layers.first_norm, self.layers.times
 
     @abstractmethod
@@ -81,6 +84,8 @@ class Network(ABC):
             UnsupportedFeature: a part that no graph can be written of yet.
         """
         x = self.embedded()
+        self.per_block.prepare(x)
+        x = self.altup.spread(x)
         for turn in range(n_turn := int(self.model.key("num_loops", default=1))):
             for block in range(self.model.n_layer):
                 self.build.scope = f"blk.{block}/"
@@ -89,7 +94,7 @@ class Network(ABC):
             self.build.scope = ""
             if turn + 1 < n_turn and not self.model.key("skip_loop_final_norm", default=False):
                 x = self.norm(x, self.model.facts.last_norm) or x
-        self.head(x)
+        self.head(self.altup.joined(x))
         self.refuse_unused()
         inputs, outputs = self.inputs(), self.outputs()
         nodes, initializers = self.build.reached(each.name for each in outputs)
@@ -151,11 +156,9 @@ class Network(ABC):
 
     def refuse_unused(self) -> None:
         """A tensor that the graph did not use says that it computes something else."""
-        n_layer = self.model.n_layer
-        left = [name for name in self.model.tensors if name not in self.layers.used]
-        left = [name for name in left if not origin.is_beyond(name, n_layer)]
+        left = self.model.read - self.layers.used
         if left:
             raise UnsupportedFeature(
-                f"{left[0]}: no graph can be written with it yet ({self.model.architecture.gguf})\n"
+                f"{min(left)}: no graph can be written with it yet ({self.model.architecture.gguf})\n"
                 "--tensors-only writes the tensors without a graph"
             )

@@ -6,7 +6,7 @@ from collections.abc import Container
 
 from converter.formats.onnx import origin
 from converter.formats.onnx.origin import MAX_VALUES, Form
-from converter.graphs.experts import is_of_experts
+from converter.graphs.experts import is_stacked
 from converter.graphs.linear import Matrices
 from converter.graphs.model import Model
 from converter.metadata import Array, Metadata, Value
@@ -23,17 +23,17 @@ def texts(model: Model, matrices: Matrices, initializers: Container[str]) -> dic
     """
     forms = {}
     for name, tensor in model.tensors.items():
-        if is_beyond(name, model.n_layer):
+        if name not in model.read:
             continue
         form = _form(model, name, tensor, matrices, initializers)
         if form is None:
             return {}
         forms[name] = form
-    return {origin.KEY: origin.written(_keys(model), forms)}
+    return {origin.KEY: origin.written(keys(model), forms)}
 
 
 def _form(model: Model, name: str, tensor: LazyTensor, matrices: Matrices, initializers: Container[str]) -> Form | None:
-    if is_of_experts(name):
+    if is_stacked(name):
         each = tuple(tensor.name for tensor in model.experts(name))
         known = len(each) > 1 and all(stored in initializers for stored in each)
         return Form(each, matrices.types.get(each[0], ""), matrices.is_turned(each[0])) if known else None
@@ -49,7 +49,7 @@ def _form(model: Model, name: str, tensor: LazyTensor, matrices: Matrices, initi
     return None
 
 
-def _keys(model: Model) -> Metadata:
+def keys(model: Model) -> Metadata:
     """The model's keys without the tokenizer, and without the blocks that predict further tokens."""
     own = {key: value for key, value in model.metadata.items() if not key.startswith("tokenizer.")}
     count = f"{model.architecture.gguf}.block_count"
@@ -62,9 +62,3 @@ def _keys(model: Model) -> Metadata:
         if isinstance(value, Array) and len(value) == whole:
             own[key] = Array(value.type, value.values[: model.n_layer])
     return own
-
-
-def is_beyond(name: str, n_layer: int) -> bool:
-    """Whether a tensor belongs to a block that predicts further tokens, which no graph has."""
-    parts = name.split(".")
-    return parts[0] == "blk" and parts[1].isdigit() and int(parts[1]) >= n_layer

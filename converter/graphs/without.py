@@ -12,8 +12,6 @@ WITHOUT: Mapping[str, str] = {
     "deepseek32": INDEXER,
     "deepseek4": f"{STREAMS}, and keys are compressed behind a window",
     "eagle3": "it is a draft, which reads layers of another model",
-    "gemma3n": f"{STREAMS} (AltUp), and late blocks reuse the keys of earlier ones",
-    "gemma4": "late blocks reuse the keys of earlier ones, and blocks have inputs of their own",
     "gemma4-assistant": "it is a draft, which reads keys and values of another model",
     "glm-dsa": INDEXER,
     "glm5-next": f"{STREAMS}, and {INDEXER}",

@@ -14,7 +14,7 @@ from converter.events import Decoded, Dropped, Note
 from converter.formats.hub import GraphFile, graph_file
 from converter.formats.onnx.program import Given, Programs
 from converter.formats.torch.exported import ExportedProgram
-from converter.graphs.experts import is_of_experts
+from converter.graphs.experts import is_stacked
 from converter.graphs.model import Model as GraphModel
 from converter.graphs.network import Options
 from converter.graphs.write import program
@@ -40,7 +40,7 @@ def for_graph(draft: Draft, choices: Mapping[str, Choice]) -> dict[str, Choice]:
     for name, choice in choices.items():
         tensor = draft.checkpoint.tensors[name]
         own = dtype(choice.type)
-        if own.name in (*PACKABLE, INT8.name) and (len(tensor.info.shape) == 2 or is_of_experts(name)):
+        if own.name in (*PACKABLE, INT8.name) and (len(tensor.info.shape) == 2 or is_stacked(name)):
             result[name] = choice
             continue
         if own.quantized:
@@ -116,6 +116,10 @@ def write_graph(draft: Draft) -> Draft:
         own = own.replace(files=(*own.files, calibration.text))
     model = GraphModel.of(metadata, own.tensors)
     graph = program(model, options)
+    if idle := sorted(own.tensors.keys() - model.read):
+        draft.report.add(
+            Note(f"{len(idle)} tensors are left out, which the graph does not need: {idle[0]} and its like")
+        )
     made = {**own.made, **draft.profile.beside(graph, model, ways_to_generate(own))}
     own = own.replace(tensors=graph.initializers, config={}, structure=graph, made=made)
     return replace(draft, checkpoint=own, calibration=calibration)

@@ -15,7 +15,9 @@ from converter.events import Report, SettingLost
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.formats.onnx.program import TRACED_KEY
+from converter.graphs import origin
 from converter.graphs.blocks import rounded
+from converter.graphs.model import Model as GraphModel
 from converter.mapping.view import HEADS, view
 from converter.metadata import number_of, text_of
 from converter.planning.draft import Draft, begin, run
@@ -95,7 +97,7 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     if draft.to_graph:
         draft = replace(draft, choices=_as_calculated(draft.choices, target))
     steps, recipe = {step.name: step for step in _weighed(draft, target)}, draft.recipe
-    pairs, findings = _match(draft.read, target)
+    pairs, findings = _match(_wanted(draft), target)
     made = []
     for found in pairs:
         step, type_ = steps[found.name], found.candidate.info.dtype.name
@@ -110,6 +112,18 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     findings += [Finding("metadata", f"config.json: {event.key}", event.told, failed=False) for event in lost]
     left_over, closers = _left_over(draft.read, target), (draft.matrix.close,) if draft.matrix else ()
     return Pairing(tuple(made), tuple(findings), _keys(draft, target), left_over, closers)
+
+
+def _wanted(draft: Draft) -> Mapping[str, LazyTensor]:
+    """The tensors that the target must have: a graph does without some."""
+    if not draft.to_graph:
+        return draft.read
+    read = _model(draft).read
+    return {name: tensor for name, tensor in draft.read.items() if name in read}
+
+
+def _model(draft: Draft) -> GraphModel:
+    return GraphModel.of(dict(draft.checkpoint.config), draft.read)
 
 
 def _as_calculated(choices: Mapping[str, Choice], target: Checkpoint) -> dict[str, Choice]:
@@ -131,7 +145,7 @@ def _keys(draft: Draft, target: Checkpoint) -> Mapping[str, object]:
     """The keys that the target must have; a graph's tokenizer is in files beside it."""
     keys = draft.checkpoint.config
     if draft.to_graph:
-        return {key: value for key, value in keys.items() if not key.startswith("tokenizer.")}
+        return origin.keys(_model(draft))
     if draft.opened.stored is None or not view(draft.opened).keyed:
         return keys
     return {**keys, **(view(draft.opened).tokenizer() or {})}

@@ -13,6 +13,7 @@ from support.onnx_files import retold
 import converter
 from converter.errors import ConverterError, CorruptFile
 from converter.formats.registry import open_checkpoint
+from converter.verify.verifier import verify
 
 KJV, STORIES = (models.FIXTURES / name for name in ("kjv-llama", "stories260K"))
 
@@ -81,8 +82,11 @@ def test_in_half_precision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["glm4v-tiny", "gemma3-tiny", "phi4-mini", "lfm2moe-odd", "qwen35-tiny", "nemotron-h-moe-latent", "jamba-tiny"],
-)
+    [
+        "glm4v-tiny", "gemma3-tiny", "gemma4-moe", "phi4-mini", "lfm2moe-odd", "qwen35-tiny",
+        "nemotron-h-moe-latent", "jamba-tiny",
+    ],
+)  # fmt: skip
 def test_other_rows_than_llama_has(name: str, tmp_path: Path) -> None:
     folder = architectures.build(name, tmp_path)
     converter.convert(folder, tmp_path / "model.onnx")
@@ -90,6 +94,45 @@ def test_other_rows_than_llama_has(name: str, tmp_path: Path) -> None:
     converter.convert(folder, tmp_path / "model.gguf", request.replace(quant="f32"))
     converter.convert(tmp_path / "model.onnx", tmp_path / "back.gguf", request)
     assert (tmp_path / "back.gguf").read_bytes() == (tmp_path / "model.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["gemma3n-odd", "gemma4-tiny"])
+def test_keys_that_blocks_have_and_do_not_use(name: str, tmp_path: Path) -> None:
+    """Published models have them; a graph does not, its cache neither, and computes the same."""
+    said = architectures.facts(name)
+    config, tensors = said["files"]["config.json"], dict(said["tensors"])
+    kinds, n_own = config["layer_types"], config["num_hidden_layers"] - config["num_kv_shared_layers"]
+    for block in range(n_own, len(kinds)):
+        like = kinds[:n_own].index(kinds[block])
+        for part in ("k_proj", "v_proj", "k_norm"):
+            end = f"self_attn.{part}.weight"
+            tensors[f"model.layers.{block}.{end}"] = tensors[f"model.layers.{like}.{end}"]
+    folder = architectures.write(tmp_path / name, said["files"], said["tokenizer"], tensors)
+    result = converter.convert(folder, tmp_path / "model.onnx")
+    n_idle = 3 * config["num_kv_shared_layers"]
+    assert any(f"{n_idle} tensors are left out" in str(event) for event in result.report.events)
+    past = {each.name for each in onnx_cases.session(tmp_path / "model.onnx").get_inputs()} - {
+        "input_ids", "attention_mask", "position_ids"
+    }  # fmt: skip
+    assert past == {f"past_key_values.{block}.{part}" for block in range(n_own) for part in ("key", "value")}
+    assert verify(folder, tmp_path / "model.onnx").passed
+    (tmp_path / "less").mkdir()
+    converter.convert(architectures.build(name, tmp_path / "less"), tmp_path / "less.onnx")
+    assert (tmp_path / "less.onnx_data").read_bytes() == (tmp_path / "model.onnx_data").read_bytes()
+    request = converter.Request(no_tokenizer=True)
+    converter.convert(tmp_path / "less" / name, tmp_path / "less.gguf", request.replace(quant="f32"))
+    converter.convert(tmp_path / "model.onnx", tmp_path / "back.gguf", request)
+    with open_checkpoint(tmp_path / "less.gguf") as wanted, open_checkpoint(tmp_path / "back.gguf") as back:
+        assert wanted.tensors.keys() == back.tensors.keys()
+        for tensor, own in wanted.tensors.items():
+            assert np.array_equal(own.array().astype(np.float32), back.tensors[tensor].array()), tensor
+
+
+def test_blocks_that_predict_further_tokens_are_not_missed(tmp_path: Path) -> None:
+    folder = architectures.build("glm4moe-nextn", tmp_path)
+    result = converter.convert(folder, tmp_path / "model.onnx")
+    assert any("tensors are left out, which the graph does not need" in str(event) for event in result.report.events)
+    assert verify(folder, tmp_path / "model.onnx").passed
 
 
 def test_the_folder_again(tmp_path: Path) -> None:
