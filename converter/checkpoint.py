@@ -135,6 +135,10 @@ class Checkpoint:
     codes: Mapping[str, Codes] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
 
+    def __repr__(self) -> str:
+        count = counted(len(self.tensors), "tensor")
+        return f"<Checkpoint {str(self.path)!r}: {self.format}, {count}, {counted(self.n_elements, 'number')}>"
+
     @property
     def n_elements(self) -> int:
         """Numbers in all tensors."""

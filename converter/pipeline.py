@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Unpack
 
 from converter.address import is_address, is_elsewhere, parse, place, shown
 from converter.checkpoint import Checkpoint
@@ -27,22 +27,28 @@ from converter.planning.build import build
 from converter.planning.plan import Plan
 from converter.planning.several import build_several, together
 from converter.remote.outlet import Outlet, outlet, refuse_unwritable
-from converter.request import PathLike, Request, Source
+from converter.request import Fields, PathLike, Request, Source
 from converter.storage import output
 from converter.storage.layout import Layout
 from converter.storage.slabs import ProgressCallback, Token, until
 from converter.telemetry import log_events, span
 
 
-def plan(source: PathLike | Source, target: PathLike, request: Request | None = None) -> Plan:
+def plan(source: PathLike | Source, target: PathLike, request: Request | None = None, **given: Unpack[Fields]) -> Plan:
     """Everything about a conversion but the conversion; reads no tensor byte, writes nothing.
 
-    The plan keeps its source open: run it with `run`, or close it by `plan.checkpoint.close()`.
+    The plan keeps its source open: run it with `run`, or close it by `plan.checkpoint.close()`. `given` are fields of
+    the request: `plan("llama/", "llama.gguf", quant="q4_k_m")`.
 
     Raises:
         ConverterError: whatever makes it impossible, as its kind.
+        TypeError: a request has no such field.
     """
-    return plan_several(source, target, [request or Request()])[0]
+    return plan_several(source, target, [_requested(request, given)])[0]
+
+
+def _requested(request: Request | None, given: Fields) -> Request:
+    return (request or Request()).replace(**given)
 
 
 def plan_several(
@@ -165,6 +171,7 @@ def convert(
     cancel: Token | None = None,
     resume: bool = False,
     engine: Engine | None = None,
+    **given: Unpack[Fields],
 ) -> Plan:
     """Convert `source` to `target`; returns the plan that was carried out, its report completed.
 
@@ -173,7 +180,8 @@ def convert(
         target: file or folder to write, or its address (docs/remote.md). A folder (it exists, or its name ends in a
             slash) becomes a Hugging Face folder; with a quantization or "gguf" as type it gets a GGUF named by the GGUF
             naming convention.
-        request: quantization and everything else that decides the result.
+        request: quantization and everything else that decides the result; `given` are fields of it, so that
+            `convert("llama/", "llama.gguf", quant="q4_k_m")` needs none.
         force: replace an existing output.
         threads: workers; by default as many as there are processors. The result does not depend on it.
         progress: called after every slab with a `Progress`, from any thread; returning False cancels.
@@ -186,8 +194,9 @@ def convert(
     Raises:
         Cancelled: by `cancel` or `progress`.
         ConverterError: as its kind, with nothing written and an old output untouched.
+        TypeError: a request has no such field.
     """
-    requests = [request or Request()]
+    requests = [_requested(request, given)]
     return convert_several(
         source,
         target,

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, Unpack
 
 from converter.address import is_elsewhere, place, shown
 from converter.errors import UsageError
+from converter.text import did_you_mean
 
 PathLike = str | os.PathLike[str]
 #: Which codes of a source that arrives quantized stay as a type of ggml: none, all that are exact, or also those that
@@ -222,7 +223,8 @@ class Request:
     ) -> None:
         unknown = [name for name in given if name not in FIELDS]
         if unknown:
-            raise TypeError(f"Request has no field {unknown[0]!r}; there are {', '.join(FIELDS)}")
+            meant = did_you_mean(unknown[0], FIELDS) or f"; there are {', '.join(FIELDS)}"
+            raise TypeError(f"Request has no field {unknown[0]!r}{meant}")
         for part, value in (("types", types or Types()), ("model", model or Model()), ("output", output or Output())):
             own: dict[str, Any] = {name: each for name, each in given.items() if FIELDS[name] == part}
             _settle(self, **{part: replace(value, **own)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -293,6 +294,26 @@ def test_quantize_refuses() -> None:
         converter.quantize(x, "Q4_K", weights=np.ones(5, np.float32))
     with pytest.raises(QuantizationError, match="do not hold shape"):
         converter.dequantize(np.zeros(10, np.uint8), "Q4_0", (2, 32))
+
+
+def test_names_that_are_nearly_right_are_answered() -> None:
+    with pytest.raises(QuantizationError, match=r"unknown type 'Q4_K_M'; did you mean Q4_K\?"):
+        converter.quantize(np.zeros((2, 256), np.float32), "Q4_K_M")
+    with pytest.raises(TypeError, match=r"Request has no field 'quants'; did you mean quant\?"):
+        converter.convert("in", "out.gguf", quants="q4_k_m")  # type: ignore[call-arg]
+
+
+def test_fields_of_a_request_are_keywords_too(wide: Path, tmp_path: Path) -> None:
+    """And what is opened, planned and read says in a line what it is."""
+    plan = converter.convert(wide, tmp_path / "a.gguf", quant="q8_0", pure=True)
+    converter.convert(wide, tmp_path / "b.gguf", Request(quant="q8_0"), pure=True)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    told = converter.plan(wide, tmp_path / "a.gguf", quant="q8_0", pure=True)
+    told.checkpoint.close()
+    assert told == plan and repr(told).startswith("<Plan ") and len(repr(told)) < 300
+    with converter.open_checkpoint(tmp_path / "a.gguf") as model:
+        assert repr(model).startswith("<Checkpoint ") and len(repr(model)) < 300
+        assert re.match(r"<LazyTensor '[\w.]+': \w+ [\dx]+, .*a\.gguf@\d+>$", repr(next(iter(model.tensors.values()))))
 
 
 def test_quantize_agrees_with_convert(wide: Path, tmp_path: Path) -> None:

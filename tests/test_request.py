@@ -135,7 +135,7 @@ def test_json_says_a_part_in_an_object() -> None:
 
 
 def test_what_does_not_exist_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"Request has no field 'quants'; there are quant, pure"):
+    with pytest.raises(TypeError, match=r"Request has no field 'quants'; did you mean quant"):
         Request(quants="q8_0")  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="a request has no part 'kinds'; there are types, model, output"):
         Request.from_dict({"kinds": {}})

@@ -10,7 +10,7 @@ from converter.events import NamesUnknown
 from converter.formats.torch.exported import SAVE_A_GRAPH, ExportedProgram, ScriptedProgram
 from converter.graphs.profiles import PROFILES
 from converter.planning.draft import PLAIN, Draft
-from converter.quant.recipes import STATIC, recipe
+from converter.quant.recipes import ALIASES, RECIPES, STATIC, recipe
 from converter.request import SCALES, Types
 
 EXTERNAL_DATA = ("auto", "always", "never")
@@ -50,7 +50,10 @@ def check(draft: Draft) -> Draft:
             f"--base {draft.opened.base.path}: has a part in a GGUF of a draft model, and in no other file"
         )
     if request.types.dtype and draft.to_gguf and not draft.to_graph:
-        raise UsageError(f"--dtype {request.types.dtype}: for GGUF output say --quant {request.types.dtype}")
+        name = request.types.dtype.strip().upper()
+        known = name in RECIPES or name in ALIASES
+        say = f"say --quant {request.types.dtype}" if known else "--quant TYPE says it; `convert quants` lists types"
+        raise UsageError(f"--dtype {request.types.dtype}: for GGUF output {say}")
     if isinstance(request.model.mmproj, Path) and draft.route.map != "gguf->hf":
         raise UsageError("--mmproj FILE makes a GGUF the folder of a whole model, and has no effect on others")
     for option, asked in request.model.parts.items():

@@ -24,6 +24,7 @@ from converter.tensors.bound import Bound
 from converter.tensors.dtypes import dtype
 from converter.tensors.encode import Importance, Watch
 from converter.tensors.tensor import LazyTensor, TensorInfo
+from converter.text import counted, human_bytes
 
 # Resident memory of the interpreter with numpy and this package before anything is opened.
 BASE_MEMORY = 60 << 20
@@ -190,6 +191,10 @@ class Plan:
     watch: Watch = field(repr=False)
     n_parameters: int
     prepare: Callable[[], None] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        size, count = human_bytes(self.total_bytes), counted(len(self.steps), "tensor")
+        return f"<Plan {str(self.source.path)!r} to {str(self.target)!r}: {count}, {size}>"
 
     @property
     def written(self) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import QuantizationError
+from converter.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -175,5 +176,6 @@ def dtype(name: str) -> DType:
     """
     found = DTYPES.get(name.upper())
     if found is None:
-        raise QuantizationError(f"unknown type {name!r}; known: {', '.join(DTYPES)}")
+        meant = did_you_mean(name, DTYPES) or f"; known: {', '.join(DTYPES)}"
+        raise QuantizationError(f"unknown type {name!r}{meant}")
     return found

@@ -98,6 +98,10 @@ class LazyTensor:
     beside: Beside | None = None
     extent: Extent | None = None
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.info.shape)) or "scalar"
+        return f"<LazyTensor {self.name!r}: {self.info.dtype} {shape}, {self.source}>"
+
     @property
     def name(self) -> str:
         return self.info.name

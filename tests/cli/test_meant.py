@@ -38,6 +38,11 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
         ((KJV, "x.gguf", "--junit", "x.xml"), "that is an option of convert check"),
         ((KJV, "x.gguf", "more"), "unrecognized arguments: more\n"),
         (("plan", KJV, "x.gguf", "--dtype", "fp16"), "for GGUF output say --quant fp16"),
+        (
+            ("plan", KJV, "x.gguf", "--dtype", "int8"),
+            "for GGUF output --quant TYPE says it; `convert quants` lists types",
+        ),
+        ((KJV, "x.gguf", "-t", "q4_k_m"), "did you mean -q TYPE, or -j N for threads?"),
     ],
 )
 def test_near(argv: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
