@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar, Self, TypeVar
 
 from converter.errors import LossyError
-from converter.text import counted, human_bytes
+from converter.text import are, counted, human_bytes
 
 SHOWN = 3  # names in a line, and events of a kind that have a line each
 
@@ -175,7 +175,7 @@ class Merged(Event):
         low, high = self.ranks or (0, 0)
         rank = f", rank {low}" + (f" to {high}" if high != low else "") if self.ranks else ""
         strength = f", strength {self.strength:g}" if self.strength != 1 else ""
-        return f"{self.adapter}: merged into {self.tensors} tensors{rank}{strength}"
+        return f"{self.adapter}: merged into {counted(self.tensors, 'tensor')}{rank}{strength}"
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ class NotFinite(Event):
     loss: ClassVar[bool] = True
 
     def __str__(self) -> str:
-        return f"{self.tensor}: {self.count} values are NaN or infinite"
+        return f"{self.tensor}: {are(self.count, 'value')} NaN or infinite"
 
     @classmethod
     def together(cls, events: Sequence[Self]) -> list[str]:
@@ -336,7 +336,7 @@ class Overflow(Event):
     loss: ClassVar[bool] = True
 
     def __str__(self) -> str:
-        return f"{self.tensor}: {self.count} values are too large for {self.target}"
+        return f"{self.tensor}: {are(self.count, 'value')} too large for {self.target}"
 
     @classmethod
     def together(cls, events: Sequence[Self]) -> list[str]:
@@ -354,7 +354,8 @@ class BlocksOverflow(Event):
     loss: ClassVar[bool] = True
 
     def __str__(self) -> str:
-        return f"{self.tensor}: {self.count} blocks of {self.target} do not hold their numbers, which are too large"
+        blocks = f"1 block of {self.target} does" if self.count == 1 else f"{self.count:,} blocks of {self.target} do"
+        return f"{self.tensor}: {blocks} not hold numbers that are so large"
 
     @classmethod
     def together(cls, events: Sequence[Self]) -> list[str]:

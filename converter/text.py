@@ -37,6 +37,11 @@ def counted(count: int, what: str, many: str = "") -> str:
     return f"{count:,} {what if count == 1 else many or what + 's'}"
 
 
+def are(count: int, what: str) -> str:
+    """`1 value is`, `3 values are`."""
+    return f"{counted(count, what)} {'is' if count == 1 else 'are'}"
+
+
 def human_bytes(count: float) -> str:
     """1234567 -> '1.23 MB' (decimal units, three digits)."""
     if count < 999.5:

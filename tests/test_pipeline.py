@@ -202,7 +202,7 @@ def test_no_file_of_the_source_is_written_over(tmp_path: Path, name: str) -> Non
 def test_values_out_of_range_are_told_or_refused(tmp_path: Path, source: Path) -> None:
     plan = converter.convert(source, tmp_path / "out.npz", Request(dtype="f16"))
     assert plan.report.events == [Overflow("w", "F16", 1)]
-    with pytest.raises(LossyError, match="w: 1 values are too large for F16\nrefused under --strict; nothing was"):
+    with pytest.raises(LossyError, match="w: 1 value is too large for F16\nrefused under --strict; nothing was"):
         converter.convert(source, tmp_path / "other.npz", Request(dtype="f16", strict=True))
     assert not (tmp_path / "other.npz").exists()
     strict = converter.convert(source, tmp_path / "other.npz", Request(dtype="f32", strict=True))

@@ -19,6 +19,7 @@ from converter.storage.files import remembering
 from converter.tensors.dtypes import F32, DType, dtype
 from converter.tensors.kernels import needs_importance
 from converter.tensors.tensor import LazyTensor, TensorInfo
+from converter.text import counted
 
 
 def open_matrix(draft: Draft) -> Draft:
@@ -127,7 +128,9 @@ def _plain(draft: Draft) -> dict[str, Choice]:
             choices[name] = replace(choices[name], rule=f"as in the source: {fixed[name]}")
         n_kept += kept and tensor.info.dtype is not wanted
     if n_kept:
-        draft.report.add(Note(f"{n_kept} tensors keep their type, which the graph relies on; `convert plan` says why"))
+        draft.report.add(
+            Note(f"type kept of {counted(n_kept, 'tensor')}, which the graph relies on; `convert plan` says why")
+        )
     return choices
 
 

@@ -126,7 +126,7 @@ def test_a_tied_head_that_would_split(tensors: dict[str, Any], tmp_path: Path) -
 
 def test_both_saved_alike_stay_tied(tmp_path: Path) -> None:
     both = {f"{STEM}{name}.weight": WHOLE for name in (HEAD, EMBEDDING)}
-    assert "merged into 1 tensors" in plan(tied(tmp_path / "base"), written(tmp_path / "a", both))[0]
+    assert "merged into 1 tensor" in plan(tied(tmp_path / "base"), written(tmp_path / "a", both))[0]
 
 
 def test_a_stored_copy_of_a_tied_head_is_left_out(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_strengths(tmp_path: Path) -> None:
     saved = written(tmp_path / "b", {f"{STEM}model.norm.weight": np.ones(32, np.float32)})
     with pytest.raises(UsageError, match="nothing in it is multiplied by a strength"):
         plan(base, saved, 0.5)
-    assert "merged into 1 tensors" in plan(base, saved)[0]
+    assert "merged into 1 tensor" in plan(base, saved)[0]
 
 
 def test_folders_that_hold_no_adapter(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_products_that_are_no_numbers_are_told_without_a_word_of_numpy(number: f
         warnings.simplefilter("error")
         told = converter.convert(Source(base, adapters=[(adapter, 1)]), f"{tmp_path}/out/", threads=1).report.events
         converter.convert(Source(adapter, base=base), tmp_path / "a.gguf", threads=1)
-    assert any(f"{Q}.weight: 1024 values are NaN or infinite" in str(event) for event in told), told
+    assert any(f"{Q}.weight: 1,024 values are NaN or infinite" in str(event) for event in told), told
 
 
 def test_the_base_that_was_used_is_told(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_the_graph_is_kept(tmp_path: Path, external_data: str, dtype: str | None
 
 def test_kept_types_are_told(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(source), str(tmp_path / "out.onnx"), "--dtype", "f16"]) == 0
-    assert "4 tensors keep their type, which the graph relies on" in capsys.readouterr().err
+    assert "type kept of 4 tensors, which the graph relies on" in capsys.readouterr().err
     assert main(["plan", str(source), str(tmp_path / "out.onnx"), "--dtype", "f16", "--json"]) == 0
     rules = {each["name"]: each["rule"] for each in json.loads(capsys.readouterr().out)["tensors"]}
     assert rules["w"] == "--dtype f16"

@@ -528,7 +528,7 @@ def test_the_model_is_taken_and_the_rest_is_said(tmp_path: Path) -> None:
         kinds = [type(event) for event in checkpoint.events]
         said = [str(event) for event in checkpoint.events]
     assert kinds == [Dropped, Dropped, Note, MetadataLost, Note]
-    assert said[0] == "optimizer: dropped (1 tensors beside 'model_state_dict'; --key optimizer takes them)"
+    assert said[0] == "optimizer: dropped (1 tensor beside 'model_state_dict'; --key optimizer takes them)"
     assert "ema: dropped (2 tensors" in said[1]
     assert "epoch, loss, note" in said[2]
     assert "metadata schedule: dropped" in said[3]

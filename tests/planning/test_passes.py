@@ -148,7 +148,7 @@ def test_types_that_the_graph_relies_on_stay() -> None:
         "free": Choice("F16", "--dtype f16"),
     }
     (note,) = events(draft, Note)
-    assert str(note).startswith("1 tensors keep their type")
+    assert str(note).startswith("type kept of 1 tensor,")
     plain = choose(drafted(opened, "onnx"))  # nothing was asked for, so nothing was refused
     assert plain.choices["scale"] == Choice("F32", "as in the source") and plain.report.events == []
 

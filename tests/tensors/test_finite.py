@@ -161,6 +161,6 @@ def test_a_conversion_tells_and_strict_refuses(tmp_path: Path) -> None:
     plan = converter.convert(folder, tmp_path / "out.gguf", Request(quant="q8_0"))
     expected = BlocksOverflow("blk.0.ffn_down.weight", "Q8_0", 1)
     assert [event for event in plan.report.events if event.loss] == [expected]
-    with pytest.raises(LossyError, match=r"ffn_down\.weight: 1 blocks of Q8_0 do not hold"):
+    with pytest.raises(LossyError, match=r"ffn_down\.weight: 1 block of Q8_0 does not hold"):
         converter.convert(folder, tmp_path / "strict.gguf", Request(quant="q8_0", strict=True))
     assert not (tmp_path / "strict.gguf").exists()

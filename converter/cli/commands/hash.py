@@ -9,7 +9,7 @@ from converter.cli.arguments import file_name, source_path, threads_argument
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import FidelityError
-from converter.text import printable
+from converter.text import counted, printable
 
 VERB = Verb(
     name="hash",
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> Outcome:
                 shape = "x".join(map(str, tensor.shape)) or "scalar"
                 print(f"{tensor.sha256}  {printable(tensor.name)}  {tensor.dtype}  {shape}")
             print(f"{made.metadata_root}  (metadata)")
-            print(f"{made.root}  (root of {len(made.tensors)} tensors)")
+            print(f"{made.root}  (root of {counted(len(made.tensors), 'tensor')})")
         elif not args.quiet:
-            print(f"{len(found)} differences from {printable(args.check)}" if found else "nothing differs")
+            print(f"{counted(len(found), 'difference')} from {printable(args.check)}" if found else "nothing differs")
 
     return Outcome(data, show, FidelityError.exit_code if found else 0)

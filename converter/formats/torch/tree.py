@@ -19,6 +19,7 @@ from converter.formats.torch.values import Refused, Tensor, refuse_unknown, some
 from converter.storage.files import expands_too_far
 from converter.storage.zip import Inflated, Record
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
+from converter.text import counted
 
 # Where training programs keep the model among other things; the first that holds tensors is taken.
 MODEL_KEYS = (
@@ -238,7 +239,8 @@ def _model(root: Any, tree: Tree) -> str:
 
 def _left_out(file: TorchFile, tree: Tree, chosen: str, rest: Counter[str]) -> Iterator[Event]:
     for name, count in list(rest.items())[:_SHOWN]:
-        yield Dropped(short(name)[1:-1], f"{count} tensors beside {chosen!r}; --key {short(name)[1:-1]} takes them")
+        told = short(name)[1:-1]
+        yield Dropped(told, f"{counted(count, 'tensor')} beside {chosen!r}; --key {told} takes them")
     if len(rest) > _SHOWN:
         yield Dropped(listed(list(rest)[_SHOWN:]), f"more tensors beside {chosen!r}")
     if file.unknown:
