@@ -231,6 +231,8 @@ class Plan:
         return {
             "source": str(self.checkpoint.path),
             "target": str(self.target),
+            "format": self.route.target,
+            "quant": self.request.types.quant,
             "stages": list(self.route.stages),
             "tensors": [step.as_dict() for step in self.steps],
             "files": [{"path": str(file.path), "bytes": file.size} for file in self.layout.files],

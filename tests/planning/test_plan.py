@@ -101,6 +101,8 @@ def test_a_plan_as_json(tmp_path: Path) -> None:
     assert made == {
         "source": str(STORIES),
         "target": str(tmp_path / "out.gguf"),
+        "format": "gguf",
+        "quant": "q8_0",
         "stages": ["open", "map hf->gguf", "encode", "save"],
         "tensors": [step.as_dict() for step in plan.steps],
         "files": [{"path": str(file.path), "bytes": file.size} for file in plan.layout.files],
