@@ -24,6 +24,7 @@ COMMANDS = {
     "rename": "convert edit",
     "set": "convert edit",
     "version": "convert --version",
+    "convert": "convert IN OUT, without the word",
 }
 #: Options of llama.cpp's tools, optimum, ONNX Runtime's and others.
 OPTIONS = {

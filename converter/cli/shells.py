@@ -232,7 +232,7 @@ def _powershell(commands: Sequence[Command]) -> str:
     )
     places = "\n".join(f"    {_quoted(each.name)} = {_powershell_choice(each.arguments)}" for each in commands)
     programs = ", ".join(map(_quoted, PROGRAMS))
-    return f"""$ModelConvert = @{{
+    return f"""$global:ModelConvert = @{{
   Commands = @({named})
   Flags = @{{
 {flags}
@@ -266,8 +266,10 @@ Register-ArgumentCompleter -Native -CommandName {programs} -ScriptBlock {{
     Get-ChildItem -Path "$word*" | Where-Object {{
       $_.PSIsContainer -or -not $choice.Endings -or $choice.Endings -contains $_.Extension
     }} | ForEach-Object {{
-      $path = Join-Path (Split-Path "$word.") $_.Name
-      [System.Management.Automation.CompletionResult]::new($path, $_.Name, 'ProviderItem', $path)
+      $folder = Split-Path "$word."
+      $path = if ($folder) {{ Join-Path $folder $_.Name }} else {{ $_.Name }}
+      $text = if ($path -match ' ') {{ "'$path'" }} else {{ $path }}
+      [System.Management.Automation.CompletionResult]::new($text, $_.Name, 'ProviderItem', $path)
     }}
   }}
 }}"""  # noqa: E501

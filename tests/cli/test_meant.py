@@ -31,6 +31,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
         (("insp", "x.gguf"), "did you mean convert inspect?"),
         (("--json", "verfy", "x.gguf"), "did you mean convert verify?"),
         (("quantize", KJV, "x.gguf", "q4_k_m"), "did you mean convert IN OUT -q TYPE?"),
+        (("convert", KJV, "x.gguf"), "did you mean convert IN OUT, without the word?"),
         (("list",), "did you mean convert formats, convert quants or convert architectures?"),
         ((KJV, "x.gguf", "--quantize", "q4_k_m"), "unrecognized arguments: --quantize q4_k_m; did you mean --quant?"),
         ((KJV, "x.gguf", "--outtype=f16"), "did you mean -q TYPE?"),
@@ -94,5 +95,5 @@ def test_what_is_suggested_is_there() -> None:
         assert wrong not in meant._options(verbs.parser("convert"))
         assert right.split()[0] in options or right.split(",")[0] in ("IN", "OUT")
     for wrong, right in meant.COMMANDS.items():
-        assert wrong not in verbs.names()
+        assert wrong not in verbs.names() or wrong == verbs.DEFAULT
         assert right.split()[1].rstrip(",") in {*verbs.names(), "IN", "--version"}
