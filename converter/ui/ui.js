@@ -24,10 +24,11 @@
 
   const digits = (value) => String(Number(Number(value).toPrecision(3)));
 
-  function scaled(value, units, step = 1000) {
+  function scaled(value, units) {
     let at = 0;
-    while (value >= step - 0.5 && at < units.length - 1) { value /= step; at += 1; }
-    return `${digits(value)} ${units[at]}`.trim();
+    while (value >= 999.5 && at < units.length - 1) { value /= 1000; at += 1; }
+    const places = at === 0 || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
+    return `${value.toFixed(places)} ${units[at]}`.trim();
   }
 
   const bytes = (value) => scaled(value, ["B", "kB", "MB", "GB", "TB"]);
@@ -138,7 +139,7 @@
 
   // ------------------------------------------------------------------------------------------------ the tree
 
-  const MOST = 800;  // children of a module that are shown
+  const MOST = 800, FOUND = 300;  // children of a module, and tensors found, that are shown
 
   class Tree {
     // `dot(node)` is a colour or null, `chosen(node)` is called for a tensor.
@@ -438,8 +439,8 @@
       const text = `${all[number][0]} ${all[number][2]}`.toLowerCase();
       return words.every((word) => text.includes(word));
     });
-    $("count").textContent = `${whole(numbers.length)} of ${plural(all.length, "tensor")}`;
-    const root = { bytes: state.model.bytes, children: numbers.slice(0, MOST).map((number) => ({
+    $("count").textContent = `${whole(numbers.length)} of ${plural(all.length, "tensor")}${numbers.length > FOUND ? `, the first ${FOUND}` : ""}`;
+    const root = { bytes: state.model.bytes, children: numbers.slice(0, FOUND).map((number) => ({
       name: all[number][0], bytes: all[number][3], parameters: all[number][1].reduce((a, b) => a * b, 1), count: 1,
       types: { [all[number][2]]: 1 }, children: [], tensors: [number],
     })) };
@@ -473,7 +474,8 @@
     state.planned = found;
     if (error) {
       $("planned").replaceChildren(h("p", { class: "bad" }, error.message));
-      for (const id of ["grid", "cell", "costs", "convert-command"]) $(id).replaceChildren();
+      $("convert-command").replaceChildren(h("p", { class: "bad" }, error.message));
+      for (const id of ["grid", "cell", "costs"]) $(id).replaceChildren();
       return;
     }
     drawPlan(found);

@@ -213,7 +213,7 @@ def test_sizes_conversion_proof_and_difference(show: Open, tmp_path: Path) -> No
     page.click("#run .main-action")
     wait(lambda: "Written" in page.text("#made"))
     (made,) = (tmp_path / "out").iterdir()
-    assert made.name == "kjv-llama-Q4_K_M.gguf" and str(made) in page.text("#made")
+    assert made.name == "kjv-llama-Q4_K_M.gguf" and str(made.resolve()) in page.text("#made")
     page.click("#made button")
     wait(lambda: page.text("#proof .verdict") == "PASSED")
     assert page.count("#proof tbody tr") == 57 and "convert verify" in page.text("#proof .command")
@@ -256,7 +256,7 @@ def test_choosing_a_model(show: Open, tmp_path: Path) -> None:
     assert page.js("return document.getElementById('files').open") and "kjv.gguf" in page.text("#entries")
     page.click("#entries button")
     wait(lambda: "Q8_0" in page.text("#overview") and "8.51 bits" in page.text("#facts"))
-    assert "quantized" in page.text("#planned"), "it has to be said that codes are encoded again"
+    wait(lambda: "quantized" in page.text("#planned"))  # that codes are encoded again has to be said
     page.tab("plan")
     page.click("#allow_requantize")
     wait(lambda: page.count("#grid .cell") > 50)
@@ -313,4 +313,4 @@ def test_three_thousand_tensors(show: Open, tmp_path: Path) -> None:
     page.js(
         "const box = document.getElementById('filter'); box.value = 'weight'; box.dispatchEvent(new Event('input'))"
     )
-    assert time.monotonic() - started < 10 and page.count("#tree .found .node") == 800
+    assert time.monotonic() - started < 10 and page.count("#tree .found .node") == 300

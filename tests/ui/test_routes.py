@@ -119,7 +119,7 @@ def test_folders(tmp_path: Path) -> None:
         assert [(each["name"], each["folder"], each["model"]) for each in found["entries"]] == [
             ("a.gguf", False, True), ("inner", True, False)
         ]  # fmt: skip
-        assert got(server, "files", path=str(tmp_path / "models/inner"))["up"] == str(tmp_path / "models")
+        assert got(server, "files", path=str(tmp_path / "models/inner"))["up"] == str((tmp_path / "models").resolve())
         assert not got(server, "about")["model"]
         broken = ask(server.address, "model", path="a.gguf")
         assert broken.status == 422 and broken.json["error"]["kind"] == "UnknownFormat"

@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> Outcome:
 
     state = State(Roots.of(args.source, args.out))
     with serving(state, args.port) as server:
-        _announce(args, server.address, server.server_port)
         try:
+            _announce(args, server.address, server.server_port)
             while args.idle is None or server.idle < args.idle:
                 time.sleep(min(0.2, args.idle or 0.2))
         except KeyboardInterrupt:  # the usual end
