@@ -49,17 +49,23 @@ def human_bytes(count: float) -> str:
     for unit in ("kB", "MB", "GB", "TB"):
         count /= 1000
         if count < 999.5 or unit == "TB":
-            return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {unit}"
+            return f"{_three_digits(count)} {unit}"
     raise AssertionError
 
 
 def human_count(count: float) -> str:
     """1234567 -> '1.23 M' (three digits)."""
-    for unit in ("", " k", " M", " B"):
-        if count < 999.5 or unit == " B":
-            return f"{count:.3g}{unit}"
+    if count < 999.5:
+        return f"{count:.0f}"
+    for unit in ("k", "M", "B"):
         count /= 1000
+        if count < 999.5 or unit == "B":
+            return f"{_three_digits(count)} {unit}"
     raise AssertionError
+
+
+def _three_digits(count: float) -> str:
+    return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f}"
 
 
 def human_seconds(count: float) -> str:

@@ -74,5 +74,5 @@ def test_the_tree_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert re.search(r"layers\.\* +6 x +787 k +4\.72 M", shown)
     assert re.search(r"Q4_K_M +4\.86 +7\.83 MB \*", shown), "small models are told in MB"
     assert re.search(r"full .* 97\.3 MB\n", shown) and "LoRA, rank 8" in shown
-    assert "* fits 20 MB" in shown and "F16 KV cache" in shown
+    assert "* fits 20.0 MB" in shown and "F16 KV cache" in shown
     assert "config.rope_theta" not in shown and shown.index("memory to run") < shown.index("module")

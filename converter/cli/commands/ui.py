@@ -17,7 +17,7 @@ VERB = Verb(
     name="ui",
     group="look at what is there",
     arguments="[PATH]",
-    help="a local page: models as trees, the plan as a grid, conversions, proofs, differences",
+    help="models, plans, conversions and proofs on a local page",
     description="Serve a page on this machine that shows models, and plans and runs conversions.",
     examples=(
         ("convert ui llama-folder/", "look at a model in the browser, and convert it"),
