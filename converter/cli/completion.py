@@ -73,6 +73,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "imatrix": (".gguf", ".dat"),
     "arch": (".toml",),
     "mmproj": (".gguf",),
+    "adapter": (".gguf",),
     "gate": (".toml",),
     "baseline": (".json",),
     "report": (".html", ".json", ".md", ".txt", ".xml"),

@@ -82,7 +82,7 @@ def _recognised(metadata: Metadata) -> tuple[Recognised | None, list[Event]]:
     try:
         found = recognise(own, Tokens(_token(metadata, "bos"), _token(metadata, "eos"), _adds_bos(metadata)))
     except TemplateFailed as error:
-        return None, [Note(f"no template: the GGUF's own {error}; {_ELSE}")]
+        return None, [Note(f"no template: the GGUF's own fails: {error}; {_ELSE}")]
     except MissingDependency as error:
         return None, [Note(f"no template: {str(error).splitlines()[0]}; {_ELSE}")]
     if found is None:

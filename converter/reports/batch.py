@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from converter import __version__
+from converter.address import address_of
 from converter.findings import Finding
+from converter.mapping.model_card import with_entries
 from converter.reports import markdown as md
 from converter.reports.json import as_json as write_json
 from converter.reports.junit import Case, Suite
@@ -78,7 +81,10 @@ def _failures(result: Result) -> list[Finding]:
 
 
 def card(results: Sequence[Result]) -> str:
-    """A model card that lists the outputs of a folder: sizes, and errors where they were measured."""
+    """A model card that lists the outputs of a folder: sizes, and errors where they were measured.
+
+    Its front matter says what the Hub asks of quants: their library, and the model of the Hub that they are made of.
+    """
     rows = [
         [code(each.path.name), plain(each.quant), human_bytes(each.bytes), f"{each.bits_per_weight:.2f}", _error(each)]
         for result in results
@@ -86,4 +92,16 @@ def card(results: Sequence[Result]) -> str:
     ]
     names = ", ".join(sorted({code(result.job.name) for result in results}))
     head = ["file", "type", "size", "bits per weight", "error (SQNR)"]
-    return md.document((f"# {names}", md.table(head, rows)))
+    text = md.document((f"# {names}", md.table(head, rows), f"Made by model-converter {__version__}."))
+    entries = dict(_entries(results))
+    return with_entries(text, entries) if entries else text
+
+
+def _entries(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
+    if all(each.path.suffix == ".gguf" for result in results for each in result.made):
+        yield "library_name", "gguf"
+    addresses = [address_of(result.job.source.path) for result in results]
+    models = {found[0].where for found in addresses if found is not None and found[0].scheme == "hf"}
+    if len(models) == 1 and all(addresses):
+        yield "base_model", models.pop()
+        yield "base_model_relation", "quantized"

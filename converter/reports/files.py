@@ -57,12 +57,13 @@ REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
 _PLOTTED = (html.page, comparison.page)
 
 #: The first line of those that have no sign of their own, by which they are known again; no reader shows Markdown's.
+#: It stands after the front matter of a model card, which is one only where it begins the file.
 _MARKS: Mapping[str, str] = {".txt": "# convert {verb}\n", ".md": "<!-- convert {verb} -->\n"}
 #: How a report begins, by extension: what an existing file must begin with to be replaced.
 _BEGINS: Mapping[str, re.Pattern[str]] = {
     ".json": re.compile(r'\s*\{\s*"schema": *\d+,\s*"verb":'),
     ".xml": re.compile(r'<\?xml [^>]*\?>\s*<testsuites name="convert '),
-    ".md": re.compile(r"<!-- convert \w+ -->\n"),
+    ".md": re.compile(r"(?:---\n(?:\w+: .*\n)*---\n)?<!-- convert \w+ -->\n"),
     ".html": re.compile(f"<!DOCTYPE html>.*{re.escape(html.GENERATOR)}", re.DOTALL),
     ".txt": re.compile(r"# convert \w+\n"),
 }
@@ -126,7 +127,9 @@ def kind_of(path: Path) -> str:
 
 def report(verb: str, result: Any, kind: str) -> str:
     """The report of a verb's result that the extension `kind` names."""
-    return _MARKS.get(kind, "").format(verb=verb) + shown(REPORTS[verb][kind](result)).rstrip("\n") + "\n"
+    text, mark = shown(REPORTS[verb][kind](result)).rstrip("\n") + "\n", _MARKS.get(kind, "").format(verb=verb)
+    front, end, rest = text.partition("\n---\n") if text.startswith("---\n") else ("", "", text)
+    return front + end + mark + rest
 
 
 def write_report(verb: str, path: Path, result: Any, extension: str | None = None) -> None:

@@ -190,6 +190,7 @@ def test_the_verb(tmp_path: Path, broken: Path, capsys: pytest.CaptureFixture[st
     assert "[1/2] broken" in said.err and "1 done, 1 failed in" in said.out
     suite = ElementTree.parse(tmp_path / "r.xml").getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert (tmp_path / "README.md").read_text().startswith("---\nlibrary_name: gguf\n---\n<!-- convert card -->\n# ")
     assert "Q4_0" in (tmp_path / "README.md").read_text() and (tmp_path / "log/broken.log").read_text().startswith(
         "failed"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -65,12 +66,26 @@ def _gptq(path: Path) -> None:
             packed = gptq(codes.reshape(values.shape), zeros, scales, order, 4, version=1)
             own = {suffix: ("F16" if suffix == "scales" else "I32", each) for suffix, each in packed.items()}
             tensors |= {f"{name.removesuffix('.weight')}.{suffix}": each for suffix, each in own.items()}
-    import json
-
     config = json.loads((MODEL / "config.json").read_text("utf-8"))
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}
     shutil.copytree(MODEL, path, ignore=shutil.ignore_patterns("model.safetensors", "config.json"))
     write(path, tensors, config)
+
+
+def _lora(path: Path) -> None:
+    """An adapter of rank 4 for the queries, as PEFT saves it."""
+    rng, names = np.random.default_rng(4), [f"model.layers.{layer}.self_attn.q_proj" for layer in range(6)]
+    shapes = {"lora_A": (4, 256), "lora_B": (256, 4)}
+    tensors = {
+        f"base_model.model.{name}.{part}.weight": ("F32", rng.standard_normal(shape, np.float32) / 100)
+        for name in names
+        for part, shape in shapes.items()
+    }
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    write(path, tensors, {})
+    (path / "model.safetensors").rename(path / "adapter_model.safetensors")
+    (path / "config.json").unlink()
+    (path / "adapter_config.json").write_text(json.dumps(config), "utf-8")
 
 
 #: A name in the commands of a page, and what makes it.
@@ -78,6 +93,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "model/": _model,
     "checkpoint.pt": _checkpoint,
     "gptq-model/": _gptq,
+    "lora/": _lora,
     "stranger.bin": _pickle,
     "eval.txt": lambda path: shutil.copyfile(FIXTURES / "kjv-heldout.txt", path) and None,
     "fixtures/": lambda path: path.symlink_to(FIXTURES, target_is_directory=True),
