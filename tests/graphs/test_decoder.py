@@ -170,7 +170,7 @@ def test_what_fills_in_words_sees_no_padding(tmp_path: Path) -> None:
 QUANTS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs")
 
 
-def by_blocks(source: Path, quant: str, tmp_path: Path) -> dict[str, float]:
+def by_blocks(source: Path, quant: str | None, tmp_path: Path) -> dict[str, float]:
     """Differences between the graph of a quantized GGUF and what transformers makes of its decoded weights."""
     converter.convert(source, tmp_path / "model.gguf", converter.Request(quant=quant))
     converter.convert(tmp_path / "model.gguf", f"{tmp_path / 'decoded'}/", converter.Request(dtype="f32"))
@@ -223,6 +223,14 @@ def test_blocks_of_experts_compute_what_they_hold(name: str, quant: str, tmp_pat
     graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     plain = [each.name for each in graph.initializer if "experts." in each.name and each.data_type == 1]
     assert plain and all(name.endswith((".scales", ".minima")) for name in plain)
+
+
+def test_codes_of_gpt_oss_compute_what_they_hold(tmp_path: Path) -> None:
+    """As they are published, in four bits, which torch has kernels for on GPUs alone."""
+    found = by_blocks(architectures.build("gpt-oss-mxfp4", tmp_path), None, tmp_path)
+    assert max(found.values()) < CLOSE, found
+    with open_checkpoint(tmp_path / "model.onnx") as made:
+        assert made.tensors["blk.0.ffn_down_exps.weight"].info.dtype.name == "MXFP4"
 
 
 def test_experts_have_the_names_of_their_matrices(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ WANTED: Mapping[str, Any] = {
 }
 NAMES = sorted(path.stem for path in EXPECTED.glob("*.json"))
 BASE = "base"
-#: Endings of tensors of whole numbers that begin again, because they choose among so many.
-CHOICES = {".tid2eid": 4}
+#: Endings of tensors of whole numbers that begin again: they choose among so many experts, or are powers of two (less
+#: 127) of a size that models have.
+CHOICES = {".tid2eid": range(4), "_proj_scales": range(116, 124)}
 #: Endings of tensors whose numbers mean something: how n-grams are hashed, into how many rows of which part of a table.
 SIZES = (53, 59, 61, 67, 71, 73, 79, 83)  # primes from 50 on
 NUMBERS = {
@@ -174,7 +175,7 @@ def values(sample: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> mode
         said = next((numbers for end, numbers in NUMBERS.items() if tensor.endswith(end)), None)
         numbers = np.arange(int(np.prod(shape))) if said is None else np.array(said[: shape[0]])
         among = next((among for end, among in CHOICES.items() if tensor.endswith(end)), None)
-        numbers = numbers if among is None else numbers % among
+        numbers = numbers if among is None else np.array(among)[numbers % len(among)]
         return numbers.astype(INTEGERS[dtype]).reshape(shape)
     return models.encode(models.seeded(sample, tensor, shape or (1,)), dtype).reshape(shape)
 
