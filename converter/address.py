@@ -184,6 +184,15 @@ def address_of(path: Path) -> tuple[Address, Path] | None:
     return next(((_tops[str(top)], top) for top in tops), None)
 
 
+def own(path: Path) -> Path:
+    """A path of an address by the address that leads to it alone; others as they are.
+
+    Raises:
+        ValueError: no address leads to it.
+    """
+    return place(shown(str(path))) if is_elsewhere(path) else path
+
+
 def is_elsewhere(path: Path) -> bool:
     """Whether a path stands for something that lies elsewhere, or was fetched from there."""
     return bool(_tops) and path.is_relative_to(base())

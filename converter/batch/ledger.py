@@ -1,4 +1,8 @@
-"""What a batch has done, so that it is not done again: for each target, of what and how, and which files came of it."""
+"""What a batch has done, so that it is not done again: for each target, of what and how, and which files came of it.
+
+A file of this machine is known by its name from the ledger's folder on, its size and its time; one that lies elsewhere
+by its address, its size and the hash or ETag that its host says.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from converter.address import is_address, place
+from converter.errors import ConverterError
+from converter.remote.mirror import state
 from converter.storage import output
 from converter.storage.layout import Layout, whole_file
 
@@ -35,32 +42,40 @@ class Ledger:
         if not isinstance(files, dict) or not files:
             return None
         try:
-            same = all(_state(self.path.parent / name) == each["state"] for name, each in files.items())
+            same = all(self._state(name) == each["state"] for name, each in files.items())
             return {name: str(each["sha256"]) for name, each in files.items()} if same else None
-        except (OSError, KeyError, TypeError):
+        except (OSError, KeyError, TypeError, ConverterError):
             return None
 
     def owns(self, names: Iterable[str]) -> bool:
         """Whether these files are what a run of this folder's made, of anything, and as they were then."""
         known = {name: each["state"] for own in self._records.values() for name, each in own.get("files", {}).items()}
         try:
-            return all(known.get(name) == _state(self.path.parent / name) for name in names)
-        except OSError:
+            return all(known.get(name) == self._state(name) for name in names)
+        except (OSError, ConverterError):
             return False
 
     def add(self, key: str, sums: Mapping[str, str]) -> None:
-        """Remember files, by their names from the folder on, with their SHA-256. Older records of them are gone."""
+        """Remember files, by their names, with their SHA-256. Older records of them are gone.
+
+        Raises:
+            OSError, ConverterError: one is not there, or its host does not say.
+        """
         with self._lock:
-            files = {name: {"state": _state(self.path.parent / name), "sha256": each} for name, each in sums.items()}
+            files = {name: {"state": self._state(name), "sha256": each} for name, each in sums.items()}
             kept = {each: own for each, own in self._records.items() if not set(own.get("files", ())) & set(files)}
             self._records = {**kept, key: {"files": files}}
             content = json.dumps({"schema": SCHEMA, "done": self._records}, indent=1).encode()
             output.write(Layout((whole_file(self.path, content),)), threads=1)
 
-
-def _state(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    def _state(self, name: str) -> list[int | str]:
+        """What no other file of this name has; raises OSError, and ConverterError where its host is silent."""
+        if not is_address(name):
+            status = (self.path.parent / name).stat()
+            return [status.st_size, status.st_mtime_ns]
+        if (found := state(place(name))) is None:
+            raise FileNotFoundError(name)
+        return [*found]
 
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:

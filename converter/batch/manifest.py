@@ -13,7 +13,7 @@
     verify = true
 
 Keys are `source`, `out`, `verify`, those of a `Source` and those of a `Request` (docs/batch.md). Paths are relative to
-the manifest's folder. A pattern stands for every file or folder that it finds.
+the manifest's folder. A pattern stands for every file or folder that it finds, an address for what lies there.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from converter.address import is_address, without_secrets
+from converter.address import is_address
+from converter.address import parse as parse_address
 from converter.errors import ConverterError, UsageError, short
 from converter.extras import package
+from converter.formats.registry import readers
+from converter.remote.outlet import refuse_unwritable
 from converter.request import FIELDS, PARTS, Request, Source
 from converter.storage.files import regular_size
 from converter.storage.json import parse
@@ -58,6 +61,7 @@ class Job:
         source, target, requests: as for `pipeline.plan_several`; `{name}` in the target is replaced already.
         verify: whether every output is compared with its source.
         place: where it was asked for (file and line), for messages; empty where there is no manifest.
+        folder: where is remembered what was done, where the outputs lie elsewhere: the manifest's folder.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Job:
     requests: tuple[Request, ...]
     verify: bool = False
     place: str = ""
+    folder: Path = Path()
 
 
 def read(path: Path, defaults: Mapping[str, Any]) -> list[Job]:
@@ -125,44 +130,66 @@ def jobs_of(keys: Mapping[str, Any], folder: Path, place: str = "") -> list[Job]
     """A job for every source that the pattern of one finds; keys and values as in a manifest, which are right.
 
     Raises:
-        UsageError: nothing is there, a target that would be the same for several, or an address.
+        UsageError: nothing is there, a target that would be the same for several, or no address that can be meant.
     """
-    if is_address(keys["source"]):
-        raise UsageError(f"{without_secrets(keys['source'])}: a batch reads what is on this machine")
-    pattern = str(folder / keys["source"])
-    sources = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]
-    if not sources:
-        raise UsageError(f"{keys['source']}: nothing is there")
-    out = keys["out"]
-    if is_address(out):
-        raise UsageError(
-            f"{without_secrets(out)}: a batch writes to this machine; `convert IN ADDRESS` writes elsewhere"
-        )
+    sources, out = _found(keys["source"], folder), keys["out"]
+    _check_address(out, written=True)
     if len(sources) > 1 and "{name}" not in out:
         raise UsageError(f"{out}: {len(sources)} models are found, so their outputs need {{name}} in it")
     result = []
-    for path in sources:
-        name = path.name if path.is_dir() else path.stem
-        target = str(folder / out.replace("{name}", name)) + "/" * out.endswith("/")
-        source = _source(path, keys, folder)
-        result.append(Job(name, source, target, _requests(keys, folder), bool(keys.get("verify", False)), place))
+    for each in sources:
+        name = _name(each)
+        target = out.replace("{name}", name)
+        target = target if is_address(out) else str(folder / target) + "/" * out.endswith("/")
+        source, verified = _source(each, keys, folder), bool(keys.get("verify", False))
+        result.append(Job(name, source, target, _requests(keys, folder), verified, place, folder))
     return result
 
 
-def _source(path: Path, keys: Mapping[str, Any], folder: Path) -> Source:
+def _found(pattern: str, folder: Path) -> list[Path | str]:
+    """What a pattern finds, or the address that it is."""
+    if is_address(pattern):
+        _check_address(pattern)
+        return [pattern]
+    path = folder / pattern
+    found: list[Path | str] = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path)))]
+    if not found:
+        raise UsageError(f"{pattern}: nothing is there")
+    return found
+
+
+def _check_address(text: str, written: bool = False) -> None:
+    try:
+        if is_address(text):
+            (refuse_unwritable if written else str)(parse_address(text))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _name(source: Path | str) -> str:
+    """What a source is called: without its extension, where it is a file."""
+    if isinstance(source, Path):
+        return source.name if source.is_dir() else source.stem
+    address = parse_address(source)
+    last = Path(address.parts[-1] if address.parts else address.where).name
+    known = {extension for each in readers() for extension in each.extensions}
+    return Path(last).stem if Path(last).suffix.lower() in known and not address.folder else last
+
+
+def _source(path: Path | str, keys: Mapping[str, Any], folder: Path) -> Source:
     adapters = keys.get("adapters", ())
     adapters = [adapters] if isinstance(adapters, str) else adapters
     return Source(
         path,
         config=_inside(keys.get("config"), folder),
         key=keys.get("key"),
-        adapters=[(folder / each, 1.0) for each in adapters],
+        adapters=[(_inside(each, folder), 1.0) for each in adapters],
         base=_inside(keys.get("base"), folder),
     )
 
 
 def _inside(value: Any, folder: Path) -> Any:
-    return folder / value if isinstance(value, str) else value
+    return folder / value if isinstance(value, str) and not is_address(value) else value
 
 
 def _requests(keys: Mapping[str, Any], folder: Path) -> tuple[Request, ...]:

@@ -7,15 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from converter import pipeline, workers
+from converter.address import is_address, is_elsewhere, shown
 from converter.batch.ledger import Ledger, write_sums
 from converter.batch.manifest import Job
 from converter.errors import ConverterError, FidelityError, Interrupted, OutputError, UsageError
 from converter.planning.plan import BASE_MEMORY, Plan
+from converter.remote.mirror import hold
+from converter.remote.settings import settings, using
 from converter.request import Source
 from converter.storage.checksums import sha256
 from converter.storage.json import finite
@@ -40,7 +44,7 @@ class Made:
     def as_dict(self) -> dict[str, Any]:
         """As JSON; an infinite SQNR (an exact copy) is null."""
         sums = {"sha256": self.sha256 or None, "sqnr_db": finite(self.sqnr_db)}
-        told = {"path": str(self.path), "quant": self.quant, "bytes": self.bytes}
+        told = {"path": shown(str(self.path)), "quant": self.quant, "bytes": self.bytes}
         return {**told, "bits_per_weight": round(self.bits_per_weight, 4), **sums}
 
 
@@ -64,7 +68,7 @@ class Result:
             else {"kind": type(error).__name__, "exit_code": error.exit_code, "message": str(error)}
         )
         return {
-            "name": self.job.name, "source": str(self.job.source.path), "place": self.job.place,
+            "name": self.job.name, "source": shown(str(self.job.source.path)), "place": self.job.place,
             "status": self.status, "seconds": round(self.seconds, 3),
             "outputs": [each.as_dict() for each in self.made], "error": wrong, "events": list(self.events),
         }  # fmt: skip
@@ -131,7 +135,12 @@ class _Task:
 
     @property
     def folder(self) -> Path:
-        return self.made[0].path.parent
+        """Where is remembered what was done."""
+        return self.job.folder if is_elsewhere(self.made[0].path) else self.made[0].path.parent
+
+    def name(self, path: Path) -> str:
+        """What the ledger there calls a file."""
+        return shown(str(path)) if is_elsewhere(path) else path.relative_to(self.folder).as_posix()
 
 
 def plan(jobs: Sequence[Job], wishes: Wishes | None = None) -> Batch:
@@ -142,7 +151,8 @@ def plan(jobs: Sequence[Job], wishes: Wishes | None = None) -> Batch:
     """
     started = time.monotonic()
     run = _Run(wishes or Wishes(), None, lambda _: None)
-    found = run.planned(jobs)
+    with run:
+        found = run.planned(jobs)
     results = [each if isinstance(each, Result) else Result(each.job, "planned", 0.0, each.made) for each in found]
     return Batch(tuple(results), time.monotonic() - started)
 
@@ -160,7 +170,8 @@ def run(
         UsageError: what cannot be meant; nothing was done.
     """
     started = time.monotonic()
-    results = _Run(wishes or Wishes(), progress, told).all(jobs)
+    with _Run(wishes or Wishes(), progress, told) as run:
+        results = run.all(jobs)
     return Batch(tuple(results), time.monotonic() - started)
 
 
@@ -173,6 +184,14 @@ class _Run:
         self._lock, self._room = threading.Lock(), threading.Condition()
         self._taken, self._running, self._total = 0, 0, 0
         self._tasks: list[_Task] = []
+        self._settings = settings()  # threads have none of their own
+        self._held = ExitStack()  # sources that lie elsewhere, so that each is looked for once
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
     # ------------------------------------------------------------------------------------------- planning
 
@@ -202,6 +221,9 @@ class _Run:
         return found
 
     def _planned(self, job: Job) -> _Task:
+        self._refuse_sums(job)
+        for path in job.source.paths:
+            self._held.callback(hold(path))
         plans = pipeline.plan_several(job.source, job.target, job.requests)
         with plans[0].checkpoint:
             key = hashlib.sha256(" ".join(plan.key() for plan in plans).encode()).hexdigest()
@@ -209,6 +231,10 @@ class _Run:
             made = tuple(_made(plan) for plan in plans)
             slots = (slot for plan in plans for file in plan.layout.files for slot in file.slots)
             return _Task(job, key, memory, sum(slot.tensor.info.nbytes for slot in slots), made)
+
+    def _refuse_sums(self, job: Job) -> None:
+        if self.wishes.sums and is_address(job.target):
+            raise UsageError(f"{job.target}: SHA256SUMS are written beside files of this machine; leave --sums out")
 
     # ------------------------------------------------------------------------------------------- running
 
@@ -247,7 +273,8 @@ class _Run:
                 self._room.wait_for(lambda: self._fits(task))
                 self._taken, self._running = self._taken + task.memory, self._running + 1
             try:
-                result = self._tried(task)
+                with using(self._settings):
+                    result = self._tried(task)
             finally:
                 with self._room:
                     self._taken, self._running = self._taken - task.memory, self._running - 1
@@ -280,13 +307,13 @@ class _Run:
         known = None if wishes.force else ledger.has(task.key)
         if known is not None:
             self._progress(task, Progress(task.size, task.size, "", resumed=task.size))
-            made = tuple(replace(each, sha256=known.get(each.path.name, "")) for each in task.made)
+            made = tuple(replace(each, sha256=known.get(task.name(each.path), "")) for each in task.made)
             return Result(job, "skipped", made=self._summed(task.folder, made))
         plans = pipeline.convert_several(
             job.source,
             job.target,
             job.requests,
-            force=wishes.force or ledger.owns(each.path.name for each in task.made),
+            force=wishes.force or ledger.owns(task.name(each.path) for each in task.made),
             threads=self.threads,
             progress=lambda now: self._progress(task, now),
             resume=wishes.resume,
@@ -318,8 +345,9 @@ class _Run:
         """What need not be done again; files that lie below the folder of the outputs go with theirs."""
         sums = {each.path: each.sha256 for each in made}
         files = [file.path for plan in plans for file in plan.layout.files]
-        names = {path.relative_to(task.folder).as_posix(): sums.get(path, "") for path in files}
-        self._ledger(task.folder).add(task.key, names)
+        silent = (OSError, ConverterError) if is_address(task.job.target) else ()
+        with suppress(*silent):  # it is done, also where its host does not say what it has
+            self._ledger(task.folder).add(task.key, {task.name(path): sums.get(path, "") for path in files})
 
     def _ledger(self, folder: Path) -> Ledger:
         with self._lock:

@@ -115,6 +115,17 @@ def file_name(text: str) -> str:
     return text
 
 
+def source_name(text: str) -> str:
+    """A file, a folder or a pattern of them that is read, as it was given; one that lies elsewhere by its address."""
+    if not is_address(text):
+        return file_name(text)
+    try:
+        parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def target_name(text: str) -> str:
     """A file or a folder that is written, as it was given; one that lies elsewhere by its address."""
     if not is_address(text):

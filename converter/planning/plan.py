@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import __version__, workers
+from converter.address import own
 from converter.checkpoint import Checkpoint
 from converter.errors import UnknownArchitecture
 from converter.events import Report
@@ -200,7 +201,7 @@ class Plan:
     def written(self) -> Path:
         """What to open of the output: its folder, or the file that leads to all others."""
         runs = self.checkpoint.structure is not None and self.layout.folder is not None
-        return self.layout.files[0].path if runs or self.layout.folder is None else self.layout.folder
+        return own(self.layout.files[0].path if runs or self.layout.folder is None else self.layout.folder)
 
     @property
     def total_bytes(self) -> int:

@@ -133,6 +133,23 @@ def _make(address: Address, top: Path) -> None:
     _fetch_small(top.joinpath(*address.parts), files)
 
 
+def state(path: Path) -> tuple[int, str] | None:
+    """Size of the file that an address leads to, and what tells it from others, as its host says now; None for none.
+
+    Raises:
+        ConverterError: its host does not say.
+    """
+    found = address_of(path)
+    assert found is not None
+    online(found[0].shown, "nothing can be said of it")
+    name = "/".join(found[0].parts)
+    try:
+        entries = _LISTINGS[found[0].scheme](found[0])
+    except MissingPart:
+        return None
+    return next(((each.size, each.identity) for each in entries if each.name == name and each.identity), None)
+
+
 def _listed(address: Address, cache: Cache | None, origin: str) -> list[Entry]:
     """What lies at an address, as its host says, or as it said where it is not to be asked.
 

@@ -75,7 +75,8 @@ def test_what_it_means(folder: Path, name: str, content: str, lines: tuple[int, 
     wanted = [("a1", "a1", quants, False, 0), ("a2.5", "a2.5", quants, False, 0), ("b", "b.safetensors", own, True, 1)]
     assert manifest.read(path, {}) == [
         manifest.Job(
-            each, Source(folder / source), f"{folder}/out/{each}-{{quant}}.gguf", asked, verify, f"{path}:{lines[at]}"
+            each, Source(folder / source), f"{folder}/out/{each}-{{quant}}.gguf", asked, verify, f"{path}:{lines[at]}",
+            folder,
         )
         for each, source, asked, verify, at in wanted
     ]  # fmt: skip
@@ -103,8 +104,9 @@ WRONG = {
     "types": ("[[models]]\nsource = 'a1'\nout = 'x'\ntensor_types = ['a=b']", r"m\.toml:4: 'tensor_types' is a table"),
     "nothing": ("[[models]]\nsource = 'c*'\nout = 'x'", r"m\.toml:2: c\*: nothing is there"),
     "one name": ("[[models]]\nsource = 'a*'\nout = 'x'", r"m\.toml:2: x: 2 models are found"),
-    "address": ("[[models]]\nsource = 'a1'\nout = 's3://b/x.gguf'", r"m\.toml:2: s3://b/x\.gguf: a batch writes to"),
-    "source": ("[[models]]\nsource = 'hf://a/b'\nout = 'x'", r"m\.toml:2: hf://a/b: a batch reads what is on this"),
+    "address": ("[[models]]\nsource = 'a1'\nout = 'https://h/x?y=z'", r"m\.toml:2: https://h/x: https is only read"),
+    "source": ("[[models]]\nsource = 'hf://a'\nout = 'x'", r"m\.toml:2: hf://a: a model on the Hub is hf://ORG/NAME"),
+    "pattern": ("[[models]]\nsource = 's3://b/*'\nout = 'x'", r"m\.toml:2: s3://b/\*: has a name in it"),
     "models": ("models = [1]", r"models\[0\] and defaults are tables"),
 }  # fmt: skip
 

@@ -9,15 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.address import is_address, shown
 from converter.cli.arguments import (
     engine_argument,
-    file_name,
     file_path,
     model_arguments,
     positive,
     quant_arguments,
     report_argument,
     size,
+    source_name,
+    target_name,
     threads_argument,
 )
 from converter.cli.progress import showing
@@ -45,8 +47,8 @@ MANIFESTS = (".toml", ".json", ".yaml", ".yml")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is to be done, and how; options that decide outputs are for what a manifest does not say."""
     add = parser.add_argument
-    add("sources", metavar="MANIFEST", nargs="+", type=file_path, help="a manifest, or models and patterns of them")
-    add("--out", metavar="NAME", type=file_name, help="output of each model, with {name} and {quant} in it")
+    add("sources", metavar="MANIFEST", nargs="+", type=source_name, help="a manifest, or models and patterns of them")
+    add("--out", metavar="NAME", type=target_name, help="output of each model, with {name} and {quant} in it")
     add("--jobs", type=positive, default=1, metavar="N", help="models at a time (1)")
     add("--memory", type=size, metavar="SIZE", help="memory that they may take together")
     add("--retries", type=int, default=0, metavar="N", help="try again where reading or writing failed")
@@ -73,8 +75,10 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.reports import batch as shown
     from converter.reports.files import check_reports, report, write_report
 
-    check_reports("batch", args.report, inputs=args.sources)
+    check_reports("batch", args.report, inputs=[Path(each) for each in args.sources if not is_address(each)])
     jobs = _jobs(args)
+    if args.card and (there := next((job.target for job in jobs if is_address(job.target)), None)):
+        raise UsageError(f"{there}: a card is written beside files of this machine; leave --card out")
     names = ("threads", "memory", "retries", "force", "fail_fast", "sums", "resume")
     wishes = batch.Wishes(parallel=args.jobs, **{name: getattr(args, name) for name in names})
     if args.dry_run:
@@ -125,11 +129,12 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     from converter.batch import manifest
 
     defaults = _defaults(args)
-    if len(args.sources) == 1 and args.sources[0].suffix.lower() in MANIFESTS and args.sources[0].is_file():
-        return manifest.read(args.sources[0], defaults)
+    first = Path(args.sources[0])
+    if len(args.sources) == 1 and first.suffix.lower() in MANIFESTS and first.is_file():
+        return manifest.read(first, defaults)
     if args.out is None:
         raise UsageError("--out NAME says what becomes of each model; a manifest ends in .toml, .json or .yaml")
-    return [job for source in args.sources for job in manifest.jobs_of(defaults | {"source": str(source)}, Path())]
+    return [job for source in args.sources for job in manifest.jobs_of(defaults | {"source": source}, Path())]
 
 
 def _defaults(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,4 +164,4 @@ def _log(folder: Path, result: Result) -> None:
         *map(str, (each.path for each in result.made)),
     ]
     lines += [str(result.error)] if result.error is not None else []
-    (folder / f"{result.job.name}.log").write_text("\n".join(lines) + "\n", "utf-8", "backslashreplace")
+    (folder / f"{result.job.name}.log").write_text(shown("\n".join(lines)) + "\n", "utf-8", "backslashreplace")
