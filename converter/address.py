@@ -143,13 +143,21 @@ def is_loopback(host: str) -> bool:
 _tops: dict[str, Address] = {}
 
 
+#: What the names of folders begin with that paths of addresses are in, of all processes.
+BASES = ".model-converter-"
+
+
 @cache
 def base() -> Path:
-    """The folder of this process that paths of addresses are in; nobody makes it before something is fetched."""
+    """The folder of this process that paths of addresses are in; nobody makes it before something is fetched.
+
+    It has the name of what is temporary, so that what a process that was killed leaves is found (storage/leftovers.py).
+    """
     import secrets
     import tempfile
 
-    return Path(tempfile.gettempdir()).resolve() / f"model-converter-{os.getpid()}-{secrets.token_hex(8)}"
+    name = f"{BASES}{secrets.token_hex(8)}.{secrets.token_hex(4)}.part"
+    return Path(tempfile.gettempdir()).resolve() / name
 
 
 def place(path: str | os.PathLike[str]) -> Path:

@@ -19,7 +19,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from converter.address import STORES, Address, address_of, base
-from converter.errors import MissingPart, OutputError, UnsupportedFeature
+from converter.errors import ConverterError, MissingPart, OutputError, UnsupportedFeature
 from converter.remote import hub, stores
 from converter.remote.attempts import tried
 from converter.remote.blocks import RUN, RemoteBytes, RemoteFile
@@ -28,6 +28,7 @@ from converter.remote.kept import Kept
 from converter.remote.listing import Entry, checked
 from converter.remote.settings import online, settings
 from converter.remote.web import WebFile
+from converter.storage import leftovers
 from converter.storage.files import AT_ONCE, stands_for
 
 MAX_FETCHED = 512 << 20  # bytes of a file that is fetched whole
@@ -176,7 +177,19 @@ def _origin(scheme: str) -> str:
 
 @cache
 def base_made() -> None:
-    """Make the folder of this process that all of addresses is in; it goes with the process."""
+    """Make the folder of this process that all of addresses is in; it goes with the process.
+
+    What processes that were killed left of theirs goes now.
+    """
+    with suppress(ConverterError, OSError):
+        for each in leftovers.of_addresses():
+            if not each.running:
+                leftovers.clean(each)
+    lock = leftovers.lock_of(base())
+    assert lock is not None  # by its name
+    atexit.register(lock.release)
+    with suppress(OSError):  # where there are none, nobody takes the folder for one of a dead process
+        lock.take()
     base().mkdir(mode=0o700)
     atexit.register(shutil.rmtree, base(), ignore_errors=True)
 

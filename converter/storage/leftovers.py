@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.address import BASES, base
 from converter.errors import OutputError
 from converter.storage import swap
 from converter.storage.lock import Lock
@@ -44,6 +48,22 @@ def found(folder: Path) -> list[Leftover]:
         if lock is not None and not (is_journal(path) and _owner_of(path).exists()):
             result.append(Leftover(path, size_of(path), lock.path.exists() and not is_free(lock)))
     return result
+
+
+def of_addresses() -> list[Leftover]:
+    """What processes of this user left that read or wrote at addresses, in the folder for temporary files.
+
+    Others may write there, too, so what is not ours counts for nothing, whatever it is called.
+
+    Raises:
+        OutputError: as `found`.
+    """
+    return [each for each in found(base().parent) if each.path.name.startswith(BASES) and _ours(each.path)]
+
+
+def _ours(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and (sys.platform == "win32" or status.st_uid == os.getuid())
 
 
 def clean(leftover: Leftover) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.hosts import SIGNATURE, TOKEN, Host, serving
+from support.hosts import COMMIT, SIGNATURE, TOKEN, Host, serving
 from support.models import build_model
 
 from converter import convert
@@ -43,6 +47,7 @@ def stored(host: Host) -> dict[str, bytes]:
 
 
 NOTES = {"NOTES.md": b"notes"}
+MAIN = "import sys; from converter.cli.main import main; raise SystemExit(main(sys.argv[1:]))"
 
 
 def test_a_folder_is_one_commit(host: Host, model: Path, tmp_path: Path) -> None:
@@ -103,3 +108,56 @@ def test_a_model_that_is_not_there(host: Host, model: Path, monkeypatch: pytest.
     with pytest.raises(OutputError, match="refuses") as error:
         convert(model, "hf://org/model/model.gguf")
     assert "hf_Other" not in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no such signal")
+@pytest.mark.parametrize("by", ["clean", "run"])
+def test_what_a_killed_run_leaves_is_found(
+    by: str,
+    host: Host,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its files lie in the folder for temporary ones until the next run, or `convert clean`."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.chdir(tmp_path)
+    host.put_faults = lambda path, part, number: "stuck"
+    process = subprocess.Popen([sys.executable, "-c", MAIN, str(model), "hf://org/model/model.gguf", "--quiet"])
+    deadline = time.monotonic() + 60
+    while not host.taken and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (left,) = (path for path in (tmp_path / "tmp").iterdir() if path.is_dir())
+    assert sum(path.stat().st_size for path in left.rglob("*") if path.is_file()) > 1_000_000
+    argv = ["clean", "--json"] if by == "clean" else ["inspect", "hf://org/model/NOTES.md"]
+
+    def run() -> str:
+        return subprocess.run([sys.executable, "-c", MAIN, *argv], capture_output=True, text=True).stdout
+
+    said = run()
+    assert left.exists(), "it is at work"
+    process.kill()
+    process.wait()
+    assert stored(host) == NOTES and not host.commits
+    assert left.exists()
+    if by == "clean":
+        assert [each["running"] for each in json.loads(said)["left"]] == [True]
+        assert [each["running"] for each in json.loads(run())["left"]] == [False]
+    else:
+        run()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_large_file_that_is_there_is_not_sent_again(host: Host, model: Path) -> None:
+    """So a run after one that was killed, or refused, makes its files anew, and sends what is missing."""
+    host.head = "f" * 40
+    with pytest.raises(OutputError, match="somebody wrote there meanwhile"):
+        convert(model, "hf://org/model/model.gguf")
+    sent = host.taken["lfs"]
+    assert sent == sum(map(len, host.large.values())) > 1_000_000
+    host.head = COMMIT
+    convert(model, "hf://org/model/model.gguf")
+    assert host.taken["lfs"] == sent and stored(host)["model.gguf"][:4] == b"GGUF"

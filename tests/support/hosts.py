@@ -33,7 +33,7 @@ LARGE = 64 << 10  # larger files are in LFS
 #: What may go wrong with an answer and be otherwise a moment later; see `_Handler._file`.
 FAULTS = ("drop", "short", "429", "500", "slow", "range", "more")  # and "flip": a byte that arrives as another one
 #: What may go wrong with what is sent; "flip" is a byte that arrives as another one,
-#: "lost" an answer that does not.
+#: "lost" an answer that does not. And "stuck": nothing comes for a minute.
 PUT_FAULTS = ("drop", "429", "500", "503", "slow", "lost", "403", "flip")
 
 
@@ -219,10 +219,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif what == "batch":
             place = f"{self.host.url}/lfs/"
             said = {"transfer": "basic", "objects": [
-                {"oid": each["oid"], "size": each["size"], "actions": {
+                {"oid": each["oid"], "size": each["size"]} | ({} if each["oid"] in self.host.large else {"actions": {
                     "upload": {"href": f"{place}{each['oid']}?X-Amz-Signature={SIGNATURE}"},
                     "verify": {"href": f"{place}{each['oid']}/verify"},
-                }} for each in json.loads(body)["objects"]
+                }}) for each in json.loads(body)["objects"]
             ]}  # fmt: skip
         else:
             lines = [json.loads(line) for line in body.splitlines()]
@@ -258,8 +258,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.isdecimal():
             self._answer(int(fault), b"<Error><Code>SlowDown</Code></Error>")
             return None
-        if fault == "slow":
-            time.sleep(0.3)
+        if fault in ("slow", "stuck"):
+            time.sleep(0.3 if fault == "slow" else 60)
         self.close_connection = self.lost = fault == "lost"
         return bytes([body[0] ^ 1]) + body[1:] if fault == "flip" else body
 

@@ -15,7 +15,8 @@ VERB = Verb(
     group="convert",
     arguments="[FOLDER ...]",
     help="remove what runs that were killed left in a folder",
-    description="Name and remove temporary files of runs that were killed; those of runs that are at work stay.",
+    description="Name and remove temporary files of runs that were killed; those of runs that are at work stay. "
+    "Without a folder: those that lie here, and what runs with addresses left in TMPDIR.",
     examples=(("convert clean models/ --dry-run", "what killed runs left there"),),
 )
 
@@ -23,7 +24,13 @@ VERB = Verb(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which folders."""
     add = parser.add_argument
-    add("folders", metavar="FOLDER", nargs="*", type=file_path, help="where outputs were to go; by default, here")
+    add(
+        "folders",
+        metavar="FOLDER",
+        nargs="*",
+        type=file_path,
+        help="where outputs were to go; default: here and TMPDIR",
+    )
     add("--dry-run", action="store_true", help="only name them")
 
 
@@ -32,6 +39,8 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.storage import leftovers
 
     found = [each for folder in args.folders or [Path()] for each in leftovers.found(folder)]
+    if not args.folders:
+        found += [each for each in leftovers.of_addresses() if each.path.parent != Path().resolve()]
     dead = [each for each in found if not each.running]
     if not args.dry_run:
         for each in dead:
