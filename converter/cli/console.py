@@ -20,6 +20,8 @@ from converter.errors import OutputError
 from converter.text import counted, human_bytes, printable, table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from converter.events import Event
     from converter.housekeeping.rewrite import Rewritten
 
@@ -74,6 +76,17 @@ def print_events(events: Iterable[Event]) -> None:
 
     for loss, line in told(events):
         say(f"{'warning' if loss else 'note'}: {printable(line)}", sys.stderr)
+
+
+def write_reports(verb: str, paths: Iterable[Path], result: Any) -> None:
+    """The reports of a result that an error ends with: files, and what goes to stdout."""
+    from converter.reports.files import is_stdout, kind_of, report, write_report
+
+    for path in paths:
+        if is_stdout(path):
+            print(report(verb, result, kind_of(path)), end="")
+        else:
+            write_report(verb, path, result)
 
 
 def warn(warnings: Iterable[str]) -> None:

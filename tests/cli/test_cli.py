@@ -475,3 +475,10 @@ def test_a_report_on_stdout(verb: str, cli: Cli, tmp_path: Path) -> None:
         refused = cli(verb, *argv[verb], "--report", "-", more)
         assert refused.code == 2 and "one report fits on stdout" in refused.err
     assert not list(tmp_path.glob("-*")), "no file is called so"
+
+
+def test_a_report_on_stdout_of_what_cannot_be_read(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    for verb, argv in (("verify", (STORIES, tmp_path / "m.gguf")), ("check", (tmp_path / "m.gguf",))):
+        result = cli(verb, *argv, "--report", "-")
+        assert result.code == 11 and result.out.startswith(f"<!-- convert {verb} -->\n## ") and "m.gguf" in result.out

@@ -24,6 +24,7 @@ from converter.cli.arguments import (
     threads_argument,
 )
 from converter.cli.colour import say
+from converter.cli.console import write_reports
 from converter.cli.progress import showing
 from converter.cli.verbs import Outcome, Verb
 from converter.errors import ConverterError, FidelityError, Interrupted, UsageError
@@ -121,8 +122,7 @@ def run(args: argparse.Namespace) -> Outcome:
     except (ConverterError, OSError) as error:
         if not isinstance(error, UsageError | Interrupted):  # who reads reports sees it there, and not an old one
             broken = _unread(args, error)
-            for path in args.report:
-                write_report("verify", path, broken)
+            write_reports("verify", args.report, broken)
         raise
     for path in args.report:
         write_report("verify", path, result)
