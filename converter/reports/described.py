@@ -93,6 +93,7 @@ def page(description: Description) -> str:
     """One page without scripts; what folds is HTML's own `details`."""
     sections = [
         _summary(description),
+        *_parts(description),
         *(_memory_section(*each) for each in _memories(description, None) if each[2][1]),
         _tree_section(description.tree),
         _metadata_section(description),
@@ -142,6 +143,13 @@ def _summary(description: Description) -> str:
     return '<dl class="facts">' + "".join(
         f"<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>" for label, value in cards
     ) + "</dl>"  # fmt: skip
+
+
+def _parts(description: Description) -> list[str]:
+    """What else the file holds."""
+    if not description.parts:
+        return []
+    return [f"<section><h2>Other parts</h2><p>{_text(', '.join(map(str, description.parts)))}</p></section>"]
 
 
 def _memory_section(what: str, assumed: str, columns: tuple[list[str], list[list[str]]]) -> str:

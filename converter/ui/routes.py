@@ -82,6 +82,7 @@ def model(state: State, asked: Asked) -> Answer:
         "format": found.format,
         "architecture": found.architecture,
         "files": len(found.files),
+        "parts": [str(part) for part in found.parts],
         "parameters": found.n_parameters,
         "bytes": found.tensor_bytes,
         "tree": found.tree.as_dict(numbers=True),
@@ -118,7 +119,7 @@ def plan(state: State, asked: Asked) -> Answer:
     """What a conversion would do: `source`, `target` and the fields of a request that the page sets."""
     source, target = state.roots.readable(asked.get("source")), state.roots.writable(asked.get("target"))
     request = _request(state, asked)
-    made = pipeline.plan(source, target, request)
+    (made,) = pipeline.plan_several(source, target, [request], foreseen=True)
     made.checkpoint.close()
     steps = [
         [step.name, list(step.shape), step.source_type, step.type, step.bytes, step.rule, *where(step.name)]

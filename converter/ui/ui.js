@@ -373,6 +373,7 @@
         ["format", model.format], ["architecture", model.architecture ?? "unknown"], ["parameters", count(model.parameters)],
         ["size", bytes(model.bytes)], ["files", String(model.files)], ["tensors", whole(model.tensors.length)],
       ]),
+      model.parts.length ? h("p", { class: "note" }, `In the file: ${model.parts.join(", ")}.`) : null,
       h("div", { class: "columns" }, memory("Memory to run it", model.running), memory("Memory to fine-tune it", model.tuning)),
       section("The same on the command line", null, commandLine(model.command)),
       model.metadata.length ? section("Metadata", null, table(["key", "type", "value"], model.metadata, 3)) : null,

@@ -158,6 +158,13 @@ def test_every_option_that_the_page_sets_is_one() -> None:
     assert set(OPTIONS) <= set(converter.Request().as_dict()["types"])
 
 
+def test_an_importance_matrix_that_is_missing_is_foreseen(server: Server) -> None:
+    found = sent(server, "plan", source=str(KJV), target="x.gguf", quant="iq2_xxs")
+    assert "importance" in json.dumps(found["events"]) and {row[3] for row in found["steps"]} >= {"IQ2_XXS"}
+    failed = ended(server, sent(server, "convert", source=str(KJV), target="x.gguf", quant="iq2_xxs"))
+    assert failed["result"]["error"]["kind"] == "MissingImportance"
+
+
 def test_what_cannot_be_planned_says_why(server: Server) -> None:
     reply = ask(
         server.address,
