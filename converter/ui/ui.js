@@ -34,7 +34,7 @@
   const bytes = (value) => scaled(value, ["B", "kB", "MB", "GB", "TB"]);
   const count = (value) => scaled(value, ["", "k", "M", "B"]);
   const whole = (value) => Number(value).toLocaleString("en");
-  const percent = (value) => (value > 0 && value < 0.0005 ? "< 0.1 %" : `${(100 * value).toFixed(1)} %`);
+  const percent = (value) => (value > 0 && value < 1e-4 ? "< 0.01 %" : `${value < 0.01 ? digits(100 * value) : (100 * value).toFixed(1)} %`);
   const shape = (sides) => sides.join(" × ") || "scalar";
   const plural = (number, word) => `${whole(number)} ${word}${number === 1 ? "" : "s"}`;
 
@@ -661,6 +661,13 @@
     plan();
   }
 
+  // Round numbers between two, some `count` of them.
+  function round(low, high, count) {
+    const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
+    const step = power * [1, 2, 5, 10].find((factor) => factor * power >= raw * 0.999);
+    return Array.from({ length: 2 * count + 2 }, (_, at) => (Math.ceil(low / step) + at) * step).filter((value) => value <= high);
+  }
+
   // Size to the right, signal over noise up; what another beats is hollow, the best that fits has a ring.
   function curve(quants, best) {
     const points = quants.filter((quant) => quant.sqnr_db !== null);
@@ -669,7 +676,7 @@
     const span = (values) => { const [a, b] = [Math.min(...values), Math.max(...values)]; const pad = (b - a || Math.abs(a) || 1) * 0.1; return [a - pad, b + pad]; };
     const [x0, x1] = span(points.map((quant) => quant.bytes)), [y0, y1] = span(points.map((quant) => quant.sqnr_db));
     const x = (value) => left + ((value - x0) / (x1 - x0)) * (wide - left - 30), y = (value) => high - ((value - y0) / (y1 - y0)) * (high - 20);
-    const ticks = (wide < 500 ? [0, 2] : [0, 1, 2, 3]).map((at) => x0 + ((x1 - x0) * (at + 0.5)) / 4), steps = [0, 1, 2, 3].map((at) => y0 + ((y1 - y0) * (at + 0.5)) / 4);
+    const ticks = round(x0, x1, wide < 500 ? 2 : 5), steps = round(y0, y1, 5);
     const front = points.filter((quant) => !quant.beaten_by).sort((a, b) => a.bytes - b.bytes);
     return s("svg", { viewBox: `0 0 ${wide} ${high + bottom}`, width: wide, role: "img", "aria-label": "Size against signal over noise" },
       steps.map((value) => [s("line", { class: "axis", x1: left, x2: wide, y1: y(value), y2: y(value) }), s("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, `${value.toFixed(0)} dB`)]),
@@ -733,7 +740,7 @@
       : node.tensors.map((number) => items[number]).reduce((a, b) => (rank(b) > rank(a) ? b : a));
     const place = h("div"), box = h("div"), cell = h("p", { class: "cellinfo", "aria-live": "polite" }, "A cell says here what differs.");
     const tell = ([item]) => cell.replaceChildren(h("code", {}, item.name), item.gap ? `  ${item.gap.said.slice(item.name.length + 2)}` : "  is the same",
-      item.gap?.relative ? `; relative ${digits(item.gap.relative)}` : "");
+      item.gap?.relative ? `; ${percent(item.gap.relative)} of the values` : "");
     const list = [...differing].sort((a, b) => rank(b) - rank(a)).slice(0, 50);
     $("differences").replaceChildren(...[
       h("p", {}, h("b", {}, found.equal ? "Nothing differs." : `${plural(differing.length, "tensor")} of ${whole(items.length)} and ${plural(found.others.length + found.left_out, "other entry").replace("entrys", "entries")} differ.`)),
@@ -741,7 +748,7 @@
       differing.length ? h("div", { class: "columns" },
         section("As a tree", null, place),
         section("Farthest first", null, table(["tensor", "relative error"], list.map((item) =>
-          [h("code", {}, item.name), item.gap.relative ? digits(item.gap.relative) : item.gap.kind])))) : null,
+          [h("code", {}, item.name), item.gap.relative ? percent(item.gap.relative) : item.gap.kind])))) : null,
       found.others.length ? section("Metadata and files", null, table(["entry", "before", "after"], found.others.slice(0, 200).map((each) =>
         [each.name, each.before ?? "", [each.after, each.detail].filter(Boolean).join("; ")]), 3)) : null,
       line ? section("The same on the command line", null, commandLine(line)) : null,
