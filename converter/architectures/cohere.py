@@ -39,7 +39,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Decoder, SlidingWindow, Traits
+from converter.architectures.traits import SIGMOID, Decoder, SlidingWindow, Traits
 
 DEFAULTS = {"num_key_value_heads": "num_attention_heads"}
 COHERE2_DEFAULTS = {**DEFAULTS, "head_dim": "hidden_size // num_attention_heads"}
@@ -183,7 +183,7 @@ ARCHITECTURES = (
                 "prefix_dense_sliding_window_pattern": (1,), "shared_expert_combination_strategy": ("average",),
             },
             decoder=Decoder(
-                neighbours=True, logits="logit_scale", shared_mean=True, rms=True,
+                neighbours=True, logits="logit_scale", shared_mean=True, rms=True, gating=SIGMOID,
                 rotates="layer_types == 'sliding_attention' or block < n_dense",
             ),
         ),

@@ -48,7 +48,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when, pair
 from converter.architectures.styles import CHATGLM, GLM, GLM4, SOLAR
-from converter.architectures.traits import Decoder, Traits
+from converter.architectures.traits import SIGMOID, Decoder, Traits
 from converter.tensors.ops import Rope
 
 PARTIAL = HParam(
@@ -219,6 +219,6 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *OTHER_INPUTS, *BEYOND),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(GLM, told=NEXTN_TOLD, decoder=Decoder(ffn_norm="post_attention_norm")),
+        traits=Traits(GLM, told=NEXTN_TOLD, decoder=Decoder(ffn_norm="post_attention_norm", gating=SIGMOID)),
     ),
 )  # fmt: skip

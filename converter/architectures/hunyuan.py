@@ -31,7 +31,7 @@ from converter.architectures.moe import (
 )
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when, without
 from converter.architectures.styles import BPE, HUNYUAN
-from converter.architectures.traits import Decoder, Traits
+from converter.architectures.traits import SIGMOID, Decoder, Traits
 
 SHARED = H + "mlp.shared_mlp."
 CONTEXT = 256 * 1024  # which dynamic scaling is for, whatever the config says
@@ -253,6 +253,6 @@ ARCHITECTURES = (
         ),
         ignore=(*ROPE_BUFFERS, *BEYOND),
         aliases=TEXT_MODEL_ALIASES,
-        traits=Traits(BPE, told=NEXTN_TOLD, decoder=Decoder()),
+        traits=Traits(BPE, told=NEXTN_TOLD, decoder=Decoder(gating=SIGMOID)),
     ),
 )  # fmt: skip

@@ -20,7 +20,7 @@ from converter.architectures.moe import EXPERTS, N_DENSE, N_FF_EXP, WEIGHTS_SCAL
 from converter.architectures.qwen import MOE_HPARAMS
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when, pair
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Decoder, SlidingWindow, Traits
+from converter.architectures.traits import SIGMOID, Decoder, SlidingWindow, Traits
 
 A, B, SHARED = H + "self_attn.", G + "attn_", H + "mlp.shared_expert."
 SLIDING = "rope_parameters.sliding_attention."
@@ -108,7 +108,7 @@ ARCHITECTURES = (
         ignore=ROPE_BUFFERS,
         traits=Traits(
             BPE, window=SlidingWindow(4, full_first=True),
-            decoder=Decoder(attention_gate="Softplus", scaled="layer_types == 'full_attention'"),
+            decoder=Decoder(attention_gate="Softplus", scaled="layer_types == 'full_attention'", gating=SIGMOID),
         ),
     ),
 )  # fmt: skip

@@ -20,7 +20,7 @@ from converter.architectures.common import (
 from converter.architectures.moe import BEYOND, GATING, N_NEXTN, NEXTN_HPARAMS, NEXTN_TOLD, WITH_NEXTN
 from converter.architectures.spec import Architecture, HFClass, HParam, T, amended, before, only_when
 from converter.architectures.styles import BPE
-from converter.architectures.traits import Decoder, Traits
+from converter.architectures.traits import SIGMOID, Decoder, Traits
 from converter.tensors.ops import Add
 
 A, B = H + "self_attn.", G + "attn_"
@@ -188,7 +188,7 @@ ARCHITECTURES = (
         aliases=TEXT_MODEL_ALIASES,
         traits=Traits(
             BPE,
-            decoder=Decoder(rotated="head_dim if slides else head_dim // 2", scaled="not slides"),
+            decoder=Decoder(rotated="head_dim if slides else head_dim // 2", scaled="not slides", gating=SIGMOID),
             told=NEXTN_TOLD,
             built_in={
                 "rope.partial_rotary_factor": (0.5,),

@@ -136,7 +136,7 @@ class Blocks:
         yarn_rounds: whether YaRN's ramp begins and ends at whole pairs.
         temperature: what blocks that do not rotate sharpen queries of far tokens by, where no key says so, and of
             how many tokens each step is.
-        gating: one of SOFTMAX and its like; 0 where the key says it, or nothing does.
+        gating: one of SOFTMAX and its like, where no key says it; 0 for what the rule is.
         weights_norm: whether the weights of the chosen experts are made to sum up to one; None where the key says it.
         sparse_mixer: routers choose one expert after the other; how far below the best, relative to it, others count.
         routed_early: experts are chosen by what the block is given.

@@ -108,7 +108,7 @@ class Experts:
         logits = build.reshape(self._layers.linear(x, f"{name}ffn_gate_inp"), -1, self._n_expert(block))
         if model.facts.sparse_mixer:
             return (*self._one_by_one(logits, n_used, model.facts.sparse_mixer), n_used)
-        gating = model.facts.gating or int(model.key("expert_gating_func", default=SOFTMAX))
+        gating = int(model.key("expert_gating_func", default=0)) or model.facts.gating or SOFTMAX
         probabilities = _GATES[gating](build, logits)
         scores = logits if model.facts.chosen_by_logits else probabilities
         for bias in (f"{name}exp_probs_b.bias", f"{name}exp_probs_b"):  # some write it without the ending
