@@ -12,7 +12,7 @@ from converter.errors import MissingDependency
 
 #: Module -> the extra that brings it, and its name for pip where that is another.
 EXTRAS = {
-    "plotly": "verify", "jinja2": "verify", "yaml": "batch",
+    "jinja2": "verify", "yaml": "batch",
     "torch": "runtimes", "transformers": "runtimes", "llama_cpp": "runtimes", "onnxruntime": "runtimes",
     "onnxscript": "runtimes",
     "tokenizers": "text",

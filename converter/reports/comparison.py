@@ -77,12 +77,12 @@ def _table(found: Comparison) -> tuple[list[str], list[list[str]]]:
         "size": lambda quant: human_bytes(quant.bytes),
         "bits": lambda quant: f"{quant.bits_per_weight:.2f}",
         "SQNR dB": lambda quant: decibels(quant.sqnr_db),
-        "largest error": lambda quant: number(quant.max_abs),
+        "to run": lambda quant: "" if quant.memory is None else human_bytes(quant.memory),
         "mean KL": _of_behaviour(lambda ran: measured(ran.mean_kl, ran.mean_kl_error)),
         "same top token": _of_behaviour(lambda ran: percent(ran.top1)),
         "perplexity": _of_behaviour(lambda ran: measured(ran.candidate_ppl, ran.candidate_ppl_error)),
         "above the source": _of_behaviour(increase),
-        "to run": lambda quant: "" if quant.memory is None else human_bytes(quant.memory),
+        "largest error": lambda quant: number(quant.max_abs),
         "worst dB": lambda quant: decibels(quant.worst_sqnr_db),
         "worst tensor": lambda quant: quant.worst_tensor or "",
         "": lambda quant: _notes(found, quant),
@@ -170,15 +170,7 @@ def markdown(choice: Choice) -> str:
 
 
 def page(choice: Choice) -> str:
-    """A page that shows size against error.
-
-    Raises:
-        MissingDependency: plotly is not installed.
-    """
-    return html.comparison(choice.comparison.source, [_candidate(quant) for quant in choice.comparison.quants])
-
-
-def _candidate(quant: Quant) -> html.Candidate:
-    did = quant.behaviour
-    ppl, kl = (did.candidate_ppl, did.mean_kl) if did is not None else (None, None)
-    return html.Candidate(quant.name, quant.bytes, quant.bits_per_weight, quant.sqnr_db, ppl, kl)
+    """A page that shows size against error, and what to take."""
+    found = choice.comparison
+    best = choice.best if choice.fits else None
+    return html.comparison(found, advice(choice), _footer(found), _table(found), best, choice.provenance)

@@ -53,9 +53,6 @@ REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
     },
 }
 
-#: Those with plots, which the package plotly draws.
-_PLOTTED = (html.page, comparison.page)
-
 #: The first line of those that have no sign of their own, by which they are known again; no reader shows Markdown's.
 #: It stands after the front matter of a model card, which is one only where it begins the file.
 _MARKS: Mapping[str, str] = {".txt": "# convert {verb}\n", ".md": "<!-- convert {verb} -->\n"}
@@ -83,7 +80,6 @@ def check_reports(
         UsageError: no report of this verb has this extension.
         OutputExists: something else than a report is there.
         SameFile: an input is there.
-        MissingDependency: plotly is not there, and the report is a page with plots.
     """
     inputs = [path for path in inputs if path.exists()]
     for path in paths:
@@ -92,8 +88,6 @@ def check_reports(
             raise UsageError(f"{path}: no report ends in {path.suffix!r}; there are {', '.join(REPORTS[verb])}")
         if not is_stdout(path):
             _check_replaceable(path, kind, inputs)
-        if REPORTS[verb][kind] in _PLOTTED:
-            html.plotly_source()
 
 
 def _check_replaceable(path: Path, extension: str, inputs: Iterable[Path]) -> None:
@@ -140,7 +134,7 @@ def write_report(verb: str, path: Path, result: Any, extension: str | None = Non
         extension: one of the table, where the name of the file does not say.
 
     Raises:
-        UsageError, OutputExists, MissingDependency: as `check_reports`.
+        UsageError, OutputExists: as `check_reports`.
         OutputError: the file cannot be written.
     """
     check_reports(verb, [path], extension=extension)

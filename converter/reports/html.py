@@ -1,178 +1,134 @@
-"""The report as one HTML page with plots: no network, no other file, nothing in it runs but the two scripts it names.
+"""The report as one HTML page with plots: no network, no other file, and no script but the one it names.
 
-Names of tensors come out of files that may be hostile. They are escaped wherever they go (elements, attributes, data,
-and the labels of plots, which plotly reads as a little HTML), and the page's Content-Security-Policy allows exactly
-two scripts, by their hashes: plotly and page.js beside this file. plotly's Python package brings plotly.min.js
-(4.8 MB), and the page carries all of it.
+Names of tensors come out of files that may be hostile. They are escaped wherever they go, and the page's
+Content-Security-Policy allows exactly one script, by its hash: page.js beside this file, which sorts and filters. Plots
+are SVG in the page (plots.py), so that a page of a model of 8 B has some 200 kB.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from html import escape
 from importlib import resources
-from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 from converter import __version__
-from converter.extras import package
-from converter.findings import Finding
+from converter.findings import CHECKS, Finding
 from converter.reports.findings import failures_first
-from converter.reports.numbers import decibels
-from converter.reports.verification import (
-    COLUMNS,
-    MORE_COLUMNS,
-    NAME,
-    TYPE_HEAD,
-    Column,
-    facts,
-    type_rows,
-    verdict,
-)
+from converter.reports.numbers import decibels, increase, measured, number, percent
+from converter.reports.plots import Axis, Cell, Frame, bytes_axis, figure, heatmap, legend, share, size, text
+from converter.reports.verification import COLUMNS, MORE_COLUMNS, NAME, TYPE_HEAD, Column, type_rows, verdict
 from converter.runtimes.behaviour import Behaviour
-from converter.storage.json import finite
-from converter.text import human_bytes, printable
-from converter.verify.results import Fidelity, Histogram, Verification
+from converter.text import counted, human_bytes
+from converter.verify.provenance import Provenance
+from converter.verify.results import Fidelity, Histogram, Verification, sqnr_db
 
-# Distinct for the colour-blind and on both backgrounds (after Okabe and Ito, and Tableau).
+if TYPE_CHECKING:
+    from converter.compare import Comparison, Quant
+
+# Distinct for the colour-blind and on both backgrounds (after Okabe and Ito, and Tableau); none is red.
 PALETTE = (
-    "#2f7ed8", "#e69f00", "#009e73", "#d55e6a", "#9b6dd0", "#56b4e9", "#b5a42e", "#8c6d4f", "#c774a8", "#7f8c99",
+    "#2f7ed8", "#e69f00", "#009e73", "#9b6dd0", "#56b4e9", "#b5a42e", "#8c6d4f", "#c774a8", "#7f8c99",
 )  # fmt: skip
 MAX_FINDINGS = 500  # on the page; the JSON report has all
-MAX_POINTS = 1500  # of a line
+MAX_POINTS = 600  # of a line
 MAX_ROLES = 60  # rows of the map
-MAX_LABEL = 28  # characters of its labels
-
-Plot = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One quant of a comparison: its size in bytes and its error; perplexity where a runtime measured it."""
-
-    name: str
-    bytes: int
-    bits_per_weight: float
-    sqnr_db: float
-    perplexity: float | None = None
-    mean_kl: float | None = None
-
-
-@cache
-def plotly_source() -> str:
-    """plotly.min.js, of the installed package.
-
-    Raises:
-        MissingDependency: plotly is not installed.
-    """
-    return str(package("plotly.offline", "an HTML report (others do without)").get_plotlyjs())
-
-
+MAX_LABEL = 24  # characters of its labels
+MAX_NAMED = 8  # points that fail and have their names beside them
+#: Decibels below what is expected that are nothing, and those that are as red as it gets.
+CALM, WORST = 0.1, 6.0
+EXACT = 100.0  # decibels that nothing is worth telling apart from
 #: What tells a page of ours from others.
 GENERATOR = '<meta name="generator" content="model-converter">'
 
 
 def page(verification: Verification) -> str:
-    """The report of one verification.
-
-    Raises:
-        MissingDependency: plotly is not installed.
-    """
+    """The report of one verification."""
+    inexact = [tensor for tensor in verification.tensors if math.isfinite(tensor.sqnr_db)]
+    sections = [_findings(verification), _cards(_facts(verification))]
+    if inexact:
+        sections += [_layers(verification, inexact), _sizes(verification, inexact)]
     named = {tensor.name: tensor for tensor in verification.tensors}
     values = {name: bins for name, bins in verification.distributions.items() if name in named}
-    inexact = [tensor for tensor in verification.tensors if math.isfinite(tensor.sqnr_db)]
-    plots: dict[str, Plot] = {}
-    sections = [_facts(facts(verification)), _findings(verification.findings)]
-    if inexact:
-        plots |= {"layers": _by_layer(inexact), "sizes": _size_against_error(inexact)}
-        sections += [_layer_section(verification, plots, inexact)]
     if values:
-        plots["values"] = _value_plot(values)
-        plots["errors"] = _error_plot([named[name] for name in values])
-        sections.append(_value_section(list(values)))
-    if inexact:
-        sections.append(_size_section(verification))
+        sections.append(_values(values, named))
     if verification.behaviour and verification.behaviour.kl_by_position:
-        plots["positions"] = _by_position(verification.behaviour)
-        sections.append(_position_section(verification.behaviour))
+        sections.append(_positions(verification.behaviour))
     if verification.tensors:
         sections.append(_tensor_table(verification))
-    return _document(
-        f"{verdict(verification)}: {verification.target}",
-        f'<span class="verdict {verdict(verification).lower()}">{verdict(verification)}</span>'
-        f"<h1>{_text(verification.target)}</h1><p>measured against {_text(verification.source)}</p>",
-        sections,
-        plots,
+    sections.append(_provenance(verification.provenance, verification.thresholds))
+    word = verdict(verification)
+    header = (
+        f'<span class="verdict {word.lower()}">{word}</span><h1>{text(verification.target)}</h1>'
+        f"<p>measured against {text(verification.source)}</p>"
     )
+    return _document(f"{word}: {verification.target}", header, sections)
 
 
-def comparison(source: str, candidates: Sequence[Candidate]) -> str:
+def comparison(
+    found: Comparison, advice: str, notes: Sequence[str], table: tuple[Sequence[str], Sequence[Sequence[str]]],
+    best: Quant | None, provenance: Provenance | None,
+) -> str:  # fmt: skip
     """A page that shows quants of one source, size against error, so that a person can choose.
 
-    Raises:
-        MissingDependency: plotly is not installed.
+    Args:
+        advice: what to take, in a sentence.
+        notes: what the figures are.
+        table: head and rows, as on a terminal.
+        best: the quant that is the advice, if one is.
     """
-    plots = {"quants": _quants(candidates, "SQNR in dB", [quant.sqnr_db for quant in candidates])}
-    figures = [_plot("quants")]
-    if any(quant.perplexity for quant in candidates):
-        plots["perplexity"] = _quants(candidates, "perplexity", [quant.perplexity for quant in candidates])
-        figures.append(_plot("perplexity"))
-    head = ("quant", "size", "bits per weight", "SQNR dB", "perplexity", "mean KL")
-    rows = [
-        [quant.name, human_bytes(quant.bytes), f"{quant.bits_per_weight:.2f}", decibels(quant.sqnr_db)]
-        + ["" if value is None else f"{value:.4g}" for value in (quant.perplexity, quant.mean_kl)]
-        for quant in candidates
+    figures = [_quants(found, best, "quants", "SQNR in dB", _sqnr)]
+    if any(quant.behaviour for quant in found.quants):
+        figures.append(_quants(found, best, "kl", "mean KL in nats", _mean_kl, log=True))
+    marks = {quant.name: " class=best" for quant in (best,) if quant is not None}
+    sections = [
+        f'<p class="advice">{text(advice)}</p>',
+        _section(
+            "Quants",
+            "<br>".join(map(text, notes)),
+            _table(*table, marks=marks),
+        ),
+        _section(
+            "Size against error",
+            "To the left is smaller; up is less error, and down less divergence. Hollow ones are beaten: another is no "
+            "larger and closer.",
+            _pair(figures),
+        ),
+        _provenance(provenance, ()),
     ]
-    section = _section(
-        "Size against error",
-        "To the left is smaller; up is less error, and down the lower perplexity.",
-        _pair(figures),
-        _table(head, rows),
-    )
-    return _document(f"quants of {source}", f"<h1>Quants of {_text(source)}</h1>", [section], plots)
+    return _document(f"quants of {found.source}", f"<h1>Quants of {text(found.source)}</h1>", sections)
 
 
 # ------------------------------------------------------------------------------------------------ the document
 
 
-def _text(value: object) -> str:
-    """Text in HTML, in an element or a quoted attribute; control characters are spelled out."""
-    return escape(printable(str(value)))
-
-
-_label = _text  # plotly reads labels as HTML of a few tags, and what is escaped as text
-
-
-def _document(title: str, header: str, sections: Iterable[str], plots: Mapping[str, Plot]) -> str:
-    scripts = [plotly_source(), _resource("page.js")]
-    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
-    policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
+def _document(title: str, header: str, sections: Iterable[str]) -> str:
+    script = resource("page.js")
+    policy = f"default-src 'none'; script-src 'sha256-{_sha256(script)}'; style-src 'unsafe-inline'; base-uri 'none'"
+    colours = "".join(f".t{at}{{--own:{colour}}}" for at, colour in enumerate(PALETTE))
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             GENERATOR,
             f'<meta http-equiv="Content-Security-Policy" content="{policy}; form-action \'none\'">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{_text(title)}</title>\n<style>\n{_resource('page.css')}</style>\n</head>\n<body>\n<main>",
+            f"<title>{text(title)}</title>\n<style>\n{resource('page.css')}{colours}\n</style>\n</head>\n<body>\n<main>",
             f"<header>{header}</header>",
             *sections,
-            f"<footer>model-converter {_text(__version__)}; plots by plotly.js</footer>\n</main>",
-            f'<script type="application/json" id="plots">{_json(plots)}</script>',
-            *(f"<script>{script}</script>" for script in scripts),
+            f"<footer>model-converter {text(__version__)}</footer>\n</main>",
+            f"<script>{script}</script>",
             "</body>\n</html>\n",
         )
     )
 
 
 @cache
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A file that lies beside this one."""
     return resources.files("converter.reports").joinpath(name).read_text("utf-8")
 
 
@@ -180,56 +136,108 @@ def _sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
 
 
-def _json(value: object) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(finite(value)).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _section(title: str, about: str, *content: str) -> str:
     return f"<section>\n<h2>{title}</h2>\n<p>{about}</p>\n" + "\n".join(content) + "\n</section>"
-
-
-def _plot(name: str) -> str:
-    return f'<div class="plot" id="{name}"></div>'
 
 
 def _pair(figures: Iterable[str]) -> str:
     return f'<div class="pair">{"".join(figures)}</div>'
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A small table whose first column is a name."""
-    titles = "".join(f'<th class="plain{" left" * (not at)}">{_text(title)}</th>' for at, title in enumerate(head))
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marks: Mapping[str, str] | None = None) -> str:
+    """A small table whose first column is a name; `marks` are attributes of rows, by it."""
+    titles = "".join(f'<th class="plain{" left" * (not at)}">{text(title)}</th>' for at, title in enumerate(head))
     body = "".join(
-        "<tr>" + "".join(f"<td{' class=left' * (not at)}>{_text(c)}</td>" for at, c in enumerate(row)) + "</tr>\n"
+        f"<tr{(marks or {}).get(row[0], '')}>"
+        + "".join(f"<td{' class=left' * (not at)}>{text(c)}</td>" for at, c in enumerate(row))
+        + "</tr>\n"
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-def _facts(rows: Iterable[tuple[str, str]]) -> str:
-    cards = "".join(f"<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>" for label, value in rows)
-    return f'<dl class="facts">{cards}</dl>'
+def _breakable(name: str) -> str:
+    """A name that may go on in the next line after its dots, and nowhere else."""
+    return text(name).replace(".", ".<wbr>")
 
 
-def _findings(findings: Sequence[Finding]) -> str:
+# ------------------------------------------------------------------------------------------------ findings, cards
+
+
+def _findings(verification: Verification) -> str:
+    findings = verification.findings
+    checks = verification.checks
+    listed = "".join(f"<li><b>{name}</b> {text(CHECKS[name])}</li>" for name in checks)
+    left = [name for name in CHECKS if name not in checks]
+    rest = f"<p>Not made: {', '.join(left)}.</p>" if left else ""
+    made = f"<details><summary>{counted(len(checks), 'check')}</summary><ul>{listed}</ul>{rest}</details>"
     if not findings:
-        return _section("Findings", "None.")
+        return _section("Findings", "None: nothing is wrong, and nothing else worth knowing.", made)
+    rows = {tensor.name: at for at, tensor in enumerate(verification.worst_first)}
     ordered = failures_first(findings)
     failed = sum(finding.failed for finding in findings)
     more = f"<li>{len(ordered) - MAX_FINDINGS} more; the JSON report has all</li>" * (len(ordered) > MAX_FINDINGS)
+    shown = "".join(_finding(finding, rows.get(finding.subject)) for finding in ordered[:MAX_FINDINGS])
     return _section(
         "Findings",
         f"{failed} failed, {len(findings) - failed} worth knowing.",
-        f'<ul class="findings">{"".join(map(_finding, ordered[:MAX_FINDINGS]))}{more}</ul>',
+        f'<ul class="findings">{shown}{more}</ul>',
+        made,
     )
 
 
-def _finding(finding: Finding) -> str:
-    hint = f"<small>{_text(finding.hint)}</small>" if finding.hint else ""
+def _finding(finding: Finding, row: int | None) -> str:
+    hint = f"<small>{text(finding.hint)}</small>" if finding.hint else ""
     mark = ' class="failed"' if finding.failed else ""
-    subject = f"<b>{_text(finding.check)}</b><code>{_text(finding.subject)}</code>"
-    return f"<li{mark}>{subject} {_text(finding.message)}{hint}</li>"
+    name = f"<code>{text(finding.subject)}</code>"
+    name = name if row is None else f'<a href="#r{row}">{name}</a>'
+    return f"<li{mark}><b>{text(finding.check)}</b>{name} {text(finding.message)}{hint}</li>"
+
+
+Card = tuple[str, str, str]  # label, figure, small words
+
+
+def _facts(verification: Verification) -> list[Card]:
+    """The model as a whole; the words of a card are HTML."""
+    of = verification.summary()
+    if not verification.tensors:
+        return []
+    cards: list[Card] = [
+        ("tensors", f"{of['tensors']:,}", f"{of['exact']} exact, {of['reproduced']} reproduced, {of['failed']} failed"),
+        ("size", human_bytes(of["bytes"]), f"{of['bits_per_weight']:.2f} bits per weight"),
+        ("SQNR", _db(of["sqnr_db"]), "of all tensors together"),
+        ("largest error", number(of["max_abs"]), "of a single value"),
+    ]
+    if of["exact"] < of["tensors"]:
+        worst = verification.worst_first[0]
+        cards.append(("worst tensor", _db(worst.sqnr_db), f'<a href="#r0">{_breakable(worst.name)}</a>'))
+    return [*cards, *_ran(verification.behaviour), ("time", f"{verification.seconds:.2f} s", "by the clock")]
+
+
+def _ran(behaviour: Behaviour | None) -> list[Card]:
+    if behaviour is None:
+        return []
+    runtimes = f"{text(behaviour.reference_runtime)} and {text(behaviour.candidate_runtime)}"
+    cards: list[Card] = []
+    if behaviour.mean_kl is not None:
+        cards.append(("mean KL", measured(behaviour.mean_kl, behaviour.mean_kl_error), "nats, of the next token"))
+        cards.append(("same top token", percent(behaviour.top1), f"of {behaviour.tokens:,} tokens; {runtimes}"))
+    if behaviour.ppl_increase is not None:
+        now = measured(behaviour.candidate_ppl, behaviour.candidate_ppl_error)
+        before = measured(behaviour.reference_ppl, behaviour.reference_ppl_error)
+        cards.append(("perplexity", now, f"the source has {before}: {increase(behaviour)}"))
+    if behaviour.cosine is not None:
+        cards.append(("smallest cosine", number(behaviour.cosine), runtimes))
+    return cards
+
+
+def _db(value: float) -> str:
+    return decibels(value) + (" dB" if math.isfinite(value) else "")
+
+
+def _cards(cards: Iterable[Card]) -> str:
+    shown = "".join(f"<div><dt>{label}</dt><dd>{text(big)}</dd><dd>{small}</dd></div>" for label, big, small in cards)
+    return f'<dl class="facts">{shown}</dl>' if shown else ""
 
 
 # ------------------------------------------------------------------------------------------------ error by layer
@@ -250,32 +258,77 @@ def _role(name: str) -> str:
 
 
 def _types(tensors: Iterable[Fidelity]) -> dict[str, str]:
-    """A colour for each type, the most frequent first."""
+    """A colour (its class) for each type, the most frequent first."""
     counts: dict[str, int] = {}
     for tensor in tensors:
         counts[tensor.type] = counts.get(tensor.type, 0) + 1
     ordered = sorted(counts, key=lambda name: (-counts[name], name))
-    return {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(ordered)}
+    return {name: f"t{at % len(PALETTE)}" for at, name in enumerate(ordered)}
+
+
+def _expected(tensor: Fidelity) -> float | None:
+    """SQNR that it should have at least, where that is finite."""
+    return sqnr_db(tensor.bound) if tensor.bound else None
 
 
 def _hover(tensor: Fidelity) -> str:
+    expected = _expected(tensor)
+    at_least = f", expected {decibels(expected)}" if expected is not None else ""
+    error = f"error {100 * math.sqrt(tensor.nmse):.3g} %"
     return (
-        f"{_label(tensor.name)}<br>{_label(tensor.type)}, {human_bytes(tensor.bytes)}"
-        f"<br>SQNR {decibels(tensor.sqnr_db)} dB, error {100 * math.sqrt(tensor.nmse):.3g} %"
+        f"{tensor.name}: {tensor.type}, {human_bytes(tensor.bytes)}, {decibels(tensor.sqnr_db)} dB{at_least}, {error}"
     )
 
 
-def _by_layer(tensors: Sequence[Fidelity]) -> Plot:
-    """SQNR of every tensor over its layer, coloured by type; grey dashes where a correct encoder would be at least."""
-    traces = [_bounds(tensors)] if any(tensor.bound for tensor in tensors) else []
-    for name, colour in _types(tensors).items():
-        own = [tensor for tensor in tensors if tensor.type == name]
-        marker = {"size": 9, "color": colour, "opacity": 0.85}
-        traces.append(_dots(name, [_layer_of(tensor) for tensor in own], [t.sqnr_db for t in own], own, marker))
-    layers = [layer for tensor in tensors if (layer := _layer(tensor.name)) is not None]
-    ticks = range(0, max(layers, default=-1) + 1, max(1, (max(layers, default=0) + 1) // 8))
-    axis = {"title": "layer", "tickvals": [-1, *ticks], "ticktext": ["-", *map(str, ticks)], "tickangle": 0}
-    return {"traces": traces, "layout": {"xaxis": axis, "yaxis": {"title": "SQNR in dB"}, "height": 430}}
+def _dots(
+    frame: Frame, tensors: Iterable[Fidelity], places: Mapping[str, tuple[float, float]], failed: set[str]
+) -> list[str]:
+    """Points in the colours of their types; those that fail in red, on top, the first with their names."""
+    tensors = list(tensors)
+    types = _types(tensors)
+    dots: dict[str, str] = {}  # by place and kind, so that points on top of each other are one
+    for tensor in (each for each in tensors if each.name not in failed):
+        dot = frame.dot(*places[tensor.name], types[tensor.type], _hover(tensor))
+        dots.setdefault(dot.partition("<title>")[0], dot)
+    bad = [each for each in tensors if each.name in failed]
+    marks = [*dots.values(), *(frame.dot(*places[each.name], "bad", _hover(each), 6) for each in bad)]
+    named = (frame.label(*places[each.name], _clipped(each.name), "bad") for each in bad[:MAX_NAMED])
+    return [*marks, *named]
+
+
+def _kinds(tensors: Iterable[Fidelity], failed: set[str]) -> list[tuple[str, str]]:
+    tensors = list(tensors)
+    bad = [("bad", "failed")] if any(tensor.name in failed for tensor in tensors) else []
+    return [*((kind, name) for name, kind in _types(tensors).items()), *bad]
+
+
+def _layers(verification: Verification, inexact: Sequence[Fidelity]) -> str:
+    figures = [_by_layer(inexact, verification.failed_tensors())]
+    whole = _map(inexact)
+    if whole:
+        figures.append(whole)
+    left_out = len(verification.tensors) - len(inexact)
+    note = f" {counted(left_out, 'tensor')} without a finite SQNR, such as exact ones, are not shown." * bool(left_out)
+    about = "Signal over quantization noise (SQNR) of every tensor; 6 dB more is half the error." + note
+    return _section("Error by layer", about, _pair(figures))
+
+
+def _by_layer(tensors: Sequence[Fidelity], failed: set[str]) -> str:
+    """SQNR of every tensor over its layer, with what a correct encoder reaches at least."""
+    bounds = {tensor.name: expected for tensor in tensors if (expected := _expected(tensor)) is not None}
+    places = {tensor.name: (float(_layer_of(tensor)), tensor.sqnr_db) for tensor in tensors}
+    last = max(int(x) for x, _ in places.values())
+    every = max(1, -(-(last + 1) // 8))
+    marks = ((-1.0, "none"), *((float(at), str(at)) for at in range(0, last + 1, every)))
+    frame = Frame(
+        Axis("layer", -1.6, last + 0.6, marks=marks),
+        Axis.around("SQNR in dB", [*bounds.values(), *(tensor.sqnr_db for tensor in tensors)]),
+    )
+    drawn = {frame.tick(places[name][0], level, "soft") for name, level in bounds.items()}
+    down = [frame.line((places[name], (places[name][0], bounds[name])), "bad") for name in bounds if name in failed]
+    points = [*sorted(drawn), *down, *_dots(frame, tensors, places, failed)]
+    kinds = [*_kinds(tensors, failed), *([("bound", "expected, at least")] if bounds else [])]
+    return figure("layers", frame.drawn(points, "SQNR by layer"), legend(kinds))
 
 
 def _layer_of(tensor: Fidelity) -> int:
@@ -283,146 +336,123 @@ def _layer_of(tensor: Fidelity) -> int:
     return -1 if layer is None else layer
 
 
-def _dots(name: str, x: Sequence[float], y: Sequence[float], tensors: Sequence[Fidelity], marker: Plot) -> Plot:
-    return {
-        "type": "scatter", "mode": "markers", "name": _label(name), "x": list(x), "y": list(y), "marker": marker,
-        "text": [_hover(tensor) for tensor in tensors], "hovertemplate": "%{text}<extra></extra>",
-    }  # fmt: skip
+def _map(tensors: Sequence[Fidelity]) -> str:
+    """Layer by role, red where a tensor is further off than it should be; the worst where several share a field.
 
-
-def _bounds(tensors: Iterable[Fidelity]) -> Plot:
-    known = [tensor for tensor in tensors if tensor.bound]
-    return {
-        "type": "scatter", "mode": "markers", "name": "expected, at least", "hoverinfo": "skip",
-        "x": [_layer_of(tensor) for tensor in known],
-        "y": [-10 * math.log10(tensor.bound) for tensor in known if tensor.bound],
-        "marker": {"symbol": "line-ew-open", "size": 12, "line": {"width": 1.5}},
-        "meta": {"colours": {"marker.color": "--soft"}},
-    }  # fmt: skip
-
-
-def _map(tensors: Sequence[Fidelity]) -> Plot | None:
-    """SQNR as a map, layer by role; the worst where several tensors share a field. None for fewer than two layers."""
-    fields: dict[tuple[str, int], Fidelity] = {}
+    Nothing for fewer than two layers, and where nobody knows what to expect.
+    """
+    fields: dict[tuple[str, int], Cell] = {}
     for tensor in tensors:
-        layer = _layer(tensor.name)
-        if layer is not None:
-            key = (_role(tensor.name), layer)
-            fields[key] = min(fields.get(key, tensor), tensor, key=lambda t: t.sqnr_db)
+        layer, expected = _layer(tensor.name), _expected(tensor)
+        if layer is None or expected is None:
+            continue
+        below = expected - tensor.sqnr_db
+        cell = Cell(below if below > CALM else 0.0, f"{_hover(tensor)}: {below:.1f} dB less than expected")
+        key = (_role(tensor.name), layer)
+        fields[key] = max(fields.get(key, cell), cell, key=lambda each: each.off)
     roles = sorted({role for role, _ in fields})[:MAX_ROLES]
     layers = sorted({layer for _, layer in fields})
     if len(layers) < 2:
-        return None
-    rows = [[fields.get((role, layer)) for layer in layers] for role in roles]
-    trace = {
-        "type": "heatmap", "x": layers, "y": [_label(_clipped(role)) for role in roles],
-        "z": [[tensor and tensor.sqnr_db for tensor in row] for row in rows],
-        "text": [[_hover(tensor) if tensor else "" for tensor in row] for row in rows],
-        "hovertemplate": "%{text}<extra></extra>", "hoverongaps": False, "xgap": 1, "ygap": 1,
-        "colorscale": "Viridis", "colorbar": {"title": {"text": "dB"}, "thickness": 12, "outlinewidth": 0},
-    }  # fmt: skip
-    axes = {"xaxis": {"title": "layer"}, "yaxis": {"autorange": "reversed", "type": "category"}}
-    return {"traces": [trace], "layout": {**axes, "height": max(430, 26 * len(roles) + 90)}}
+        return ""
+    rows = [(_clipped(role), [fields.get((role, layer)) for layer in layers]) for role in roles]
+    kinds = legend([("calm", "as expected"), ("off", f"worse, full red by {WORST:g} dB")])
+    return figure("map", heatmap(rows, [str(layer) for layer in layers], WORST), kinds)
 
 
 def _clipped(name: str) -> str:
     return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"
 
 
-def _layer_section(verification: Verification, plots: dict[str, Plot], inexact: Sequence[Fidelity]) -> str:
-    figures = [_plot("layers")]
-    whole = _map(inexact)
-    if whole:
-        plots["map"] = whole
-        figures.append(_plot("map"))
-    left_out = len(verification.tensors) - len(inexact)
-    note = f" {left_out} tensors without a finite SQNR, such as exact ones, are not shown." if left_out else ""
-    about = "Signal over quantization noise (SQNR) of every tensor; 6 dB more is half the error." + note
-    return _section("Error by layer and type", about, _pair(figures))
-
-
 # ------------------------------------------------------------------------------------------------ size against error
 
 
-def _size_against_error(tensors: Sequence[Fidelity]) -> Plot:
-    traces = []
-    for name, colour in _types(tensors).items():
-        own = [tensor for tensor in tensors if tensor.type == name]
-        marker = {"size": 10, "color": colour, "opacity": 0.75, "line": {"width": 1}}
-        trace = _dots(name, [t.bytes for t in own], [100 * math.sqrt(t.nmse) for t in own], own, marker)
-        traces.append({**trace, "meta": {"colours": {"marker.line.color": "--panel"}}})
-    axes = {
-        "xaxis": {"title": "bytes", "type": "log"},
-        "yaxis": {"title": "error, % of the values", "type": "log"},
-    }
-    return {"traces": traces, "layout": {**axes, "height": 430}}
-
-
-def _size_section(verification: Verification) -> str:
+def _sizes(verification: Verification, inexact: Sequence[Fidelity]) -> str:
+    failed = verification.failed_tensors()
+    places = {tensor.name: (float(tensor.bytes), 100 * math.sqrt(tensor.nmse)) for tensor in inexact}
+    frame = Frame(
+        bytes_axis(x for x, _ in places.values()),
+        Axis.around("error, % of the values", (y for _, y in places.values()), True, show=share),
+    )
+    plot = frame.drawn(_dots(frame, inexact, places, failed), "size against error")
     return _section(
         "Size against error",
         "Every tensor by its bytes and its relative error (root mean square). A large tensor high up is where a larger "
         "type helps most; a large one low down is where a smaller type costs least.",
-        _plot("sizes"),
-        _table(TYPE_HEAD, type_rows(verification)),
+        _pair((figure("sizes", plot, legend(_kinds(inexact, failed))), _table(TYPE_HEAD, type_rows(verification)))),
     )
 
 
-def _quants(candidates: Sequence[Candidate], title: str, values: Sequence[float | None]) -> Plot:
-    known = [(quant, value) for quant, value in zip(candidates, values, strict=True) if value is not None]
-    known.sort(key=lambda pair: pair[0].bytes)
-    trace = {
-        "type": "scatter", "mode": "lines+markers+text", "showlegend": False,
-        "x": [quant.bytes for quant, _ in known], "y": [value for _, value in known],
-        "text": [_label(quant.name) for quant, _ in known], "textposition": "top center",
-        "customdata": [f"{human_bytes(quant.bytes)}, {quant.bits_per_weight:.2f} bits" for quant, _ in known],
-        "hovertemplate": "%{text}: %{y:.4g}<br>%{customdata}<extra></extra>",
-        "line": {"width": 1, "dash": "dot"}, "marker": {"size": 11},
-        "meta": {"colours": {"marker.color": "--accent", "line.color": "--soft"}},
-    }  # fmt: skip
-    return {"traces": [trace], "layout": {"xaxis": {"title": "bytes"}, "yaxis": {"title": title}, "height": 430}}
+def _sqnr(quant: Quant) -> float:
+    """What is as good as exact is not drawn: all others would be one point."""
+    return quant.sqnr_db if quant.sqnr_db < EXACT else math.inf
+
+
+def _mean_kl(quant: Quant) -> float:
+    found = quant.behaviour.mean_kl if quant.behaviour else None
+    return math.nan if found is None else found
+
+
+def _quants(
+    found: Comparison, best: Quant | None, name: str, title: str, of: Callable[[Quant], float], *, log: bool = False
+) -> str:
+    """Quants by the size of their files and a figure; with names, the best first, where there is room for them."""
+    known = [(quant, value) for quant in found.quants if math.isfinite(value := of(quant)) and (value > 0 or not log)]
+    frame = Frame(
+        Axis.around("size of the file", (quant.bytes for quant, _ in known), show=size),
+        Axis.around(title, (value for _, value in known), log),
+    )
+    marks = []
+    for quant, value in sorted(known, key=lambda pair: pair[0].bytes):
+        kind = "beaten" if found.beaten_by(quant) else "best" if best is not None and quant.name == best.name else "t0"
+        words = f"{quant.name}: {human_bytes(quant.bytes)}, {quant.bits_per_weight:.2f} bits, {value:.4g}"
+        marks.append(frame.dot(quant.bytes, value, kind, words, 5))
+    taken: list[tuple[float, float]] = []
+    for quant, value in sorted(known, key=lambda pair: (pair[0] is not best, found.beaten_by(pair[0]) is not None)):
+        x, y = frame.at(quant.bytes, value)
+        if all(abs(x - a) > 60 or abs(y - b) > 13 for a, b in taken):
+            taken.append((x, y))
+            marks.append(frame.label(quant.bytes, value, quant.name, above=True))
+    return figure(name, frame.drawn(marks, title))
 
 
 # ------------------------------------------------------------------------------------------------ values
 
 
-def _value_plot(histograms: Mapping[str, Histogram]) -> Plot:
-    """One pair of distributions per tensor; the page shows the chosen one."""
-    return {
-        "traces": [
-            [
-                {**_steps("source", edges, before), "fill": "tozeroy", "meta": {"colours": {"line.color": "--soft"}}},
-                {**_steps("target", edges, after), "meta": {"colours": {"line.color": "--accent"}}},
-            ]
-            for edges, before, after in histograms.values()
-        ],
-        "chooser": "tensor",
-        "layout": {"xaxis": {"title": "value"}, "yaxis": {"title": "share of the values"}, "height": 400},
-    }
+def _values(histograms: Mapping[str, Histogram], tensors: Mapping[str, Fidelity]) -> str:
+    """Of each tensor its distributions and its errors; the page shows those of the chosen one."""
+    options = "".join(f'<option value="{at}">{text(name)}</option>' for at, name in enumerate(histograms))
+    shown = [
+        f'<div class="pair choice" data-of="{at}"{" hidden" * bool(at)}>'
+        f"{_distribution(bins, log=False)}{_distribution(bins, log=True)}{_exceeding(tensors[name])}</div>"
+        for at, (name, bins) in enumerate(histograms.items())
+    ]
+    return _section(
+        "Values before and after",
+        "How the values of the worst tensors are distributed in the source and in the target, and how large their "
+        "errors are.",
+        f'<div class="controls"><label>tensor <select id="tensor">{options}</select></label>'
+        '<label><input type="checkbox" id="logarithmic"> logarithmic</label></div>',
+        f'<div id="values">{"".join(shown)}</div>',
+    )
 
 
-def _steps(name: str, edges: Sequence[float], counts: Sequence[int]) -> Plot:
-    total = sum(map(float, counts)) or 1.0
-    return {
-        "type": "scatter", "mode": "lines", "name": name, "line": {"shape": "hvh", "width": 1.6},
-        "x": [(float(a) + float(b)) / 2 for a, b in pairwise(edges)],
-        "y": [float(count) / total for count in counts],
-        "hovertemplate": "%{x:.4g}: %{y:.3%}<extra>" + name + "</extra>",
-    }  # fmt: skip
+def _distribution(bins: Histogram, *, log: bool) -> str:
+    edges, before, after = bins
+    sides = [[count / (sum(map(float, counts)) or 1.0) for count in counts] for counts in (before, after)]
+    shares = [share for side in sides for share in side]
+    frame = Frame(
+        Axis("value", float(edges[0]), float(edges[-1])),
+        Axis.around("share of the values", shares, True) if log else Axis("share of the values", 0, max(shares) * 1.05),
+    )
+    lines = [frame.steps(edges, side, kind) for side, kind in zip(sides, ("area", "after"), strict=True)]
+    plot = frame.drawn(lines, "values before and after")
+    kinds = legend([("area", "source"), ("after", "target")])
+    return f'<figure class="plot {"log" if log else "plain"}"{" hidden" * log}>{kinds}{plot}</figure>'
 
 
-def _error_plot(tensors: Sequence[Fidelity]) -> Plot:
-    """Per tensor the share of values whose error is larger than x."""
-    axes = {
-        "xaxis": {"title": "absolute error", "type": "log", "exponentformat": "power", "dtick": 1},
-        "yaxis": {"title": "share with a larger error", "type": "log", "tickformat": ".2~p", "dtick": 1},
-    }
-    traces = [[_exceeding(tensor)] if tensor.histogram else [] for tensor in tensors]
-    return {"traces": traces, "chooser": "tensor", "layout": {**axes, "height": 400}}
-
-
-def _exceeding(tensor: Fidelity) -> Plot:
-    total = sum(count for _, count in tensor.histogram) or 1
+def _exceeding(tensor: Fidelity) -> str:
+    """The share of values whose error is larger than x."""
+    total = sum(count for _, count in tensor.histogram)
     above, points = total, []
     for edge, count in tensor.histogram:
         above -= count
@@ -430,52 +460,45 @@ def _exceeding(tensor: Fidelity) -> Plot:
             points.append((float(edge), above / total))
     least = points[-1][0] / 1000 if points else 0.0  # most buckets are too close to zero to be seen
     points = [point for point in points if point[0] >= least]
-    return {
-        "type": "scatter", "mode": "lines", "showlegend": False, "line": {"width": 2},
-        "x": [edge for edge, _ in points], "y": [share for _, share in points],
-        "hovertemplate": "%{y:.3%} above %{x:.3g}<extra></extra>", "meta": {"colours": {"line.color": "--accent"}},
-    }  # fmt: skip
-
-
-def _value_section(names: Sequence[str]) -> str:
-    options = "".join(f'<option value="{at}">{_text(name)}</option>' for at, name in enumerate(names))
-    return _section(
-        "Values before and after",
-        "How the values of a tensor are distributed in the source and in the target, and how large their errors are.",
-        f'<div class="controls"><label>tensor <select id="tensor">{options}</select></label>'
-        '<label><input type="checkbox" id="logarithmic"> logarithmic</label></div>',
-        _pair((_plot("values"), _plot("errors"))),
+    if len(points) < 2:
+        return ""
+    frame = Frame(
+        Axis.around("absolute error", (x for x, _ in points), True),
+        Axis.around("share with a larger error", (y for _, y in points), True, show=lambda part: share(100 * part)),
     )
+    return f'<figure class="plot">{frame.drawn([frame.line(points, "after")], "errors")}</figure>'
 
 
 # ------------------------------------------------------------------------------------------------ behaviour
 
 
-def _by_position(behaviour: Behaviour) -> Plot:
+def _positions(behaviour: Behaviour) -> str:
     """KL divergence over the position in the text; long texts in stretches, by their largest and their mean."""
-    kl = behaviour.kl_by_position
+    kl = [value if math.isfinite(value) else 0.0 for value in behaviour.kl_by_position]
     stretch = -(-len(kl) // MAX_POINTS)
     parts = [kl[start : start + stretch] for start in range(0, len(kl), stretch)]
-    at = [start for start in range(0, len(kl), stretch)]
-    name = "each position" if stretch == 1 else f"largest of {stretch} positions"
-    mean = _running([sum(part) / len(part) for part in parts], max(1, len(parts) // 40))
-    traces = [
-        {**_line(name, at, [max(part) for part in parts], "--soft", 1), "opacity": 0.7},
-        _line("running mean", at, mean, "--accent", 2.5),
+    means = _running([sum(part) / len(part) for part in parts], max(1, len(parts) // 40))
+    largest = [max(part) for part in parts]
+    frame = Frame(
+        Axis("position in the text", 0, max(1, len(kl))),
+        Axis.around("KL divergence in nats", [*largest, *means], True),
+        260,
+    )
+    lines = [
+        frame.line(((at * stretch, y) for at, y in enumerate(series) if y > 0), kind)
+        for series, kind in ((largest, "soft"), (means, "after"))
     ]
-    axes = {
-        "xaxis": {"title": "position in the text"},
-        "yaxis": {"title": "KL divergence in nats", "type": "log", "exponentformat": "power", "dtick": 1},
-    }
-    return {"traces": traces, "layout": {**axes, "height": 400}}
-
-
-def _line(name: str, x: Sequence[int], y: Sequence[float], colour: str, width: float) -> Plot:
-    return {
-        "type": "scatter", "mode": "lines", "name": name, "line": {"width": width},
-        "x": list(x), "y": [value if value > 0 else None for value in y],
-        "hovertemplate": "%{x}: %{y:.3g}<extra></extra>", "meta": {"colours": {"line.color": colour}},
-    }  # fmt: skip
+    kinds = [
+        ("soft", "each position" if stretch == 1 else f"largest of {stretch} positions"),
+        ("after", "running mean"),
+    ]
+    about = (
+        f"How far the next token's distribution of {text(behaviour.candidate_runtime)} (target) is from that of "
+        f"{text(behaviour.reference_runtime)} (source), at each position."
+    )
+    return _section(
+        "Divergence by position", about, figure("positions", frame.drawn(lines, "divergence"), legend(kinds))
+    )
 
 
 def _running(values: Sequence[float], reach: int) -> list[float]:
@@ -484,23 +507,19 @@ def _running(values: Sequence[float], reach: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _position_section(behaviour: Behaviour) -> str:
-    about = (
-        f"How far the next token's distribution of {_text(behaviour.candidate_runtime)} (target) is from that of "
-        f"{_text(behaviour.reference_runtime)} (source), at each position."
-    )
-    return _section("Divergence by position", about, _plot("positions"))
-
-
 # ------------------------------------------------------------------------------------------------ the table
 
 
 def _tensor_table(verification: Verification) -> str:
     columns = (*COLUMNS, *MORE_COLUMNS)
     failed = verification.failed_tensors()
-    numbers = {column.title for column in columns if _is_number(column, verification.tensors)}
-    heads = "".join(_head(column, column.title in numbers) for column in columns)
-    rows = "\n".join(_row(tensor, columns, tensor.name in failed) for tensor in verification.worst_first)
+    numbers = [
+        any(isinstance(_sort_key(column, each), int | float) for each in verification.tensors) for column in columns
+    ]
+    heads = "".join(_head(column, number) for column, number in zip(columns, numbers, strict=True))
+    rows = "\n".join(
+        _row(at, tensor, columns, tensor.name in failed) for at, tensor in enumerate(verification.worst_first)
+    )
     return _section(
         "Tensors",
         "The worst first; a click on a column sorts by it, another the other way round.",
@@ -511,25 +530,31 @@ def _tensor_table(verification: Verification) -> str:
     )
 
 
-def _is_number(column: Column, tensors: Iterable[Fidelity]) -> bool:
-    return any(isinstance(_sort_key(column, tensor), int | float) for tensor in tensors)
-
-
 def _head(column: Column, number: bool) -> str:
     kind = " data-number" if number else ' class="left"'
-    return f'<th{kind} title="{_text(column.help)}"><button type="button">{_text(column.title)}</button></th>'
+    return f'<th{kind} title="{text(column.help)}"><button type="button">{text(column.title)}</button></th>'
 
 
-def _row(tensor: Fidelity, columns: Iterable[Column], failed: bool) -> str:
-    return f"<tr{' class=failed' * failed}>" + "".join(_cell(column, tensor) for column in columns) + "</tr>"
+def _row(at: int, tensor: Fidelity, columns: Iterable[Column], failed: bool) -> str:
+    cells = "".join(_cell(column, tensor) for column in columns)
+    return f'<tr id="r{at}"{" class=failed" * failed}>{cells}</tr>'
 
 
 def _cell(column: Column, tensor: Fidelity) -> str:
-    key = _sort_key(column, tensor)
-    text = _text(column.text(tensor))
-    kind = "" if isinstance(key, int | float) or key == "" else ' class="left"'
-    value = "Infinity" if key == math.inf else "-Infinity" if key == -math.inf else key
-    return f'<td{kind} data-value="{_text(value)}">{f"<code>{text}</code>" if column is NAME else text}</td>'
+    """A cell; what it sorts by stands in it where that is another text."""
+    key, shown = _sort_key(column, tensor), column.text(tensor)
+    kind = "" if isinstance(key, int | float) or key == "" else " class=left"
+    value = (
+        "Infinity"
+        if key == math.inf
+        else "-Infinity"
+        if key == -math.inf
+        else f"{key:.6g}"
+        if isinstance(key, float)
+        else str(key)
+    )
+    sort = "" if value == shown else f' data-value="{text(value)}"'
+    return f"<td{kind}{sort}>{f'<code>{text(shown)}</code>' if column is NAME else text(shown)}</td>"
 
 
 def _sort_key(column: Column, tensor: Fidelity) -> str | float:
@@ -540,3 +565,22 @@ def _sort_key(column: Column, tensor: Fidelity) -> str | float:
     if value is None or value != value:
         return ""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else column.text(tensor)
+
+
+# ------------------------------------------------------------------------------------------------ how it was made
+
+
+def _provenance(made: Provenance | None, thresholds: Sequence[str]) -> str:
+    """What an audit asks for: command, date, version, the gate, and which bytes were read."""
+    if made is None:
+        return ""
+    rows = [
+        ("command", f"<code>{text(made.command)}</code>"),
+        ("made", text(made.made)),
+        ("by", f"model-converter {text(made.version)}"),
+    ]
+    rows += [("gate" if not at else "", text(line)) for at, line in enumerate(thresholds)]
+    facts = "".join(f"<dt>{label}</dt><dd>{words}</dd>" for label, words in rows)
+    head = ("file", "bytes", "SHA-256")
+    files = [[each.path, f"{each.bytes or 0:,}", each.sha256] for each in made.files if each.sha256 is not None]
+    return _section("How this was made", "", f'<dl class="made">{facts}</dl>', _table(head, files) if files else "")

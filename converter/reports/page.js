@@ -1,66 +1,35 @@
 "use strict";
-// Draws the plots of the page in the colours of the page, and makes its table sort and filter.
+// Makes the table of the page sort and filter, and shows the values of the tensor that is chosen.
 (() => {
-  const plots = JSON.parse(document.getElementById("plots").textContent);
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
-
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-  // The layout of a plot with the page's colours; `layout` itself holds none.
-  function themed(layout) {
-    const [ink, soft, grid, panel] = ["--ink", "--soft", "--grid", "--panel"].map(colour);
-    const result = {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: ink, family: getComputedStyle(document.body).fontFamily, size: 13 },
-      margin: { l: 64, r: 18, t: 36, b: 52 }, hovermode: "closest",
-      hoverlabel: { bgcolor: panel, bordercolor: grid, font: { color: ink } },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-      ...layout,
-    };
-    for (const name of ["xaxis", "yaxis"]) {
-      const axis = { gridcolor: grid, zeroline: false, linecolor: grid, tickcolor: soft, automargin: true, ...layout[name] };
-      result[name] = { ...axis, tickfont: { color: soft }, title: { text: axis.title, standoff: 10, font: { color: soft } } };
-    }
-    return result;
+  function choose() {
+    const chosen = document.getElementById("tensor").value;
+    const logarithmic = document.getElementById("logarithmic").checked;
+    for (const each of document.querySelectorAll(".choice")) each.hidden = each.dataset.of !== chosen;
+    for (const each of document.querySelectorAll(".choice .plain")) each.hidden = logarithmic;
+    for (const each of document.querySelectorAll(".choice .log")) each.hidden = !logarithmic;
   }
 
-  // Colours by role: a trace says which of the page's colours a part of it takes.
-  function coloured(trace) {
-    const result = structuredClone(trace);
-    for (const [path, name] of Object.entries(trace.meta?.colours ?? {})) {
-      const keys = path.split(".");
-      const last = keys.pop();
-      let place = result;
-      for (const key of keys) place = place[key] ??= {};
-      place[last] = colour(name);
-    }
-    return result;
-  }
-
-  // A plot has one set of traces, or one for each entry of the list that chooses among them.
-  function draw(id) {
-    const { traces, layout, chooser } = plots[id];
-    const chosen = chooser ? traces[document.getElementById(chooser).value] : traces;
-    const shown = document.getElementById("logarithmic")?.checked ?? false;
-    const type = id === "values" ? { yaxis: { ...layout.yaxis, type: shown ? "log" : "linear" } } : {};
-    return Plotly.react(id, chosen.map(coloured), themed({ ...layout, ...type }), CONFIG);
-  }
-
-  const drawAll = () => Promise.all(Object.keys(plots).map(draw));
-
-  for (const id of ["tensor", "logarithmic"]) document.getElementById(id)?.addEventListener("change", drawAll);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  for (const id of ["tensor", "logarithmic"]) document.getElementById(id)?.addEventListener("change", choose);
 
   const table = document.getElementById("tensors");
   if (table) {
+    // A link to a row that a filter hides leads to it all the same.
+    addEventListener("hashchange", () => {
+      const row = document.getElementById(location.hash.slice(1));
+      if (row?.hidden) {
+        document.getElementById("filter").value = "";
+        document.getElementById("failed").checked = false;
+        filter();
+        row.scrollIntoView({ block: "center" });
+      }
+    });
     const body = table.tBodies[0];
     const rows = [...body.rows];
     const heads = [...table.tHead.rows[0].cells];
     const names = new Intl.Collator(undefined, { numeric: true });
 
     function compare(a, b, column, number) {
-      const [x, y] = [a.cells[column].dataset.value, b.cells[column].dataset.value];
+      const [x, y] = [a, b].map((row) => row.cells[column].dataset.value ?? row.cells[column].textContent);
       if (!number) return names.compare(x, y);
       if (x === "" || y === "") return (x === "") - (y === ""); // nothing goes to the end
       return Number(x) === Number(y) ? 0 : Number(x) - Number(y);
@@ -94,5 +63,5 @@
     filter();
   }
 
-  drawAll().then(() => document.documentElement.setAttribute("data-drawn", ""));
+  document.documentElement.setAttribute("data-ready", "");
 })();

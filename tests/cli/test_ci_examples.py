@@ -26,7 +26,6 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_github_actions(tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     workflow = yaml.safe_load((ROOT / "docs/ci/github-actions.yml").read_text("utf-8"))
     steps = workflow["jobs"]["convert"]["steps"]
     commands = [step["run"] for step in steps if "run" in step]
@@ -41,7 +40,6 @@ def test_github_actions(tmp_path: Path) -> None:
 
 
 def test_gitlab(tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     job = yaml.safe_load((ROOT / "docs/ci/gitlab-ci.yml").read_text("utf-8"))["model"]
     assert job["script"][0].startswith("pip install")
     for command in job["script"][1:]:

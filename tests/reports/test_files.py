@@ -88,8 +88,6 @@ LIKE = {
 @pytest.mark.parametrize(("verb", "extension"), EVERY)
 def test_a_report_takes_the_place_of_one(verb: str, extension: str, tmp_path: Path) -> None:
     """And of nothing that only looks like one: each kind has a mark of its own."""
-    if extension == ".html":
-        pytest.importorskip("plotly")
     path = tmp_path / f"file{extension}"
     write_report(verb, path, RESULTS[verb])
     first = path.read_bytes()
@@ -103,8 +101,6 @@ def test_a_report_takes_the_place_of_one(verb: str, extension: str, tmp_path: Pa
 
 @pytest.mark.parametrize(("verb", "extension"), EVERY)
 def test_what_is_no_report_is_not_replaced(verb: str, extension: str, tmp_path: Path) -> None:
-    if extension == ".html":
-        pytest.importorskip("plotly")
     path = tmp_path / f"file{extension}"
     path.write_bytes(OTHERS[extension])
     for refused in (lambda: check_reports(verb, [path]), lambda: write_report(verb, path, RESULTS[verb])):
@@ -155,8 +151,6 @@ def test_a_report_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(("verb", "extension"), EVERY)
 def test_every_report_is_text_whatever_the_names(verb: str, extension: str, tmp_path: Path) -> None:
-    if extension == ".html":
-        pytest.importorskip("plotly")
     content = written(verb, extension, tmp_path)
     assert content.endswith("\n") and not content.endswith("\n\n")
     assert all(line.isprintable() for line in content.split("\n") if extension != ".html")

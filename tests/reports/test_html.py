@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +15,14 @@ from typing import Any
 import pytest
 from support.verifications import HOSTILE, behaviour, exact, fidelity, verification
 
-from converter.findings import Finding
+from converter.compare import Choice, Comparison, Quant
+from converter.findings import CHECKS, Finding
+from converter.reports import comparison
+from converter.reports.html import page
+from converter.reports.plots import Axis, Frame, size
+from converter.text import human_bytes
+from converter.verify.provenance import FileDigest, Provenance
 from converter.verify.results import Verification
-
-pytest.importorskip("plotly", reason="plotly draws the plots")
-from converter.reports.html import Candidate, comparison, page
 
 FLAGS = (
     "--headless", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -67,7 +69,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
         path.write_text(content, "utf-8")
         browser.get_log("browser"), browser.get_log("performance")
         browser.get(path.as_uri())
-        wait(lambda: browser.execute_script("return document.documentElement.hasAttribute('data-drawn')"))
+        wait(lambda: browser.execute_script("return document.documentElement.hasAttribute('data-ready')"))
 
     yield opened
     assert browser.get_log("browser") == []
@@ -89,10 +91,14 @@ def drawn(browser: Any) -> set[str]:
     """Plots that show something: points, a line, a map."""
     return set(
         browser.execute_script(
-            "return [...document.querySelectorAll('.plot')].filter(plot => plot.querySelector("
-            "'.points path, .lines path, .heatmaplayer image, .hm image')).map(plot => plot.id)"
+            "return [...document.querySelectorAll('.plot[id]')].filter(plot => plot.querySelector("
+            "'svg :is(circle, polyline, rect)')).map(plot => plot.id)"
         )
     )
+
+
+def visible(browser: Any, selector: str) -> list[Any]:
+    return [each for each in browser.find_elements("css selector", selector) if each.is_displayed()]
 
 
 def column(browser: Any, at: int) -> list[str]:
@@ -120,7 +126,7 @@ FULL = verification(
 
 def test_every_plot_is_drawn(browser: Any, show: Open) -> None:
     show(page(seen(FULL, "blk.2.attn_q.weight", "blk.3.attn_q.weight", "not a tensor of this model")))
-    assert drawn(browser) == {"layers", "map", "sizes", "values", "errors", "positions"}
+    assert drawn(browser) == {"layers", "map", "sizes", "positions"}
     assert browser.title == "FAILED: model-q4.gguf"
     assert [o.text for o in browser.find_elements("css selector", "#tensor option")] == [
         "blk.2.attn_q.weight", "blk.3.attn_q.weight"
@@ -131,12 +137,85 @@ def test_every_plot_is_drawn(browser: Any, show: Open) -> None:
 
 def test_the_list_chooses_whose_values_are_shown(browser: Any, show: Open) -> None:
     show(page(seen(FULL, "blk.2.attn_q.weight", "blk.3.attn_q.weight")))
-    last = "return document.getElementById('values').data[1].y.at(-1)"
-    assert browser.execute_script(last) == pytest.approx(0.09)
+
+    def shown() -> list[tuple[str, str]]:
+        found = visible(browser, "#values figure")
+        return [
+            (each.find_element("xpath", "..").get_attribute("data-of"), each.get_attribute("class")) for each in found
+        ]
+
+    assert shown() == [("0", "plot plain"), ("0", "plot")]
     click(browser, "#tensor option[value='1']")
-    wait(lambda: browser.execute_script(last) > 0.095)
+    assert shown() == [("1", "plot plain"), ("1", "plot")]
     click(browser, "#logarithmic")
-    wait(lambda: browser.execute_script("return document.getElementById('values').layout.yaxis.type") == "log")
+    assert shown() == [("1", "plot log"), ("1", "plot")]
+
+
+def test_what_fails_is_red_named_and_leads_to_its_row(browser: Any, show: Open) -> None:
+    """The colour of all else says its type; on the map only what is further off than expected is red."""
+    bad = fidelity("blk.2.attn_q.weight", noise=0.05 * 256 * 512)
+    tensors = tuple(bad if each.name == bad.name else each for each in FULL.tensors)
+    show(page(replace(FULL, tensors=tensors)))
+    for plot in ("layers", "sizes"):
+        (dot,) = browser.find_elements("css selector", f"#{plot} circle.bad")
+        assert dot.get_attribute("textContent").startswith("blk.2.attn_q.weight: Q4_K")
+        assert browser.find_element("css selector", f"#{plot} text.bad").text == bad.name
+    assert browser.find_elements("css selector", "#layers .line.bad"), "a line to what was expected"
+    off = [each.get_attribute("textContent") for each in browser.find_elements("css selector", "#map rect.off")]
+    assert [words.endswith("9.2 dB less than expected") for words in off if bad.name in words] == [True]
+    click(browser, "#failed")
+    browser.find_element("id", "filter").send_keys("norm")
+    assert column(browser, 0) == []
+    click(browser, ".findings a")
+    row = browser.find_element("css selector", "tr:target")
+    assert row.is_displayed() and row.find_element("css selector", "td").text == bad.name
+
+
+def test_findings_come_first_and_say_what_was_checked(browser: Any, show: Open) -> None:
+    show(page(verification(2)))
+    first, cards = browser.find_element("css selector", "section"), browser.find_element("css selector", ".facts")
+    assert first.text.startswith("Findings") and first.location["y"] < cards.location["y"]
+    click(browser, "summary")
+    made = [each.text.split()[0] for each in browser.find_elements("css selector", "details li")]
+    assert made == [name for name in CHECKS if name not in ("probe", "behaviour", "threshold", "baseline")]
+    assert "Not made: probe, behaviour, threshold, baseline." in browser.find_element("css selector", "details").text
+
+
+def test_a_telephone_shows_two_cards_a_row_and_nothing_beside_the_page(browser: Any, show: Open) -> None:
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        show(page(seen(FULL, "blk.2.attn_q.weight")))
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        tops = [each.location["y"] for each in browser.find_elements("css selector", ".facts > div")]
+        assert tops[0] == tops[1] < tops[2] == tops[3]
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_an_audit_finds_what_it_asks_for() -> None:
+    files = (FileDigest("model/a.safetensors", 1234, "ab" * 32), FileDigest("hf://org/x", None, None))
+    made = Provenance("convert verify model q.gguf", "2026-11-27T12:00:00Z", "9.9", files)
+    content = page(replace(verification(1), thresholds=("Q4_K: min_sqnr 20",), provenance=made))
+    for words in (
+        "convert verify model q.gguf",
+        "2026-11-27T12:00:00Z",
+        "9.9",
+        "ab" * 32,
+        "1,234",
+        "Q4_K: min_sqnr 20",
+    ):
+        assert words in content
+
+
+def test_a_page_is_small() -> None:
+    """Of a model of 8 B, with values and behaviour; of one of 3,000 tensors."""
+    large = verification(96, behaviour=behaviour(kl_by_position=(0.01, 0.02) * 2000))
+    assert len(large.tensors) == 289
+    bins = ([at / 100 for at in range(201)], list(range(1, 201)), list(range(200)))
+    names = [tensor.name for tensor in large.worst_first[:8]]
+    assert len(page(replace(large, distributions=dict.fromkeys(names, bins)))) < 400_000
+    assert len(page(verification(1000))) < 3_000_000
 
 
 def test_columns_sort_by_a_click(browser: Any, show: Open) -> None:
@@ -172,8 +251,8 @@ def test_hostile_names_are_text(browser: Any, show: Open) -> None:
     checked = Verification(HOSTILE, evil, tensors, findings, behaviour(reference_runtime=HOSTILE), 0.1)
     show(page(seen(checked, HOSTILE, evil)))
     assert browser.title.startswith("FAILED: blk.1.<img")
-    assert len(browser.find_elements("css selector", "script")) == 3, "the data, plotly, page.js"
-    assert not browser.find_elements("css selector", "img[src='x'], .plot a[href], svg a, main a")
+    assert len(browser.find_elements("css selector", "script")) == 1, "page.js"
+    assert not browser.find_elements("css selector", "img, svg a, main a:not([href^='#r'])")
     assert evil in column(browser, 0)
     shown = browser.execute_script("return document.getElementById('map').textContent")
     assert "<" in shown, "labels of plots are text, too"
@@ -185,7 +264,7 @@ def test_a_script_that_gets_in_does_not_run(browser: Any, tmp_path: Path) -> Non
     content = page(FULL).replace("<footer>", "<script>document.title = 'ran'</script><footer>")
     path.write_text(content, "utf-8")
     browser.get(path.as_uri())
-    wait(lambda: browser.execute_script("return document.documentElement.hasAttribute('data-drawn')"))
+    wait(lambda: browser.execute_script("return document.documentElement.hasAttribute('data-ready')"))
     assert browser.title == "FAILED: model-q4.gguf"
     assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
     browser.get_log("performance")
@@ -209,7 +288,7 @@ def test_many_positions_and_findings_stay_small() -> None:
 
 def test_the_colours_follow_the_reader(browser: Any, show: Open) -> None:
     show(page(FULL))
-    ink = "return document.getElementById('layers').layout.font.color"
+    ink = "return getComputedStyle(document.querySelector('#layers text')).fill"
     light = browser.execute_script(ink)
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
@@ -218,19 +297,49 @@ def test_the_colours_follow_the_reader(browser: Any, show: Open) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+def quant(name: str, nbytes: int, noise: float, **changes: Any) -> Quant:
+    values = {"max_abs": 0.1, "worst_tensor": "blk.0.x", "worst_sqnr_db": 20.0, "nonfinite": 0, "types": {}, **changes}
+    return Quant(name, nbytes, 4.5, noise, 1.0, memory=2 * nbytes, **values)
+
+
+QUANTS = (quant("Q8_0", 9_000_000, 0.0001), quant("Q4_1", 6_000_000, 0.01), quant("Q4_K_M", 5_000_000, 0.005))
+
+
 def test_quants_side_by_side(browser: Any, show: Open) -> None:
-    quants = [Candidate("q4_k_m", 5_000_000, 4.9, 22.9, 9.95, 0.01), Candidate("q8_0", 9_000_000, 8.5, 45.0, 9.8, 0.0)]
-    show(comparison("<b>model</b>", quants))
-    assert drawn(browser) == {"quants", "perplexity"}
+    """What the terminal shows: memory, the worst tensor, what to take; and no column that nobody filled."""
+    found = Comparison("<b>model</b>", QUANTS, 4096, seconds=1.0)
+    made = Provenance("convert compare model", "2026-11-27T12:00:00Z", "9.9")
+    show(comparison.page(Choice(found, fit=7_000_000, provenance=made)))
+    assert drawn(browser) == {"quants"}
     assert browser.find_element("css selector", "h1").text == "Quants of <b>model</b>"
+    advice = browser.find_element("css selector", ".advice").text
+    assert advice.startswith("the least error within a file of 7.00 MB: Q4_K_M")
+    heads = [each.text for each in browser.find_elements("css selector", "th")]
+    assert {"to run", "worst tensor"} < set(heads) and not {"perplexity", "mean KL"} & set(heads)
+    assert browser.find_element("css selector", "tr.best td").text == "Q4_K_M"
+    assert len(browser.find_elements("css selector", "circle.beaten")) == 1
+    assert "convert compare model" in browser.find_element("css selector", ".made").text
+    ran = tuple(replace(each, behaviour=behaviour(mean_kl_error=0.0004)) for each in QUANTS)
+    show(comparison.page(Choice(replace(found, quants=ran))))
+    assert drawn(browser) == {"quants", "kl"} and "0.00400 ± 0.00040" in browser.page_source
 
 
-def test_plots_are_what_plotly_knows() -> None:
-    """plotly's own schema accepts every trace and layout."""
-    go = pytest.importorskip("plotly.graph_objects")
-    content = page(seen(FULL, "blk.2.attn_q.weight"))
-    found = re.search(r'<script type="application/json" id="plots">(.*?)</script>', content)
-    assert found is not None
-    for plot in json.loads(found[1]).values():
-        for traces in plot["traces"] if "chooser" in plot else [plot["traces"]]:
-            go.Figure(traces, plot["layout"])
+# ------------------------------------------------------------------------------------------------ axes
+
+
+def test_an_axis_of_sizes_has_three_ticks_a_decade_with_units() -> None:
+    axis = Axis.around("size", [30_000, 2_400_000], True, show=size)
+    assert [words for _, words in axis.ticks(600)] == ["50 kB", "100 kB", "200 kB", "500 kB", "1 MB", "2 MB"]
+    wide = Axis.around("size", [100, 10**12], True, show=human_bytes)
+    assert len(wide.ticks(300)) <= 300 / 40, "no more than can be read"
+
+
+@pytest.mark.parametrize("values", [[], [0.0], [math.inf, 5.0], [1e-30, 1e30], [-3.0, -2.9], [7.0, 7.0]])
+@pytest.mark.parametrize("log", [False, True])
+def test_an_axis_holds_any_values(values: list[float], log: bool) -> None:
+    axis = Axis.around("x", values, log)
+    frame = Frame(axis, axis)
+    assert axis.low < axis.high and all(math.isfinite(at) for at, _ in axis.ticks(300))
+    for value in values:
+        if math.isfinite(value) and (value > 0 or not log):
+            assert 0 <= axis.share(value) <= 1 and all(map(math.isfinite, frame.at(value, value)))

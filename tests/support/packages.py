@@ -6,5 +6,5 @@ from __future__ import annotations
 HEAVY = {
     "torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "onnx", "onnxruntime", "h5py", "keras",
     "tensorflow", "flax", "msgpack", "tflite", "gguf", "llama_cpp", "huggingface_hub", "distributed", "rich", "jinja2",
-    "plotly", "selenium", "opentelemetry",
+    "selenium", "opentelemetry",
 }  # fmt: skip

@@ -363,7 +363,6 @@ def test_markdown_of_a_hostile_name(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     run(capsys, STORIES, "-q", "q8_0,q4_0", "--report", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<td class=left>Q8_0</td>" in page and 'id="quants"' in page
