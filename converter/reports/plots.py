@@ -32,7 +32,7 @@ def short(value: float) -> str:
     """A number at an axis."""
     if value == 0:
         return "0"
-    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e5 else re.sub(r"e\+?(-?)0?", r"e\1", f"{value:.0e}")
+    return f"{value:.5g}" if 1e-3 <= abs(value) < 1e5 else re.sub(r"e\+?(-?)0?", r"e\1", f"{value:.0e}")
 
 
 def share(value: float) -> str:
