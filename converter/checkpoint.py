@@ -33,6 +33,24 @@ class Use:
     turned: bool | None = None
 
 
+@dataclass(frozen=True)
+class GraphFacts:
+    """What a graph says of itself: for people, nothing computes with it.
+
+    Attributes:
+        producer: the program that wrote it, with its version.
+        opsets: versions of operator sets by their domains, "" being the usual one.
+        inputs, outputs: names of its inputs without those that are stored, and of its outputs.
+        operators: how many nodes are of each, those of other domains with it, in all graphs inside it, too.
+    """
+
+    producer: str = ""
+    opsets: Mapping[str, int] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    operators: Mapping[str, int] = field(default_factory=dict)
+
+
 class Structure(Protocol):
     """What a file has around its tensors (an ONNX model's graph) and a writer of the same format keeps.
 
@@ -112,6 +130,7 @@ class Checkpoint:
         adapters: what is to be merged into it, one after the other, and how strongly.
         base: the model that an adapter is for, or whose words a draft model guesses: of this its small files alone.
         codes: what became of weights that arrived in codes, by the name of the tensor that held these.
+        graph: what a file with a graph says of that.
         parts: what else the file holds beside the tensors here, and these first; empty where they are all.
     """
 
@@ -134,6 +153,7 @@ class Checkpoint:
     base: Checkpoint | None = None
     codes: Mapping[str, Codes] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
+    graph: GraphFacts | None = None
 
     def __repr__(self) -> str:
         count = counted(len(self.tensors), "tensor")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint import Part
+from converter.checkpoint import GraphFacts, Part
 from converter.errors import ConverterError
 from converter.inspection.tree import Node, tree
 from converter.mapping.recovered import open_model
@@ -16,7 +16,7 @@ from converter.mapping.view import ModelView, view
 from converter.metadata import Array, Metadata, Value, spelled
 from converter.request import PathLike, Source
 from converter.tensors.tensor import LazyTensor, TensorInfo
-from converter.text import human_bytes, human_count
+from converter.text import counted, human_bytes, human_count
 
 if TYPE_CHECKING:
     from converter.inspection.running_memory import Estimate
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SHOWN_ITEMS = 4
 _SHOWN_CHARS = 80
+_SHOWN_NAMES = 12  # of a graph's inputs, outputs and operators
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Description:
     tuning: TuningEstimate | None = None
     #: where the file holds more than the model: the model and the rest, with the number of their tensors
     parts: tuple[Part, ...] = ()
+    graph: GraphFacts | None = None
 
     @cached_property
     def tree(self) -> Node:
@@ -70,7 +72,16 @@ class Description:
 
     @property
     def n_parameters(self) -> int:
-        return sum(tensor.info.n_elements for tensor in self.tensors)
+        """Numbers in all tensors, without a graph's constants."""
+        return sum(tensor.info.n_elements for tensor in self.tensors if not self._is_constant(tensor))
+
+    @property
+    def n_constants(self) -> int:
+        """Tensors of a graph that are shapes, positions and the like: of 64-bit integers or truth values."""
+        return sum(map(self._is_constant, self.tensors))
+
+    def _is_constant(self, tensor: TensorRow) -> bool:
+        return self.graph is not None and tensor.info.dtype.name in ("I64", "BOOL")
 
     @property
     def tensor_bytes(self) -> int:
@@ -87,10 +98,11 @@ class Description:
             ("file", str(self.path)),
             ("format", self.format + (f", {len(self.files)} files" if len(self.files) > 1 else "")),
             ("architecture", self.architecture or "unknown"),
-            ("parameters", f"{self.n_parameters:,}"),
+            ("parameters", f"{self.n_parameters:,}{_beside(self.n_constants)}"),
             ("size", f"{self.tensor_bytes:,} bytes of tensors, {bits:.2f} bits per weight"),
             ("tensors", f"{len(self.tensors)} ({named})" if self.tensors else "none"),
             *([("parts", ", ".join(map(str, self.parts)))] if self.parts else []),
+            *_of_graph(self.graph),
         ]
 
     def metadata_rows(self, full: bool) -> Iterator[list[str]]:
@@ -137,7 +149,9 @@ class Description:
             "architecture": self.architecture,
             "parameters": self.n_parameters,
             "tensor_bytes": self.tensor_bytes,
+            "constants": self.n_constants,
             "parts": [vars(part) for part in self.parts],
+            "graph": asdict(self.graph) if self.graph else None,
             "metadata": {key: _as_json(value, full) for key, value in self.metadata.items()},
             "tensors": [tensor.as_dict() for tensor in self.tensors],
             "memory": self.memory.as_dict() if self.memory else None,
@@ -172,6 +186,7 @@ def inspect(
             memory=running,
             tuning=tuning,
             parts=checkpoint.parts,
+            graph=checkpoint.graph,
         )
         checkpoint.opened.check()
         return described
@@ -205,6 +220,31 @@ def _metadata(model: ModelView) -> Metadata:
     found: dict[str, Value | Array] = {key: Value("str", text) for key, text in checkpoint.metadata.items()}
     found.update((f"config.{key}", Value("json", str(value))) for key, value in checkpoint.config.items())
     return found
+
+
+def _beside(constants: int) -> str:
+    return f", beside {counted(constants, 'constant')} of its graph" if constants else ""
+
+
+def _of_graph(graph: GraphFacts | None) -> Iterator[tuple[str, str]]:
+    """What a graph says of itself, as lines for people."""
+    if graph is None:
+        return
+    opsets = (f"{domain} {version}".strip() for domain, version in graph.opsets.items())
+    operators = [f"{count} {name}" for name, count in graph.operators.items()]
+    lines = {
+        "producer": graph.producer,
+        "opset": ", ".join(opsets),
+        "inputs": _some(graph.inputs),
+        "outputs": _some(graph.outputs),
+        "operators": _some(operators),
+    }
+    yield from ((label, words) for label, words in lines.items() if words)
+
+
+def _some(words: Sequence[str]) -> str:
+    more = f", {len(words) - _SHOWN_NAMES} more" if len(words) > _SHOWN_NAMES else ""
+    return ", ".join(words[:_SHOWN_NAMES]) + more
 
 
 def _printed(value: Value | Array, full: bool) -> str:

@@ -40,7 +40,11 @@ def format_markdown() -> str:
 
 #: Shapes of a model of 8 B as most are built today (Llama 3.1 8B), by which quants are told apart.
 N_LAYER, N_EMBD, N_FF, N_VOCAB, N_HEAD, N_HEAD_KV = 32, 4096, 14336, 128256, 32, 8
-_OF_MODEL = {"token_embd.weight": (N_VOCAB, N_EMBD), "output.weight": (N_VOCAB, N_EMBD), "output_norm.weight": (N_EMBD,)}
+_OF_MODEL = {
+    "token_embd.weight": (N_VOCAB, N_EMBD),
+    "output.weight": (N_VOCAB, N_EMBD),
+    "output_norm.weight": (N_EMBD,),
+}
 _OF_LAYER = {
     "attn_norm.weight": (N_EMBD,), "ffn_norm.weight": (N_EMBD,),
     "attn_q.weight": (N_EMBD, N_EMBD), "attn_output.weight": (N_EMBD, N_EMBD),

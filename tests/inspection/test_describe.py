@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,25 @@ def test_an_optimizer_in_hdf5_is_told(data: Path) -> None:
     other = inspect(path, key="optimizer_weights")
     assert len(other.tensors) == rest.tensors and [part.shown for part in other.parts] == [True, False]
     assert inspect(path, key=".").parts == ()
+
+
+def test_an_onnx_model_tells_its_graph(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the onnx package reads it."""
+    onnx = pytest.importorskip("onnx")
+    path = data / "basic-pitch" / "nmp.onnx"
+    model = onnx.load(path)
+    found = inspect(path)
+    assert found.graph is not None and found.graph.producer == f"{model.producer_name} {model.producer_version}".strip()
+    assert found.graph.opsets == {each.domain: each.version for each in model.opset_import}
+    stored = {each.name for each in model.graph.initializer}
+    assert found.graph.inputs == tuple(each.name for each in model.graph.input if each.name not in stored)
+    assert found.graph.outputs == tuple(each.name for each in model.graph.output)
+    assert found.graph.operators == Counter(node.op_type for node in model.graph.node)
+    whole = [tensor.info for tensor in found.tensors if tensor.info.dtype.name == "I64"]
+    assert found.n_constants == len(whole) > 0
+    assert found.n_parameters == sum(tensor.info.n_elements for tensor in found.tensors if tensor.info not in whole)
+    shown = dict(found.summary())
+    assert shown["opset"].startswith(str(found.graph.opsets[""])) and "Conv" in shown["operators"]
+    assert f"{found.n_constants} constants of its graph" in shown["parameters"]
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["graph"]["outputs"] == list(found.graph.outputs)

@@ -86,6 +86,7 @@ def open_onnx(path: Path) -> Checkpoint:
         closers=(model.close,),
         checks=tuple(model.external.checks()),
         structure=Graph(model, sites),
+        graph=model.facts,
     )
     try:
         meant = _meant(stored)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint import GraphFacts
 from converter.errors import CorruptFile, UnsupportedFeature, short
 from converter.events import Decoded, Dropped, Event, Note
 from converter.formats.base import MAX_AXES, check_elements, check_name
@@ -60,6 +61,8 @@ QUANTIZED_OPS = {
 # Cast, and are what a graph computes with: an epsilon that F16 has as 0, a mask's -3e38, the scales of a Resize.
 INLINE_NBYTES = 1024
 
+#: How the default domain of operators is written.
+USUAL = ("", "ai.onnx")
 MAX_DEPTH = 64
 MAX_NAME = 1024
 MAX_TEXT = 16 << 20
@@ -166,12 +169,14 @@ class Model:
         self.events: list[Event] = []
         self.sites: list[Site] = []
         self.opset = 0  # version of the default operators
+        self.facts = GraphFacts()
         self.bare = True  # nothing to run: tensors that nothing uses
         self.taken: set[str] = set()  # names of the graphs' values that end in SUFFIX
         self._data = Windows(self.file)
         self._lost: list[Event] = []
         self._sparse: list[str] = []
         self._ops: Counter[str] = Counter()
+        self._quantized: Counter[str] = Counter()
         self._nodes = 0
         self._operands: dict[str, str] = {}  # what quantized operators and annotations name -> who names it
 
@@ -211,14 +216,20 @@ class Model:
             raise CorruptFile(f"{self.path}: no graph in it; it is truncated, or no ONNX model")
         for key, value in self._entries(model["metadata_props"], MAX_TEXT):
             self.metadata[key] = value
+        opsets: dict[str, int] = {}
         for field in model["opset_import"]:
             opset = self._gather(span_of(field), OPSET)
-            if self._text(opset["domain"]) in ("", "ai.onnx") and opset["version"]:
-                self.opset = max(0, opset["version"][0].signed)
+            domain = self._text(opset["domain"])
+            version = max(0, opset["version"][0].signed) if opset["version"] else 0
+            opsets["" if domain in USUAL else domain] = version
+            if domain in USUAL and version:
+                self.opset = version
         queue = deque(self._graphs(model))
         while queue:
             queue.extend(self._graph(queue.popleft()))
-        self._say(self._text(model["producer_name"]), self._text(model["producer_version"]))
+        producer = f"{self._text(model['producer_name'])} {self._text(model['producer_version'])}".strip()
+        self.facts = replace(self.facts, producer=producer, opsets=opsets, operators=dict(self._ops.most_common()))
+        self._say(producer)
 
     def _graphs(self, model: Message) -> Iterator[_Graph]:
         """The graphs that lie in no node."""
@@ -237,7 +248,8 @@ class Model:
         found = self._gather((graph.box.start, graph.box.stop), graph.schema)
         before = len(self.sites)
         self.bare &= not (found["node"] or found["input"] or found["output"])
-        inputs = {self._text(self._gather(span_of(field), VALUE)["name"]) for field in found["input"]}
+        names = (self._text(self._gather(span_of(field), VALUE)["name"]) for field in found["input"])
+        inputs = dict.fromkeys(names)
         self._take(name.encode() for name in inputs)
         for field in found["quantization_annotation"]:
             annotation = self._gather(span_of(field), ANNOTATION)
@@ -247,6 +259,11 @@ class Model:
             self._initializer(field, graph, inputs)
         for field in found["sparse_initializer"]:
             self._sparse_tensor(field, "", graph, graph.box)
+        if graph.schema is GRAPH and not graph.scope:
+            stored = {each.name for each in self.sites[before:]}
+            outputs = (self._text(self._gather(span_of(each), VALUE)["name"]) for each in found["output"])
+            own = tuple(name for name in inputs if name not in stored)
+            self.facts = replace(self.facts, inputs=own, outputs=tuple(outputs))
         if graph.schema is FUNCTION:
             graph = replace(graph, scope=(self._text(found["name"]),))
             for field in found["attribute"]:
@@ -264,7 +281,7 @@ class Model:
             if name[-len(SUFFIX) :] == SUFFIX:
                 self.taken.add(str(name, "utf-8", "replace"))
 
-    def _initializer(self, field: Field, graph: _Graph, inputs: set[str]) -> None:
+    def _initializer(self, field: Field, graph: _Graph, inputs: Container[str]) -> None:
         tensor = self._gather(span_of(field), TENSOR)
         name = self._text(tensor["name"])
         if not name:
@@ -289,8 +306,10 @@ class Model:
         found = self._gather(span_of(field), NODE)
         self._nodes += 1
         op = self._text(found["op_type"])
+        domain = self._text(found["domain"])
+        self._ops[op if domain in USUAL else f"{domain}.{op}"] += 1
         if op in QUANTIZED_OPS:
-            self._ops[op] += 1
+            self._quantized[op] += 1
             self._operands.update((self._text([each]), op) for each in found["input"])
         self._take(self._data.at(each.start, each.stop - each.start, "a name") for each in found["output"])
         if not found["attribute"]:
@@ -542,10 +561,10 @@ class Model:
             at = field.stop
         return spans
 
-    def _say(self, producer: str, version: str) -> None:
+    def _say(self, producer: str) -> None:
         if self._nodes:
-            self._lost.append(GraphLeft(self._nodes, f"{producer} {version}".strip()))
-        for op, count in sorted(self._ops.items()):
+            self._lost.append(GraphLeft(self._nodes, producer))
+        for op, count in sorted(self._quantized.items()):
             self.events.append(Note(f"{count} {op} nodes ({QUANTIZED_OPS[op]}): tensors stay as they are stored"))
 
 
