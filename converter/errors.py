@@ -243,7 +243,7 @@ class Cancelled(Interrupted):
 
 
 def exit_codes() -> list[tuple[str, list[tuple[int, str]]]]:
-    """Every code that an error ends with, by family: code and words; help and README list them."""
+    """Every code that an error ends with, by family: code and words; help and docs/commands.md list them."""
     return [(head.family, sorted(_codes(head).items())) for head in _below(ConverterError)]
 
 

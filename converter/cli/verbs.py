@@ -1,4 +1,4 @@
-"""The table of verbs: one module in `commands/` each. Parsers, help and the README are made of it."""
+"""The table of verbs: one module in `commands/` each. Parsers, help and docs/commands.md are made of it."""
 
 from __future__ import annotations
 
@@ -135,13 +135,13 @@ def _width() -> int:
 
 
 def markdown() -> str:
-    """The README's list of verbs."""
+    """The list of verbs in docs/commands.md."""
     rows = [(f"`{_command(verb)}`", verb.help) for verb in all_verbs()]
     return _table("command", "what it does", rows)
 
 
 def exit_code_markdown() -> str:
-    """The README's list of exit codes."""
+    """The list of exit codes in docs/commands.md."""
     rows = [("0", "done")]
     rows += [(str(code), f"`{verb.name}`: {words}") for verb in all_verbs() for code, words in verb.exit_codes]
     for family, kinds in exit_codes():

@@ -1,4 +1,4 @@
-"""The table of verbs: what help, completion, the README and the documentation say follows from it."""
+"""The table of verbs: what help, completion and the documentation say follows from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from converter import errors
 from converter.cli import commands, verbs
 from converter.cli.main import main
 
-README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = (ROOT / "docs/commands.md").read_text("utf-8")
 FROBNICATE = '''
 """`convert frobnicate FILE`: made up."""
 
@@ -162,10 +162,10 @@ def test_help_has_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
 # ----------------------------------------------------------------------------------------- documentation
 
 
-def test_readme_lists_the_verbs_and_exit_codes() -> None:
+def test_a_page_lists_the_verbs_and_exit_codes() -> None:
     """`python -c "from converter.cli import verbs; print(verbs.markdown()); print(verbs.exit_code_markdown())"`"""
-    assert verbs.markdown() in README
-    assert verbs.exit_code_markdown() in README
+    assert verbs.markdown() in COMMANDS
+    assert verbs.exit_code_markdown() in COMMANDS
 
 
 def test_reports_are_named_by_help() -> None:

@@ -1,4 +1,4 @@
-"""Every command of the how-tos runs as it stands and prints what the page shows.
+"""Every command of the README and the how-tos runs as it stands and prints what the page shows.
 
 `CONVERTER_ACCEPT=1 pytest tests/docs/test_commands.py` writes what is printed into the pages; read the difference.
 """
@@ -20,7 +20,7 @@ from support.paths import ROOT
 from converter.cli import verbs
 from converter.errors import UsageError
 
-PAGES = pages()
+PAGES = pages("README.md")
 
 
 def identity(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 A fenced block `console` is a session of bash: a line that begins with `$ ` is a command, which a backslash at its end
 continues; below it stands what it prints. `...` stands for any number of lines, in a line for any text; seconds may be
-others. A block `sh` is a script, without what it prints.
+others. A block `sh` or `python` is a script, without what it prints.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from support.paths import ROOT
 #: Every page that people read, of the repository's top and of docs/.
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/howto").glob("*.md")])
 
-_BLOCK = re.compile(r"^```(console|sh)\n(.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(r"^```(console|sh|python)\n(.*?)^```$", re.M | re.S)
 _COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.M)
 _OURS = {
     "console": re.compile(r"^\$ (convert (?:.*\\\n)*.*)$", re.M),
     "sh": re.compile(r"^(convert (?:.*\\\n)*.*)$", re.M),
+    "python": re.compile(r"(?!)"),
 }
 _INDENTED = re.compile(r"^    (convert .*)$", re.M)
 _SECONDS = re.compile(r"\b\d+(?:\\?\.\d+)?\\? (?=s\b)")
@@ -41,8 +42,8 @@ def steps(text: str) -> Iterator[Step]:
     """The commands of a page, in their order."""
     for block in _BLOCK.finditer(text):
         line = text.count("\n", 0, block.start(2)) + 1
-        if block[1] == "sh":
-            yield Step(line, block[2])
+        if block[1] != "console":
+            yield Step(line, block[2] if block[1] == "sh" else f"python - <<'END'\n{block[2]}END")
             continue
         for found in _COMMAND.finditer(block[2]):
             start, end = (block.start(2) + at for at in found.span(2))
