@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from support.paths import ROOT
@@ -58,12 +59,26 @@ def like(shown: str, printed: str) -> bool:
 
 
 def rewritten(text: str, printed: dict[Step, str]) -> str:
-    """The page with what was printed, where it shows something else and leaves no line out."""
+    """The page with what was printed in the place of what it shows, where that is something else."""
     for step, new in sorted(printed.items(), key=lambda each: each[0].span, reverse=True):
-        if step.shown is not None and not like(step.shown, new) and "..." not in step.shown:
+        if step.shown is not None and not like(step.shown, new):
             start, end = step.span
-            text = text[:start] + new + text[end:]
+            text = text[:start] + _anew(step.shown, new) + text[end:]
     return text
+
+
+def _anew(shown: str, printed: str) -> str:
+    """What was printed, less what the page leaves out: of each run of lines that it shows, the lines most like it."""
+    runs = re.split(r"^\.\.\.\n", shown, flags=re.M)
+    if len(runs) == 1:
+        return printed
+    lines, at = printed.splitlines(keepends=True), 0
+    for place, run in enumerate(runs):
+        n = run.count("\n")
+        near = {i: SequenceMatcher(None, run, "".join(lines[i : i + n])).ratio() for i in range(at, len(lines) - n + 1)}
+        start = max(near, key=near.__getitem__, default=at) if n else at
+        runs[place], at = "".join(lines[start : start + n]), start + n
+    return "...\n".join(runs)
 
 
 def commands(text: str) -> Iterator[tuple[int, str]]:
