@@ -35,8 +35,7 @@ class Whole:
     def __init__(self, name: str, size: int, digest: Digest, ask: Fetch, kept: Kept | None) -> None:
         self._name, self._size, self._digest, self._ask, self._kept = name, size, digest, ask, kept
         self._store = "/".join(name.split("/", 3)[:3])
-        known = (kept is not None and kept.proved) or (not digest.sure and self._store in _doubted)
-        self._sum: Sum | None = None if known else digest.sum(size)
+        self._sum: Sum | None = None if kept is not None and kept.proved else digest.sum(size)
         self._wrong: str | None = None
         self._lock = threading.Lock()
 
@@ -52,7 +51,7 @@ class Whole:
             CorruptFile: they were the last ones, and all are not what the host says they are.
         """
         with self._lock:
-            if self._sum is None:
+            if self._sum is None or self._doubtful:
                 return
             self._sum.add(start, data)
             while (at := self._sum.next) is not None and (more := following(at)) is not None:
@@ -73,11 +72,15 @@ class Whole:
             CorruptFile: it is not what the host says it is; the cache has it no more.
         """
         self.check()
-        if self._sum is None or self._kept is None or not self._kept.complete():
+        if self._sum is None or self._doubtful or self._kept is None or not self._kept.complete():
             return
         kept, ask = self._kept, self._ask
         for start in range(0, self._size, _STEP):
             self.add(start, kept.filled(start, min(self._size, start + _STEP), ask))
+
+    @property
+    def _doubtful(self) -> bool:
+        return not self._digest.sure and self._store in _doubted
 
     def _settle(self, found: str) -> None:
         digest, kept = self._digest, self._kept

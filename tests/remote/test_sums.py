@@ -158,6 +158,7 @@ def test_an_etag_that_looks_like_a_sum_is_settled_by_reading_again_once(host: Ho
     expected = made(host, WEB, tmp_path)
     assert made(host, S3, tmp_path) == expected
     assert "s3://bucket" in whole._doubted
+    assert host.sent["bucket/stories/model.safetensors"] == len(WEIGHTS), "a small file beside them had shown it"
     host.sent.clear()
     assert made(host, S3, tmp_path) == expected
     assert host.sent["bucket/stories/model.safetensors"] == len(WEIGHTS)
