@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,6 +65,8 @@ def _give_up_streams() -> None:
 
 def print_table(head: list[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), full: bool = False) -> None:
     """Columns on stdout, as wide as they need; as wide as the terminal where there is one, unless `full`."""
+    import shutil
+
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() and not full else None
     print("\n".join(table(head, rows, right, width)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -131,6 +130,8 @@ def overview() -> str:
 
 
 def _width() -> int:
+    import shutil  # takes its time, and only help needs it
+
     return max(60, min(120, shutil.get_terminal_size().columns - 2))
 
 
