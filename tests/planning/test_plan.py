@@ -170,7 +170,7 @@ def test_the_groups_are_the_whole_way() -> None:
     assert PASSES == (*ASKED, *MODEL, *TYPES, *FILES)
     assert [each.__name__ for each in PASSES] == [
         "check", "detach", "widen", "unpack", "merge", "map_names", "narrow", "pack", "open_matrix", "choose", "weigh",
-        "encode", "speak", "describe", "write_graph", "name_file", "lay_out",
+        "encode", "speak", "describe", "made_card", "write_graph", "name_file", "lay_out",
     ]  # fmt: skip
 
 
