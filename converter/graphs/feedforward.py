@@ -58,7 +58,7 @@ class FeedForward:
         if scale is None:
             return None
         normed = self._layers.normalised(residual, self._layers.matrices.plain(scale))
-        return self._layers.times(normed, scale.info.row**-0.5)
+        return self._layers.times(normed, 1 / math.sqrt(scale.info.row))
 
     def _shared(self, x: str, name: str, block: int) -> str:
         """The experts that see every token, by a gate of their own where they have one."""

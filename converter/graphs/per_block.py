@@ -34,7 +34,7 @@ class PerBlock:
             raise UnsupportedFeature(f"per_layer_token_embd.weight: {table.info.row} elements, not {n_layer} x {width}")
         own = layers.times(layers.matrices.rows(table, "input_ids"), math.sqrt(width))
         made = layers.linear(embedded, "per_layer_model_proj")
-        made = layers.times(made, self._model.size("embedding_length") ** -0.5)
+        made = layers.times(made, 1 / math.sqrt(self._model.size("embedding_length")))
         made = build.reshape(made, 0, 0, n_layer, width)
         made = build.reshape(layers.norm(made, "per_layer_proj_norm") or made, 0, 0, -1)
         self._vectors = build.split(layers.times(build.op("Add", made, own), HALF), (width,) * n_layer)

@@ -79,6 +79,9 @@ def differences(
 ) -> dict[str, float]:
     """Per case (but one) the largest difference of logits from those of `reference(ids, mask)`, relative to the
     largest logit."""
+    import onnx
+
+    onnx.checker.check_model(str(path), full_check=True)
     own, found = session(path), {}
     random = np.random.default_rng(7)
     for name, (batch, cuts, padding) in CASES.items():
