@@ -101,7 +101,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
 }
 #: A word in the commands of a page, and the package that it needs.
 NEEDS = {
-    "--runtime": "llama_cpp", ".html": "plotly", ".yaml": "yaml", "hf://": "huggingface_hub", "s3://": "obstore",
+    "--runtime": "llama_cpp", ".yaml": "yaml", "hf://": "huggingface_hub", "s3://": "obstore",
 }  # fmt: skip
 
 
