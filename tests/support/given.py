@@ -100,9 +100,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "docs/": lambda path: path.symlink_to(ROOT / "docs", target_is_directory=True),
 }
 #: A word in the commands of a page, and the package that it needs.
-NEEDS = {
-    "--runtime": "llama_cpp", ".yaml": "yaml", "hf://": "huggingface_hub", "s3://": "obstore",
-}  # fmt: skip
+NEEDS = {"--runtime": "llama_cpp", ".yaml": "yaml", "hf://": "huggingface_hub", "s3://": "obstore"}
 
 
 @contextmanager
