@@ -155,13 +155,18 @@ class Model:
 
 @dataclass(frozen=True)
 class Output:
-    """The files to be: `format` is the target's, where its name does not tell; `strict` refuses every loss."""
+    """The files to be: `format` is the target's, where its name does not tell; `strict` refuses every loss; `spread`
+    are folders on other disks for some of the shards."""
 
     format: str | None = None
     strict: bool = False
     split_max_size: int | None = None
     split_max_tensors: int | None = None
     external_data: str = "auto"
+    spread: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        _settle(self, spread=tuple(Path(folder) for folder in self.spread))
 
 
 class Fields(TypedDict, total=False):
@@ -200,6 +205,7 @@ class Fields(TypedDict, total=False):
     split_max_size: int | None
     split_max_tensors: int | None
     external_data: str
+    spread: Iterable[PathLike]
 
 
 @dataclass(frozen=True, init=False)
@@ -237,7 +243,7 @@ class Request:
         """The same with names of files that do not depend on where a process stands."""
         given = {name: getattr(getattr(self, part), name) for name, part in FIELDS.items()}
         paths: Any = {name: _absolute(each) for name, each in given.items() if isinstance(each, Path)}
-        return self.replace(**paths)
+        return self.replace(**paths, spread=[_absolute(folder) for folder in self.output.spread])
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """The request as JSON, a part in an object each; paths as they were given."""

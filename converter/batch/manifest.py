@@ -47,7 +47,7 @@ _KINDS: Mapping[str, type] = {
     field.name: {"bool": bool, "int | None": int}.get(str(field.type), str)
     for kind in PARTS.values() for field in fields(kind)
 }  # fmt: skip
-_LISTS = ("quant", "include_weights", "exclude_weights", "adapters")
+_LISTS = ("quant", "include_weights", "exclude_weights", "adapters", "spread")
 _WORDS = {bool: "true or false", int: "a whole number", str: "a text"}
 Lines = Mapping[tuple[int, str], int]  # of the model's number (from 0; -1: the defaults) and a key, from 1
 
@@ -196,6 +196,8 @@ def _requests(keys: Mapping[str, Any], folder: Path) -> tuple[Request, ...]:
     given = {key: value for key, value in keys.items() if key in FIELDS}
     given |= {key: _inside(given[key], folder) for key in _PATHS if key in given}
     given |= {key: [given[key]] for key in _LISTS if isinstance(given.get(key), str) and key != "quant"}
+    if "spread" in given:
+        given["spread"] = [_inside(each, folder) for each in given["spread"]]
     if "tensor_types" in given:
         given["tensor_types"] = tuple(given["tensor_types"].items())
     quants = given.pop("quant", None)

@@ -159,6 +159,11 @@ def adapter(text: str) -> tuple[Path, float]:
     return source_path(folder), number
 
 
+def folders(text: str) -> list[Path]:
+    """`DIR,DIR` as folders of this machine; one that is there may have commas in its name."""
+    return [file_path(each) for each in ([text] if Path(text).is_dir() else text.split(","))]
+
+
 def positive(text: str) -> int:
     """A number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

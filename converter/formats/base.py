@@ -11,6 +11,7 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile, OutputError, UsageError, short
+from converter.storage.annexes import Note, shard_of
 from converter.storage.files import peek, regular_size
 from converter.storage.layout import FileLayout, Layout, whole_file
 from converter.tensors.tensor import LazyTensor
@@ -46,6 +47,7 @@ class Format:
         open_key: path, key -> Checkpoint, where a file can hold several models or states (`--key`).
         free_metadata: keys of the free texts (`Checkpoint.metadata`) that its writer keeps; None where it keeps any.
         in_folder: where its file lies in the folder that a model's clients load, with config and tokenizer around it.
+        shards: whether its writer makes several files of a large model; `--spread` is for them.
         runs: a model whose architecture is known becomes one that runs: its graph is written of ggml's names and keys.
     """
 
@@ -62,6 +64,7 @@ class Format:
     free_metadata: frozenset[str] | None = frozenset()
     in_folder: str = ""
     runs: bool = False
+    shards: bool = False
 
 
 HEAD = 64
@@ -116,7 +119,7 @@ def _is_plain(name: str) -> bool:
 
 
 def child(folder: Path, name: object, of: Path) -> Path:
-    """The path of a file that `of` names, inside `folder`.
+    """The path of a file that `of` names, inside `folder`, or a link there to a shard that is noted as its own.
 
     Raises:
         CorruptFile: the name is not a plain relative path, or leads out of the folder.
@@ -128,15 +131,21 @@ def child(folder: Path, name: object, of: Path) -> Path:
         raise CorruptFile(f"{of}: {short(name)} leads out of the folder")
     path = folder.joinpath(*parts)
     try:
-        inside = not path.exists() or _inside(path.resolve(), folder, of)
+        inside = not path.exists() or _inside(path.resolve(), folder, of) or shard_of(path) is not None
     except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
         raise CorruptFile(f"{of}: {short(name)} cannot be a file ({getattr(error, 'strerror', error)})") from None
     if not inside:
         raise CorruptFile(
             f"{of}: {short(name)} leads out of the folder, by a link; a stranger's folder could name any file so\n"
-            f"give the folder that it leads to, or a copy without links: cp -rL {folder.name} COPY"
+            f"give the folder that it leads to, or a copy without links: cp -rL {folder.name} COPY{_moved(path)}"
         )
     return path
+
+
+def _moved(link: Path) -> str:
+    """What to do about a set that `--spread` made, where it was moved."""
+    note = Note.of(link.resolve().parent)
+    return "" if note is None else f", or move the set back to {note.folder}"
 
 
 def _inside(real: Path, folder: Path, of: Path) -> bool:

@@ -502,5 +502,6 @@ FORMATS = (
         sniff=sniff,
         open=open_gguf,
         layout=layout,
+        shards=True,
     ),
 )

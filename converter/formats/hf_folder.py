@@ -255,6 +255,7 @@ FORMATS = (
         sniff=sniff,
         open=open_folder,
         layout=layout,
+        shards=True,
         free_metadata=None,
         folder=True,
     ),

@@ -242,6 +242,7 @@ FORMATS = (
         sniff=sniff,
         open=open_safetensors,
         layout=layout,
+        shards=True,
         free_metadata=None,
     ),
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from converter.address import is_elsewhere
 from converter.checkpoint import Checkpoint
-from converter.errors import QuantizationError
+from converter.errors import OutputError, QuantizationError, UsageError
 from converter.events import Event, MetadataLost, Requantized, StayBehind, TypeFallback
 from converter.formats.base import Format, WriteOptions
 from converter.formats.hf_folder import beside_weights
@@ -113,10 +114,29 @@ def lay_out(draft: Draft) -> Draft:
     if inner:
         small, events = beside_weights(draft.checkpoint, draft.path)
         layout = Layout((*layout.files, *small), draft.path, (*layout.events, *events))
+    layout = replace(layout, spread=_spread(draft))
     draft.report.extend(list(layout.events))
     draft.report.extend(_lost_texts(draft.opened, draft.target))
     draft.report.extend(_left(draft))
     return replace(draft, layout=layout)
+
+
+def _spread(draft: Draft) -> tuple[Path, ...]:
+    """The folders on other disks that shards may go to.
+
+    Raises:
+        UsageError: there are no shards of this format, or none of this place.
+        OutputError: there is no such folder.
+    """
+    folders = draft.request.output.spread
+    if folders and not draft.target.shards:
+        raise UsageError(f"--spread {folders[0]}: is for shards, and {draft.target.name} has none")
+    if folders and is_elsewhere(draft.path):
+        raise UsageError(f"--spread {folders[0]}: is for shards on this machine, not for {draft.path}")
+    for folder in folders:
+        if not folder.is_dir():
+            raise OutputError(f"{folder}: no such folder; --spread makes none, in case a disk is not there")
+    return folders
 
 
 def _place(draft: Draft) -> str:

@@ -20,7 +20,8 @@ import numpy as np
 from converter import workers
 from converter.errors import QuantizationError
 from converter.planning.plan import Plan
-from converter.storage.disk import free_at
+from converter.planning.several import together
+from converter.storage.shares import Share, shares
 from converter.tensors import kernels
 from converter.tensors.dtypes import dtype
 from converter.text import human_bytes, human_seconds
@@ -43,7 +44,8 @@ class Preflight:
         disk_rate: bytes a second, read and written, at which the disk takes as long.
         read_bytes, disk_bytes: what is read, and what is written, under temporary names first: outputs that are
             replaced are there until the end.
-        disk_free: free where that goes, for this user; None where the system does not tell.
+        disk_free: free where that goes, for this user, on all disks; None where the system does not tell.
+        disks: what goes where.
         memory_bytes: resident at most.
         memory_free: of the machine, or of what this process may take of it; None where the system does not tell.
     """
@@ -55,11 +57,17 @@ class Preflight:
     disk_free: int | None
     memory_bytes: int
     memory_free: int | None
+    disks: tuple[Share, ...]
 
     @property
     def fits(self) -> bool:
-        """Whether there is room on the disk, as far as is known."""
-        return self.disk_free is None or self.disk_bytes <= self.disk_free
+        """Whether there is room on every disk, as far as is known."""
+        return not self.full
+
+    @property
+    def full(self) -> list[Share]:
+        """The disks that have too little room."""
+        return [share for share in self.disks if share.nbytes > share.free]
 
     @property
     def tight(self) -> bool:
@@ -69,7 +77,9 @@ class Preflight:
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
         rounded = {"seconds": round(self.seconds, 3), "disk_rate": round(self.disk_rate)}
-        return asdict(self) | rounded | {"fits": self.fits, "tight": self.tight}
+        disks = [{"folder": str(each.folder), "bytes": each.nbytes, "free": each.free, "files": list(each.names)}
+                 for each in self.disks]  # fmt: skip
+        return asdict(self) | rounded | {"disks": disks, "fits": self.fits, "tight": self.tight}
 
     @property
     def needs(self) -> str:
@@ -92,7 +102,8 @@ class Preflight:
     def warnings(self) -> tuple[str, ...]:
         """What may go wrong, for people."""
         few = "memory may not be enough; fewer --threads need less"
-        return (*(("the disk has too little room",) if not self.fits else ()), *((few,) if self.tight else ()))
+        full = ["the disk" if len(self.disks) == 1 else f"the disk of {share.folder}" for share in self.full]
+        return (*(f"{disk} has too little room" for disk in full), *((few,) if self.tight else ()))
 
 
 def preflight(plans: Sequence[Plan], threads: int | None = None) -> Preflight:
@@ -110,23 +121,24 @@ def preflight(plans: Sequence[Plan], threads: int | None = None) -> Preflight:
     read = sum(step.read.info.nbytes for step in plans[0].steps)
     work = sum(count * decoding(name) for name, count in decoded.items()) / len(plans)
     work += sum(count * encoding(*each) for each, count in encoded.items()) + copied / COPYING
-    written, seconds = sum(plan.total_bytes for plan in plans), work / used
+    written, seconds, disks = sum(plan.total_bytes for plan in plans), work / used, _disks(plans)
     return Preflight(
         seconds,
         (read + written) / seconds if seconds else 0.0,
         read,
         written,
-        _disk_free(plans[0]),
+        sum(share.free for share in disks) if disks else None,
         max(plan.memory(threads) for plan in plans),
         memory_free(),
+        disks,
     )
 
 
-def _disk_free(plan: Plan) -> int | None:
+def _disks(plans: Sequence[Plan]) -> tuple[Share, ...]:
     try:
-        return free_at(plan.layout)[1]
+        return tuple(shares(together(plans)))
     except OSError:
-        return None
+        return ()
 
 
 def memory_free() -> int | None:

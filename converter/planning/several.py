@@ -75,4 +75,5 @@ def together(plans: Sequence[Plan]) -> Layout:
     """All files of several plans, to be written as one, rows of the same tensor at a time."""
     if len(plans) == 1:
         return plans[0].layout
-    return Layout(tuple(file for plan in plans for file in plan.layout.files), together=True)
+    files = tuple(file for plan in plans for file in plan.layout.files)
+    return Layout(files, together=True, spread=plans[0].layout.spread)

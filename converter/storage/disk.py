@@ -9,17 +9,19 @@ import secrets
 import shutil
 import sys
 import zlib
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
 from converter.errors import DiskFull, OutputError
-from converter.storage import leftovers, swap
+from converter.storage import annexes, leftovers, swap
 from converter.storage.checksums import CRC32C
-from converter.storage.folders import Folders, nearest
+from converter.storage.folders import Folders
 from converter.storage.handles import Handles
 from converter.storage.journal import Journal
 from converter.storage.layout import Layout
 from converter.storage.lock import Lock
+from converter.storage.shares import Share, movable, place_of, shares
 from converter.tensors.tensor import Extent
 
 _BLOCK = 4096  # of file systems whose files may share blocks
@@ -30,7 +32,8 @@ class Disk:
 
     A file is written under a temporary name beside its target; a new folder is built beside its place and renamed as
     one; files that come into a folder, or stand beside each other, are built in a stage there, which is sure to be the
-    same disk, and published as one (storage/swap.py). What it all lies in is made where it is not there.
+    same disk, and published as one (storage/swap.py). What goes to other disks is led to by links in that stage
+    (storage/annexes.py). What it all lies in is made where it is not there.
 
     Args:
         layout: what will be written.
@@ -57,13 +60,20 @@ class Disk:
     def _build_in(self, temporary: Path) -> None:
         """Take `temporary`, a name that is free or what a run of the same key left, to write into."""
         self._temporary = temporary
-        self._stage = temporary if self.layout.folder is not None or len(self.layout.files) > 1 else None
+        self._stage = None if self._is_alone else temporary
         self._paths = self._paths_in(temporary)
         self._handles = Handles(self._paths)
         self._journal = Journal(leftovers.journal_of(temporary), self._key or "")
+        root = self._root.parent.resolve() / self._root.name if self._new_folder else self._root.resolve()
+        self._ledger = annexes.Ledger(leftovers.ledger_of(temporary), root, self._names)
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether it is one file, which needs no stage."""
+        return self.layout.folder is None and len(self.layout.files) == 1 and not self.layout.spread
 
     def _paths_in(self, temporary: Path) -> list[Path]:
-        if self.layout.folder is None and len(self.layout.files) == 1:
+        if self._is_alone:
             return [temporary]
         return [(temporary if self._new_folder else temporary / swap.NEW) / name for name in self._names]
 
@@ -103,25 +113,29 @@ class Disk:
 
     def _ended(self, temporary: Path) -> str | None:
         """Go on with what a dead run left, where it can be, or remove it; says which."""
-        if temporary in (self._temporary, self._journal.path):  # gone on with already
-            return None
-        if leftovers.is_journal(temporary):
-            temporary.unlink(missing_ok=True)
+        if leftovers.owner_of(temporary) == self._temporary or not os.path.lexists(temporary):  # done with already
             return None
         if self._goes_on(temporary):
             return f"goes on where a run was stopped: {self._journal.nbytes:,} bytes are there"
-        return leftovers.removed(temporary)
+        note = leftovers.removed(temporary)
+        return None if leftovers.is_journal(temporary) else note
 
     def _goes_on(self, temporary: Path) -> bool:
         """Whether a dead run with this one's key left all its files, and had not begun to give them their names."""
         if self._key is None or self._journal.done or (temporary / swap.JOURNAL).exists():
             return False
-        files = zip(self._paths_in(temporary), self.layout.files, strict=True)
         journal = Journal(leftovers.journal_of(temporary), self._key)
-        if not (journal.read() and all(_is_of_size(path, file.size) for path, file in files)):
+        ledger = annexes.Ledger.read(leftovers.ledger_of(temporary))
+        if not journal.read() or (ledger is not None and ledger.state != annexes.MADE):
             return False
+        away = {} if ledger is None else ledger.new
+        for name, path, file in zip(self._names, self._paths_in(temporary), self.layout.files, strict=True):
+            shard = away.get(name)
+            whole = path if shard is None else shard
+            if not _is_of_size(whole, file.size) or not (ledger is None or shard is None or ledger.holds(path, shard)):
+                return False
         self._build_in(temporary)
-        self._journal = journal
+        self._journal, self._ledger = journal, ledger or self._ledger
         return True
 
     @property
@@ -137,7 +151,7 @@ class Disk:
         for lock in (self._claim, self._beside):
             with contextlib.suppress(OSError):
                 found += sorted(lock.path.parent.glob(".*.part")) if lock is not None else []
-        return sorted(found, key=leftovers.is_journal)
+        return sorted(found, key=leftovers.is_beside)
 
     def _is_dead(self, temporary: Path) -> bool:
         """Whether its run is certainly gone: we hold its lock, or could have it."""
@@ -153,25 +167,44 @@ class Disk:
             DiskFull: it does not fit.
             OutputError: there can be no such folder.
         """
-        layout = self.layout
+        for share in self._shares():
+            there = sum(_allocated(self._paths[number]) for number in share.files) if self._journal.done else 0
+            if share.nbytes > share.free + there:
+                part = "its part of the output" if self.layout.spread else "the output"
+                raise DiskFull(f"{share.folder}: {part} needs {share.nbytes:,} bytes, {share.free:,} are free")
+
+    def _shares(self) -> list[Share]:
+        away = {number: self._ledger.new.get(name) for number, name in enumerate(self._names)}
+        given = {number: shard.parent.parent for number, shard in away.items() if shard is not None}
         try:
-            folder, free = free_at(layout)
+            return shares(self.layout, given if self._journal.done else None)
         except OSError as error:
             raise OutputError(f"{error.filename}: {error.strerror}") from error
-        if layout.size > free + self._journal.nbytes:
-            raise DiskFull(f"{folder}: the output needs {layout.size:,} bytes, {free:,} are free")
 
     def create(self) -> None:
         self.claim()
-        for file, path in zip(self.layout.files, self._paths, strict=True):
-            if self._journal.done:
-                break
-            if self._stage is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "xb", buffering=0) as out:
-                _reserve(out, file.size)
+        if not self._journal.done:
+            self._spread()
+            for file, name, path in zip(self.layout.files, self._names, self._paths, strict=True):
+                if self._stage is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                shard = self._ledger.new.get(name)
+                with _named(shard), open(shard or path, "xb", buffering=0) as out:
+                    _reserve(out, file.size)
         if self._key is not None:
             self._journal.open()
+
+    def _spread(self) -> None:
+        """Give shards their places on other disks, with links in the stage that lead there."""
+        shards, own = set(movable(self.layout)), place_of(self.layout)
+        annex = self._temporary.name.removeprefix(".").removesuffix(".part") + annexes.ENDING
+        for share in self._shares() if shards else ():
+            for number in shards.intersection(share.files if share.folder != own else ()):
+                name = self._names[number]
+                self._ledger.new[name] = share.folder.resolve() / annex / name
+                _link(self._paths[number], self._ledger.new[name])
+        if self._ledger.new:
+            self._ledger.begin()
 
     def kept(self, file: int, offset: int, nbytes: int) -> memoryview | None:
         crc = self._journal.done.get((file, offset, nbytes))
@@ -183,7 +216,8 @@ class Disk:
         return memoryview(data) if len(data) == nbytes and CRC32C.of(data) == crc else None
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
-        self._handles.write(file, offset, data)
+        with _named(self._ledger.new.get(self._names[file])):
+            self._handles.write(file, offset, data)
         self._journal.wrote(file, offset, data)
 
     def copy(self, file: int, offset: int, source: Extent, nbytes: int) -> bool:
@@ -215,10 +249,19 @@ class Disk:
             with self._handles.opened(number) as out:
                 os.fsync(out.fileno())
         self._handles.close()
+        swap.flush_folders({shard.parent for shard in self._ledger.new.values()})
 
     def publish(self) -> None:
         self._journal.remove()
         self._keep = False
+        old = [shard for file in self.layout.files if (shard := annexes.shard_of(file.path)) is not None]
+        if old or self._ledger.new:
+            self._ledger.publishing(old)
+        self._put_in_place()
+        swap.flush_folders({self._root.parent if self._new_folder else self._root})
+        self._ledger.ended(published=True)
+
+    def _put_in_place(self) -> None:
         if self._stage is None:
             ((file, path),) = zip(self.layout.files, self._paths, strict=True)
             if self._replace:
@@ -237,9 +280,10 @@ class Disk:
             try:
                 swap.publish(self._stage, [self._names[number] for number in order], self._replace)
             except swap.NotUndone:
-                self._stage, self._paths = None, []  # the old files are in it
+                # The old files are in the stage, which the next run ends.
+                self._stage, self._paths = None, []
+                self._ledger.leave()
                 raise
-        swap.flush_folders({self._root.parent if self._new_folder else self._root})
 
     @property
     def keeps(self) -> bool:
@@ -252,33 +296,54 @@ class Disk:
             self._claim.release()
             return
         self._journal.remove()
+        self._ledger.ended(published=False)
         if self._stage is not None:
             shutil.rmtree(self._stage, ignore_errors=True)
         else:
             for path in self._paths:
                 with contextlib.suppress(OSError):
                     path.unlink()
+        self._ledger.settle()
         self._claim.release()
         self._folders.remove()
 
 
-def free_at(layout: Layout) -> tuple[Path, int]:
-    """The folder that a layout is built in, or what is there of the way to it, and how many bytes are free there for
-    this user.
-
-    Files that come into a folder which is there are built in it: it may be another disk than what it lies in.
-
-    Raises:
-        OSError: it cannot be looked at.
-        OutputError: there is a file on the way.
-    """
-    folder = layout.folder
-    place = nearest(layout.files[0].path.parent if folder is None else folder if folder.is_dir() else folder.parent)
-    return place, shutil.disk_usage(place).free
-
-
 def _is_of_size(path: Path, size: int) -> bool:
     return path.is_file() and not path.is_symlink() and path.stat().st_size == size
+
+
+def _allocated(path: Path) -> int:
+    """Bytes that a file has of its disk already."""
+    status = path.stat()
+    return min(status.st_size, status.st_blocks * 512) if hasattr(status, "st_blocks") else status.st_size
+
+
+def _link(link: Path, shard: Path) -> None:
+    """Make a link.
+
+    Raises:
+        OutputError: the system, or the file system, has none.
+    """
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.symlink(shard, link)
+    except (OSError, NotImplementedError) as error:
+        may = "; on Windows, developer mode or an administrator may" if sys.platform == "win32" else ""
+        raise OutputError(
+            f"{link.parent}: no symbolic link can be made there ({getattr(error, 'strerror', None) or error}){may}\n"
+            "shards on other disks are led to by such links: choose another folder, or leave --spread out"
+        ) from error
+
+
+@contextlib.contextmanager
+def _named(path: Path | None) -> Iterator[None]:
+    """An error of the system says which file it is about, where it does not itself."""
+    try:
+        yield
+    except OSError as error:
+        if path is not None and error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _short(name: str) -> str:

@@ -42,12 +42,14 @@ class Layout:
         folder: the folder that they make together, created where it is absent; None for files beside each other.
         events: what the writer has to say.
         together: slots of equal names hold what is made of the same rows, which are read once for all of them.
+        spread: folders on other disks, to which files with slots may go, by the room there.
     """
 
     files: tuple[FileLayout, ...]
     folder: Path | None = None
     events: tuple[Event, ...] = ()
     together: bool = False
+    spread: tuple[Path, ...] = ()
 
     @property
     def size(self) -> int:

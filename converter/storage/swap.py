@@ -72,12 +72,21 @@ def recover(stage: Path) -> None:
     """
     journal = stage / JOURNAL
     if journal.is_file():
-        entries = [Entry(**each) for each in json.loads(journal.read_text("utf-8"))]
-        published = all(_is(stage.parent / each.name, each) for each in entries)
-        if not published or any(os.path.lexists(stage / NEW / each.name) for each in entries):
-            _undo(stage, entries)
+        if not is_published(stage):
+            _undo(stage, _entries(stage))
         journal.unlink(missing_ok=True)
     shutil.rmtree(stage, ignore_errors=True)
+
+
+def is_published(stage: Path) -> bool:
+    """Whether all that the journal of a stage names is in its place."""
+    return all(
+        _is(stage.parent / each.name, each) and not os.path.lexists(stage / NEW / each.name) for each in _entries(stage)
+    )
+
+
+def _entries(stage: Path) -> list[Entry]:
+    return [Entry(**each) for each in json.loads((stage / JOURNAL).read_text("utf-8"))]
 
 
 def _undo(stage: Path, entries: Sequence[Entry]) -> None:
@@ -139,7 +148,8 @@ def place(source: Path, target: Path) -> None:
         FileExistsError: something has it.
     """
     try:
-        os.link(source, target)
+        # Without this, some systems link to what a link leads to, and others cannot say which they do.
+        os.link(source, target, **{"follow_symlinks": False} if source.is_symlink() else {})
     except FileExistsError:
         raise _taken(target) from None
     except (OSError, NotImplementedError):  # no hard links on this file system; a rename may replace

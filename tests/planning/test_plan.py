@@ -250,7 +250,7 @@ OTHER: dict[str, Any] = {
     "mmproj": True,
     "format": "safetensors", "strict": True, "split_max_size": 100_000, "split_max_tensors": 20,
     "external_data": "always", "keep_codes": "near", "scheme": "fp8", "scale": "mse", "exact": True,
-    "profile": "opset18", "calibration": models.FIXTURES / "kjv-heldout.txt",
+    "spread": (STORIES,), "profile": "opset18", "calibration": models.FIXTURES / "kjv-heldout.txt",
 }  # fmt: skip
 
 

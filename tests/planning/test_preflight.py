@@ -17,7 +17,7 @@ from converter.cli.main import main
 from converter.errors import DiskFull
 from converter.planning import preflight as told
 from converter.request import Request
-from converter.storage import disk
+from converter.storage import disk, shares
 from converter.tensors.dtypes import DTYPES
 
 STORIES = models.FIXTURES / "stories260K"
@@ -27,8 +27,8 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that decodes a number in 1 µs and encodes one in 2, whatever the type."""
-    monkeypatch.setattr(told, "_decoding", lambda name: 1e-6)
-    monkeypatch.setattr(told, "_encoding", lambda name, weighted: 2e-6)
+    monkeypatch.setattr(told, "decoding", lambda name: 1e-6)
+    monkeypatch.setattr(told, "encoding", lambda name, weighted: 2e-6)
     monkeypatch.setattr(told, "COPYING", 1e6)
     monkeypatch.setattr(told, "memory_free", lambda: 1 << 40)
 
@@ -64,14 +64,14 @@ def test_the_sums(quants: tuple[str, ...], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16", "IQ2_XXS", "BF16", "TQ1_0"])
 def test_rates_are_measured(name: str) -> None:
     """A number takes between a hundredth of a nanosecond and a tenth of a millisecond on any machine."""
-    assert 1e-11 < told._encoding(name, True) < 1e-4
-    assert 1e-11 < told._decoding(name) < 1e-4
+    assert 1e-11 < told.encoding(name, True) < 1e-4
+    assert 1e-11 < told.decoding(name) < 1e-4
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_a_type_that_no_kernel_reads_costs_nothing(name: str) -> None:
     """Codes of other packages, whole numbers: no error."""
-    assert told._decoding(name) >= 0
+    assert told.decoding(name) >= 0
 
 
 def test_what_is_free() -> None:
@@ -151,5 +151,6 @@ def test_the_disk_that_is_asked_is_that_of_the_folder(
 def test_usage_is_what_the_system_says(tmp_path: Path) -> None:
     plan: Any = pipeline.plan(STORIES, tmp_path / "o.gguf")
     plan.checkpoint.close()
-    place, nbytes = disk.free_at(plan.layout)
-    assert place == tmp_path and nbytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+    (share,) = shares.shares(plan.layout)
+    assert share.folder == tmp_path and share.nbytes == plan.total_bytes
+    assert share.free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from converter.cli.arguments import file_path
 from converter.cli.console import print_table
 from converter.cli.verbs import Outcome, Verb
 from converter.text import printable
+
+if TYPE_CHECKING:
+    from converter.storage.leftovers import Leftover
 
 VERB = Verb(
     name="clean",
@@ -38,20 +42,26 @@ def run(args: argparse.Namespace) -> Outcome:
     """Find and remove them."""
     from converter.storage import leftovers
 
-    found = [each for folder in args.folders or [Path()] for each in leftovers.found(folder)]
+    every = [each for folder in args.folders or [Path()] for each in leftovers.found(folder)]
     if not args.folders:
-        found += [each for each in leftovers.of_addresses() if each.path.parent != Path().resolve()]
-    dead = [each for each in found if not each.running]
+        every += leftovers.of_addresses()
+    found = list({each.path.resolve(): each for each in every}.values())
+    dead = [each for each in found if not each.stays]
     if not args.dry_run:
         for each in dead:
             leftovers.clean(each)
     verdict = "would be removed" if args.dry_run else "removed"
 
     def show() -> None:
-        rows = ([str(each.path), f"{each.nbytes:,}", "at work" if each.running else verdict] for each in found)
+        rows = ([str(each.path), f"{each.nbytes:,}", _why(each) if each.stays else verdict] for each in found)
         if found:
             print_table(["left", "bytes", ""], ([printable(name), *more] for name, *more in rows), right=(1,))
         if not args.quiet:
             print(f"{len(dead)} {verdict}, {sum(each.nbytes for each in dead):,} bytes")
 
     return Outcome(lambda: {"left": [each.as_dict() for each in found], "removed": not args.dry_run}, show)
+
+
+def _why(left: Leftover) -> str:
+    """Why it stays."""
+    return "at work" if left.running else f"stays: no link in {printable(str(left.unlinked_from))} leads to it"

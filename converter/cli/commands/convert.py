@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from converter.cli.arguments import (
     engine_argument,
     file_path,
+    folders,
     model_arguments,
     positive,
     quant_arguments,
@@ -107,6 +108,10 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
         default="auto",
         help="tensors in a data file beside an ONNX model: as they are and where they must be, all large ones, none",
     )
+    add(
+        "--spread", type=folders, action="extend", default=[], metavar="DIR[,DIR...]",
+        help="shards go to these folders on other disks, too, by the room there; links lead to them (may be repeated)",
+    )  # fmt: skip
     add("--verify", action="store_true", help="then compare what was written with its source; exit code 41 if wrong")
     threads_argument(add)
     engine_argument(add)

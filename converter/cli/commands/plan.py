@@ -9,10 +9,11 @@ from converter.cli.arguments import requests_of, source_of, target_of
 from converter.cli.commands import convert
 from converter.cli.console import print_events, print_table, warn
 from converter.cli.verbs import Outcome, Verb
-from converter.text import counted, human_bytes
+from converter.text import counted, human_bytes, printable
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan
+    from converter.storage.shares import Share
 
 VERB = Verb(
     name="plan",
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> Outcome:
             _show(plan)
             if not args.quiet:
                 print_events(plan.report.events)
+        for share in costs.disks if len(costs.disks) > 1 else ():
+            print(f"{printable(str(share.folder))}: {_told(share)}")
         print(f"{costs.needs}\n{costs.takes}")
         warn(costs.warnings)
 
@@ -47,6 +50,12 @@ def run(args: argparse.Namespace) -> Outcome:
         return (made[0] if len(made) == 1 else {"outputs": made}) | {"preflight": costs.as_dict()}
 
     return Outcome(data, show)
+
+
+def _told(share: Share) -> str:
+    """What goes to one of several disks."""
+    size = f"{human_bytes(share.nbytes)} ({human_bytes(max(share.free, 0))} free)"
+    return f"{len(share.files)} file(s), {size}: {', '.join(map(printable, share.names)) or 'nothing'}"
 
 
 def _show(plan: Plan) -> None:

@@ -16,6 +16,7 @@ FORMATS = (
         sniff=sniff,
         open=open_torch,
         layout=layout,
+        shards=True,
         open_key=open_torch_key,
     ),
 )
