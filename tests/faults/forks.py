@@ -20,13 +20,21 @@ def scratch_in() -> Path | None:
 
 
 def seen(place: Path) -> Snapshot:
-    """The files that somebody sees there, by their content."""
-    files = {path.relative_to(place): path for path in sorted(place.rglob("*")) if path.is_file()}
+    """The files that somebody sees there, by their content; so are links that lead nowhere."""
+    found = (path for path in sorted(place.rglob("*")) if path.is_file() or path.is_symlink())
+    files = {path.relative_to(place): path for path in found}
     return {
-        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "leads nowhere"
         for name, path in files.items()
         if not any(TEMPORARY.fullmatch(part) for part in name.parts)
     }
+
+
+def unseen(place: Path, disk: Path) -> list[str]:
+    """What lies on another disk and no link in a place leads to."""
+    seen = {path.resolve() for path in place.rglob("*") if path.is_symlink()}
+    kept = {each for path in seen for each in (path, path.parent, path.parent / "annex.json")}
+    return [str(path.relative_to(disk)) for path in disk.rglob("*") if path not in kept]
 
 
 def begun(words: Sequence[str], said: Path, armed: Callable[[], None] = lambda: None) -> int:

@@ -12,14 +12,18 @@ Linux alone: runs are forks of a process that has everything loaded, so that kil
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +31,25 @@ sys.path.append(str(Path(__file__).parent.parent))
 from faults import forks
 from faults.forks import Snapshot
 
-SIZES = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4,
+SIZES = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4,
          "intermediate_size": 1536, "vocab_size": 512}  # fmt: skip
+# What would take a fork long to load.
+LOADED = ("converter.cli.main", "converter.cli.commands.convert", "converter.pipeline", "converter.batch.run",
+          "converter.tensors.kernels", "converter.remote.uploads", "obstore")  # fmt: skip
+STORE = """
+import sys
+from pathlib import Path
+from support.hosts import Host, serving
+with serving(Host(Path(sys.argv[1]))) as host:
+    print(host.url, flush=True)
+    for _ in sys.stdin:
+        print(sum(host.taken.values()), flush=True)
+"""
 
 
 class Kind(NamedTuple):
-    """A command over {in} and {out}, one that makes an older output, and files without which it is no model."""
+    """A command over {in}, {out} and {disk} (a folder on another disk), one that makes an older output, and files
+    without which it is no model."""
 
     command: tuple[str, ...]
     older: tuple[str, ...]
@@ -44,7 +61,8 @@ def _convert(out: str, entry: str, *options: str, older: tuple[str, ...] = ("-q"
     return Kind((*words, *options), (*words, *options, *older), (entry,))
 
 
-SPLIT = ("--split-max-tensors", "40")
+SPLIT = ("--split-max-tensors", "16")
+UPLOAD = ("{in}", "s3://place/m.gguf", "-q")
 THREE = ("{in}", "{out}/", "-q", "q4_k_m,q6_k,q8_0")
 BATCH = ("batch", "{in}/../in*", "--out", "{out}/{name}-{quant}.gguf", "-q", "q4_k_m,q8_0")
 OLDER = ("--embedding-type", "f16")
@@ -55,7 +73,35 @@ KINDS = {
     "folder": _convert("m/", "m/model.safetensors", older=("--dtype", "f16")),
     "several": Kind(THREE, (*THREE, *OLDER), ()),
     "batch": Kind(BATCH, (*BATCH, *OLDER), ()),
+    "spread": _convert("m.gguf", "m-00001-of-00005.gguf", "-q", "q4_k_m", *SPLIT, "--spread", "{disk}"),
+    "upload": Kind((*UPLOAD, "q4_k_m"), (*UPLOAD, "q8_0"), ("m.gguf",)),
 }
+
+
+class Store:
+    """A store of objects in a process of its own, whose bucket is the folder `place`."""
+
+    def __init__(self, root: Path) -> None:
+        paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", STORE, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": paths},
+        )  # fmt: skip
+        os.environ.update(AWS_ENDPOINT_URL=self._said(), AWS_ACCESS_KEY_ID="nobody", AWS_SECRET_ACCESS_KEY="nothing")
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def taken(self) -> int:
+        """Bytes that came so far."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return int(self._said())
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 class Run(NamedTuple):
@@ -71,14 +117,20 @@ class Kills:
 
     def __init__(self, kind: Kind, scratch: Path, draw: random.Random) -> None:
         self.kind, self.scratch, self.place, self.draw = kind, scratch, scratch / "place", draw
+        self.disk = Path(tempfile.mkdtemp(prefix="kills-disk-"))  # not where `scratch` is, as a rule
+        self.store = Store(scratch) if "s3://place/m.gguf" in kind.command else None
+        for name in LOADED:
+            with suppress(ImportError):  # obstore, which only uploads need
+                importlib.import_module(name)
         self.source = _source(scratch / "in")
         if kind.command[0] == "batch":
             shutil.copytree(self.source, scratch / "in-2")
         self.old, _ = self._made(kind.older)
-        shutil.copytree(self.place, scratch / "old")
-        self._made(kind.command)  # everything that the forks need is loaded
+        for folder in (self.place, self.disk):
+            shutil.copytree(folder, scratch / f"old-{folder.name}", symlinks=True)
+        self._made(kind.command)  # everything is in the system's cache
         self.new, self.whole = self._made(kind.command)
-        assert self.old.keys() == self.new.keys() >= set(kind.entries) and self.old != self.new
+        assert self.old.keys() == self.new.keys() >= set(kind.entries) and self.old != self.new, self.new.keys()
 
     def _made(self, command: tuple[str, ...]) -> tuple[Snapshot, Run]:
         self._empty(old=False)
@@ -87,17 +139,26 @@ class Kills:
         return forks.seen(self.place), run
 
     def _empty(self, old: bool) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)
-        if old:
-            shutil.copytree(self.scratch / "old", self.place)
-        else:
-            self.place.mkdir()
+        for folder in (self.place, self.disk):
+            shutil.rmtree(folder, ignore_errors=True)
+            if old:
+                shutil.copytree(self.scratch / f"old-{folder.name}", folder, symlinks=True)
+            else:
+                folder.mkdir()
+
+    def close(self) -> None:
+        """Leave nothing."""
+        shutil.rmtree(self.disk)
+        if self.store is not None:
+            self.store.close()
 
     def run(self, command: tuple[str, ...], *options: str, until: float | None = None) -> Run:
         """Run it in a fork, which is killed after `until` seconds."""
-        words = [word.replace("{in}", str(self.source)).replace("{out}", str(self.place)) for word in command]
+        places = {"{in}": self.source, "{out}": self.place, "{disk}": self.disk}
+        words = [re.sub(r"\{(in|out|disk)\}", lambda found: str(places[found[0]]), word) for word in command]
+        sent = 0 if self.store is None else self.store.taken()
         started = time.monotonic()
-        child = forks.begun([*words, *options, "--quiet"], self.scratch / "said")
+        child = forks.begun([*words, *options, "--quiet"], self.scratch / "said", _small_parts)
         if until is not None:
             time.sleep(until)
             os.kill(child, signal.SIGKILL)
@@ -105,7 +166,8 @@ class Kills:
         seconds = time.monotonic() - started
         counted = dict(line.split(": ") for line in Path(f"/proc/{child}/io").read_text().splitlines())
         _, status = os.waitpid(child, 0)
-        return Run(os.waitstatus_to_exitcode(status), seconds, int(counted["wchar"]))
+        written = int(counted["wchar"]) if self.store is None else self.store.taken() - sent
+        return Run(os.waitstatus_to_exitcode(status), seconds, written)
 
     def once(self, replacing: bool) -> tuple[bool, int, list[str]]:
         """Kill a run once or twice, then let it end: whether it was amid its work, bytes written, faults."""
@@ -125,12 +187,15 @@ class Kills:
             # A run that was killed may have left a part of its set, and it is the same run that goes on.
             run = self.run(self.kind.command, *options)
             written += run.written
-            if run.code != 0 and not (run.code == 53 and seen == self.new):  # all was there already
+            whole = forks.seen(self.place) == self.new
+            if run.code != 0 and not (run.code == 53 and whole):  # all was there already
                 faults.append(f"the next run: {run.code}, {(self.scratch / 'said').read_text().strip()!r}")
         if forks.seen(self.place) != self.new:
             faults.append("other bytes at the end")
         if left := [path.name for path in self.place.rglob(".*.part")]:
             faults.append(f"left behind: {left}")
+        if lost := forks.unseen(self.place, self.disk):
+            faults.append(f"left on the other disk: {lost}")
         return amid, written, faults
 
     def _between(self, seen: Snapshot, before: Snapshot) -> Iterator[str]:
@@ -144,8 +209,15 @@ class Kills:
                 yield "a part that looks finished"
 
 
+def _small_parts() -> None:
+    """Uploads in many parts, so that kills come between some."""
+    from converter.remote import uploads
+
+    uploads.PART = 1 << 20
+
+
 def _source(folder: Path) -> Path:
-    """A Llama of 40 M parameters in BF16, seeded."""
+    """A Llama of 14 M parameters in BF16, seeded."""
     import numpy as np
     from support import paths, sparse
 
@@ -176,7 +248,10 @@ def main(words: list[str]) -> int:
     for name in kinds:
         with tempfile.TemporaryDirectory(prefix="kills-", dir=forks.scratch_in()) as scratch:
             kills = Kills(KINDS[name], Path(scratch), random.Random(f"{args.seed} {name}"))
-            tries = [kills.once(replacing=bool(number % 2)) for number in range(-(-args.tries // len(kinds)))]
+            try:
+                tries = [kills.once(replacing=bool(number % 2)) for number in range(-(-args.tries // len(kinds)))]
+            finally:
+                kills.close()
         amid = [each for each in tries if each[0]]
         wrong = sum(bool(faults) for _, _, faults in tries)
         share = sum(written for _, written, _ in amid) / max(len(amid) * kills.whole.written, 1)

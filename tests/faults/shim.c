@@ -126,6 +126,16 @@ int linkat(int a, const char *from, int b, const char *to, int flags) {
     return NEXT(linkat, int, int, const char *, int, const char *, int)(a, from, b, to, flags);
 }
 
+int symlink(const char *to, const char *path) {
+    if (fails("symlink", concerns_path(path))) return -1;
+    return NEXT(symlink, int, const char *, const char *)(to, path);
+}
+
+int rmdir(const char *path) {
+    if (fails("rmdir", concerns_path(path))) return -1;
+    return NEXT(rmdir, int, const char *)(path);
+}
+
 int unlink(const char *path) {
     if (fails("unlink", concerns_path(path))) return -1;
     return NEXT(unlink, int, const char *)(path);

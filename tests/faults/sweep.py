@@ -51,6 +51,19 @@ TARGETS = {
     "safetensors": Target("out.safetensors", "out.safetensors"),
     "gguf split": Target("out.gguf", "out-00001-of-00002.gguf", ("--tensors-only", *SPLIT), older=("--quant", "f16")),
     "folder, shards": Target("out/", "out/model.safetensors.index.json", ("--to", "hf", "--tensors-only", *SPLIT)),
+    "gguf, two disks": Target(
+        "out.gguf",
+        "out-00001-of-00004.gguf",
+        ("--tensors-only", *SPLIT, "--spread", "{disk}"),
+        "four.safetensors",
+        ("--quant", "f16"),
+    ),
+    "folder, two disks": Target(
+        "out/",
+        "out/model.safetensors.index.json",
+        ("--to", "hf", "--tensors-only", *SPLIT, "--spread", "{disk}"),
+        "four.safetensors",
+    ),
     "onnx, data": Target("out.onnx", "out.onnx", ("--external-data", "always")),
     "pt": Target("out.pt", "out.pt"),
     "npz": Target("out.npz", "out.npz"),
@@ -69,7 +82,9 @@ CALLS = {
     "close": (errno.EIO, KILL),
     "rename": (errno.EACCES, errno.EIO, KILL),
     "link": (errno.EACCES, errno.EPERM, KILL),
+    "symlink": (errno.EPERM, errno.ENOSPC, KILL),
     "unlink": (errno.EACCES, KILL),
+    "rmdir": (errno.EACCES, KILL),
     "mmap": (errno.ENOMEM, KILL),
 }
 
@@ -87,13 +102,15 @@ class Sweep:
 
     def __init__(self, target: Target, scratch: Path) -> None:
         self.target, self.scratch, self.place = target, scratch, scratch / "place"
+        self.disk = scratch / "place-disk"  # the faults of `place` are also for names that begin so
         self.source = _source(scratch, target.source)
         self._arm = ctypes.CDLL(os.environ["LD_PRELOAD"]).fault_arm
-        self.place.mkdir()
+        self._empty()
         forks.program()([*self._command(), "--quiet"])  # loads all that the forks need
         self._empty()
         self.old = self._made(*target.older)
-        shutil.copytree(self.place, scratch / "old")
+        for folder in (self.place, self.disk):
+            shutil.copytree(folder, scratch / f"old-{folder.name}", symlinks=True)
         self._empty()
         self.new = self._made()
         assert self.old.keys() == self.new.keys() and self.old[target.entry] != self.new[target.entry]
@@ -104,11 +121,16 @@ class Sweep:
         return forks.seen(self.place)
 
     def _command(self) -> list[str]:
-        return [str(self.source), f"{self.place}/{self.target.out}", *self.target.options, "-j", "1"]
+        options = [str(self.disk) if word == "{disk}" else word for word in self.target.options]
+        return [str(self.source), f"{self.place}/{self.target.out}", *options, "-j", "1"]
 
-    def _empty(self) -> None:
-        shutil.rmtree(self.place)
-        self.place.mkdir()
+    def _empty(self, old: bool = False) -> None:
+        for folder in (self.place, self.disk):
+            shutil.rmtree(folder, ignore_errors=True)
+            if old:
+                shutil.copytree(self.scratch / f"old-{folder.name}", folder, symlinks=True)
+            else:
+                folder.mkdir()
 
     def hidden(self) -> set[str]:
         return {path.name for path in self.place.rglob("*") if forks.TEMPORARY.fullmatch(path.name)}
@@ -131,9 +153,7 @@ class Sweep:
     def tries(self, call: str, error: int, replacing: bool) -> Iterator[list[str]]:
         """One for each call of the kind: what is wrong afterwards."""
         for nth in range(1, 400):
-            self._empty()
-            if replacing:
-                shutil.copytree(self.scratch / "old", self.place, dirs_exist_ok=True)
+            self._empty(old=replacing)
             run = self.run(*["--force"] * replacing, fault=(call, nth, error))
             before = self.old if replacing else {}
             if not run.fired:
@@ -158,7 +178,10 @@ class Sweep:
         parts = [name for name in hidden if name.endswith(".part")]  # an empty lock is the next run's
         if parts and not any(name in run.said for name in parts):
             yield f"left behind: {sorted(parts)}"
-        if hidden:
+        lost = forks.unseen(self.place, self.disk)
+        if lost and not parts:
+            yield f"left on the other disk: {lost}"
+        if hidden or lost:
             yield from self.afterwards(before)
 
     def after_kill(self, run: Run, before: Snapshot) -> Iterator[str]:
@@ -184,6 +207,8 @@ class Sweep:
         run = self.run("--force")
         if run.code or forks.seen(self.place) != self.new or self.hidden():
             yield f"the next run with --force: {run.code}, {run.said.strip()!r}"
+        if lost := forks.unseen(self.place, self.disk):
+            yield f"the next run leaves on the other disk: {lost}"
 
 
 def _documented() -> set[int]:
@@ -209,7 +234,8 @@ def _source(folder: Path, name: str) -> Path:
         return samples.MADE["keras"](path.parent)
     (path.parent / "config.json").write_text("{}")
     rng = np.random.default_rng(1)
-    save_file({name: rng.normal(size=(32, 64)).astype(np.float32) for name in "ab"}, path)
+    names = "abcd" if name.startswith("four") else "ab"
+    save_file({name: rng.normal(size=(32, 64)).astype(np.float32) for name in names}, path)
     return path
 
 

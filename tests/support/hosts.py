@@ -298,7 +298,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _stored(self, path: str, data: bytes, digest: str) -> str:
         file = self.host.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
+        part = self.host.root / f".{threading.get_ident()}.part"  # nobody sees a half of an object
+        part.write_bytes(data)
+        part.replace(file)
         tag = f'"{_md5(digest.encode()).hex() + digest[32:] if self.host.encrypts else digest}"'
         self.host.tags[path] = tag
         return tag
