@@ -117,7 +117,7 @@ class Quant:
             "worst_tensor": self.worst_tensor,
             "worst_sqnr_db": finite(self.worst_sqnr_db),
             "nonfinite": self.nonfinite,
-            "memory_bytes": self.memory,
+            "memory_to_run": self.memory,
             "types": dict(self.types),
             "behaviour": self.behaviour.as_dict() if self.behaviour else None,
             "events": [event.as_dict() for event in self.events],

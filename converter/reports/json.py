@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from converter import __version__
 from converter.storage.json import finite
 
 #: Version of a result's schema, where the result has none of its own.
@@ -17,7 +18,8 @@ SCHEMA = 1
 
 def as_json(verb: str, result: Mapping[str, Any], indent: int | None = None) -> str:
     """The result of a verb in its envelope; infinities and NaN are null."""
-    return json.dumps({"schema": SCHEMA, "verb": verb, **finite(dict(result))}, indent=indent, allow_nan=False)
+    envelope = {"schema": SCHEMA, "verb": verb, "version": __version__}
+    return json.dumps(envelope | finite(dict(result)), indent=indent, allow_nan=False)
 
 
 def failure(kind: str, exit_code: int, message: str) -> dict[str, Any]:

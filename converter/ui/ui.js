@@ -634,14 +634,14 @@
   function drawCurve(found, line) {
     const draw = () => {
       const limit = size($("limit").value);
-      const fitting = found.quants.filter((quant) => limit === null || (quant.memory_bytes ?? quant.bytes) <= limit);
+      const fitting = found.quants.filter((quant) => limit === null || (quant.memory_to_run ?? quant.bytes) <= limit);
       const best = limit === null || Number.isNaN(limit) ? null
         : fitting.reduce((a, b) => (a && a.nmse <= b.nmse ? a : b), null);
       const verdict = Number.isNaN(limit) ? "The memory is not a size such as 8GiB."
         : limit === null ? null : best ? `${best.name} is the closest that runs in ${$("limit").value}.` : `None runs in ${$("limit").value}.`;
       const row = (quant) => [
         quant.name, bytes(quant.bytes), quant.bits_per_weight.toFixed(2), quant.sqnr_db === null ? "exact" : `${quant.sqnr_db.toFixed(2)} dB`,
-        quant.memory_bytes === null ? "" : bytes(quant.memory_bytes), quant.worst_tensor ?? "", quant.beaten_by ? `${quant.beaten_by} is no larger and closer` : "",
+        quant.memory_to_run === null ? "" : bytes(quant.memory_to_run), quant.worst_tensor ?? "", quant.beaten_by ? `${quant.beaten_by} is no larger and closer` : "",
         h("button", { type: "button", onclick: () => take(quant.name) }, "Take"),
       ];
       $("curve").replaceChildren(...[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from converter import errors
+from converter import __version__, errors
 from converter.cli import commands, verbs
 from converter.cli.main import main
 
@@ -67,7 +68,8 @@ def test_a_new_verb_is_one_file(capsys: pytest.CaptureFixture[str]) -> None:
         script = out(capsys, "completion", shell)
         assert "frobnicate" in script and "knob" in script
     assert out(capsys, "frobnicate", "x", "--knob", "7", code=3) == "turned 7\n"
-    assert out(capsys, "frobnicate", "x", "--json", code=3) == '{"schema": 1, "verb": "frobnicate", "knob": 0}\n'
+    told = {"schema": 1, "verb": "frobnicate", "version": __version__, "knob": 0}
+    assert out(capsys, "frobnicate", "x", "--json", code=3) == f"{json.dumps(told)}\n"
     assert "| `convert frobnicate FILE` | turn the knobs |" in verbs.markdown()
     assert "| 3 | `frobnicate`: a knob came off |" in verbs.exit_code_markdown()
 

@@ -110,9 +110,9 @@ def test_every_verb_is_tested() -> None:
 @pytest.mark.parametrize("verb", WORKS)
 def test_results(verb: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, places, tmp_path, WORKS[verb], 0)
-    assert list(found)[:2] == ["schema", "verb"] and (found["schema"], found["verb"]) == (1, verb)
+    assert list(found)[:3] == ["schema", "verb", "version"] and (found["schema"], found["verb"]) == (1, verb)
     assert "error" not in found and len(found) > 2
-    assert found.keys() - {"schema", "verb"} <= documented(verb)
+    assert found.keys() - {"schema", "verb", "version"} <= documented(verb)
 
 
 @pytest.mark.parametrize("verb", FAILS)

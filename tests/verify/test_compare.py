@@ -340,7 +340,7 @@ def test_json(capsys: pytest.CaptureFixture[str], narrow: Path) -> None:
     assert {event["kind"] for event in rows["Q4_K_M"]["events"]} == {"TypeFallback"}
     assert set(rows["Q8_0"]) == {
         "name", "bytes", "bits_per_weight", "nmse", "sqnr_db", "max_abs", "worst_tensor", "worst_sqnr_db", "nonfinite",
-        "memory_bytes", "types", "behaviour", "events", "beaten_by",
+        "memory_to_run", "types", "behaviour", "events", "beaten_by",
     }  # fmt: skip
 
 

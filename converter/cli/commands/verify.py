@@ -18,6 +18,7 @@ from converter.cli.arguments import (
     report_argument,
     request_of,
     share,
+    size,
     source_of,
     source_path,
     text_of,
@@ -105,7 +106,8 @@ def _gate_arguments(group: argparse._ArgumentGroup, metrics: Sequence[Metric]) -
     report_argument(add, ".json .md .xml .html or .txt")
     for metric in metrics:
         flag = "--" + metric.name.replace("_", "-")
-        add(flag, type=float, metavar=(metric.unit or "X").upper(), help=metric.help)
+        kind = size if metric.unit == "bytes" else float
+        add(flag, type=kind, metavar=(metric.unit or "X").upper(), help=metric.help)
 
 
 def run(args: argparse.Namespace) -> Outcome:
