@@ -310,7 +310,7 @@ def _least_seconds(plans: Mapping[str, Plan], sample: int, threads: int | None) 
     work = 0.0
     for name, own in _wanted(plans).items():
         info = steps[name].read.info
-        each = sum(encoding(type_, error.weights is not None) + decoding(type_) for type_, error in own.items())
+        each = sum(encoding(type_, e.weights is not None, e.effort) + decoding(type_) for type_, e in own.items())
         work += info.n_elements * (decoding(info.dtype.name) + each)
     return work / sample / (threads or default_threads())
 
@@ -332,6 +332,7 @@ class _Error:
     """
 
     weights: Importance | None = None
+    effort: int = 0
     found: Differences = NO_DIFFERENCES
     scale: float = 1.0
 
@@ -346,7 +347,7 @@ def _wanted(plans: Mapping[str, Plan]) -> _Errors:
         own = step.read.info
         kept_whole = not own.dtype.floating and own.dtype.name == step.type  # integers and the like, which stay exact
         if own.n_elements and not kept_whole:
-            errors.setdefault(step.name, {}).setdefault(step.type, _Error(step.weights))
+            errors.setdefault(step.name, {}).setdefault(step.type, _Error(step.weights, step.effort))
     return errors
 
 
@@ -364,7 +365,7 @@ def _job(step: Step, wanted: Mapping[str, _Error], sample: int) -> slabs.Job:
         found = []
         for type_, error in types.items():
             same = type_ is between
-            candidate = numbers if same else _through(numbers, type_, error.weights, start, per_matrix)
+            candidate = numbers if same else _through(numbers, type_, error.weights, start, per_matrix, error.effort)
             found.append(kernels.compare(reference, candidate))
         return found
 
@@ -382,10 +383,15 @@ def _job(step: Step, wanted: Mapping[str, _Error], sample: int) -> slabs.Job:
 
 
 def _through(
-    numbers: Floats, type_: DType, weights: Importance | None = None, start: int = 0, per_matrix: int = 1
+    numbers: Floats,
+    type_: DType,
+    weights: Importance | None = None,
+    start: int = 0,
+    per_matrix: int = 1,
+    effort: int = 0,
 ) -> Floats:
     """What comes back of `numbers` when they are stored as `type_`."""
-    return kernels.decode(encode_rows(numbers, type_, weights, start, per_matrix), type_)
+    return kernels.decode(encode_rows(numbers, type_, weights, start, per_matrix, effort), type_)
 
 
 def _quant(name: str, plan: Plan, errors: _Errors, context: int) -> Quant:

@@ -18,6 +18,8 @@ PathLike = str | os.PathLike[str]
 KEEP_CODES = ("never", "exact", "near")
 #: How `--scheme` finds the scale of a group: from its largest number, or by the least squared error.
 SCALES = ("nearest", "mse")
+#: How hard encoders try: 0 is the reference's bytes (docs/quantization.md).
+EFFORTS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Types:
     no_fallback: bool = False
     allow_requantize: bool = False
     imatrix: Path | None = None
+    effort: int = 0
     include_weights: tuple[str, ...] = ()
     exclude_weights: tuple[str, ...] = ()
     via: str = "source"
@@ -181,6 +184,7 @@ class Fields(TypedDict, total=False):
     no_fallback: bool
     allow_requantize: bool
     imatrix: PathLike | None
+    effort: int
     include_weights: Iterable[str]
     exclude_weights: Iterable[str]
     via: str

@@ -239,6 +239,35 @@ static void check_encode(int type, int kind, const float *x, const float *weight
     free(expected);
 }
 
+/* Blocks of the reference made better, by the instruction set in use. */
+static uint8_t *improved(const char *type, const uint8_t *blocks, size_t bytes, const float *x, const float *weights) {
+    float *input = exact(x, COUNT * sizeof *x), *given = weights ? exact(weights, ROW * sizeof *x) : NULL;
+    uint8_t *room = exact(NULL, bytes + 1);
+    memcpy(room + 1, blocks, bytes);
+    find_effort(type)(input, room + 1, ROWS, ROW, given);
+    uint8_t *out = exact(room + 1, bytes);
+    free(room);
+    free(input);
+    free(given);
+    return out;
+}
+
+static void check_effort(int type, int kind, const float *x, const float *weights, const char *what) {
+    select_isa("scalar");
+    const kernel *scalar = kernel_at(type);
+    if (!find_effort(scalar->name)) return;
+    const size_t bytes = COUNT / (size_t)scalar->block * (size_t)scalar->size;
+    uint8_t *blocks = encoded(scalar, x, ROWS, ROW, weights);
+    uint8_t *expected = improved(scalar->name, blocks, bytes, x, weights);
+    if (kind < KINDS) report(scalar->name, what, ", effort 1", expected, bytes, NULL);
+    for (const char *const *isa = available_isas(); *isa; ++isa) {
+        select_isa(*isa);
+        if (!equal_bytes(improved(scalar->name, blocks, bytes, x, weights), expected, bytes)) fail(scalar->name, "effort 1", *isa);
+    }
+    free(expected);
+    free(blocks);
+}
+
 /* Random bytes: every code and scale that a file can hold. */
 static void check_decode(int type) {
     uint8_t data[COUNT * 8];
@@ -345,6 +374,7 @@ int main(int argc, char **argv) {
                 const char *name = kind < KINDS ? KIND_NAMES[kind] : ODD_NAMES[kind - KINDS];
                 snprintf(what, sizeof what, "%s, %s", name, WEIGHTING_NAMES[w]);
                 check_encode(type, kind, x[kind], w == PLAIN ? NULL : weights[w], what, stored);
+                check_effort(type, kind, x[kind], w == PLAIN ? NULL : weights[w], what);
             }
     }
     for (int kind = 0; kind < ALL_KINDS; ++kind)

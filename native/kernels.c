@@ -35,7 +35,24 @@
     extern decode_fn decode_##t##_##isa;
 #define READS_NAME(NAME, t, n, bytes, isa) extern decode_fn decode_##t##_##isa;
 
+/* Types whose blocks `--effort` makes better. */
+#define EFFORTS(ROW, isa)                                                                                           \
+    ROW("Q2_K", q2_k, isa) ROW("Q3_K", q3_k, isa) ROW("Q4_K", q4_k, isa) ROW("Q5_K", q5_k, isa) ROW("Q6_K", q6_k, isa) \
+    ROW("Q4_0", q4_0, isa) ROW("Q4_1", q4_1, isa) ROW("Q5_0", q5_0, isa) ROW("Q5_1", q5_1, isa)                     \
+    ROW("IQ4_NL", iq4_nl, isa) ROW("IQ4_XS", iq4_xs, isa) ROW("IQ3_XXS", iq3_xxs, isa) ROW("IQ3_S", iq3_s, isa)     \
+    ROW("IQ2_XXS", iq2_xxs, isa) ROW("IQ2_XS", iq2_xs, isa) ROW("IQ2_S", iq2_s, isa) ROW("IQ1_S", iq1_s, isa)
+
+typedef struct {
+    const char *name;
+    effort_fn *effort;
+} effort_row;
+
+#define EFFORT_NAME(NAME, t, isa) extern effort_fn effort_##t##_##isa;
+#define EFFORT_ROW(NAME, t, isa) {NAME, effort_##t##_##isa},
+
 #define TABLE(isa)                                                           \
+    EFFORTS(EFFORT_NAME, isa)                                                \
+    static const effort_row EFFORTS_##isa[] = {EFFORTS(EFFORT_ROW, isa) {NULL, NULL}}; \
     extern compare_fn compare_##isa;                                         \
     extern crc32c_fn crc32c_##isa;                                           \
     TYPES(DENSE_NAME, BLOCK_NAME, READS_NAME, BLOCK_NAME, isa)              \
@@ -65,18 +82,19 @@ TABLE(neon)
 static const struct {
     const char *name;
     const kernel *table;
+    const effort_row *efforts;
     compare_fn *compare;
     crc32c_fn *crc32c;
     bool (*runs)(void);
 } SETS[] = {
 #if defined(HAVE_X86)
-    {"avx512", TABLE_avx512, compare_avx512, crc32c_avx512, has_avx512},
-    {"avx2", TABLE_avx2, compare_avx2, crc32c_avx2, has_avx2},
-    {"sse2", TABLE_sse2, compare_sse2, crc32c_sse2, always},
+    {"avx512", TABLE_avx512, EFFORTS_avx512, compare_avx512, crc32c_avx512, has_avx512},
+    {"avx2", TABLE_avx2, EFFORTS_avx2, compare_avx2, crc32c_avx2, has_avx2},
+    {"sse2", TABLE_sse2, EFFORTS_sse2, compare_sse2, crc32c_sse2, always},
 #elif defined(HAVE_NEON)
-    {"neon", TABLE_neon, compare_neon, crc32c_neon, always},
+    {"neon", TABLE_neon, EFFORTS_neon, compare_neon, crc32c_neon, always},
 #endif
-    {"scalar", TABLE_scalar, compare_scalar, crc32c_scalar, always},
+    {"scalar", TABLE_scalar, EFFORTS_scalar, compare_scalar, crc32c_scalar, always},
 };
 #define SET_COUNT ((int)(sizeof SETS / sizeof *SETS))
 
@@ -88,6 +106,12 @@ const kernel *find_kernel(const char *name) {
     const kernel *k;
     for (int i = 0; (k = kernel_at(i)); ++i)
         if (strcmp(k->name, name) == 0) return k;
+    return NULL;
+}
+
+effort_fn *find_effort(const char *name) {
+    for (const effort_row *row = SETS[in_use].efforts; row->name; ++row)
+        if (strcmp(row->name, name) == 0) return row->effort;
     return NULL;
 }
 

@@ -74,15 +74,18 @@ static bool check_encode(const kernel *k, const Py_buffer *x, const Py_buffer *o
     return false;
 }
 
-PyDoc_STRVAR(encode_doc, "encode(name, x, out, row, weights=None)\n\n"
-                         "Encodes the float32 buffer `x`, rows of `row` elements, into the uint8 buffer `out`.");
+PyDoc_STRVAR(encode_doc, "encode(name, x, out, row, weights=None, effort=0)\n\n"
+                         "Encodes the float32 buffer `x`, rows of `row` elements, into the uint8 buffer `out`.\n"
+                         "With `effort` 1, its blocks are made better than the reference's where the type can be.");
 
 static PyObject *encode(PyObject *self, PyObject *args) {
     (void)self;
     const char *name;
     PyObject *x_object, *out_object, *weights_object = Py_None;
     Py_ssize_t row;
-    if (!PyArg_ParseTuple(args, "sOOn|O:encode", &name, &x_object, &out_object, &row, &weights_object)) return NULL;
+    int level = 0;
+    if (!PyArg_ParseTuple(args, "sOOn|Oi:encode", &name, &x_object, &out_object, &row, &weights_object, &level)) return NULL;
+    if (level < 0 || level > 1) return PyErr_Format(PyExc_ValueError, "effort is 0 or 1, not %d", level);
     const kernel *k = get_kernel(name);
     if (!k) return NULL;
     Py_buffer x, out, weights;
@@ -101,6 +104,8 @@ static PyObject *encode(PyObject *self, PyObject *args) {
         const int64_t rows = x.len / (Py_ssize_t)sizeof(float) / row;
         Py_BEGIN_ALLOW_THREADS
         k->encode(x.buf, out.buf, rows, row, weighted ? weights.buf : NULL);
+        effort_fn *better = level ? find_effort(name) : NULL;
+        if (better) better(x.buf, out.buf, rows, row, weighted ? weights.buf : NULL);
         Py_END_ALLOW_THREADS
     }
     if (weighted) PyBuffer_Release(&weights);

@@ -206,6 +206,13 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     add("--allow-requantize", action="store_true", help="encode tensors that are already quantized again")
     add("--imatrix", type=source_path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
     add(
+        "--effort",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="0: the bytes of the reference; 1: the same codes with scales of the right length, a little closer models",
+    )
+    add(
         "--include-weights",
         action="append",
         default=[],

@@ -11,7 +11,7 @@ from converter.formats.torch.exported import SAVE_A_GRAPH, ExportedProgram, Scri
 from converter.graphs.profiles import PROFILES
 from converter.planning.draft import PLAIN, Draft
 from converter.quant.recipes import ALIASES, RECIPES, STATIC, recipe
-from converter.request import SCALES, Types
+from converter.request import EFFORTS, SCALES, Types
 
 EXTERNAL_DATA = ("auto", "always", "never")
 
@@ -43,6 +43,7 @@ def check(draft: Draft) -> Draft:
     if request.types.scale != SCALES[0] and not request.types.scheme:
         raise UsageError(f"--scale {request.types.scale}: says how --scheme finds scales, and has no effect without")
     _check_imatrix(request.types)
+    _check_effort(request.types)
     if draft.opened.dialect == "peft" and target.dialect != "peft":
         _check_adapter(draft)
     elif draft.opened.base is not None and draft.route.map != "hf->gguf":
@@ -146,6 +147,13 @@ def _check_imatrix(types: Types) -> None:
         raise UsageError("--include-weights and --exclude-weights choose from an importance matrix: pass --imatrix")
     if types.include_weights and types.exclude_weights:
         raise UsageError("--include-weights and --exclude-weights cannot be used together")
+
+
+def _check_effort(types: Types) -> None:
+    if types.effort not in EFFORTS:
+        raise UsageError(f"--effort {types.effort}: there are {EFFORTS[0]} and {EFFORTS[-1]}")
+    if types.effort and (types.quant is None or not recipe(types.quant, graph=True).quantized):
+        raise UsageError("--effort has no effect without blocks to encode; say --quant TYPE")
 
 
 def detach(draft: Draft) -> Draft:

@@ -73,7 +73,14 @@ class Draft:
     def steps(self) -> tuple[Step, ...]:
         """What is known of each tensor of the output, in its order; nothing before types are chosen."""
         return tuple(
-            Step(self.read[name], self.intermediate[name], choice, self.weights.get(name), self._bound(name, choice))
+            Step(
+                self.read[name],
+                self.intermediate[name],
+                choice,
+                self.weights.get(name),
+                self.request.types.effort,
+                self._bound(name, choice),
+            )
             for name, choice in self.choices.items()
         )
 

@@ -36,7 +36,7 @@ def encode(draft: Draft) -> Draft:
         if draft.to_gguf:
             _tell(step, draft)
         watch = draft.watch if step.intermediate is step.read else draft.watch.again()
-        tensors[step.name] = encoded(step.intermediate, dtype(step.type), watch, step.weights)
+        tensors[step.name] = encoded(step.intermediate, dtype(step.type), watch, step.weights, step.effort)
     return replace(draft, checkpoint=draft.checkpoint.replace(tensors=tensors))
 
 

@@ -94,6 +94,7 @@ class Step:
         intermediate: the same in the type of the implied intermediate file; the same object where there is none.
         choice: the type that it gets, and the rule that chose it.
         weights: the entry of the importance matrix that its encoder follows, if any.
+        effort: how hard its encoder tries.
         bound: how far its numbers are from those of the codes that it arrived in, or is packed in; None where it is
             neither.
     """
@@ -102,6 +103,7 @@ class Step:
     intermediate: LazyTensor
     choice: Choice
     weights: Importance | None = None
+    effort: int = 0
     bound: Bound | None = None
 
     @property

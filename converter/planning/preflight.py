@@ -109,7 +109,7 @@ class Preflight:
 def preflight(plans: Sequence[Plan], threads: int | None = None) -> Preflight:
     """What it takes to carry out `plans`, of one source; some tenths of a second of measuring, no file is touched."""
     used = threads or workers.default_threads()
-    decoded, encoded, copied = Counter[str](), Counter[tuple[str, bool]](), 0
+    decoded, encoded, copied = Counter[str](), Counter[tuple[str, bool, int]](), 0
     for plan in plans:
         for step in plan.steps:
             source, target = step.read.info, step.info
@@ -117,7 +117,7 @@ def preflight(plans: Sequence[Plan], threads: int | None = None) -> Preflight:
                 copied += target.nbytes
                 continue
             decoded[source.dtype.name] += source.n_elements
-            encoded[target.dtype.name, step.imatrix] += target.n_elements
+            encoded[target.dtype.name, step.imatrix, step.effort] += target.n_elements
     read = sum(step.read.info.nbytes for step in plans[0].steps)
     work = sum(count * decoding(name) for name, count in decoded.items()) / len(plans)
     work += sum(count * encoding(*each) for each, count in encoded.items()) + copied / COPYING
@@ -169,13 +169,13 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 @cache
-def encoding(name: str, weighted: bool) -> float:
+def encoding(name: str, weighted: bool, effort: int = 0) -> float:
     """Seconds that one number takes a thread to be stored as this type; nothing for what no kernel encodes."""
     kind = dtype(name)
     if not kernels.encodable(kind):
         return 0.0
     weights = np.ones(SAMPLE[1], np.float32) if weighted else None
-    return _seconds(lambda: kernels.encode(_sample(), kind, weights=weights))
+    return _seconds(lambda: kernels.encode(_sample(), kind, weights=weights, effort=effort))
 
 
 @cache

@@ -11,6 +11,8 @@ from converter.quant.recipes import RECIPES
 from converter.tensors.dtypes import dtype
 
 QUANTIZATION_VERSION = 2
+#: How hard the encoders tried, where that was more than the reference does; a key of ours.
+EFFORT_KEY = "converter.effort"
 #: `general.file_type` of what only arrives packed, or has a recipe under another name.
 _FILE_TYPES = {"MXFP4": 38, "NVFP4": 39}
 
@@ -31,7 +33,10 @@ def said(draft: Draft) -> Metadata:
         "general.quantization_version": Value("u32", QUANTIZATION_VERSION),
         "general.file_type": Value("u32", file_type),
     }
-    replaced = (*own, *imatrix.KEYS) if draft.matrix else tuple(own)
+    encodes = draft.recipe is not None and draft.recipe.quantized
+    replaced = (*own, *(imatrix.KEYS if draft.matrix else ()), *([EFFORT_KEY] if encodes else ()))
+    if encodes and (effort := draft.request.types.effort):
+        own[EFFORT_KEY] = Value("u32", effort)
     kept = {key: value for key, value in metadata.items() if key not in replaced}
     return kept | own | (draft.matrix.metadata() if draft.matrix else {})
 

@@ -140,11 +140,14 @@ def _whole_numbers(tensor: LazyTensor, dtype: DType, old: np.dtype[Any], new: np
     return tensor.derived(TensorInfo(tensor.name, tensor.info.shape, dtype), read, work_nbytes=2 * tensor.row_work)
 
 
-def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance | None = None) -> LazyTensor:
+def encoded(
+    tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance | None = None, effort: int = 0
+) -> LazyTensor:
     """`tensor` in encoding `dtype`.
 
     Rows already in `dtype` pass untouched, bit for bit. Others are decoded to F32 and encoded by the kernels.
-    `weights` is the importance of the columns of each stacked matrix: `tensor.info.shape[-3]`, or 1 for a 2-D tensor.
+    `weights` is the importance of the columns of each stacked matrix: `tensor.info.shape[-3]`, or 1 for a 2-D tensor;
+    `effort` is that of `kernels.encode`.
 
     Raises:
         QuantizationError: rows do not divide into blocks, or the tensor does not hold real numbers.
@@ -173,7 +176,7 @@ def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance 
 
     def read(start: int, stop: int) -> Rows:
         numbers = values(tensor, start, stop)
-        data = encode_rows(numbers, dtype, weights, start, rows_per_matrix)
+        data = encode_rows(numbers, dtype, weights, start, rows_per_matrix, effort)
         ordinary = _ordinary(numbers)
         if ordinary and moderate() and dtype.name != _WRAPS:
             return data
@@ -183,7 +186,7 @@ def encoded(tensor: LazyTensor, dtype: DType, watch: Watch, weights: Importance 
             watch.overflow(info.name, dtype.name, _newly_nonfinite(numbers, data, dtype))
         elif len(lost := _lost_blocks(numbers, data, dtype)):
             if weights is not None:
-                alike = encode_rows(numbers, dtype, Alike(info.row), start, rows_per_matrix)
+                alike = encode_rows(numbers, dtype, Alike(info.row), start, rows_per_matrix, effort)
                 made = np.setdiff1d(lost, _lost_blocks(numbers, alike, dtype))
                 _refuse_matrix(info.name, weights.matrix, len(made), dtype)
             watch.blocks(info.name, dtype.name, len(lost))
@@ -238,18 +241,23 @@ def _refuse_matrix(tensor: str, matrix: str, count: int, dtype: DType) -> None:
 
 
 def encode_rows(
-    numbers: NDArray[np.float32], dtype: DType, weights: Importance | None, start: int, rows_per_matrix: int
+    numbers: NDArray[np.float32],
+    dtype: DType,
+    weights: Importance | None,
+    start: int,
+    rows_per_matrix: int,
+    effort: int = 0,
 ) -> Rows:
     """Rows [start, start + len(numbers)) of a tensor, encoded; each of the matrices it stacks by its own importance."""
     if weights is None:
-        return kernels.encode(numbers, dtype)
+        return kernels.encode(numbers, dtype, effort=effort)
     pieces: list[Rows] = []
     row, stop = start, start + len(numbers)
     while not pieces or row < stop:
         matrix = row // rows_per_matrix
         end = min(stop, (matrix + 1) * rows_per_matrix)
         own = weights[matrix % len(weights)]
-        pieces.append(kernels.encode(numbers[row - start : end - start], dtype, weights=own))
+        pieces.append(kernels.encode(numbers[row - start : end - start], dtype, weights=own, effort=effort))
         row = end
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 

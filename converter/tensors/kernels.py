@@ -71,13 +71,17 @@ def needs_importance(dtype: DType) -> bool:
     return dtype.name in TYPES and TYPES[dtype.name][3]
 
 
-def encode(rows: Floats, dtype: DType, *, weights: Floats | None = None, out: Bytes | None = None) -> Bytes:
+def encode(
+    rows: Floats, dtype: DType, *, weights: Floats | None = None, effort: int = 0, out: Bytes | None = None
+) -> Bytes:
     """Encode float32 rows; on the calling thread, with the GIL released.
 
     Args:
         rows: (n, row), C-contiguous or not.
         dtype: target encoding.
         weights: (row,), the importance of each column; ignored by types that do not use it.
+        effort: 0 for the bytes of ggml, 1 for its codes with scales that shrink nothing (native/effort.c), where
+            the type can have them.
         out: (n, row_nbytes) uint8, C-contiguous, to write to; allocated when None.
 
     Returns:
@@ -107,7 +111,7 @@ def encode(rows: Floats, dtype: DType, *, weights: Floats | None = None, out: By
         int8.encode(np.asarray(rows), out)
         return out
     given = None if weights is None else _aligned(weights, np.float32)
-    _native.encode(dtype.name, _aligned(rows, np.float32), out, row, given)
+    _native.encode(dtype.name, _aligned(rows, np.float32), out, row, given, effort)
     return out
 
 

@@ -269,7 +269,7 @@ def _encoded(pair: Pair, start: int, stop: int, reference: Floats, encode: bool)
     weights = pair.weights
     if weights is None and kernels.needs_importance(info.dtype):
         weights = Alike(info.row)
-    return pair.explained, encode_rows(numbers, info.dtype, weights, start, per_matrix)
+    return pair.explained, encode_rows(numbers, info.dtype, weights, start, per_matrix, pair.effort)
 
 
 def _measure_plain(pair: Pair, stored: Rows, start: int, stop: int) -> Measured:

@@ -23,6 +23,7 @@ from converter.metadata import number_of, text_of
 from converter.planning.draft import Draft, begin, run
 from converter.planning.passes import MODEL
 from converter.planning.plan import Step
+from converter.planning.said import EFFORT_KEY
 from converter.planning.types import choose, open_matrix, weigh
 from converter.quant import imatrix
 from converter.quant.recipes import RECIPES, Choice, Recipe
@@ -43,7 +44,8 @@ class Pair:
     """A tensor of the target and what it should hold.
 
     `reference` are the values of the source, `rounded` the same in the type of the implied intermediate file (the same
-    object where there is none); `weights` is the importance its encoder had. `explained` is False where the encoder
+    object where there is none); `weights` is the importance its encoder had, `effort` how
+    hard it tried. `explained` is False where the encoder
     followed an importance matrix that is not at hand, so that its bytes cannot be made again.
     """
 
@@ -52,6 +54,7 @@ class Pair:
     rounded: LazyTensor
     candidate: LazyTensor
     weights: Importance | None = None
+    effort: int = 0
     explained: bool = True
 
 
@@ -92,7 +95,8 @@ def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Reques
 def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     weighted = any(key in target.config for key in IMATRIX_KEYS)
     quant = draft.request.types.quant or (None if _kept(draft, target) else _said_recipe(target, draft.opened))
-    draft = replace(draft, request=draft.request.replace(quant=quant), weighted=weighted)
+    effort = draft.request.types.effort or number_of(target.config, EFFORT_KEY) or 0
+    draft = replace(draft, request=draft.request.replace(quant=quant, effort=effort), weighted=weighted)
     draft = run(draft, (*MODEL, open_matrix, choose))
     if draft.to_graph:
         draft = replace(draft, choices=_as_calculated(draft.choices, target))
@@ -105,7 +109,9 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
         if draft.to_graph and type_ == F32.name and step.type in KINDS:
             made.append(replace(found, rounded=_with_short_scales(step, draft), explained=not unknown))
             continue
-        made.append(replace(found, rounded=step.intermediate, weights=step.weights, explained=not unknown))
+        made.append(
+            replace(found, rounded=step.intermediate, weights=step.weights, effort=step.effort, explained=not unknown)
+        )
         if type_ != step.type and (type_ != step.source_type or (recipe is not None and recipe.quantized)):
             findings.append(_type_finding(step, type_, recipe))
     lost = (event for event in draft.report.events if isinstance(event, SettingLost))
@@ -138,7 +144,7 @@ def _as_calculated(choices: Mapping[str, Choice], target: Checkpoint) -> dict[st
 
 def _with_short_scales(step: Step, draft: Draft) -> LazyTensor:
     """The numbers of blocks in a graph that has finer scales than F16 in F16."""
-    return rounded(encoded(step.intermediate, dtype(step.type), draft.watch, step.weights))
+    return rounded(encoded(step.intermediate, dtype(step.type), draft.watch, step.weights, step.effort))
 
 
 def _keys(draft: Draft, target: Checkpoint) -> Mapping[str, object]:

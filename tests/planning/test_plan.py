@@ -231,6 +231,7 @@ WITH: dict[str, tuple[str, dict[str, Any]]] = {
     "output_type": ("out.gguf", {"quant": "q8_0"}),
     "embedding_type": ("out.gguf", {"quant": "q8_0"}),
     "imatrix": ("out.gguf", {"quant": "q4_0"}),
+    "effort": ("out.gguf", {"quant": "q4_0"}),
     "include_weights": ("out.gguf", {"quant": "q4_0", "imatrix": IMATRIX}),
     "exclude_weights": ("out.gguf", {"quant": "q4_0", "imatrix": IMATRIX}),
     "dtype": ("out.safetensors", {}),
@@ -244,6 +245,7 @@ WITH: dict[str, tuple[str, dict[str, Any]]] = {
 OTHER: dict[str, Any] = {
     "quant": "q8_0", "pure": True, "tensor_types": (("ffn_down", "f16"),), "output_type": "q5_0",
     "embedding_type": "f16", "leave_output": True, "no_fallback": True, "allow_requantize": True, "imatrix": IMATRIX,
+    "effort": 1,
     "include_weights": ("ffn",), "exclude_weights": ("ffn_up",), "via": "f16", "dtype": "bf16", "arch": "llama",
     "pre": "default", "name": "Another", "tensors_only": True, "no_tokenizer": True, "no_nextn": True, "no_head": True,
     "dense_modules": True,

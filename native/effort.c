@@ -1,0 +1,79 @@
+/* `--effort 1`: blocks as the reference encodes them, every code kept, and their steps of the right length.
+ *
+ * A scale of the least squares is too short: what comes back is <x, y> / <x, x> of what went in, by a factor that the
+ * products of thousands of weights do not average out. The steps of a block (its F16 scales) are multiplied by
+ * <x, x> / <x, y>, y being what the block decodes to, with the importance of the columns where there is one.
+ *
+ * Sums are those of sixteen lanes, added up in one order: the same on every processor.
+ */
+#include <stddef.h>
+
+#include "blocks.h"
+#include "isa.h"
+#include "kernels.h"
+#include "numeric.h"
+
+#define LANE 16
+
+static inline float added(const float *lanes) {
+    float sum[8];
+    for (int i = 0; i < 8; ++i) sum[i] = lanes[i] + lanes[i + 8];
+    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+}
+
+/* <x, x> / <x, y>; 1 where that is no factor. */
+static inline float gain_of(int n, const float *restrict x, const float *restrict y, const float *restrict w) {
+    float xx[LANE] = {0}, xy[LANE] = {0};
+    for (int i = 0; i < n; i += LANE)
+        for (int l = 0; l < LANE; ++l) {
+            const float wx = w[i + l] * x[i + l];
+            xx[l] += wx * x[i + l];
+            xy[l] += wx * y[i + l];
+        }
+    const float gain = added(xx) / added(xy);
+    return gain > 0.5f && gain < 2.0f ? gain : 1.0f;
+}
+
+/* An F16 somewhere in a block, times `gain`. */
+static inline void stretch(void *at, float gain) {
+    f16 stored;
+    memcpy(&stored, at, sizeof stored);
+    const f16 next = f32_to_f16(f16_to_f32(stored) * gain);
+    if ((next & 0x7C00) == 0x7C00) return;
+    memcpy(at, &next, sizeof next);
+}
+
+/* Walks the blocks of all rows; `STEP`s are the offsets of their F16 scales. */
+#define STEP(type, field) offsetof(block_##type, field)
+#define EFFORT(type, elements, ...)                                                                              \
+    extern decode_fn FN(decode_##type);                                                                         \
+    void FN(effort_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {     \
+        static const size_t steps[] = {__VA_ARGS__};                                                            \
+        block_##type *y = (block_##type *)out;                                                                  \
+        float back[elements], same[elements];                                                                   \
+        for (int i = 0; i < elements; ++i) same[i] = 1;                                                         \
+        for (int64_t r = 0; r < rows; ++r)                                                                      \
+            for (int64_t i = 0; i < row; i += elements, x += elements, ++y) {                                   \
+                FN(decode_##type)((const uint8_t *)y, back, elements);                                          \
+                const float gain = gain_of(elements, x, back, weights ? weights + i : same);                    \
+                for (size_t k = 0; k < sizeof steps / sizeof *steps; ++k) stretch((uint8_t *)y + steps[k], gain); \
+            }                                                                                                   \
+    }
+
+EFFORT(q2_k, SUPER, STEP(q2_k, d), STEP(q2_k, dmin))
+EFFORT(q3_k, SUPER, STEP(q3_k, d))
+EFFORT(q4_k, SUPER, STEP(q4_k, d), STEP(q4_k, dmin))
+EFFORT(q5_k, SUPER, STEP(q5_k, d), STEP(q5_k, dmin))
+EFFORT(q6_k, SUPER, STEP(q6_k, d))
+EFFORT(q4_0, 32, STEP(q4_0, d))
+EFFORT(q5_0, 32, STEP(q5_0, d))
+EFFORT(q4_1, 32, STEP(q4_1, d), STEP(q4_1, m))
+EFFORT(q5_1, 32, STEP(q5_1, d), STEP(q5_1, m))
+EFFORT(iq4_nl, 32, STEP(iq4_nl, d))
+EFFORT(iq4_xs, SUPER, STEP(iq4_xs, d))
+EFFORT(iq3_xxs, SUPER, STEP(iq3_xxs, d))
+EFFORT(iq3_s, SUPER, STEP(iq3_s, d))
+EFFORT(iq2_xxs, SUPER, STEP(iq2_xxs, d))
+EFFORT(iq2_xs, SUPER, STEP(iq2_xs, d))
+EFFORT(iq2_s, SUPER, STEP(iq2_s, d))
+EFFORT(iq1_s, SUPER, STEP(iq1_s, d))
