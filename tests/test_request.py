@@ -48,6 +48,8 @@ OTHER: dict[str, Any] = {
     "exact": True,
     "profile": "opset18",
     "calibration": Path("text.txt"),
+    "effort": 1,
+    "spread": (Path("disk"),),
 }
 
 
@@ -66,6 +68,7 @@ def test_the_keywords_are_the_fields_of_the_parts() -> None:
         "imatrix",
         "mmproj",
         "calibration",
+        "spread",
     }  # lists and texts are taken, too
     own = {name: hint for kind in PARTS.values() for name, hint in get_type_hints(kind).items()}
     keywords = get_type_hints(Fields)
@@ -130,6 +133,7 @@ def test_json_says_a_part_in_an_object() -> None:
         "split_max_size": None,
         "split_max_tensors": None,
         "external_data": "auto",
+        "spread": [],
     }
     assert Request.from_dict({"types": {"quant": "q8_0"}}) == Request(quant="q8_0")
 

@@ -45,7 +45,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     if verb == verbs.DEFAULT and (message := meant.command(argv)):
         raise UsageError(f"{message}\n`convert --help` lists all")
     parser = verbs.parser(verb)
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_intermixed_args(argv)  # OUT may be left out, and may come behind options
     if rest:
         parser.error(meant.instead(parser, rest))
     report = _report_on_stdout(args)
@@ -122,7 +122,7 @@ def _failure(error: BaseException) -> _Failure:
     match error:
         case ConverterError():
             return _Failure(type(error).__name__, error.exit_code, str(error))
-        case _ if isinstance(error, MemoryError) or _compiles(error):
+        case _ if isinstance(error, MemoryError) or _compiles(error) or _loads(error):
             return _Failure(OutOfMemory.__name__, OutOfMemory.exit_code, "out of memory; fewer --threads need less")
         case OSError():
             text = f"{error.filename or 'input or output'}: {error.strerror or error}"
@@ -137,6 +137,19 @@ def _compiles(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_code.co_filename.startswith("<frozen importlib")
+
+
+#: What glibc's loader says where there is no room for a library.
+_NO_ROOM = (
+    "failed to map segment from shared object",
+    "cannot map zero-fill pages",
+    "cannot create shared object descr",
+)
+
+
+def _loads(error: BaseException) -> bool:
+    """Whether an import failed because a library found no room."""
+    return isinstance(error, ImportError) and any(words in str(error) for words in _NO_ROOM)
 
 
 def _fail(verb: str, failure: _Failure, as_json: bool) -> int:

@@ -6,6 +6,7 @@ import argparse
 
 import pytest
 
+from converter.cli import verbs
 from converter.cli.arguments import positive, size
 
 
@@ -38,3 +39,9 @@ def test_positive_begins_at_one() -> None:
     for text in ("0", "-1", "", "1.0", "one"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a positive number"):
             positive(text)
+
+
+@pytest.mark.parametrize("given", [["IN", "--quant", "q8_0", "OUT"], ["--quant", "q8_0", "IN", "OUT"], ["IN", "OUT"]])
+def test_what_may_be_left_out_stands_where_one_likes(given: list[str]) -> None:
+    args, rest = verbs.parser("convert").parse_known_intermixed_args(given)
+    assert (str(args.source), str(args.target), rest) == ("IN", "OUT", [])

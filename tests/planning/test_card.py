@@ -88,7 +88,7 @@ def test_an_adapter_is_named_without_its_place(tmp_path: Path) -> None:
     base = adapters.small_base(tmp_path / "base")
     lora = adapters.written(tmp_path / "lora", adapters.lora("model.layers.0.self_attn.q_proj", 8, 8))
     made = card(Source(base, adapters=[(lora, 1)]), tmp_path / "out", Request(no_tokenizer=True))
-    assert "- `lora: merged into 1 tensors, rank 2`" in made and str(tmp_path) not in made
+    assert "- `lora: merged into 1 tensor, rank 2`" in made and str(tmp_path) not in made
 
 
 def test_a_model_of_the_hub_is_the_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ Usage = namedtuple("Usage", "total used free")
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that decodes a number in 1 µs and encodes one in 2, whatever the type."""
     monkeypatch.setattr(told, "decoding", lambda name: 1e-6)
-    monkeypatch.setattr(told, "encoding", lambda name, weighted: 2e-6)
+    monkeypatch.setattr(told, "encoding", lambda name, weighted, effort: 2e-6)
     monkeypatch.setattr(told, "COPYING", 1e6)
     monkeypatch.setattr(told, "memory_free", lambda: 1 << 40)
 
@@ -64,7 +64,7 @@ def test_the_sums(quants: tuple[str, ...], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16", "IQ2_XXS", "BF16", "TQ1_0"])
 def test_rates_are_measured(name: str) -> None:
     """A number takes between a hundredth of a nanosecond and a tenth of a millisecond on any machine."""
-    assert 1e-11 < told.encoding(name, True) < 1e-4
+    assert 1e-11 < told.encoding(name, True, 0) < 1e-4
     assert 1e-11 < told.decoding(name) < 1e-4
 
 
