@@ -22,7 +22,7 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("address", "errors", "workers", "events", "extras", "findings", "plugins", "request", "text", "metadata"),
+    ("address", "errors", "workers", "child", "events", "extras", "findings", "plugins", "request", "text", "metadata"),
     ("interrupts", "telemetry"),
     ("tensors",),
     ("storage", "remote", "checkpoint", "architectures"),

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from converter.chat.conversations import Conversation
+from converter.child import limit_memory
 from converter.errors import MissingDependency
 from converter.extras import package
 
@@ -87,7 +88,7 @@ def plain(template: str) -> str:
 
 def child() -> None:
     """Answer one question: JSON on standard input, JSON on standard output."""
-    _limit_memory()
+    limit_memory(MAX_NBYTES)
     asked = json.loads(sys.stdin.buffer.read())
     try:
         answer = _answer(asked)
@@ -124,13 +125,3 @@ def _text(template: Any, asked: dict[str, Any], variables: dict[str, Any]) -> st
     except Exception:  # a template may refuse a conversation
         return None
     return "".join(pieces)
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = MAX_NBYTES if most == resource.RLIM_INFINITY else min(MAX_NBYTES, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from converter.child import limit_memory
 from converter.errors import UnsupportedFeature
 
 #: Memory of its own that the process may have, where the system can limit it.
@@ -37,23 +38,13 @@ def close_doors() -> None:
         if event in REFUSED or (event == "open" and _writes(*given[:3])):
             raise PermissionError(f"{event} {str(given[:1])[:80]}, while a model is traced")
 
-    _limit_memory()
+    limit_memory(MAX_NBYTES)
     tempfile.gettempdir()  # libraries ask for its name, which is found by trying
     sys.addaudithook(watch)
 
 
 def _writes(path: object, mode: object, flags: object) -> bool:
     return path != os.devnull and isinstance(flags, int) and bool(flags & _WRITING)
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = MAX_NBYTES if most == resource.RLIM_INFINITY else min(MAX_NBYTES, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
 
 
 @contextmanager

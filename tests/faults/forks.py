@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,16 @@ def seen(place: Path) -> Snapshot:
         for name, path in files.items()
         if not any(TEMPORARY.fullmatch(part) for part in name.parts)
     }
+
+
+def empty(folders: Sequence[Path], scratch: Path | None) -> None:
+    """Leave nothing in folders, or what was there at first, which lies in `scratch`."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        if scratch is None:
+            folder.mkdir()
+        else:
+            shutil.copytree(scratch / f"old-{folder.name}", folder, symlinks=True)
 
 
 def unseen(place: Path, disk: Path) -> list[str]:

@@ -139,12 +139,7 @@ class Kills:
         return forks.seen(self.place), run
 
     def _empty(self, old: bool) -> None:
-        for folder in (self.place, self.disk):
-            shutil.rmtree(folder, ignore_errors=True)
-            if old:
-                shutil.copytree(self.scratch / f"old-{folder.name}", folder, symlinks=True)
-            else:
-                folder.mkdir()
+        forks.empty((self.place, self.disk), self.scratch if old else None)
 
     def close(self) -> None:
         """Leave nothing."""

@@ -125,12 +125,7 @@ class Sweep:
         return [str(self.source), f"{self.place}/{self.target.out}", *options, "-j", "1"]
 
     def _empty(self, old: bool = False) -> None:
-        for folder in (self.place, self.disk):
-            shutil.rmtree(folder, ignore_errors=True)
-            if old:
-                shutil.copytree(self.scratch / f"old-{folder.name}", folder, symlinks=True)
-            else:
-                folder.mkdir()
+        forks.empty((self.place, self.disk), self.scratch if old else None)
 
     def hidden(self) -> set[str]:
         return {path.name for path in self.place.rglob("*") if forks.TEMPORARY.fullmatch(path.name)}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browser import start, wait
 from support.verifications import HOSTILE, behaviour, exact, fidelity, verification
 
 from converter.compare import Choice, Comparison, Quant
@@ -24,12 +22,6 @@ from converter.text import human_bytes
 from converter.verify.provenance import FileDigest, Provenance
 from converter.verify.results import Verification
 
-FLAGS = (
-    "--headless", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1400,1000",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-)  # fmt: skip
-
 
 def seen(checked: Verification, *names: str) -> Verification:
     """With values of these tensors before and after."""
@@ -39,19 +31,7 @@ def seen(checked: Verification, *names: str) -> Verification:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("profile")
-    # A browser does not sandbox what root starts.
-    for flag in (*FLAGS, f"--user-data-dir={profile}", *["--no-sandbox"] * (os.geteuid() == 0)):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    running = start(tmp_path_factory.mktemp("profile"))
     yield running
     running.quit()
 
@@ -78,13 +58,6 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
     # The browser's own first tab is a document, too, and may still be loading.
     asked = {each["request"]["url"] for each in sent if each["documentURL"].startswith("file:")}
     assert asked and {address.partition(":")[0] for address in asked} <= {"file", "data", "blob"}
-
-
-def wait(condition: Callable[[], Any], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the page did not come to it"
-        time.sleep(0.05)
 
 
 def drawn(browser: Any) -> set[str]:
