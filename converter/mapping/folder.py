@@ -31,7 +31,7 @@ DTYPE_KEYS = ("torch_dtype", "dtype")
 # Keys that say how the file is written, or that its tensors and its config.json say again.
 REDUNDANT = (
     "general.architecture", "general.alignment", "general.file_type", "general.quantization_version",
-    "tokenizer.chat_templates",
+    "tokenizer.chat_templates", "converter.effort",
 )  # fmt: skip
 LOWERCASE = "tokenizer.ggml.normalizer.lowercase"
 TEMPLATES = "additional_chat_templates/"

@@ -15,7 +15,7 @@ from converter.mapping.view import ModelView
 from converter.metadata import TYPES, Array, Metadata, Value
 
 #: Keys that say how a file was made, not what the model is; beginnings of keys.
-HOW_IT_WAS_MADE = ("general.file_type", "general.quantization_version", "quantize.", "split.")
+HOW_IT_WAS_MADE = ("general.file_type", "general.quantization_version", "quantize.", "split.", "converter.")
 #: Entries of config.json that say how it was saved.
 HOW_IT_WAS_SAVED = frozenset((
     "_name_or_path", "transformers_version", "torch_dtype", "dtype", "quantization_config", "use_cache", "_commit_hash",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ArchitectureError, MissingImportance
+from converter.errors import ArchitectureError, MissingImportance, UnsupportedFeature
 from converter.events import Report, SettingLost
 from converter.findings import Finding
 from converter.formats.base import Format
@@ -29,7 +29,7 @@ from converter.quant import imatrix
 from converter.quant.recipes import RECIPES, Choice, Recipe
 from converter.quant.sources import scheme_of
 from converter.quant.targets import told
-from converter.request import Request
+from converter.request import EFFORTS, Request
 from converter.tensors.dtypes import F16, F32, INT8, DType, dtype
 from converter.tensors.encode import Importance, encoded
 from converter.tensors.operands import KINDS
@@ -95,8 +95,7 @@ def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Reques
 def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     weighted = any(key in target.config for key in IMATRIX_KEYS)
     quant = draft.request.types.quant or (None if _kept(draft, target) else _said_recipe(target, draft.opened))
-    effort = draft.request.types.effort or number_of(target.config, EFFORT_KEY) or 0
-    draft = replace(draft, request=draft.request.replace(quant=quant, effort=effort), weighted=weighted)
+    draft = replace(draft, request=draft.request.replace(quant=quant, effort=_effort(draft, target)), weighted=weighted)
     draft = run(draft, (*MODEL, open_matrix, choose))
     if draft.to_graph:
         draft = replace(draft, choices=_as_calculated(draft.choices, target))
@@ -130,6 +129,20 @@ def _wanted(draft: Draft) -> Mapping[str, LazyTensor]:
 
 def _model(draft: Draft) -> GraphModel:
     return GraphModel.of(dict(draft.checkpoint.config), draft.read)
+
+
+def _effort(draft: Draft, target: Checkpoint) -> int:
+    """How hard the target's encoders tried: as was asked for, or as it says.
+
+    Raises:
+        UnsupportedFeature: harder than any here does.
+    """
+    effort = draft.request.types.effort or number_of(target.config, EFFORT_KEY) or 0
+    if effort not in EFFORTS:
+        raise UnsupportedFeature(
+            f"{target.path}: {EFFORT_KEY} is {effort}, which no encoder here knows; a newer version wrote it?"
+        )
+    return effort
 
 
 def _as_calculated(choices: Mapping[str, Choice], target: Checkpoint) -> dict[str, Choice]:

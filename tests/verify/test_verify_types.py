@@ -11,7 +11,8 @@ from support import importance, models
 
 import converter
 from converter import Request
-from converter.errors import MissingImportance
+from converter.errors import MissingImportance, UnsupportedFeature
+from converter.housekeeping.edit import Set, edit
 from converter.quant.recipes import RECIPES
 from converter.verify.results import Verification
 from converter.verify.verifier import verify
@@ -140,6 +141,20 @@ def test_by_way_of_f16(recipe: str, tmp_path: Path, model: Callable[[str], Path]
     assert_right(verify(source, target, Request(via="f16")))
     assert_right(verify(source, target), None)
     assert_right(verify(source, target, Request(via="f16"), encode=False), None)
+
+
+def test_with_effort(tmp_path: Path, model: Callable[[str], Path]) -> None:
+    """The file says it and it is proved; where it does not, an encoder of others; one that nobody knows is refused."""
+    source, target = model("kjv-llama"), tmp_path / "out.gguf"
+    converter.convert(source, target, Request(quant="q4_k_m", effort=1))
+    assert_right(verify(source, target))
+    edit(target, remove=["converter.effort"])
+    unsaid = verify(source, target)
+    assert_right(unsaid, None)
+    assert sum(not each.reproduced for each in unsaid.tensors) > len(unsaid.tensors) // 2
+    edit(target, set=[Set("converter.effort", "7", "u32")])
+    with pytest.raises(UnsupportedFeature, match=r"converter\.effort is 7, which no encoder here knows"):
+        verify(source, target)
 
 
 @pytest.mark.parametrize("name", ["stories260K", "mixtral-96", "qwen2-96"])
