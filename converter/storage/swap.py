@@ -20,6 +20,7 @@ from pathlib import Path
 from converter.errors import OutputError
 
 NEW, OLD, JOURNAL = "new", "old", "journal"
+_LARGEST = 64 << 20  # bytes of a journal
 
 
 class NotUndone(OutputError):
@@ -68,7 +69,7 @@ def recover(stage: Path) -> None:
     """End what a run that was killed had begun: the old set is back, or the new one is there; the stage is gone.
 
     Raises:
-        NotUndone: files have come there since, or cannot be moved.
+        NotUndone: files have come there since, or cannot be moved; or the journal is none that a run wrote.
     """
     journal = stage / JOURNAL
     if journal.is_file():
@@ -86,7 +87,23 @@ def is_published(stage: Path) -> bool:
 
 
 def _entries(stage: Path) -> list[Entry]:
-    return [Entry(**each) for each in json.loads((stage / JOURNAL).read_text("utf-8"))]
+    """What the journal of a stage says. In a folder that others may write to, it may be a stranger's: what it names
+    lies in that folder, or nothing is touched."""
+    journal = stage / JOURNAL
+    try:
+        with open(journal, "rb") as file:
+            said = json.loads(file.read(_LARGEST))
+        entries = [Entry(str(each["name"]), bool(each["replaces"]), int(each["inode"])) for each in said]
+        inside = all(_lies_in(stage.parent.resolve(), entry.name) for entry in entries)
+    except (ValueError, TypeError, KeyError, RecursionError, RuntimeError):
+        inside = False
+    if not inside:
+        raise NotUndone(f"{journal}: no run wrote this; look at what is in {stage}, and remove that folder yourself")
+    return entries
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    return ".." not in Path(name).parts and (folder / name).parent.resolve().is_relative_to(folder)
 
 
 def _undo(stage: Path, entries: Sequence[Entry]) -> None:

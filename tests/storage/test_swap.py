@@ -338,6 +338,23 @@ def test_what_has_come_there_since_is_not_touched(tmp_path: Path, name: str) -> 
         assert told(tmp_path) == {"a": b"old", "b": b"stranger"}
 
 
+@pytest.mark.parametrize("name", ["../mine/file", "link/file", "ABSOLUTE", "..", "sub/../../mine/file", None])
+def test_a_journal_that_a_stranger_put_there_leads_nowhere(tmp_path: Path, name: str | None) -> None:
+    """In a folder that others write to: what it names outside is not touched, nor is it followed by a link."""
+    shared, mine = tmp_path / "shared", tmp_path / "mine"
+    shared.mkdir()
+    mine.mkdir()
+    (mine / "file").write_bytes(b"mine")
+    (shared / "link").symlink_to(mine)
+    stage = staged(shared, moved=False)
+    entry = {"name": str(mine / "file") if name == "ABSOLUTE" else name, "replaces": False}
+    entry["inode"] = (mine / "file").stat().st_ino
+    (stage / swap.JOURNAL).write_text(json.dumps([entry]) if name else "[{]")
+    with pytest.raises(swap.NotUndone, match=r"journal: no run wrote this; look at what is in .*, and remove"):
+        swap.recover(stage)
+    assert (mine / "file").read_bytes() == b"mine" and stage.is_dir()
+
+
 def test_without_a_journal_nothing_had_begun(tmp_path: Path) -> None:
     stage = staged(tmp_path, moved=False)
     (stage / swap.JOURNAL).unlink()
