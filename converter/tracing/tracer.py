@@ -64,7 +64,8 @@ def translate(path: Path, program: Mapping[str, Any], tensors: Mapping[str, Tens
 def _asked(path: Path, asked: str) -> Answer:
     # What this program imports from, the other one imports from, too.
     environment = {**os.environ, **ALONE, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-B", "-m", "converter.tracing.child"]
+    # -P: the folder one stands in is not on that path, whatever modules lie there.
+    command = [sys.executable, "-B", "-P", "-m", "converter.tracing.child"]
     try:
         done = subprocess.run(
             command, input=asked.encode(), capture_output=True, timeout=PATIENCE, env=environment, check=False

@@ -70,6 +70,15 @@ def test_an_error_comes_back_as_what_it_was(monkeypatch: pytest.MonkeyPatch) -> 
             tracer.trace(Path("model"), {}, {}, "F32")
 
 
+def test_modules_that_lie_where_one_stands_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numpy", "torch"):
+        (tmp_path / f"{name}.py").write_text("open('run', 'w').close()\nraise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.ConverterError, match="model: "):
+        tracer.trace(Path("model"), {"model_type": "none"}, {}, "F32")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["numpy.py", "torch.py"]
+
+
 @pytest.mark.parametrize("out", [b"", b"[", b'{"way": "x", "models": [], "unused": ["'])
 def test_a_process_that_dies_is_an_error(out: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], -9, out, b"first\nKilled\x1b[0m")
