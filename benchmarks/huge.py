@@ -4,7 +4,7 @@
 
 Linux, as root, with xfsprogs: the disk is a sparse file with XFS in it. The weights are one GiB of seeded normal
 numbers that all shards share (reflinks), and what is written is given back by punching holes behind the writer, so that
-some 10 GB hold it all. Told are the peak of resident memory, beside that for a model of 1.1 B; and the rate, beside
+some 10 GB hold it all. Told are the peak of resident memory, beside that for a model of 1 B; and the rate, beside
 what the kernels alone do on as many threads with the same mix of types, measured before and after, in the same run.
 With --minutes the conversion is interrupted after so many, which must leave nothing behind.
 """
@@ -196,12 +196,13 @@ def planned(model: Path, out: Path) -> tuple[Counter[str], int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="llama-3.1-405b")
+    parser.add_argument("--beside", choices=MODELS, default="llama-1b", help="the small one, of the same vocabulary")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--work", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.work) as temporary, disk(Path(temporary)) as place:
         print(f"| model | BF16 | out | peak | rate | kernels alone | share | done |\n|---|{'---|' * 7}", flush=True)
-        for name in ("llama-1.1b", args.model):
+        for name in (args.beside, args.model):
             started = time.monotonic()
             model = make(place / name, name)
             counts, total = planned(model, place / "out.gguf")
