@@ -160,6 +160,54 @@ static inline void pack_scale_min(const uint8_t *scales, const uint8_t *mins, ui
     }
 }
 
+/* Sixteen six-bit scales, biased by 32, in twelve bytes. */
+static inline void pack_scales_q3(const int8_t *scales, uint8_t *packed) {
+    for (int j = 0; j < 8; ++j) packed[j] = (uint8_t)((scales[j] & 15) | (scales[j + 8] & 15) << 4);
+    for (int j = 0; j < 4; ++j)
+        packed[j + 8] = (uint8_t)(scales[j] >> 4 | scales[j + 4] >> 4 << 2 | scales[j + 8] >> 4 << 4 |
+                                  scales[j + 12] >> 4 << 6);
+}
+
+/* From 256 codes to the bytes of a block, all but its scales. */
+static inline void pack_codes_q2_k(const uint8_t *codes, block_q2_k *y) { pack_two_bits(codes, y->qs); }
+
+/* The codes lose their third bits. */
+static inline void pack_codes_q3_k(uint8_t *codes, block_q3_k *y) {
+    memset(y->hmask, 0, sizeof y->hmask);
+    for (int g = 0; g < 8; ++g)
+        for (int i = 0; i < 32; ++i) {
+            uint8_t *code = codes + 32 * g + i;
+            y->hmask[i] |= (uint8_t)((*code >> 2 & 1) << g);
+            *code &= 3;
+        }
+    pack_two_bits(codes, y->qs);
+}
+
+static inline void pack_codes_q4_k(const uint8_t *codes, block_q4_k *y) {
+    for (int g = 0; g < 4; ++g)
+        for (int i = 0; i < 32; ++i) y->qs[32 * g + i] = (uint8_t)(codes[64 * g + i] | codes[64 * g + 32 + i] << 4);
+}
+
+static inline void pack_codes_q5_k(const uint8_t *codes, block_q5_k *y) {
+    memset(y->qh, 0, sizeof y->qh);
+    for (int g = 0; g < 4; ++g)
+        for (int i = 0; i < 32; ++i) {
+            const int low = codes[64 * g + i], high = codes[64 * g + 32 + i];
+            y->qs[32 * g + i] = (uint8_t)((low & 15) | (high & 15) << 4);
+            y->qh[i] |= (uint8_t)((low >> 4) << 2 * g | (high >> 4) << (2 * g + 1));
+        }
+}
+
+static inline void pack_codes_q6_k(const uint8_t *codes, block_q6_k *y) {
+    for (int half = 0; half < 2; ++half, codes += 128)
+        for (int i = 0; i < 32; ++i) {
+            const uint8_t a = codes[i], c = codes[i + 32], e = codes[i + 64], g = codes[i + 96];
+            y->ql[64 * half + i] = (uint8_t)((a & 15) | (e & 15) << 4);
+            y->ql[64 * half + 32 + i] = (uint8_t)((c & 15) | (g & 15) << 4);
+            y->qh[32 * half + i] = (uint8_t)(a >> 4 | (c >> 4) << 2 | (e >> 4) << 4 | (g >> 4) << 6);
+        }
+}
+
 static inline void store_q2_k(k_block *b, block_q2_k *y) {
     uint8_t *scales = b->scale_codes, *mins = b->min_codes;
     if (b->given) {
@@ -175,7 +223,7 @@ static inline void store_q2_k(k_block *b, block_q2_k *y) {
         y->scales[j] = (uint8_t)(scales[j] | mins[j] << 4);
         requantize_affine(b, j, 16, 3, d * (y->scales[j] & 15), dmin * (y->scales[j] >> 4), find_q2_k);
     }
-    pack_two_bits(b->codes, y->qs);
+    pack_codes_q2_k(b->codes, y);
 }
 
 static inline void store_q3_k(k_block *b, block_q3_k *y) {
@@ -190,21 +238,11 @@ static inline void store_q3_k(k_block *b, block_q3_k *y) {
             scales[j] = (int8_t)(clamp((int8_t)nearest_int(inverse * b->scale[j]), -32, 31) + 32);
         y->d = max != 0 ? f32_to_f16(1 / inverse) : 0;
     }
-    for (int j = 0; j < 8; ++j) y->scales[j] = (uint8_t)((scales[j] & 15) | (scales[j + 8] & 15) << 4);
-    for (int j = 0; j < 4; ++j)
-        y->scales[j + 8] = (uint8_t)(scales[j] >> 4 | scales[j + 4] >> 4 << 2 | scales[j + 8] >> 4 << 4 |
-                                     scales[j + 12] >> 4 << 6);
+    pack_scales_q3(scales, y->scales);
     const float d = f16_to_f32(y->d);
     for (int j = 0; j < 16; ++j)
         requantize_symmetric(b, j, 16, 4, d * unpack_scale_q3(y->scales, j), find_q3_k);
-    memset(y->hmask, 0, sizeof y->hmask);
-    for (int g = 0; g < 8; ++g)
-        for (int i = 0; i < 32; ++i) {
-            uint8_t *code = b->codes + 32 * g + i;
-            y->hmask[i] |= (uint8_t)((*code >> 2 & 1) << g);
-            *code &= 3;
-        }
-    pack_two_bits(b->codes, y->qs);
+    pack_codes_q3_k(b->codes, y);
 }
 
 /* The part that Q4_K and Q5_K share: d, dmin, packed scales, final codes in [0, top]. */
@@ -236,8 +274,7 @@ static inline void store_q4_k(k_block *b, block_q4_k *y) {
     store_affine_k(b, 15, &d, &dmin, y->scales);
     y->d = d;
     y->dmin = dmin;
-    for (int g = 0; g < 4; ++g)
-        for (int i = 0; i < 32; ++i) y->qs[32 * g + i] = (uint8_t)(b->codes[64 * g + i] | b->codes[64 * g + 32 + i] << 4);
+    pack_codes_q4_k(b->codes, y);
 }
 
 static inline void store_q5_k(k_block *b, block_q5_k *y) {
@@ -245,13 +282,7 @@ static inline void store_q5_k(k_block *b, block_q5_k *y) {
     store_affine_k(b, 31, &d, &dmin, y->scales);
     y->d = d;
     y->dmin = dmin;
-    memset(y->qh, 0, sizeof y->qh);
-    for (int g = 0; g < 4; ++g)
-        for (int i = 0; i < 32; ++i) {
-            const int low = b->codes[64 * g + i], high = b->codes[64 * g + 32 + i];
-            y->qs[32 * g + i] = (uint8_t)((low & 15) | (high & 15) << 4);
-            y->qh[i] |= (uint8_t)((low >> 4) << 2 * g | (high >> 4) << (2 * g + 1));
-        }
+    pack_codes_q5_k(b->codes, y);
 }
 
 static inline void store_q6_k(k_block *b, block_q6_k *y) {
@@ -267,14 +298,7 @@ static inline void store_q6_k(k_block *b, block_q6_k *y) {
         y->scales[j] = (int8_t)MIN(127, nearest_int(inverse * b->scale[j]));
         requantize_symmetric(b, j, 16, 32, d * y->scales[j], find_q6_k);
     }
-    const uint8_t *codes = b->codes;
-    for (int half = 0; half < 2; ++half, codes += 128)
-        for (int i = 0; i < 32; ++i) {
-            const uint8_t a = codes[i], c = codes[i + 32], e = codes[i + 64], g = codes[i + 96];
-            y->ql[64 * half + i] = (uint8_t)((a & 15) | (e & 15) << 4);
-            y->ql[64 * half + 32 + i] = (uint8_t)((c & 15) | (g & 15) << 4);
-            y->qh[32 * half + i] = (uint8_t)(a >> 4 | (c >> 4) << 2 | (e >> 4) << 4 | (g >> 4) << 6);
-        }
+    pack_codes_q6_k(b->codes, y);
 }
 
 #endif
