@@ -8,44 +8,15 @@
 #include "kernels.h"
 #include "pack_simple.h"
 
-static float reciprocal(float d) { return d ? 1.0f / d : 0.0f; }
-
 /* Integers to bytes, apart from what made them, so that compilers use whole vectors of floats there. */
 static inline void narrow(int n, const int32_t *wide, uint8_t *bytes) {
     for (int i = 0; i < n; ++i) bytes[i] = (uint8_t)wide[i];
 }
 
-/* At most `top`, as signed bytes. */
-static inline void cap(int top, uint8_t *codes) {
-    for (int i = 0; i < 32; ++i) codes[i] = (uint8_t)MIN((int8_t)top, (int8_t)codes[i]);
-}
-
-/* One block without importance: x ~ d * (code - levels). The step may be negative: the element of
- * largest magnitude gets the code 0, which has no positive twin. */
-static float find_symmetric(int levels, const float *x, uint8_t *codes) {
-    float magnitude;
-    const float d = block_peak(32, x, &magnitude) / (float)-levels, inverse = reciprocal(d);
-    int32_t wide[32];
-    truncate_all(32, x, 0.0f, inverse, (float)levels + 0.5f, wide);
-    narrow(32, wide, codes);
-    cap(2 * levels - 1, codes);
-    return d;
-}
-
-/* One block without importance: x ~ d * code + m. */
-static float find_affine(int top, const float *x, uint8_t *codes, float *m) {
-    float high;
-    range(32, x, m, &high);
-    const float d = (high - *m) / (float)top, inverse = reciprocal(d);
-    int32_t wide[32];
-    truncate_all(32, x, *m, inverse, 0.5f, wide);
-    narrow(32, wide, codes);
-    cap(top, codes);
-    return d;
-}
-
 #ifdef SCALAR
-/* The same two with importance `given`; the mean square is that of the whole row. */
+/* Q4_0 to Q5_1; lanes_simple.c has them for the other instruction sets. */
+
+/* With importance `given`; the mean square is that of the whole row. */
 static float find_symmetric_weighted(int levels, const float *x, const float *given, float mean_square, uint8_t *codes) {
     float w[32];
     importance(32, x, given, mean_square, w);
@@ -64,7 +35,6 @@ static float find_affine_weighted(int top, const float *x, const float *given, f
 #define FIND_SYMMETRIC_WEIGHTED(levels) find_symmetric_weighted(levels, x, weights + i, mean_square, codes)
 #define FIND_AFFINE_WEIGHTED(top) find_affine_weighted(top, x, weights + i, mean_square, codes, &m)
 
-/* The four types with importance, block by block; lanes_simple.c does it for the other instruction sets. */
 #define ENCODE_WEIGHTED(type, FIND)                                                                       \
     static void FN(encode_##type##_weighted)(const float *x, uint8_t *out, int64_t rows, int64_t row,     \
                                              const float *weights) {                                      \
@@ -84,11 +54,6 @@ ENCODE_WEIGHTED(q4_0, FIND_SYMMETRIC_WEIGHTED(8))
 ENCODE_WEIGHTED(q4_1, FIND_AFFINE_WEIGHTED(15))
 ENCODE_WEIGHTED(q5_0, FIND_SYMMETRIC_WEIGHTED(16))
 ENCODE_WEIGHTED(q5_1, FIND_AFFINE_WEIGHTED(31))
-#else
-extern encode_fn FN(encode_q4_0_weighted), FN(encode_q4_1_weighted), FN(encode_q5_0_weighted), FN(encode_q5_1_weighted);
-#endif
-
-/* The four types: with importance by what is above, without it block by block. */
 #define ENCODE_EITHER(type, FIND)                                                                         \
     void FN(encode_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {   \
         block_##type *y = (block_##type *)out;                                                            \
@@ -108,6 +73,7 @@ ENCODE_EITHER(q4_0, find_symmetric(8, x, codes))
 ENCODE_EITHER(q4_1, find_affine(15, x, codes, &m))
 ENCODE_EITHER(q5_0, find_symmetric(16, x, codes))
 ENCODE_EITHER(q5_1, find_affine(31, x, codes, &m))
+#endif
 
 /* Walks the blocks of a type that knows no importance; the body writes `*y` from `x`. */
 #define ENCODE_SIMPLE(type, elements, ...)                                                                \

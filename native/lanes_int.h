@@ -4,6 +4,9 @@
 
 #include "lanes.h"
 
+/* truncated: towards zero, of what fits or is NaN; a NaN gives a multiple of 256. store_f16: as f32_to_f16, but a
+ * NaN gives any NaN. sign_bits: the lanes below zero. store_bytes: the sixteen integers of 16 / WIDTH vectors, which are in 0 .. 255, as bytes. */
+
 #define TABLE (WIDTH > 8 ? WIDTH : 8) /* floats of a table; an index counts modulo this */
 
 #if defined(__AVX512F__)
@@ -19,6 +22,10 @@ static inline vi mask_int(vi a, int32_t m) { return _mm512_and_si512(a, splat_in
 #define SHIFT_LEFT(v, n) _mm512_slli_epi32(v, n)
 #define SHIFT_RIGHT(v, n) _mm512_srli_epi32(v, n)
 static inline vf look_up(const float *table, vi at) { return _mm512_permutexvar_ps(at, load(table)); }
+static inline vi truncated(vf v) { return _mm512_cvttps_epi32(v); }
+static inline void store_f16(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+static inline uint32_t sign_bits(vi v) { return (uint32_t)_mm512_movepi32_mask(v); }
+static inline void store_bytes(uint8_t *p, const vi *v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v[0])); }
 static inline float least(vf v) { return _mm512_reduce_min_ps(v); }
 
 #elif defined(__AVX2__)
@@ -34,6 +41,13 @@ static inline vi mask_int(vi a, int32_t m) { return _mm256_and_si256(a, splat_in
 #define SHIFT_LEFT(v, n) _mm256_slli_epi32(v, n)
 #define SHIFT_RIGHT(v, n) _mm256_srli_epi32(v, n)
 static inline vf look_up(const float *table, vi at) { return _mm256_permutevar8x32_ps(load(table), at); }
+static inline vi truncated(vf v) { return _mm256_cvttps_epi32(v); }
+static inline void store_f16(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+static inline uint32_t sign_bits(vi v) { return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(v)); }
+static inline void store_bytes(uint8_t *p, const vi *v) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[0], v[1]), 0xD8);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
 static inline float least(vf v) {
     __m128 m = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     m = _mm_min_ps(m, _mm_movehl_ps(m, m));
@@ -60,6 +74,18 @@ static inline vi mask_int(vi a, int32_t m) { return a & m; }
 #define SHIFT_RIGHT(v, n) ((v) >> (n))
 static inline vf look_up(const float *table, vi at) {
     return (vf){table[at[0] & 7], table[at[1] & 7], table[at[2] & 7], table[at[3] & 7]};
+}
+static inline vi truncated(vf v) { return __builtin_convertvector(pick(equal(v, v), v, splat(0.0f)), vi); }
+static inline void store_f16(uint16_t *p, vf v) {
+    for (int i = 0; i < WIDTH; ++i) p[i] = f32_to_f16(v[i]);
+}
+static inline uint32_t sign_bits(vi v) { return bits(v >> 31); }
+static inline void store_bytes(uint8_t *p, const vi *v) {
+    typedef uint8_t four __attribute__((vector_size(4)));
+    for (int i = 0; i < 4; ++i) {
+        const four bytes = __builtin_convertvector(v[i], four);
+        memcpy(p + 4 * i, &bytes, 4);
+    }
 }
 static inline float least(vf v) {
     const float a = v[0] < v[1] ? v[0] : v[1], b = v[2] < v[3] ? v[2] : v[3];

@@ -1,9 +1,12 @@
-/* Q4_0, Q4_1, Q5_0 and Q5_1 with importance, one lane per block; the bytes are those of encode_simple.c. */
+/* Q4_0, Q4_1, Q5_0 and Q5_1, one lane per block; the bytes are those of encode_simple.c. */
 #include "isa.h"
 #include "kernels.h"
+#include "lanes_int.h"
 #include "lanes_search.h"
 #include "pack_simple.h"
 #include "transpose.h"
+
+/* ---- with importance ---- */
 
 /* LANES blocks and what the search finds: x ~ scale * code + min, the codes by `maker`. */
 typedef struct {
@@ -52,7 +55,7 @@ static void redo_block(batch *b, int k, const float *x, int levels, int top, uin
 
 /* Symmetric types have `levels`, affine ones `top`; the other is 0. */
 #define ENCODE_WEIGHTED(type, levels, top)                                                                          \
-    void FN(encode_##type##_weighted)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {  \
+    static void weighted_##type(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {        \
         const int64_t blocks = rows * row / 32;                                                                     \
         block_##type *y = (block_##type *)out;                                                                      \
         batch b;                                                                                                    \
@@ -77,3 +80,119 @@ ENCODE_WEIGHTED(q4_0, 8, 0)
 ENCODE_WEIGHTED(q4_1, 0, 15)
 ENCODE_WEIGHTED(q5_0, 16, 0)
 ENCODE_WEIGHTED(q5_1, 0, 31)
+
+/* ---- without ---- */
+
+/* What makes the codes of WIDTH blocks: truncate((x - m) * inverse + offset), at most the largest code. */
+typedef struct {
+    float d[WIDTH], m[WIDTH], inverse[WIDTH];
+    uint16_t d16[WIDTH], m16[WIDTH];
+    uint32_t redo; /* blocks that scalar code must do */
+} plain;
+
+/* The largest element of each block, or of each negated block, but not below `from`; a NaN counts as nothing. */
+static inline vf highest(const float *x, float from, bool negated) {
+    vf max[WIDTH];
+    for (int k = 0; k < WIDTH; ++k) {
+        max[k] = splat(from);
+        for (int i = 0; i < 32; i += WIDTH) {
+            const vf v = load(x + 32 * k + i);
+            max[k] = vmax(negated ? -v : v, max[k]);
+        }
+    }
+    transpose_square(max);
+    for (int i = 1; i < WIDTH; ++i) max[0] = vmax(max[0], max[i]);
+    return max[0];
+}
+
+/* As find_symmetric and find_affine. Which of two equal magnitudes comes first, the sign of a zero and codes that
+ * do not fit, as by infinities, are left to them: the range of an ordinary block is about `top` steps. */
+static inline void find_plain(int levels, int top, const float *x, plain *p) {
+    const vf zero = splat(0.0f), one = splat(1.0f);
+    const float from = levels ? 0.0f : -FLT_MAX;
+    const vf high = highest(x, from, false), low = -highest(x, from, true);
+    vf d, m = zero, span;
+    vm odd;
+    if (levels) {
+        const vf magnitude = vmax(high, -low);
+        d = pick(less(high, -low), low, high) / splat((float)-levels);
+        span = magnitude + magnitude;
+        odd = equal(high, -low);
+    } else {
+        m = low;
+        span = high - low;
+        d = span / splat((float)top);
+        odd = either(equal(low, zero), equal(high, zero));
+    }
+    const vf inverse = one / d;
+    odd = either(odd, inverse_of(less(span * vabs(inverse), splat((float)top + 2.0f))));
+    store(p->d, d);
+    store(p->m, m);
+    store(p->inverse, inverse);
+    store_f16(p->d16, d);
+    store_f16(p->m16, m);
+    p->redo = bits(odd);
+}
+
+/* The nibbles of 32 codes and their fifth bits, as pack_simple.h has them; `qh` may be NULL. */
+static inline void write_codes(const float *x, float m, float inverse, float offset, int top, uint8_t *qs, uint8_t *qh) {
+    enum { HALF = 16 / WIDTH };
+    vi codes[2 * HALF];
+    uint32_t fifth = 0;
+    for (int i = 0; i < 2 * HALF; ++i) {
+        const vf v = (load(x + i * WIDTH) - splat(m)) * splat(inverse) + splat(offset);
+        codes[i] = truncated(vmin(splat((float)top + 0.5f), v));
+        if (qh) fifth |= sign_bits(SHIFT_LEFT(codes[i], 27)) << i * WIDTH;
+        codes[i] = mask_int(codes[i], 15);
+    }
+    for (int i = 0; i < HALF; ++i) codes[i] = plus(codes[i], SHIFT_LEFT(codes[i + HALF], 4));
+    store_bytes(qs, codes);
+    if (qh) memcpy(qh, &fifth, 4);
+}
+
+#define FIFTH_q4_0(y) NULL
+#define FIFTH_q4_1(y) NULL
+#define FIFTH_q5_0(y) (y)->qh
+#define FIFTH_q5_1(y) (y)->qh
+#define HEAD_q4_0(p, k, y) (y)->d = (p).d16[k]
+#define HEAD_q5_0 HEAD_q4_0
+#define HEAD_q4_1(p, k, y) (y)->d = (p).d16[k], (y)->m = (p).m16[k]
+#define HEAD_q5_1 HEAD_q4_1
+
+/* Arguments as of ENCODE_WEIGHTED. */
+#define ENCODE_EITHER(type, levels, top)                                                                            \
+    static void redo_##type(const float *x, block_##type *y) {                                                      \
+        uint8_t codes[32];                                                                                          \
+        float m = 0;                                                                                                \
+        const float d = levels ? find_symmetric(levels, x, codes) : find_affine(top, x, codes, &m);                 \
+        store_##type(d, m, codes, y);                                                                               \
+    }                                                                                                               \
+    void FN(encode_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {         \
+        enum { TOP = levels ? 2 * levels - 1 : top };                                                               \
+        block_##type *y = (block_##type *)out;                                                                      \
+        float last[32 * WIDTH];                                                                                     \
+        plain p;                                                                                                    \
+        if (weights) {                                                                                              \
+            weighted_##type(x, out, rows, row, weights);                                                            \
+            return;                                                                                                 \
+        }                                                                                                           \
+        for (int64_t left = rows * row / 32; left > 0; left -= WIDTH, x += 32 * WIDTH, y += WIDTH) {                \
+            const int count = (int)MIN(WIDTH, left);                                                                \
+            if (count < WIDTH) {                                                                                    \
+                memset(last, 0, sizeof last);                                                                       \
+                x = memcpy(last, x, (size_t)count * 32 * sizeof *x);                                                \
+            }                                                                                                       \
+            find_plain(levels, TOP, x, &p);                                                                         \
+            for (int k = 0; k < count; ++k) {                                                                       \
+                HEAD_##type(p, k, y + k);                                                                           \
+                write_codes(x + 32 * k, p.m[k], p.inverse[k], (float)levels + 0.5f, TOP, y[k].qs, FIFTH_##type(y + k)); \
+            }                                                                                                       \
+            for (uint32_t redo = p.redo & ((1u << count) - 1); redo; redo &= redo - 1)                              \
+                redo_##type(x + 32 * __builtin_ctz(redo), y + __builtin_ctz(redo));                                 \
+        }                                                                                                           \
+    }
+
+ENCODE_EITHER(q4_0, 8, 0)
+ENCODE_EITHER(q4_1, 0, 15)
+ENCODE_EITHER(q5_0, 16, 0)
+ENCODE_EITHER(q5_1, 0, 31)

@@ -2,9 +2,13 @@
  *
  * A port of make_qx_quants, make_q3_quants, make_qkx2/3_quants and make_qp_quants of ggml-quants.c
  * (MIT, see LICENSE.ggml). Order of operations and types are kept: the bytes depend on each rounding.
+ * At the end are those of the simple types without importance, which are no searches.
  */
 #ifndef CONVERTER_SEARCH_H
 #define CONVERTER_SEARCH_H
+
+#include <float.h>
+#include <stdbool.h>
 
 #include "numeric.h"
 
@@ -231,6 +235,38 @@ static inline float sum_squares(int64_t n, const float *x) {
 /* Importance of each element: the given one times the root of its own square plus the mean's. */
 static inline void importance(int n, const float *x, const float *given, float mean_square, float *w) {
     for (int i = 0; i < n; ++i) w[i] = given[i] * sqrtf(mean_square + x[i] * x[i]);
+}
+
+static inline float reciprocal(float d) { return d ? 1.0f / d : 0.0f; }
+
+/* codes[i] = truncate((x[i] - base) * inverse + offset), its low byte, at most `top` */
+static inline void truncate_codes(const float *x, float base, float inverse, float offset, int top, uint8_t *codes) {
+    for (int i = 0; i < 32; ++i) {
+        const int8_t code = (int8_t)truncate((x[i] - base) * inverse + offset);
+        codes[i] = (uint8_t)MIN((int8_t)top, code);
+    }
+}
+
+/* One block of Q4_0 or Q5_0 without importance: x ~ d * (code - levels). The step may be negative: the element
+ * of largest magnitude gets the code 0, which has no positive twin. */
+static inline float find_symmetric(int levels, const float *x, uint8_t *codes) {
+    float magnitude;
+    const float d = peak(32, x, &magnitude) / (float)-levels;
+    truncate_codes(x, 0.0f, reciprocal(d), (float)levels + 0.5f, 2 * levels - 1, codes);
+    return d;
+}
+
+/* One block of Q4_1 or Q5_1 without importance: x ~ d * code + m. */
+static inline float find_affine(int top, const float *x, uint8_t *codes, float *m) {
+    float low = FLT_MAX, high = -FLT_MAX;
+    for (int i = 0; i < 32; ++i) {
+        if (x[i] < low) low = x[i];
+        if (x[i] > high) high = x[i];
+    }
+    const float d = (high - low) / (float)top;
+    truncate_codes(x, low, reciprocal(d), 0.5f, top, codes);
+    *m = low;
+    return d;
 }
 
 #endif
