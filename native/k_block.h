@@ -124,6 +124,7 @@ static inline void requantize_affine(k_block *b, int j, int n, int top, float st
     uint8_t *restrict codes = b->codes + n * j;
     if (step) {
         int32_t wide[32]; /* apart from the bytes, so that compilers use whole vectors of floats */
+#pragma GCC unroll 1 /* gcc unrolls 16 steps before it looks for vectors, and then finds none */
         for (int i = 0; i < n; ++i) wide[i] = clamp(nearest_int((x[i] + shift) / step), 0, top);
         for (int i = 0; i < n; ++i) codes[i] = (uint8_t)wide[i];
     } else if (!(b->has_codes >> j & 1)) {
@@ -137,6 +138,7 @@ static inline void requantize_symmetric(k_block *b, int j, int n, int levels, fl
     uint8_t *restrict codes = b->codes + n * j;
     if (step) {
         int32_t wide[32];
+#pragma GCC unroll 1
         for (int i = 0; i < n; ++i) wide[i] = clamp(nearest_int(x[i] / step), -levels, levels - 1) + levels;
         for (int i = 0; i < n; ++i) codes[i] = (uint8_t)wide[i];
     } else if (!(b->has_codes >> j & 1)) {
