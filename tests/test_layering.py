@@ -31,7 +31,7 @@ TIERS = (
     ("quant",),
     ("mapping", "adapters", "inspection"),
     ("graphs",),
-    ("planning", "pipeline"),
+    ("planning", "pipeline", "calibration"),
     ("extract", "verify", "check", "diff", "compare", "housekeeping"),
     ("engines",),
     ("batch",),
