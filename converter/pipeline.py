@@ -65,7 +65,8 @@ def plan_several(
     Raises:
         ConverterError: whatever makes one of them impossible, as its kind.
     """
-    source, request = Source.of(source), requests[0]
+    source, requests = Source.of(source), [each.settled() for each in requests]
+    request = requests[0]
     with about(source.path):
         path, folder = _target(target), _is_folder(target)
         wanted = request.output.format

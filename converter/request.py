@@ -10,6 +10,7 @@ from typing import Any, TypedDict, Unpack
 
 from converter.address import is_elsewhere, place, shown
 from converter.errors import UsageError
+from converter.mixture import Mixture
 from converter.text import did_you_mean
 
 PathLike = str | os.PathLike[str]
@@ -96,9 +97,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Types:
-    """Which type each tensor gets, and how it is encoded."""
+    """Which type each tensor gets, and how it is encoded.
+
+    `recipe` is a mixture (of a file: `quant.recipe_files.read_recipe`); where no quant is named, it is that one's base.
+    """
 
     quant: str | None = None
+    recipe: Mixture | None = None
     pure: bool = False
     tensor_types: tuple[tuple[str, str], ...] = ()
     output_type: str | None = None
@@ -122,6 +127,7 @@ class Types:
     def __post_init__(self) -> None:
         _settle(
             self,
+            recipe=Mixture.of(self.recipe),
             calibration=None if self.calibration is None else Path(self.calibration),
             tensor_types=tuple((pattern, type_) for pattern, type_ in self.tensor_types),
             imatrix=None if self.imatrix is None else _path(self.imatrix),
@@ -176,6 +182,7 @@ class Fields(TypedDict, total=False):
     """Every field of `Types`, `Model` and `Output`, for those who write them as keywords of a `Request`."""
 
     quant: str | None
+    recipe: Mixture | None
     pure: bool
     tensor_types: Iterable[tuple[str, str]]
     output_type: str | None
@@ -243,6 +250,11 @@ class Request:
         """A copy with some fields changed, whatever part they are in."""
         return Request(self.types, self.model, self.output, **changes)
 
+    def settled(self) -> Request:
+        """The same with the quant that follows from a mixture."""
+        mixture = self.types.recipe
+        return self if mixture is None or self.types.quant else self.replace(quant=mixture.base)
+
     def absolute(self) -> Request:
         """The same with names of files that do not depend on where a process stands."""
         given = {name: getattr(getattr(self, part), name) for name, part in FIELDS.items()}
@@ -295,6 +307,8 @@ def _as_dict(value: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, Mixture):
+        return value.as_dict()
     return shown(os.fspath(value)) if isinstance(value, Path) else value
 
 

@@ -22,7 +22,20 @@ PACKAGE = Path(converter.__file__).parent
 
 # From the ground up; a tier may use those below it and itself, never one above.
 TIERS = (
-    ("address", "errors", "workers", "child", "events", "extras", "findings", "plugins", "request", "text", "metadata"),
+    (
+        "address",
+        "errors",
+        "workers",
+        "child",
+        "events",
+        "extras",
+        "findings",
+        "mixture",
+        "plugins",
+        "request",
+        "text",
+        "metadata",
+    ),
     ("interrupts", "telemetry"),
     ("tensors",),
     ("storage", "remote", "checkpoint", "architectures"),
@@ -32,7 +45,7 @@ TIERS = (
     ("mapping", "adapters", "inspection"),
     ("graphs",),
     ("planning", "pipeline", "calibration"),
-    ("extract", "verify", "check", "diff", "compare", "housekeeping"),
+    ("extract", "verify", "check", "diff", "compare", "mixing", "housekeeping"),
     ("engines",),
     ("batch",),
     ("reports",),

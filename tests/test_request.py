@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from converter.errors import UsageError
+from converter.mixture import Mixture, Rule
 from converter.request import FIELDS, PARTS, Fields, Model, Output, Request, Source, Types
 
 #: Another value than the default for every field.
@@ -49,6 +50,7 @@ OTHER: dict[str, Any] = {
     "profile": "opset18",
     "calibration": Path("text.txt"),
     "effort": 1,
+    "recipe": Mixture("Q4_0", (Rule("output.weight", "Q6_K", kl=0.5),), "llama", 2, "by hand"),
     "spread": (Path("disk"),),
 }
 
@@ -143,7 +145,7 @@ def test_what_does_not_exist_is_refused() -> None:
         Request(quants="q8_0")  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="a request has no part 'kinds'; there are types, model, output"):
         Request.from_dict({"kinds": {}})
-    with pytest.raises(UsageError, match="Types cannot be made of quants; it has quant, pure"):
+    with pytest.raises(UsageError, match="Types cannot be made of quants; it has quant, recipe"):
         Request.from_dict({"types": {"quants": "q8_0"}})
     with pytest.raises(UsageError, match="Types cannot be made of tensor_types"):
         Request.from_dict({"types": {"tensor_types": [["a", "b", "c"]]}})

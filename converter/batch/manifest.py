@@ -32,6 +32,7 @@ from converter.address import parse as parse_address
 from converter.errors import ConverterError, UsageError, short
 from converter.extras import package
 from converter.formats.registry import readers
+from converter.quant.recipe_files import read_recipe
 from converter.remote.outlet import refuse_unwritable
 from converter.request import FIELDS, PARTS, Request, Source
 from converter.storage.files import regular_size
@@ -41,7 +42,7 @@ MODELS, DEFAULTS = "models", "defaults"
 EXTENSIONS = (".toml", ".json", ".yaml", ".yml")
 MAX_SIZE = 16 << 20
 _OF_SOURCE = ("config", "key", "adapters", "base")
-_PATHS = ("config", "base", "imatrix", "mmproj")
+_PATHS = ("config", "base", "imatrix", "mmproj", "recipe")
 #: A request's keys, what a value of each is, and how that is called.
 _KINDS: Mapping[str, type] = {
     field.name: {"bool": bool, "int | None": int}.get(str(field.type), str)
@@ -196,6 +197,8 @@ def _requests(keys: Mapping[str, Any], folder: Path) -> tuple[Request, ...]:
     given = {key: value for key, value in keys.items() if key in FIELDS}
     given |= {key: _inside(given[key], folder) for key in _PATHS if key in given}
     given |= {key: [given[key]] for key in _LISTS if isinstance(given.get(key), str) and key != "quant"}
+    if "recipe" in given:
+        given["recipe"] = read_recipe(given["recipe"])
     if "spread" in given:
         given["spread"] = [_inside(each, folder) for each in given["spread"]]
     if "tensor_types" in given:

@@ -29,8 +29,8 @@ HELP_ALL = "--help-all"
 
 #: What short help shows of a command that has many options.
 BASIC = frozenset(
-    "quant quants tensor_type imatrix dtype config arch lora target_type source_type force verify threads report "
-    "strict split_max_size runtime fit fit_memory gate out jobs dry_run json quiet help".split()
+    "quant quants recipe tensor_type imatrix dtype config arch lora target_type source_type force verify threads "
+    "report strict split_max_size runtime fit fit_memory gate out jobs dry_run json quiet help".split()
 )
 MANY = 16  # options from which on help is short
 
@@ -190,6 +190,7 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     add = group.add_argument
     if quant:
         add("-q", "--quant", metavar="TYPE", help="q4_k_m, Q8_0, f16, ... (`convert quants`); several as a,b,c")
+        add("--recipe", type=file_path, metavar="FILE", help="types by the rules of a file (docs/recipes.md)")
     add(
         "--tensor-type",
         type=pattern,
@@ -433,7 +434,11 @@ def request_of(args: argparse.Namespace) -> Request:
     from converter.request import FIELDS, Request
 
     given = vars(args) | {"tensor_types": args.tensor_type, "format": args.target_type}
-    return Request(**{name: given[name] for name in FIELDS if name in given})
+    if isinstance(path := given.get("recipe"), Path):
+        from converter.quant.recipe_files import read_recipe
+
+        given["recipe"] = read_recipe(path)
+    return Request(**{name: given[name] for name in FIELDS if name in given}).settled()
 
 
 def requests_of(args: argparse.Namespace) -> list[Request]:

@@ -125,3 +125,12 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_text(text: str) -> None:
+    """To a file or a program as it would be written, whatever the console's encoding."""
+    if sys.stdout.isatty() or not isinstance(sys.stdout, TextIOWrapper):
+        print(text, end="")
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())

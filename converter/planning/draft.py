@@ -43,6 +43,7 @@ class Draft:
         read: the tensors as they were read, under their new names.
         intermediate: the same in the types of the implied intermediate file.
         choices: the type of each tensor of the output, and why.
+        mixed: whether these are a mixture's, and others than the recipe alone gives.
         weights: the entries of the matrix that encoders follow.
         layout: the files to be.
         calibration: what finds ranges of activations before these are written.
@@ -65,6 +66,7 @@ class Draft:
     read: Mapping[str, LazyTensor] = field(default_factory=dict)
     intermediate: Mapping[str, LazyTensor] = field(default_factory=dict)
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    mixed: bool = False
     weights: Mapping[str, Importance] = field(default_factory=dict)
     layout: Layout | None = None
     calibration: Calibration | None = None
@@ -165,7 +167,7 @@ def begin(
     """
     if opened.stored is not None and _keeps_structure(opened, target, request, unnamed):
         opened = opened.stored.replace(opened=opened.opened)
-    report = Report(strict=request.output.strict)
+    request, report = request.settled(), Report(strict=request.output.strict)
     report.extend(list(opened.events))
     planned, watch = route(opened, target, request), Watch(request.output.strict)
     return Draft(opened, opened, target, path or Path(), request, report, watch, planned, unnamed, foreseen=foreseen)

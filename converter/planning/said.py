@@ -7,12 +7,15 @@ from collections import Counter
 from converter.metadata import Metadata, Value
 from converter.planning.draft import Draft
 from converter.quant import imatrix
+from converter.quant.mixtures import digest
 from converter.quant.recipes import RECIPES
 from converter.tensors.dtypes import dtype
 
 QUANTIZATION_VERSION = 2
 #: How hard the encoders tried, where that was more than the reference does; a key of ours.
 EFFORT_KEY = "converter.effort"
+#: Where types are others than the recipe in `general.file_type` gives: the digest of them all; a key of ours.
+TYPES_KEY = "converter.recipe.types_sha256"
 #: `general.file_type` of what only arrives packed, or has a recipe under another name.
 _FILE_TYPES = {"MXFP4": 38, "NVFP4": 39}
 
@@ -34,9 +37,11 @@ def said(draft: Draft) -> Metadata:
         "general.file_type": Value("u32", file_type),
     }
     encodes = draft.recipe is not None and draft.recipe.quantized
-    replaced = (*own, *(imatrix.KEYS if draft.matrix else ()), *([EFFORT_KEY] if encodes else ()))
+    replaced = (*own, *(imatrix.KEYS if draft.matrix else ()), *((EFFORT_KEY, TYPES_KEY) if encodes else ()))
     if encodes and (effort := draft.request.types.effort):
         own[EFFORT_KEY] = Value("u32", effort)
+    if draft.mixed:
+        own[TYPES_KEY] = Value("str", digest({name: choice.type for name, choice in draft.choices.items()}))
     kept = {key: value for key, value in metadata.items() if key not in replaced}
     return kept | own | (draft.matrix.metadata() if draft.matrix else {})
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from converter.architectures import traits_of
 from converter.errors import OutputError, QuantizationError, UsageError
-from converter.events import Decoded, ImportanceNeeded, Note, Report
+from converter.events import Decoded, ImportanceNeeded, Note, Report, few
 from converter.formats.base import Format
 from converter.metadata import Array, Value
 from converter.planning.draft import Draft
 from converter.planning.graph import for_graph, for_trace
-from converter.quant import imatrix
+from converter.quant import imatrix, mixtures
 from converter.quant.imatrix import Foreseen
 from converter.quant.recipes import Choice, ModelFacts, Options, TensorSpec, assign, needs_imatrix, recipe
 from converter.storage.files import remembering
@@ -51,11 +51,45 @@ def choose(draft: Draft) -> Draft:
         return replace(draft, choices=for_graph(draft, _by_recipe(draft)))
     if draft.to_trace:
         return replace(draft, choices=for_trace(draft))
-    return replace(draft, choices=_by_recipe(draft) if draft.to_gguf else _plain(draft))
+    choices = _by_recipe(draft) if draft.to_gguf else _plain(draft)
+    return replace(draft, choices=choices, mixed=draft.to_gguf and _mixed(draft, choices))
+
+
+def _mixed(draft: Draft, choices: Mapping[str, Choice]) -> bool:
+    """Whether a mixture gives other types than the recipe alone."""
+    if draft.request.types.recipe is None:
+        return False
+    alone = _by_recipe(replace(draft, request=draft.request.replace(recipe=None), report=Report()))
+    return any(choice.type != alone[name].type for name, choice in choices.items())
+
+
+def _named(draft: Draft, facts: ModelFacts) -> dict[str, tuple[str, str]]:
+    """The types that a mixture gives, and by which of its rules.
+
+    Raises:
+        UsageError: a rule that cannot be meant, or none that means a tensor of this model.
+    """
+    mixture = draft.request.types.recipe
+    if mixture is None:
+        return {}
+    found = mixtures.meant(mixture, list(draft.checkpoint.tensors), facts.n_layer)
+    if not found.rules:
+        raise UsageError(f"{draft.opened.path}: has no tensor that a rule of the recipe names; it is for another model")
+    if mixture.architecture not in (None, facts.arch):
+        draft.report.add(Note(f"the recipe is for {mixture.architecture}, and this is {facts.arch}"))
+    if found.scaled:
+        draft.report.add(
+            Note(
+                f"the recipe is for {mixture.block_count} blocks, and this has {facts.n_layer}: by depth they are alike"
+            )
+        )
+    if found.idle:
+        draft.report.add(Note(f"no tensor has these rules of the recipe: {few([r.tensors for r in found.idle])}"))
+    return {name: (rule.type, rule.label) for name, rule in found.rules.items()}
 
 
 def _by_recipe(draft: Draft) -> dict[str, Choice]:
-    types, tensors = draft.request.types, draft.checkpoint.tensors
+    types, tensors, facts = draft.request.types, draft.checkpoint.tensors, _facts(draft)
     specs = [TensorSpec(name, tensor.info.shape, tensor.info.dtype.name) for name, tensor in tensors.items()]
     options = Options(
         pure=types.pure,
@@ -65,8 +99,9 @@ def _by_recipe(draft: Draft) -> dict[str, Choice]:
         leave_output=types.leave_output,
         no_fallback=types.no_fallback,
         has_imatrix=draft.weighted or _is_foreseen(draft),
+        named=_named(draft, facts),
     )
-    choices = assign(draft.recipe or recipe("COPY"), specs, _facts(draft), options)
+    choices = assign(draft.recipe or recipe("COPY"), specs, facts, options)
     if draft.recipe is None:
         choices = {name: Choice(choice.type, "as in the source") for name, choice in choices.items()}
     if draft.stays_packed:

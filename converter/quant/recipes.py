@@ -72,7 +72,8 @@ class Options:
 
     `tensor_types` are (pattern, type name) pairs, first match wins; `no_fallback` refuses the
     substitution of a type whose blocks do not divide a row; `has_imatrix` says that an importance
-    matrix will be used, which some rules ask.
+    matrix will be used, which some rules ask. `named` is no flag: the type of single tensors, and the
+    rule that says so; flags come before it.
     """
 
     pure: bool = False
@@ -82,6 +83,7 @@ class Options:
     leave_output: bool = False
     no_fallback: bool = False
     has_imatrix: bool = False
+    named: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -685,24 +687,34 @@ def needs_imatrix(recipe: Recipe, name: str, type: str) -> bool:
 def _check(recipe: Recipe, options: Options) -> None:
     for flag, wanted in (("--output-type", options.output_type), ("--embedding-type", options.embedding_type)):
         if wanted is not None:
-            _type_name(flag, wanted)
+            type_name(flag, wanted)
             if recipe.base is None:
                 raise UsageError(f"{flag} has no effect with COPY, which keeps every tensor as it is")
     if options.tensor_types and recipe.base is None:
         raise UsageError("--tensor-type has no effect with COPY, which keeps every tensor as it is")
 
 
-def _type_name(flag: str, name: str) -> str:
+def type_name(flag: str, name: str) -> str:
+    """A type that tensors can be encoded as, by its name in any case.
+
+    Raises:
+        UsageError: there is none; the message begins with `flag`.
+    """
     wanted = name.strip().upper()
     if wanted not in _ENCODABLE:
         raise UsageError(f"{flag}: no type {name!r}{_hint(wanted, _ENCODABLE)}\nknown: {', '.join(_ENCODABLE)}")
     return wanted
 
 
+def encodable(type: str) -> bool:
+    """Whether there is such a type, and tensors can be encoded as it."""
+    return type in _ENCODABLE
+
+
 def _overrides(options: Options) -> tuple[_Override, ...]:
     check_count(len(options.tensor_types), "--tensor-type")
     return tuple(
-        _Override(Pattern(pattern), _type_name(f"--tensor-type {pattern}", wanted))
+        _Override(Pattern(pattern), type_name(f"--tensor-type {pattern}", wanted))
         for pattern, wanted in options.tensor_types
     )
 
@@ -752,6 +764,8 @@ def _choose(
         return _fixed(spec, "--output-type", options.output_type)
     if override is not None:
         return _fitted(spec, override.type, f"--tensor-type {override.pattern.text}", options.no_fallback)
+    if spec.name in options.named:
+        return _fitted(spec, *options.named[spec.name], options.no_fallback)
     if not recipe.quantized:
         return Choice(base, f"base type of {recipe.name}")
     if options.pure:
@@ -773,7 +787,7 @@ def _fixed(spec: TensorSpec, flag: str, wanted: str) -> Choice:
     Raises:
         QuantizationError: the rows do not divide into its blocks.
     """
-    name = _type_name(flag, wanted)
+    name = type_name(flag, wanted)
     row = spec.shape[-1]
     if not DTYPES[name].fits(row):
         raise QuantizationError(

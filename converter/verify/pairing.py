@@ -23,9 +23,10 @@ from converter.metadata import number_of, text_of
 from converter.planning.draft import Draft, begin, run
 from converter.planning.passes import MODEL
 from converter.planning.plan import Step
-from converter.planning.said import EFFORT_KEY
+from converter.planning.said import EFFORT_KEY, TYPES_KEY
 from converter.planning.types import choose, open_matrix, weigh
 from converter.quant import imatrix
+from converter.quant.mixtures import digest
 from converter.quant.recipes import RECIPES, Choice, Recipe
 from converter.quant.sources import scheme_of
 from converter.quant.targets import told
@@ -99,8 +100,13 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     draft = run(draft, (*MODEL, open_matrix, choose))
     if draft.to_graph:
         draft = replace(draft, choices=_as_calculated(draft.choices, target))
+    recorded = draft.request.types.recipe is None and not draft.to_graph and _is_recorded(target)
+    if recorded:
+        draft = replace(draft, choices=_as_recorded(draft.choices, target))
     steps, recipe = {step.name: step for step in _weighed(draft, target)}, draft.recipe
     pairs, findings = _match(_wanted(draft), target)
+    if recorded:
+        findings.append(Finding("type", TYPES_KEY, "types are those of a recipe file, as was recorded", failed=False))
     made = []
     for found in pairs:
         step, type_ = steps[found.name], found.candidate.info.dtype.name
@@ -153,6 +159,18 @@ def _as_calculated(choices: Mapping[str, Choice], target: Checkpoint) -> dict[st
         if tensor is not None and {tensor.info.dtype.name, choice.type} <= {F32.name, F16.name}:
             made[name] = replace(choice, type=tensor.info.dtype.name)
     return made
+
+
+def _is_recorded(target: Checkpoint) -> bool:
+    """Whether the target says that its types are a mixture's. By their digest: none that was changed since is."""
+    types = {name: tensor.info.dtype.name for name, tensor in target.tensors.items()}
+    return text_of(target.config, TYPES_KEY) == digest(types)
+
+
+def _as_recorded(choices: Mapping[str, Choice], target: Checkpoint) -> dict[str, Choice]:
+    """The choices, with the types that the target has."""
+    own = {name: tensor.info.dtype.name for name, tensor in target.tensors.items()}
+    return {name: replace(choice, type=own.get(name, choice.type)) for name, choice in choices.items()}
 
 
 def _with_short_scales(step: Step, draft: Draft) -> LazyTensor:
@@ -209,7 +227,7 @@ def _type_finding(step: Step, type_: str, recipe: Recipe | None) -> Finding:
     said = recipe.name if recipe else "the source"
     return Finding(
         "type", step.name, f"is {type_}, {said} gives {step.type} ({step.choice.rule})",
-        hint="if that is meant, pass the options it was made with (--tensor-type, --pure ...), or --any-types",
+        hint="if that is meant, pass what it was made with (--recipe, --tensor-type, --pure ...), or --any-types",
     )  # fmt: skip
 
 

@@ -246,7 +246,7 @@ def round_trip(
         back = Path(scratch) / "back" / source.path.name
         back.parent.mkdir()
         convert(here, back, step.replace(dtype=_plain_dtype(source), format=reader.name), threads=threads)
-        plain = request.replace(quant=None, imatrix=None)
+        plain = request.replace(quant=None, recipe=None, imatrix=None)
         result = verify(source, back, plain, threads=threads, progress=progress)
     return replace(result, target=f"{source.path} by way of {', '.join(via)}")
 

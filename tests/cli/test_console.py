@@ -45,6 +45,7 @@ VERBS = {
     "trim-vocab": ("trim-vocab", "-f", "{model}", "{tmp}/less", "--tokens", "{tokens}"),
     "package": ("package", "-f", "{model}", "{tmp}/store", "--as", "ollama"),
     "modelfile": ("modelfile", "{model}"),
+    "recipe": ("recipe", "{model}"),
     "prune": ("prune", "-f", "{model}", "{tmp}/less", "--drop-layers", "1"),
     "edit": ("edit", "-f", "{model}", "{tmp}/edited.gguf", "--set", "general.name=x"),
     "hash": ("hash", "{model}"),

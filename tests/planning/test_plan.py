@@ -21,6 +21,7 @@ from converter import workers
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, MissingImportance
 from converter.formats.registry import formats, open_checkpoint
+from converter.mixture import Mixture, Rule
 from converter.planning.build import build
 from converter.planning.draft import begin, run
 from converter.planning.passes import ASKED, FILES, MODEL, PASSES, TYPES
@@ -243,7 +244,8 @@ WITH: dict[str, tuple[str, dict[str, Any]]] = {
     "scale": ("folder", {"format": "hf", "scheme": "mlx-4"}),
 }
 OTHER: dict[str, Any] = {
-    "quant": "q8_0", "pure": True, "tensor_types": (("ffn_down", "f16"),), "output_type": "q5_0",
+    "quant": "q8_0", "recipe": Mixture("Q8_0", (Rule("token_embd.weight", "F16"),)), "pure": True,
+    "tensor_types": (("ffn_down", "f16"),), "output_type": "q5_0",
     "embedding_type": "f16", "leave_output": True, "no_fallback": True, "allow_requantize": True, "imatrix": IMATRIX,
     "effort": 1,
     "include_weights": ("ffn",), "exclude_weights": ("ffn_up",), "via": "f16", "dtype": "bf16", "arch": "llama",

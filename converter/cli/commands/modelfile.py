@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from io import TextIOWrapper
 
 from converter.cli.arguments import file_path, positive, source_path, text_of
-from converter.cli.console import print_events
+from converter.cli.console import print_events, print_text
 from converter.cli.verbs import Outcome, Verb
 from converter.text import printable
 
@@ -55,17 +53,8 @@ def run(args: argparse.Namespace) -> Outcome:
         if not args.quiet:
             print_events(made.events)
         if made.path is None:
-            _say(made.text)
+            print_text(made.text)
         elif not args.quiet:
             print(f"{printable(str(made.path))}: {len(made.instructions)} instructions")
 
     return Outcome(made.as_dict, show)
-
-
-def _say(text: str) -> None:
-    """To a file or a program as it would be written, whatever the console's encoding."""
-    if sys.stdout.isatty() or not isinstance(sys.stdout, TextIOWrapper):
-        print(text, end="")
-    else:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode())

@@ -1,0 +1,1 @@
+"""Mixtures of types: read out of a file that has one."""
