@@ -83,6 +83,7 @@ MACHINE_DEPENDENT = {
     )
 }  # fmt: skip
 MAY_USE_THEM = {
+    "converter.calibration.statistics": "entropy",
     "converter.runtimes.behaviour": "perplexity and divergence",
     "converter.verify.bounds": "the error to expect",
     "converter.verify.results": "decibels",

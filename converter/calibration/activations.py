@@ -110,7 +110,7 @@ def observe(
         for chunk in chunks:
             runtime.read(chunk)
             done += len(chunk)
-            if progress is not None and progress(Progress(done, total, runtime.name)) is False:
+            if progress is not None and progress(Progress(done, total, runtime.name, unit="tokens")) is False:
                 raise Cancelled("cancelled")
         return Observed(runtime.name, total, frozenset(told.seen), frozenset(products.by_experts))
 
@@ -133,7 +133,12 @@ def _names(model: Path) -> frozenset[str]:
 
 @contextmanager
 def runnable(
-    source: PathLike | Source, *, dtype: str | None = None, folder: Path | None = None, threads: int | None = None
+    source: PathLike | Source,
+    *,
+    dtype: str | None = None,
+    folder: Path | None = None,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Iterator[Path]:
     """A GGUF file that llama.cpp runs: the source itself if it is one, else made of it and gone in the end.
 
@@ -142,7 +147,7 @@ def runnable(
         dtype: a quant for the file that is made ("q8_0" takes half the room of BF16); by default the numbers as the
             source has them.
         folder: where it lies meanwhile; by default the system's place for such files.
-        threads: for the conversion.
+        threads, progress: of the conversion.
 
     Raises:
         MissingDependency: llama-cpp-python is not installed; this is said before anything is converted.
@@ -155,5 +160,5 @@ def runnable(
         return
     with tempfile.TemporaryDirectory(prefix="model-converter-", dir=folder) as scratch:
         path = Path(scratch) / "model.gguf"
-        pipeline.convert(origin, path, Request(quant=dtype), threads=threads)
+        pipeline.convert(origin, path, Request(quant=dtype), threads=threads, progress=progress)
         yield path

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import Cancelled, MissingPart, UsageError
+from converter.formats.registry import open_checkpoint
+from converter.metadata import number_of, text_of
 from converter.runtimes import llama_cpp
 from converter.runtimes.llama_cpp import LlamaCpp
 from converter.runtimes.products import MIN_ROWS
@@ -137,7 +139,7 @@ def written(
             together = min(at_once, count - start)
 
             def told(done: int, before: int = start, together: int = together) -> None:
-                now = Progress(before * context + done * together, count * context, "text of its own")
+                now = Progress(before * context + done * together, count * context, "text of its own", unit="tokens")
                 if progress is not None and progress(now) is False:
                     raise Cancelled("cancelled")
 
@@ -175,6 +177,13 @@ def _of_ids(ids: NDArray[np.int64], name: str, bos: int | None) -> Text:
     if bos is not None:
         ids[:, 0] = bos
     return Text(ids.tolist(), name, hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest())
+
+
+def trained_context(model: Path) -> int | None:
+    """Tokens that a GGUF file's model was made for; None where it does not say."""
+    with open_checkpoint(model) as checkpoint:
+        architecture = text_of(checkpoint.config, "general.architecture")
+        return number_of(checkpoint.config, f"{architecture}.context_length", "u32", "u64")
 
 
 def _bos(model: Path) -> int | None:

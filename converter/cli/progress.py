@@ -29,8 +29,8 @@ class Log(Nothing):
 
     def update(self, now: Progress) -> None:
         rate, left = self.pace.rate, self.pace.left
-        words = [f"{now.done / max(1, now.total):.0%} of {human_bytes(now.total)}"]
-        words += [f"{human_bytes(rate)}/s"] if rate is not None else []
+        words = [f"{now.done / max(1, now.total):.0%} of {_amount(now, now.total)}"]
+        words += [f"{_amount(now, rate)}/s"] if rate is not None else []
         words += [f"{human_seconds(left)} left"] if left is not None else []
         _say(f"{self.stage}: {', '.join(words)} ({now.job or now.tensor})")
 
@@ -57,6 +57,7 @@ class Bar(Nothing):
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            MofNCompleteColumn,
             Progress,
             ProgressColumn,
             TaskProgressColumn,
@@ -67,11 +68,13 @@ class Bar(Nothing):
 
         console = Console(stderr=True, force_terminal=self._forced or None)
         columns: list[ProgressColumn] = [TextColumn("{task.description:<28.28}", markup=False), BarColumn()]
-        columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+        amounts: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
+        columns += amounts if now.unit else [DownloadColumn(), TransferSpeedColumn()]
+        columns.append(TimeRemainingColumn())
         if console.width < WIDE:  # a line that does not fit would be wrapped, and left behind
             columns = [TaskProgressColumn(), BarColumn(max(4, console.width - 16)), TimeRemainingColumn(compact=True)]
         bar = Progress(*columns, console=console, transient=True)
-        self._task = bar.add_task("", total=now.total)
+        self._task = bar.add_task("", total=now.total, rate="")
         try:
             bar.start()
         except RuntimeError:  # no thread to be had for it
@@ -84,7 +87,8 @@ class Bar(Nothing):
 
     def update(self, now: Progress) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=now.done, description=printable(now.job or now.tensor))
+            rate = f"{_amount(now, self.pace.rate)}/s" if self.pace.rate is not None else ""
+            self._bar.update(self._task, completed=now.done, description=printable(now.job or now.tensor), rate=rate)
 
     def job(self, name: str, status: str, words: str) -> None:
         _say(words)
@@ -115,6 +119,11 @@ def showing(args: argparse.Namespace, verb: str, stage: str = "") -> Nothing:
         return Bar(verb, stage, forced=args.progress == "bar")
     kinds = {"log": Log, "json": Json, "none": Nothing}
     return kinds[wanted](verb, stage)
+
+
+def _amount(now: Progress, count: float) -> str:
+    """So many bytes, or what is counted instead."""
+    return f"{count:,.0f} {now.unit}" if now.unit else human_bytes(count)
 
 
 def _say(line: str) -> None:

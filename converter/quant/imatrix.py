@@ -53,10 +53,11 @@ KEYS = (
     "quantize.imatrix.entries_count",
     "quantize.imatrix.chunks_count",
 )
-_TYPE, _DATASETS = "general.type", "imatrix.datasets"
-_CHUNKS, _CHUNK_SIZE = "imatrix.chunk_count", "imatrix.chunk_size"
-_SUMS, _COUNTS = ".in_sum2", ".counts"
+TYPE, DATASETS = "general.type", "imatrix.datasets"
+CHUNKS, CHUNK_SIZE = "imatrix.chunk_count", "imatrix.chunk_size"
+SUMS, COUNTS = ".in_sum2", ".counts"
 _MAX_TEXT = 127  # bytes of a text that llama-quantize's overrides hold
+MAX_DATASETS = 1000  # that are read of a file
 _I32 = struct.Struct("<i")
 _SMALLEST_ENTRY = 4 + 1 + 4 + 4 + 4
 _CHECKED_AT_ONCE = 1 << 20  # values
@@ -100,7 +101,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """An open file. `left_out` are the names of entries that the user excluded; `n_chunks` is 0 where unknown."""
+    """An open file. `left_out` are the names of entries that the user excluded; `n_chunks` is 0 where unknown.
+
+    `chunk_size` is the tokens of a chunk; 0 in a `.dat`, where sums are of chunks and not of tokens.
+    """
 
     path: Path
     entries: Mapping[str, Entry]
@@ -108,6 +112,7 @@ class ImportanceMatrix:
     n_chunks: int
     close: Callable[[], None]
     left_out: frozenset[str] = frozenset()
+    chunk_size: int = 0
 
     def metadata(self) -> Metadata:
         """The keys that llama-quantize adds, in its order and with its types; texts end after 127 bytes as there.
@@ -115,16 +120,17 @@ class ImportanceMatrix:
         Unlike there, `quantize.imatrix.file` and `.dataset` are names without the folders before them, which are
         nobody's business.
         """
-        keys: Metadata = {KEYS[0]: _file_name(self.path.name)}
+        keys: Metadata = {KEYS[0]: file_name(self.path.name)}
         if self.datasets:
-            keys[KEYS[1]] = _file_name(self.datasets[0])
+            keys[KEYS[1]] = file_name(self.datasets[0])
         keys[KEYS[2]] = u32(len(self.entries))
         if self.n_chunks > 0:
             keys[KEYS[3]] = u32(self.n_chunks)
         return keys
 
 
-def _file_name(path: str | bytes) -> Value:
+def file_name(path: str | bytes) -> Value:
+    """The name at the end of a path, as much of it as llama-quantize has room for."""
     data = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path
     name = re.split(rb"[/\\]", data.split(b"\0")[0].rstrip(b"/\\"))[-1][:_MAX_TEXT]
     try:
@@ -215,30 +221,31 @@ def _from_gguf(path: Path) -> ImportanceMatrix:
     try:
         _check_kind(path, checkpoint)
         tensors = checkpoint.tensors
-        names = {name.removesuffix(end) for end in (_SUMS, _COUNTS) for name in tensors if name.endswith(end)}
+        names = {name.removesuffix(end) for end in (SUMS, COUNTS) for name in tensors if name.endswith(end)}
         if not names:
             raise CorruptFile(f"{path}: this importance matrix has no entry")
         entries = {
-            name: _gguf_entry(path, name, tensors.get(name + _SUMS), tensors.get(name + _COUNTS))
+            name: _gguf_entry(path, name, tensors.get(name + SUMS), tensors.get(name + COUNTS))
             for name in sorted(names)
         }
-        return ImportanceMatrix(path, entries, _datasets(path, checkpoint), _chunks(path, checkpoint), checkpoint.close)
+        chunks, size = (_count(path, checkpoint, key) for key in (CHUNKS, CHUNK_SIZE))
+        return ImportanceMatrix(path, entries, _datasets(path, checkpoint), chunks, checkpoint.close, chunk_size=size)
     except BaseException:
         checkpoint.close()
         raise
 
 
 def _check_kind(path: Path, checkpoint: Checkpoint) -> None:
-    kind = checkpoint.config.get(_TYPE)
-    missing = [key for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE) if key not in checkpoint.config]
+    kind = checkpoint.config.get(TYPE)
+    missing = [key for key in (DATASETS, CHUNKS, CHUNK_SIZE) if key not in checkpoint.config]
     if missing or (kind is not None and kind != Value("str", "imatrix")):
-        reason = f"{missing[0]} is missing" if missing else f"{_TYPE} is {short(getattr(kind, 'value', kind))}"
+        reason = f"{missing[0]} is missing" if missing else f"{TYPE} is {short(getattr(kind, 'value', kind))}"
         raise CorruptFile(f"{path}: a GGUF file, but not an importance matrix ({reason})")
 
 
 def _gguf_entry(path: Path, name: str, sums: LazyTensor | None, counts: LazyTensor | None) -> Entry:
     if sums is None or counts is None:
-        raise CorruptFile(f"{path}: {short(name)} has {_COUNTS if sums is None else _SUMS} alone")
+        raise CorruptFile(f"{path}: {short(name)} has {COUNTS if sums is None else SUMS} alone")
     if sums.info.dtype.name != "F32" or counts.info.dtype.name != "F32":
         raise CorruptFile(f"{path}: the entry of {short(name)} is not of type F32")
     size, n = sums.info.n_elements, counts.info.n_elements
@@ -258,16 +265,16 @@ def _gguf_entry(path: Path, name: str, sums: LazyTensor | None, counts: LazyTens
 
 
 def _datasets(path: Path, checkpoint: Checkpoint) -> tuple[str | bytes, ...]:
-    names = array_of(checkpoint.config, _DATASETS, "str")
+    names = array_of(checkpoint.config, DATASETS, "str")
     if names is None:
-        raise CorruptFile(f"{path}: {_DATASETS} is not a list of texts")
-    return tuple(name for name in names.values[:1] if isinstance(name, str | bytes))
+        raise CorruptFile(f"{path}: {DATASETS} is not a list of texts")
+    return tuple(name for name in names.values[:MAX_DATASETS] if isinstance(name, str | bytes))
 
 
-def _chunks(path: Path, checkpoint: Checkpoint) -> int:
-    count = number_of(checkpoint.config, _CHUNKS, "u32")
+def _count(path: Path, checkpoint: Checkpoint, key: str) -> int:
+    count = number_of(checkpoint.config, key, "u32")
     if count is None:
-        raise CorruptFile(f"{path}: {_CHUNKS} is not a u32")
+        raise CorruptFile(f"{path}: {key} is not a u32")
     return count
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.address import shown
 from converter.errors import OutputError, OutputExists, SameFile, UsageError
-from converter.reports import batch, checked, comparison, described, differences, html, verification
+from converter.reports import batch, checked, comparison, described, differences, html, importance, verification
 from converter.storage import output
 from converter.storage.layout import Layout, whole_file
 
@@ -33,6 +33,12 @@ REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
         ".json": checked.as_json,
         ".md": checked.markdown,
         ".xml": checked.junit,
+    },
+    "imatrix": {
+        ".html": importance.page,
+        ".md": importance.markdown,
+        ".json": importance.as_json,
+        ".txt": importance.text,
     },
     "batch": {
         ".txt": batch.text,

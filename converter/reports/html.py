@@ -28,6 +28,7 @@ from converter.verify.provenance import Provenance
 from converter.verify.results import Fidelity, Histogram, Verification, sqnr_db
 
 if TYPE_CHECKING:
+    from converter.calibration.statistics import Statistics
     from converter.compare import Comparison, Quant
 
 # Distinct for the colour-blind and on both backgrounds (after Okabe and Ito, and Tableau); none is red.
@@ -101,6 +102,49 @@ def comparison(
         _provenance(provenance, ()),
     ]
     return _document(f"quants of {found.source}", f"<h1>Quants of {text(found.source)}</h1>", sections)
+
+
+def importance(
+    title: str, weights: Sequence[Statistics], plots: Iterable[tuple[str, str, Callable[[Statistics], float], bool]],
+    table: tuple[Sequence[str], Sequence[Sequence[str]]], notes: str,
+) -> str:  # fmt: skip
+    """A page that shows what an importance matrix is like.
+
+    Args:
+        title: what it is, in a line.
+        weights: of it.
+        plots: name, title of the axis, figure of a weight, and whether the axis is logarithmic, of each.
+        table: head and rows, as on a terminal.
+        notes: what the figures are.
+    """
+    in_layers = [each for each in weights if each.layer is not None]
+    figures = [_by_role(in_layers, *plot) for plot in plots] if in_layers else []
+    sections = [
+        _section("Importance by layer", "A point is a weight; one shows what it is.", _pair(figures)),
+        _section("Weights", text(notes), _table(*table)),
+    ]
+    return _document("importance matrix", f"<h1>Importance</h1><p>{text(title)}</p>", sections)
+
+
+def _by_role(weights: Sequence[Statistics], name: str, title: str, of: Callable[[Statistics], float], log: bool) -> str:
+    """A figure of every weight over its layer, the same weights of all layers in one colour."""
+    roles = list(dict.fromkeys(each.role for each in weights))
+    kinds = {role: f"t{at % len(PALETTE)}" for at, role in enumerate(roles)}
+    known = [(each, value) for each in weights if math.isfinite(value := of(each)) and (value > 0 or not log)]
+    frame = Frame(_layer_axis(max(each.layer or 0 for each in weights)), Axis.around(title, (v for _, v in known), log))
+    marks = []
+    for role in roles:
+        own = [(float(each.layer or 0), value) for each, value in known if each.role == role]
+        marks += [frame.line(own, f"soft {kinds[role]}")] if len(own) > 1 else []
+    for each, value in known:
+        marks.append(frame.dot(float(each.layer or 0), value, kinds[each.role], f"{each.name}: {value:.4g}"))
+    shown = legend([(kind, role) for role, kind in list(kinds.items())[:MAX_ROLES]])
+    return figure(name, frame.drawn(marks, title), shown)
+
+
+def _layer_axis(last: int) -> Axis:
+    every = max(1, -(-(last + 1) // 8))
+    return Axis("layer", -0.6, last + 0.6, marks=tuple((float(at), str(at)) for at in range(0, last + 1, every)))
 
 
 # ------------------------------------------------------------------------------------------------ the document

@@ -25,10 +25,11 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        done, total: bytes.
+        done, total: bytes, or what `unit` says.
         tensor: the one that was just written to, or looked at; `file` is the name of its file where one is written.
         resumed: bytes of those done that were there already, of a run that was stopped.
         job: which of several, in a batch.
+        unit: what is counted, "" for bytes.
     """
 
     done: int
@@ -37,6 +38,7 @@ class Progress:
     file: str = ""
     resumed: int = 0
     job: str = ""
+    unit: str = ""
 
 
 # Called after every slab; returning False cancels the run.

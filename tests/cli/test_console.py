@@ -29,6 +29,7 @@ VERBS = {
     "convert": ("{stories}", "{tmp}/{name}.gguf"),
     "plan": ("plan", "{folder}", "{tmp}/{name}.gguf"),
     "compare": ("compare", "{stories}", "-q", "q8_0"),
+    "imatrix": ("imatrix", "-f", "--merge", "{matrix}", "-o", "{tmp}/{name}.imatrix.gguf"),
     "verify": ("verify", "{stories}", "{model}"),
     "check": ("check", "{model}"),
     "diff": ("diff", "{model}", "{model}"),
@@ -66,7 +67,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     tokens.write_text("[300, 301]", "utf-8")
     return {
         "tmp": tmp, "name": NAME, "folder": folder, "stories": stories, "model": model, "shard": shard,
-        "tokens": tokens,
+        "tokens": tokens, "matrix": models.FIXTURES / "imatrix" / "stories260K.dat",
     }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ WORKS = {
     "modelfile": ("modelfile", "{model}"),
     "recipe": ("recipe", "{model}"),
     "compare": ("compare", "{stories}", "-q", "q8_0"),
+    "imatrix": ("imatrix", "--statistics", "{matrix}"),
     "verify": ("verify", "{stories}", "{model}"),
     "hash": ("hash", "{model}"),
     "check": ("check", "{model}"),
@@ -58,6 +59,7 @@ FAILS: dict[str, tuple[tuple[str, ...], type[errors.ConverterError]]] = {
     "recipe": (("recipe", "{broken}"), errors.CorruptFile),
     "prune": (("prune", "{broken}", "{tmp}/less", "--layers", "0"), errors.CorruptFile),
     "compare": (("compare", "{broken}"), errors.CorruptFile),
+    "imatrix": (("imatrix", "--statistics", "{broken}"), errors.CorruptFile),
     "verify": (("verify", "{stories}", "{broken}"), errors.CorruptFile),
     "hash": (("hash", "{broken}"), errors.CorruptFile),
     "check": (("check", "{broken}"), errors.CorruptFile),
@@ -86,6 +88,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "broken": folder / "broken.gguf",
         "shard": parts.files[0][0],
         "tokens": folder / "tokens.json",
+        "matrix": models.FIXTURES / "imatrix" / "stories260K.dat",
     }
 
 

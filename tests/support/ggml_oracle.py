@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,3 +81,34 @@ def dequantize(data: np.ndarray, dtype: DType) -> np.ndarray:
     out = np.zeros((n, nbytes // dtype.type_size * dtype.block_size), np.float32)
     _library().ggml_get_type_traits(dtype.gguf).contents.to_float(data.ctypes.data, out.ctypes.data, out.size)
     return out
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+def written_gguf(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """A file of ggml's own writer: metadata of str, int (u32) and list[str]; float32 arrays of two axes."""
+    lib, pointer = ctypes.CDLL(str(_find())), ctypes.c_void_p
+    for name in ("gguf_init_empty", "ggml_init", "ggml_new_tensor_2d", "ggml_get_data"):
+        getattr(lib, name).restype = pointer
+    lib.ggml_init.argtypes = (_Memory,)
+    lib.ggml_new_tensor_2d.argtypes = (pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    size = sum(array.nbytes + 1024 for array in arrays.values()) + 1024
+    file, memory = pointer(lib.gguf_init_empty()), pointer(lib.ggml_init(_Memory(size, None, False)))
+    for key, value in metadata.items():
+        if isinstance(value, str):
+            lib.gguf_set_val_str(file, key.encode(), value.encode())
+        elif isinstance(value, int):
+            lib.gguf_set_val_u32(file, key.encode(), ctypes.c_uint32(value))
+        else:
+            texts = (ctypes.c_char_p * len(value))(*(text.encode() for text in value))
+            lib.gguf_set_arr_str(file, key.encode(), texts, ctypes.c_size_t(len(value)))
+    for name, array in arrays.items():
+        tensor = pointer(lib.ggml_new_tensor_2d(memory, 0, array.shape[1], array.shape[0]))
+        lib.ggml_set_name(tensor, name.encode())
+        ctypes.memmove(lib.ggml_get_data(tensor), np.ascontiguousarray(array, np.float32).ctypes.data, array.nbytes)
+        lib.gguf_add_tensor(file, tensor)
+    assert lib.gguf_write_to_file(file, str(path).encode(), ctypes.c_bool(False))
+    lib.gguf_free(file)
+    lib.ggml_free(memory)
