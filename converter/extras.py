@@ -17,7 +17,7 @@ EXTRAS = {
     "onnxscript": "runtimes",
     "tokenizers": "text",
     "ray": "ray", "distributed": "dask",
-    "huggingface_hub": "remote", "obstore": "remote", "urllib3": "remote",
+    "huggingface_hub": "remote", "obstore": "remote", "botocore": "remote", "urllib3": "remote",
 }  # fmt: skip
 DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "yaml": "PyYAML"}
 

@@ -43,8 +43,8 @@ def changed(name: str) -> OutputError:
 class _Attempts:
     """Counts them, and waits between two."""
 
-    def __init__(self, name: str) -> None:
-        self._name, self._failed = name, 0
+    def __init__(self, name: str, done: str = "read") -> None:
+        self._name, self._done, self._failed = name, done, 0
 
     def failed(self, error: Transient) -> None:
         """Wait before the next one.
@@ -55,7 +55,8 @@ class _Attempts:
         self._failed += 1
         if self._failed >= TRIES:
             raise OutputError(
-                f"{self._name}: could not be read in {TRIES} attempts: {error}\ntry again later; nothing was written"
+                f"{self._name}: could not be {self._done} in {TRIES} attempts: {error}\n"
+                "try again later; nothing was written"
             ) from error
         pause = min(LONGEST, FIRST * (1 << self._failed - 1)) * random.uniform(0.5, 1)
         time.sleep(pause if error.after is None else min(max(error.after, 0), PATIENCE))
@@ -65,13 +66,13 @@ class _Attempts:
         self._failed = 0
 
 
-def tried(name: str, ask: Callable[[], Result]) -> Result:
-    """The answer to a question; asked again where that may help.
+def tried(name: str, ask: Callable[[], Result], done: str = "read") -> Result:
+    """The answer to a question; asked again where that may help. `done` is what is to be done with the object.
 
     Raises:
         OutputError: it did not.
     """
-    attempts = _Attempts(name)
+    attempts = _Attempts(name, done)
     while True:
         try:
             return ask()

@@ -12,6 +12,7 @@ from converter.storage.layout import Layout
 from converter.storage.output import Output
 
 SCHEMES = ("hf", *STORES)
+_KEEPS = ("s3",)  # where an upload that was begun can be gone on with
 
 
 class Outlet(Output, Protocol):
@@ -45,12 +46,12 @@ def outlet(layout: Layout, *, replace: bool, key: str | None = None, keep: bool 
         return Disk(layout, replace=replace, key=key, keep=keep)
     found = address_of(layout.files[0].path)
     assert found is not None
-    if keep:
+    if keep and found[0].scheme not in _KEEPS:
         raise UsageError(f"{found[0].shown}: what was sent is not kept for another run; leave --resume out")
     from converter.remote.commits import Commit
     from converter.remote.uploads import Upload
 
-    return (Commit if found[0].scheme == "hf" else Upload)(layout, replace=replace)
+    return Commit(layout, replace=replace) if found[0].scheme == "hf" else Upload(layout, replace=replace, keep=keep)
 
 
 def refuse_unwritable(address: Address) -> None:

@@ -169,6 +169,12 @@ def endpoint(scheme: str) -> str:
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
+def region() -> str:
+    """The region that the environment names, or the files of the AWS tools."""
+    named = (os.environ.get(name) for name in ("AWS_REGION", "AWS_DEFAULT_REGION"))
+    return next(filter(None, named), None) or str(_aws().get("region", ""))
+
+
 @cache
 def store_of(scheme: str, bucket: str, retries: int = 0) -> Any:
     """A bucket or a container.

@@ -4,26 +4,27 @@ What is written is passed on in the order of the file and kept only until its pa
 anywhere. A large file is a multipart upload, which the store shows to nobody before it is completed; small ones are put
 as they are, at the end. Completed are first all others, then the file that leads to them.
 
-Sources: Amazon S3's "Multipart upload limits" (10,000 parts of 5 MiB and more, the last one of any size) and "Checking
-object integrity" (the ETag of an upload is the MD5 of its parts' MD5s); other stores' limits are wider.
+Sources: Amazon S3's "Multipart upload limits" (10,000 parts of 5 MiB and more, the last one of any size); other stores'
+limits are wider.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from converter.address import address_of
-from converter.errors import ConverterError, CorruptFile, MissingPart, OutputError, OutputExists, UnsupportedFeature
+from converter.errors import ConverterError, OutputError, OutputExists, UnsupportedFeature
 from converter.extras import package
-from converter.remote.attempts import TRIES, Transient, filled, tried
+from converter.remote.attempts import Transient, tried
+from converter.remote.multipart import Multipart
+from converter.remote.objects import PartDigest, StoredObject
 from converter.remote.settings import online
-from converter.remote.stores import WORK, ObjectFile, answered, store_of
+from converter.remote.stores import WORK, answered
 from converter.storage.layout import FileLayout, Layout
 
 PART = 8 << 20  # bytes of a part, more where that would make too many
@@ -33,8 +34,6 @@ ROOM = 16 << 20  # bytes of a file that wait for those before them, or for their
 HELD = 64 << 20  # bytes of all files that are put at the end: small ones, and those that are finished where they begin
 AT_ONCE = 8
 PATIENCE = 20.0  # seconds for an upload that was given up to say so to the store
-_HASHES = ("s3",)  # stores whose ETags are MD5s, as a rule
-_REFUSES = "refuses to take it"
 
 
 class Upload:
@@ -43,18 +42,18 @@ class Upload:
     Args:
         layout: what will be written; its paths are those of addresses.
         replace: whether objects of the same names are replaced.
+        keep: what was sent of large files stays for another run, should this one be stopped.
 
     Raises:
         UnsupportedFeature: a large file whose beginning is known only at its end.
     """
 
     lock = None
-    keeps = False
 
-    def __init__(self, layout: Layout, *, replace: bool) -> None:
+    def __init__(self, layout: Layout, *, replace: bool, keep: bool = False) -> None:
         found = address_of(layout.files[0].path)
         assert found is not None
-        self.layout, self._replace = layout, replace
+        self.layout, self._replace, self.keeps = layout, replace, keep
         self._address, self._top = found
         if layout.together and not _in_one_order(layout):
             raise UnsupportedFeature(f"{self._address.shown}: these quants have to be uploaded one after another")
@@ -68,7 +67,7 @@ class Upload:
         name = f"{self._address.top}/{key}"
         room = HELD - self._held
         if file.finish is None and (file.size > PART or file.size > room):
-            return _Stream(self._object(name, key), file)
+            return _Stream(self._object(name, key), file, self.keeps)
         if file.size > room:
             raise UnsupportedFeature(
                 f"{name}: its format is finished where it begins, when all is written, which an upload cannot be\n"
@@ -77,17 +76,23 @@ class Upload:
         self._held += file.size
         return _Held(self._object(name, key), file)
 
-    def _object(self, name: str, key: str) -> _Object:
-        return _Object(name, self._address.scheme, self._address.where, key)
+    def _object(self, name: str, key: str) -> StoredObject:
+        return StoredObject(name, self._address.scheme, self._address.where, key)
 
     def claim(self) -> list[str]:
-        """See that nothing is in the way.
+        """See that nothing is in the way, and what was begun before.
 
         Raises:
             OutputExists: an object is there, and must not be replaced.
             OutputError: the store does not say, or no host may be asked.
         """
         online(self._address.shown, "write it to a file here")
+        self._clear()
+        with ThreadPoolExecutor(AT_ONCE, "look") as threads:
+            return [note for notes in threads.map(lambda file: file.begun(), self._files) for note in notes]
+
+    def _clear(self) -> None:
+        """Raises what `claim` does where something is in the way."""
         with ThreadPoolExecutor(AT_ONCE, "look") as threads:
             sizes = list(threads.map(lambda file: file.object.nbytes(), self._files))
         self._there = {file.object.name for file, size in zip(self._files, sizes, strict=True) if size is not None}
@@ -97,7 +102,6 @@ class Upload:
             raise OutputExists(
                 f"{self._address.shown}: is not empty ({beside} is there); --force keeps what has other names"
             )
-        return []
 
     def _beside(self) -> str | None:
         """Something in the folder that is to be written."""
@@ -122,7 +126,7 @@ class Upload:
             file.begin()
 
     def kept(self, file: int, offset: int, nbytes: int) -> memoryview | None:
-        """Nothing: what a run has sent, no other can name."""
+        """Nothing: what a run has sent is not read before the upload is completed; it is only not sent again."""
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
         if data.nbytes:
@@ -136,7 +140,7 @@ class Upload:
         entry = self._files[self.layout.entry]
         try:
             if not self._replace:
-                self.claim()  # much time has passed
+                self._clear()  # much time has passed
             with ThreadPoolExecutor(AT_ONCE, "complete") as threads:
                 list(threads.map(self._complete, (file for file in self._files if file is not entry)))
             self._complete(entry)
@@ -149,9 +153,9 @@ class Upload:
 
     def _undone(self) -> str:
         """Remove what was completed; says what it had replaced, which is gone."""
-        replaced = [file.object.name for file in self._made if file.done and file.object.name in self._there]
+        replaced = [file.object.name for file in self._made if file.object.made and file.object.name in self._there]
         for file in self._made:
-            if file.done and file.object.name not in self._there:
+            if file.object.made and file.object.name not in self._there:
                 with suppress(ConverterError, Transient):
                     file.object.delete()
         return f"\nalready replaced: {', '.join(replaced[:3])}" if replaced else ""
@@ -170,134 +174,15 @@ def _in_one_order(layout: Layout) -> bool:
     return all([place[name] for name in file] == sorted(place[name] for name in file) for file in names)
 
 
-class _Object:
-    """An object by its name, that is there or not."""
-
-    def __init__(self, name: str, scheme: str, bucket: str, key: str) -> None:
-        self.name, self.key, self._scheme, self._bucket = name, key, scheme, bucket
-
-    @property
-    def store(self) -> Any:
-        return store_of(self._scheme, self._bucket)
-
-    @property
-    def _writing(self) -> Any:
-        """The same; what is sent is sent again by it."""
-        return store_of(self._scheme, self._bucket, TRIES - 1)
-
-    def nbytes(self) -> int | None:
-        """Its size; None where there is none."""
-        meta = self._head()
-        return None if meta is None else int(meta["size"])
-
-    def _head(self) -> Any:
-        obstore = package("obstore", WORK)
-        try:
-            return tried(self.name, lambda: answered(self.name, lambda: obstore.head(self.store, self.key)))
-        except MissingPart:
-            return None
-
-    def put(self, content: bytes | Iterable[bytes], size: int, digest: _Digest, **how: Any) -> None:
-        """Send it, and compare what the store says of it.
-
-        Raises:
-            OutputExists: one came there, and must not be replaced.
-            CorruptFile: another one arrived than was sent.
-            OutputError: the store does not take it.
-        """
-        obstore = package("obstore", WORK)
-        try:
-            tag = self._sent(lambda: obstore.put(self._writing, self.key, content, **how)["e_tag"])
-        except OutputExists:
-            raise
-        except (Transient, MissingPart, OutputError) as error:
-            if digest.nbytes == size and self._arrived(size, digest):
-                return  # the answer was lost, not the object
-            if isinstance(error, OutputError):
-                raise
-            raise OutputError(f"{self.name}: could not be written in {TRIES} attempts: {error}") from error
-        if self._scheme in _HASHES and _plain(tag) != digest.tag:
-            self._compare(size, tag, digest)
-        elif self._scheme not in _HASHES and (there := self.nbytes()) != size:
-            raise CorruptFile(f"{self.name}: {there} bytes arrived of {size}")
-
-    def _arrived(self, size: int, digest: _Digest) -> bool:
-        try:
-            meta = self._head()
-            if meta is None or meta["size"] != size:
-                return False
-            if _plain(meta["e_tag"]) != digest.tag:
-                self._compare(size, meta["e_tag"], digest)
-        except ConverterError:
-            return False
-        return True
-
-    def _sent(self, send: Any) -> Any:
-        kinds = package("obstore", WORK).exceptions
-
-        def sent() -> Any:
-            try:
-                return send()
-            except kinds.AlreadyExistsError:
-                raise OutputExists(f"{self.name}: came there while this ran; --force replaces it") from None
-
-        return answered(self.name, sent, _REFUSES)
-
-    def _compare(self, size: int, tag: str | None, digest: _Digest) -> None:
-        """Read what lies there, whose ETag is not what it should be: those of encrypted objects are no checksums."""
-        stored, found = ObjectFile(self.name, self.store, self.key, size, tag), _Digest(digest.part)
-        try:
-            for start in range(0, size, PART):
-                found.add(filled(self.name, start, min(size, start + PART), stored.stream).data)
-        except ConverterError as error:
-            raise CorruptFile(f"{self.name}: its ETag is not that of what was sent, and it cannot be read") from error
-        if found.tag != digest.tag:
-            raise CorruptFile(f"{self.name}: what arrived is not what was sent (ETag {_plain(tag)}, not {digest.tag})")
-
-    def delete(self) -> None:
-        obstore = package("obstore", WORK)
-        answered(self.name, lambda: obstore.delete(self._writing, self.key), "refuses to remove it")
-
-
-class _Digest:
-    """The ETag of an upload in parts: the MD5 of its parts' MD5s; of an object that is put at once (part 0) its MD5."""
-
-    def __init__(self, part: int) -> None:
-        self.part, self.nbytes, self._at = part, 0, 0
-        self._parts = [_md5()]
-
-    def add(self, data: bytes | memoryview) -> None:
-        """Bytes that follow those before."""
-        view = memoryview(data).cast("B")
-        while view:
-            if self._at == self.part:
-                self._parts.append(_md5())
-                self._at = 0
-            step = min(len(view), self.part - self._at)
-            self._parts[-1].update(view[:step])
-            view, self._at, self.nbytes = view[step:], self._at + step, self.nbytes + step
-
-    @property
-    def tag(self) -> str:
-        if len(self._parts) == 1:
-            return str(self._parts[0].hexdigest())
-        return f"{_md5(b''.join(each.digest() for each in self._parts)).hexdigest()}-{len(self._parts)}"
-
-
-def _md5(data: bytes = b"") -> Any:
-    return hashlib.md5(data, usedforsecurity=False)
-
-
-def _plain(tag: str | None) -> str:
-    return (tag or "").removeprefix("W/").strip('"')
-
-
 class _Held:
     """A small file, or one that is finished where it begins: all of it, until it is put."""
 
-    def __init__(self, object: _Object, file: FileLayout) -> None:
-        self.object, self._size, self.done = object, file.size, False
+    def __init__(self, object: StoredObject, file: FileLayout) -> None:
+        self.object, self._size = object, file.size
         self._data = bytearray()
+
+    def begun(self) -> list[str]:
+        return []
 
     def begin(self) -> None:
         self._data = bytearray(self._size)
@@ -309,17 +194,56 @@ class _Held:
         """Nothing: it is put when all others are there."""
 
     def complete(self, *, replace: bool) -> None:
-        digest = _Digest(max(1, self._size))
+        digest = PartDigest(max(1, self._size))
         digest.add(memoryview(self._data))
-        mode = "overwrite" if replace else "create"
-        self.done = True  # an answer that is lost is one of an object that may be there
-        self.object.put(bytes(self._data), self._size, digest, mode=mode, use_multipart=False)
+        self.object.put(lambda: self._put("overwrite" if replace else "create"), self._size, digest)
+
+    def _put(self, mode: str) -> str | None:
+        obstore, whole = package("obstore", WORK), bytes(self._data)
+        put = obstore.put(self.object.writing, self.object.key, whole, mode=mode, use_multipart=False)
+        tag: str | None = put["e_tag"]
+        return tag
 
     def give_up(self) -> None:
         self._data = bytearray()
 
     def gone(self) -> None:
         """Nothing: it was nowhere."""
+
+
+class Sender(Protocol):
+    """How the parts of one object get to a store."""
+
+    def begun(self) -> list[str]:
+        """What was begun before, for the report."""
+
+    def send(self, pieces: Iterable[bytes], digest: PartDigest) -> str | None:
+        """Send what comes, of which `digest` is, and complete the upload when all has come; its ETag.
+
+        Where sending fails, or `pieces` raises, the upload is aborted.
+        """
+
+
+class _Chunks:
+    """A `Sender` by obstore, which names neither uploads nor parts, so that none is gone on with."""
+
+    def __init__(self, object: StoredObject, size: int, part: int, at_once: int, keep: bool) -> None:
+        self._object, self._how = object, {"use_multipart": True, "chunk_size": part, "max_concurrency": at_once}
+
+    def begun(self) -> list[str]:
+        return []
+
+    def send(self, pieces: Iterable[bytes], digest: PartDigest) -> str | None:
+        put = package("obstore", WORK).put(self._object.writing, self._object.key, pieces, **self._how)
+        tag: str | None = put["e_tag"]
+        return tag
+
+
+_SENDERS: dict[str, Callable[[StoredObject, int, int, int, bool], Sender]] = {
+    "s3": Multipart,
+    "gs": _Chunks,
+    "az": _Chunks,
+}
 
 
 class _Stream:
@@ -329,8 +253,8 @@ class _Stream:
     file does so slab by slab in its order.
     """
 
-    def __init__(self, object: _Object, file: FileLayout) -> None:
-        self.object, self.size, self.done = object, file.size, False
+    def __init__(self, object: StoredObject, file: FileLayout, keep: bool = False) -> None:
+        self.object, self.size = object, file.size
         filled = [(0, len(file.header)), *((slot.offset, slot.offset + slot.tensor.info.nbytes) for slot in file.slots)]
         spans = [span for span in filled if span[0] < span[1]]
         if any(end > start for (_, end), (start, _) in pairwise(spans)):
@@ -339,13 +263,17 @@ class _Stream:
         self._gaps = {start: end for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end}
         parts = max(1, min(MAX_PARTS, file.size // PART))
         self.part = file.size // parts  # so that what is left over, which waits for the end, is less than `parts` bytes
-        self._digest = _Digest(self.part)
+        self._digest = PartDigest(self.part)
+        self._sender = _SENDERS[object.scheme](object, file.size, self.part, max(1, IN_FLIGHT // self.part), keep)
         self._pieces: dict[int, bytes] = {}  # by where they begin
         self._held = self._at = 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._whole = False
         self._changed = threading.Condition()
+
+    def begun(self) -> list[str]:
+        return self._sender.begun()
 
     def begin(self) -> None:
         """Nothing: it begins with what follows its header."""
@@ -374,9 +302,8 @@ class _Stream:
         self._thread.start()
 
     def _send(self) -> None:
-        how = {"use_multipart": True, "chunk_size": self.part, "max_concurrency": max(1, IN_FLIGHT // self.part)}
         try:
-            self.object.put(self._arriving(), self.size, self._digest, **how)
+            self.object.put(lambda: self._sender.send(self._arriving(), self._digest), self.size, self._digest)
         except BaseException as error:
             with self._changed:
                 self._error = self._error or error
@@ -393,7 +320,6 @@ class _Stream:
                 self._given_up()
                 self._changed.wait(1)
             self._given_up()
-            self.done = True
 
     def _gap(self) -> bytes:
         """Zeros between two slots."""

@@ -35,9 +35,18 @@ class Leftover:
     unlinked_from: Path | None = None
 
     @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
     def stays(self) -> bool:
         """Whether it is not for us to remove."""
         return self.running or self.unlinked_from is not None
+
+    @property
+    def why(self) -> str:
+        """Why it stays."""
+        return "at work" if self.running else f"stays: no link in {self.unlinked_from} leads to it"
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from converter import address
-from converter.remote import attempts, blocks, mirror, stores
+from converter.remote import attempts, blocks, mirror, s3, stores
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(attempts, "FIRST", 0.001)
     monkeypatch.setattr(blocks, "_kept", blocks._Kept())
     stores.store_of.cache_clear()
+    s3.client.cache_clear()
     yield
     assert not mirror._held and not mirror._reached
     assert not address.base().exists() or not any(address.base().iterdir())

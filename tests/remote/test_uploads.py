@@ -282,7 +282,7 @@ def test_what_cannot_be_meant(host: Host, model: Path, capsys: pytest.CaptureFix
     assert main([str(model), "https://example.org/model.gguf?sig=hidden"]) == UsageError.exit_code
     assert "hidden" not in capsys.readouterr().err
     with pytest.raises(UsageError, match="leave --resume out"):
-        convert(model, "s3://bucket/model.gguf", resume=True)
+        convert(model, "az://bucket/model.gguf", resume=True)
     with using(Settings(offline=True)), pytest.raises(OutputError, match="no host is asked"):
         convert(model, "s3://bucket/model.gguf")
     assert not host.requests
@@ -308,7 +308,7 @@ def stream(size: int, offsets: list[tuple[int, int]], header: bytes) -> uploads.
     for offset, nbytes in offsets:
         info = TensorInfo(f"t{offset}", (nbytes,), dtype("I8"))
         slots.append(Slot(offset, LazyTensor(info, lambda start, stop: np.zeros((0, 0), np.uint8), "test")))
-    object = uploads._Object("s3://bucket/raw", "s3", "bucket", "raw")
+    object = uploads.StoredObject("s3://bucket/raw", "s3", "bucket", "raw")
     return uploads._Stream(object, FileLayout(Path("raw"), header, tuple(slots), size))
 
 

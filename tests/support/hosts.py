@@ -56,7 +56,9 @@ class Host:
         put_faults: path, number of the part (0: the object at once, -1: its completion), number of the request
             for it -> one of PUT_FAULTS, or None.
         uploads: what was begun and neither completed nor aborted: its id -> its parts by number.
-        taken: bytes that came for a path, those of parts that were sent again included.
+        begun: id of an upload -> its path, and when it began.
+        lists: whether whoever asks may see uploads and their parts; else the status of the answer.
+        taken: bytes that came for a path, those of parts that were sent again included; "cut": of what broke off.
         head: the commit that the Hub takes another one after.
         commits: what was committed.
         large: by its hash what LFS has.
@@ -76,6 +78,8 @@ class Host:
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     put_faults: Callable[[str, int, int], str | None] = lambda path, part, number: None
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    begun: dict[str, tuple[str, str]] = field(default_factory=dict)
+    lists: int = 200
     taken: dict[str, int] = field(default_factory=dict)
     tried: dict[tuple[str, int], int] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -97,6 +101,7 @@ class Host:
         return f'"{hashlib.md5((path + self.tag(path)).encode(), usedforsecurity=False).hexdigest()}"'
 
 
+_TAG = re.compile(rb'<ETag>(?:"|&quot;)?([^<>"&]+)(?:"|&quot;)?</ETag>')
 _HUB_WRITES = re.compile(r"(?:api/models/)?([^/]+/[^/]+?)(?:\.git/info/lfs/objects|)/(preupload|batch|commit)(?:/.*)?")
 
 
@@ -124,6 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._signed(path.removeprefix("/cdn/"), split.query)
         elif path.startswith("/files/"):
             self._file(path.removeprefix("/files/"))
+        elif "uploads" in (query := parse_qs(split.query, keep_blank_values=True)):
+            self._list_uploads(path.strip("/"), query)
+        elif "uploadId" in query:
+            self._list_parts(path.strip("/"), query)
         elif "list-type=2" in split.query:
             self._list(path.strip("/"), parse_qs(split.query))
         elif "comp=list" in split.query:
@@ -170,10 +179,17 @@ class _Handler(BaseHTTPRequestHandler):
             with self.host.lock:
                 upload = f"upload{len(self.host.tried)}-{len(self.host.requests)}"
                 self.host.uploads[upload] = {}
+                self.host.begun[upload] = (path, time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime()))
             names = f"<Bucket>b</Bucket><Key>{escape(path)}</Key><UploadId>{upload}</UploadId>"
             self._answer(200, f"<InitiateMultipartUploadResult>{names}</InitiateMultipartUploadResult>".encode())
         elif upload:
-            self._part(path, upload, int(query.get("partNumber", ["-1"])[0]), body)
+            if "partNumber" not in query:
+                named = re.findall(rb"<PartNumber>(\d+)</PartNumber>", body), _TAG.findall(body)
+                self._part(
+                    path, upload, -1, body, {int(number): tag.decode() for number, tag in zip(*named, strict=True)}
+                )
+            else:
+                self._part(path, upload, int(query["partNumber"][0]), body)
         elif query.get("comp") == ["block"]:
             with self.host.lock:
                 parts = self.host.uploads.setdefault(f"blocks of {path}", {})
@@ -193,7 +209,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            size = int(self.headers.get("Content-Length", "0"))
+            if len(data := self.rfile.read(size)) < size:  # who sent it is gone; nobody keeps a half
+                with self.host.lock:
+                    self.host.taken["cut"] = self.host.taken.get("cut", 0) + len(data)
+                raise ConnectionAbortedError
+            return data
         data = b""
         while size := int(self.rfile.readline(), 16):
             data += self.rfile.read(size)
@@ -263,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self.lost = fault == "lost"
         return bytes([body[0] ^ 1]) + body[1:] if fault == "flip" else body
 
-    def _part(self, path: str, upload: str, number: int, body: bytes) -> None:
+    def _part(self, path: str, upload: str, number: int, body: bytes, named: dict[int, str] | None = None) -> None:
         if (got := self._failed(path, number, body)) is None:
             return
         if number >= 0:
@@ -273,10 +294,15 @@ class _Handler(BaseHTTPRequestHandler):
             if parts is None:
                 self._answer(404, b"<Error><Code>NoSuchUpload</Code></Error>")
                 return
-            self._answer(200 if "blocks" not in upload else 201, ETag=f'"{_md5(got).hex()}"')
+            self._answer(200 if "blocks" not in upload else 201, ETag=f'"{self._tag(got)}"')
             return
         with self.host.lock:
-            found = self.host.uploads.pop(upload, None)
+            found = self.host.uploads.get(upload)
+            # As Ceph: every part that is there is named, and as it is now.
+            if named and found is not None and named != {at: self._tag(part) for at, part in found.items()}:
+                self._answer(400, b"<Error><Code>InvalidPart</Code></Error>")
+                return
+            self.host.uploads.pop(upload, None)
         if found is None:
             self._answer(404, b"<Error><Code>NoSuchUpload</Code></Error>")
             return
@@ -286,6 +312,52 @@ class _Handler(BaseHTTPRequestHandler):
         names = f"<Location>l</Location><Bucket>b</Bucket><Key>{escape(path)}</Key><ETag>{escape(tag)}</ETag>"
         done = f"<CompleteMultipartUploadResult>{names}</CompleteMultipartUploadResult>"
         self._answer(201 if "blocks" in upload else 200, done.encode(), ETag=tag)
+
+    def _tag(self, part: bytes) -> str:
+        """Of a part: its MD5, but where the store's keys encrypt."""
+        return _md5(part + b"encrypted" * self.host.encrypts).hex()
+
+    def _list_uploads(self, bucket: str, query: dict[str, list[str]]) -> None:
+        """As S3, two to a page."""
+        prefix, key, upload = (query.get(name, [""])[0] for name in ("prefix", "key-marker", "upload-id-marker"))
+        with self.host.lock:
+            begun = [(path.removeprefix(f"{bucket}/"), each) for each, (path, _) in self.host.begun.items()]
+            left = sorted(each for each in begun if each[1] in self.host.uploads and each > (key, upload))
+        left = [each for each in left if each[0].startswith(prefix)]
+        rows = [
+            f"<Upload><Key>{escape(key)}</Key><UploadId>{upload}</UploadId>"
+            f"<Initiated>{self.host.begun[upload][1]}</Initiated></Upload>"
+            for key, upload in left[:2]
+        ]
+        marks = [
+            f"<NextKeyMarker>{escape(k)}</NextKeyMarker><NextUploadIdMarker>{u}</NextUploadIdMarker>" for k, u in left
+        ]
+        self._page("ListMultipartUploadsResult", rows, marks)
+
+    def _list_parts(self, path: str, query: dict[str, list[str]]) -> None:
+        """As S3, five to a page."""
+        upload, after = query["uploadId"][0], int(query.get("part-number-marker", ["0"])[0])
+        with self.host.lock:
+            parts = dict(self.host.uploads[upload]) if upload in self.host.uploads else None
+        if parts is None:
+            self._answer(404, b"<Error><Code>NoSuchUpload</Code></Error>")
+            return
+        left = [number for number in sorted(parts) if number > after]
+        rows = [
+            f"<Part><PartNumber>{number}</PartNumber><LastModified>{self.host.begun[upload][1]}</LastModified>"
+            f'<ETag>"{self._tag(parts[number])}"</ETag><Size>{len(parts[number])}</Size></Part>'
+            for number in left[:5]
+        ]
+        self._page("ListPartsResult", rows, [f"<NextPartNumberMarker>{n}</NextPartNumberMarker>" for n in left])
+
+    def _page(self, kind: str, rows: list[str], marks: list[str]) -> None:
+        """Rows of a listing, and where the next page begins, where there are more marks than rows."""
+        if self.host.lists != 200:
+            self._answer(self.host.lists, b"<Error><Code>AccessDenied</Code></Error>")
+            return
+        more = len(marks) > len(rows)
+        said = f"<IsTruncated>{str(more).lower()}</IsTruncated>{marks[len(rows) - 1] if more else ''}{''.join(rows)}"
+        self._answer(200, f"<{kind}>{said}</{kind}>".encode(), Content_Type="application/xml")
 
     def _object(self, path: str, body: bytes) -> None:
         if self.headers.get("If-None-Match") == "*" and (self.host.root / path).exists():

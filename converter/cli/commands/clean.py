@@ -1,67 +1,101 @@
-"""`convert clean [FOLDER ...]`: what runs that were killed left there, named and removed."""
+"""`convert clean [PLACE ...]`: what runs that were killed left there, named and removed."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter.cli.arguments import file_path
+from converter.address import is_address, parse
+from converter.cli.arguments import file_name
 from converter.cli.console import print_table
 from converter.cli.verbs import Outcome, Verb
 from converter.text import printable
 
 if TYPE_CHECKING:
+    from converter.remote.s3 import Begun
     from converter.storage.leftovers import Leftover
+
+    Found = tuple[Leftover | Begun, Callable[[], None]]  # and what removes it
 
 VERB = Verb(
     name="clean",
     group="convert",
-    arguments="[FOLDER ...]",
-    help="remove what runs that were killed left in a folder",
+    arguments="[PLACE ...]",
+    help="remove what runs that were killed left in a folder, or began to upload",
     description="Name and remove temporary files of runs that were killed; those of runs that are at work stay. "
-    "Without a folder: those that lie here, and what runs with addresses left in TMPDIR.",
-    examples=(("convert clean models/ --dry-run", "what killed runs left there"),),
+    "Without a place: those that lie here, and what runs with addresses left in TMPDIR. Of an address on S3: abort "
+    "all uploads in parts, whoever began them, to this object or below it, that got nothing for a day.",
+    examples=(
+        ("convert clean models/ --dry-run", "what killed runs left there"),
+        ("convert clean s3://bucket/models/ --dry-run", "uploads there that were not completed"),
+    ),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which folders."""
+    """Which places."""
     add = parser.add_argument
     add(
-        "folders",
-        metavar="FOLDER",
+        "places",
+        metavar="PLACE",
         nargs="*",
-        type=file_path,
-        help="where outputs were to go; default: here and TMPDIR",
+        type=_place,
+        help="folder where outputs were to go, or address on S3; default: here and TMPDIR",
     )
     add("--dry-run", action="store_true", help="only name them")
 
 
+def _place(text: str) -> str:
+    if not text.lower().startswith("s3://"):
+        return file_name(text)
+    try:
+        parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def run(args: argparse.Namespace) -> Outcome:
     """Find and remove them."""
-    from converter.storage import leftovers
-
-    every = [each for folder in args.folders or [Path()] for each in leftovers.found(folder)]
-    if not args.folders:
-        every += leftovers.of_addresses()
-    found = list({each.path.resolve(): each for each in every}.values())
-    dead = [each for each in found if not each.stays]
+    here = [Path(each) for each in args.places if not is_address(each)]
+    found = _uploads([each for each in args.places if is_address(each)])
+    if here or not args.places:
+        found = _leftovers(here) + found
+    dead = [(each, remove) for each, remove in found if not each.stays]
     if not args.dry_run:
-        for each in dead:
-            leftovers.clean(each)
+        for _, remove in dead:
+            remove()
     verdict = "would be removed" if args.dry_run else "removed"
 
     def show() -> None:
-        rows = ([str(each.path), f"{each.nbytes:,}", _why(each) if each.stays else verdict] for each in found)
+        rows = ([each.name, f"{each.nbytes:,}", each.why if each.stays else verdict] for each, _ in found)
         if found:
-            print_table(["left", "bytes", ""], ([printable(name), *more] for name, *more in rows), right=(1,))
+            print_table(["left", "bytes", ""], ([printable(cell) for cell in row] for row in rows), right=(1,))
         if not args.quiet:
-            print(f"{len(dead)} {verdict}, {sum(each.nbytes for each in dead):,} bytes")
+            print(f"{len(dead)} {verdict}, {sum(each.nbytes for each, _ in dead):,} bytes")
 
-    return Outcome(lambda: {"left": [each.as_dict() for each in found], "removed": not args.dry_run}, show)
+    return Outcome(lambda: {"left": [each.as_dict() for each, _ in found], "removed": not args.dry_run}, show)
 
 
-def _why(left: Leftover) -> str:
-    """Why it stays."""
-    return "at work" if left.running else f"stays: no link in {printable(str(left.unlinked_from))} leads to it"
+def _leftovers(folders: list[Path]) -> list[Found]:
+    """Of this machine; without folders, here and in the folder for temporary files."""
+    from converter.storage import leftovers
+
+    every = [each for folder in folders or [Path()] for each in leftovers.found(folder)]
+    if not folders:
+        every += leftovers.of_addresses()
+    once = {each.path.resolve(): each for each in every}
+    return [(each, partial(leftovers.clean, each)) for each in once.values()]
+
+
+def _uploads(addresses: list[str]) -> list[Found]:
+    """Of stores."""
+    if not addresses:
+        return []
+    from converter.remote import s3
+
+    once = {each.id: each for address in addresses for each in s3.begun(parse(address))}
+    return [(each, each.abort) for each in once.values()]

@@ -1,0 +1,151 @@
+"""One multipart upload to S3, in which the parts that a run before this one has sent are not sent again.
+
+What such a run left is at the store alone, so any machine goes on with it. An upload is gone on with where its parts
+have the sizes of ours and its first one, which holds the file's header, is ours byte for byte; of the others each is
+compared with what is made now, and one that differs is sent again. So nothing is ever mixed, and what two runs to one
+object make at once is one's or the other's: an upload is completed by naming the MD5 of every part.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from converter.errors import ConverterError, OutputError
+from converter.remote import s3
+from converter.remote.attempts import Transient, tried
+from converter.remote.objects import PartDigest, StoredObject
+
+PATIENCE = 10.0  # seconds for parts that are on their way when the upload is given up
+
+
+class Multipart:
+    """A `Sender` (uploads.py).
+
+    Args:
+        object: what it will become.
+        size: bytes of it.
+        part: bytes of every part but the last.
+        at_once: parts that are on their way together.
+        keep: an upload that fails is not aborted.
+    """
+
+    def __init__(self, object: StoredObject, size: int, part: int, at_once: int, keep: bool) -> None:
+        self._object, self._size, self._part, self._keep = object, size, part, keep
+        self._room = threading.Semaphore(at_once)
+        self._found: list[s3.Begun] = []
+        self._begun: s3.Begun | None = None  # what is gone on with
+        self._id = ""
+        self._tags: dict[int, str] = {}
+        self._error: BaseException | None = None
+
+    def begun(self) -> list[str]:
+        try:
+            found = s3.begun_of(self._object)
+        except OutputError as error:
+            return [f"{str(error).splitlines()[0]}: whether an upload was begun is not known; all is sent"]
+        self._found = [each for each in found if self._fits(each)]
+        notes = [
+            f"{each.object.name}: an upload was begun, {each.nbytes:,} bytes in {len(each.parts)} parts; what is the "
+            "same is not sent again"
+            for each in self._found
+        ]
+        if others := [each for each in found if each not in self._found]:
+            nbytes = sum(each.nbytes for each in others)
+            notes.append(
+                f"{self._object.name}: uploads of something else were begun and are left there: {len(others)}, "
+                f"{nbytes:,} bytes; `convert clean {self._object.name}` aborts them when they are a day old"
+            )
+        return notes
+
+    def _fits(self, begun: s3.Begun) -> bool:
+        """Whether its parts could be ours."""
+        sizes = {number: part.nbytes for number, part in begun.parts.items()}
+        return 1 in sizes and all(nbytes == self._nbytes(number) for number, nbytes in sizes.items())
+
+    def _nbytes(self, number: int) -> int:
+        return max(0, min(self._part, self._size - (number - 1) * self._part))
+
+    def send(self, pieces: Iterable[bytes], digest: PartDigest) -> str | None:
+        threads: list[threading.Thread] = []
+        try:
+            for number, data in enumerate(_cut(pieces, self._part), 1):
+                self._room.acquire()
+                self._check()
+                if number == 1:  # before all others, as what an upload is gone on with by
+                    self._open(digest.of(1))
+                    self._sent(1, data, digest.of(1))
+                    continue
+                # Not of a pool: the end of this program waits for those of pools, whatever the store does.
+                thread = threading.Thread(target=self._sent, args=(number, data, digest.of(number)), daemon=True)
+                thread.start()
+                threads.append(thread)
+            for thread in threads:
+                thread.join()
+            self._check()
+            return self._complete()
+        except BaseException as error:
+            self._error = self._error or error
+            self._give_up(threads)
+            raise
+
+    def _open(self, first: str) -> None:
+        same = [each for each in self._found if each.parts[1].tag == first]
+        self._begun = max(same, key=lambda each: len(each.parts), default=None)
+        self._id = self._begun.id if self._begun is not None else self._ask("create_multipart_upload")["UploadId"]
+
+    def _sent(self, number: int, data: bytes, tag: str) -> None:
+        there = self._begun.parts.get(number) if self._begun is not None else None
+        try:
+            if there is None or there.tag != tag:
+                tag = self._ask("upload_part", UploadId=self._id, PartNumber=number, Body=data)["ETag"]
+            self._tags[number] = tag
+        except BaseException as error:
+            self._error = self._error or error
+        finally:
+            self._room.release()
+
+    def _complete(self) -> str | None:
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in sorted(self._tags.items())]
+        said = self._ask("complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": parts})
+        tag: str | None = said.get("ETag")
+        return tag
+
+    def _ask(self, what: str, **given: object) -> dict[str, str]:
+        def ask() -> dict[str, str]:
+            self._check()
+            said: dict[str, str] = s3.asked(self._object, what, **given)
+            return said
+
+        return tried(self._object.name, ask, "written")
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _give_up(self, threads: list[threading.Thread]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if self._id and not self._keep:
+            with suppress(ConverterError, Transient):
+                s3.asked(self._object, "abort_multipart_upload", UploadId=self._id)
+
+
+def _cut(pieces: Iterable[bytes], part: int) -> Iterator[bytes]:
+    """The same bytes in pieces of the size of a part, but for the last."""
+    held: list[memoryview] = []
+    missing = part
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            head, view = view[:missing], view[missing:]
+            held.append(head)
+            missing -= len(head)
+            if not missing:
+                yield b"".join(held)
+                held, missing = [], part
+    if held:
+        yield b"".join(held)
