@@ -151,6 +151,30 @@ def test_what_a_killed_run_leaves_is_found(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no such signal")
+def test_a_killed_upload_goes_on(host: Host, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a set of files, those that were there when the run was killed are not sent by the next one."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    host.put_faults = lambda path, part, number: "stuck" if number > 2 else None
+    words = [str(model), "hf://org/model/model.gguf", "-q", "f16", "--split-max-size", "3M", "--quiet"]
+    process = subprocess.Popen([sys.executable, "-c", MAIN, *words])
+    deadline = time.monotonic() + 60
+    while (len(host.large) < 2 or host.tried["lfs", 0] < 3) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert stored(host) == NOTES and not host.commits and len(host.large) == 2
+    there, before = sum(map(len, host.large.values())), host.taken["lfs"]
+    host.put_faults = lambda path, part, number: None
+    assert main(words) == 0
+    files = {name: data for name, data in stored(host).items() if name.endswith(".gguf")}
+    whole = sum(map(len, files.values()))
+    assert len(files) >= 3 and len(host.commits) == 1
+    assert host.taken["lfs"] - before == whole - there > 0, "what was there is not sent again"
+
+
 def test_a_large_file_that_is_there_is_not_sent_again(host: Host, model: Path) -> None:
     """So a run after one that was killed, or refused, makes its files anew, and sends what is missing."""
     host.head = "f" * 40
