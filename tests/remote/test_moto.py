@@ -16,8 +16,10 @@ import pytest
 from support.models import build_model
 
 from converter import convert
+from converter.address import parse
 from converter.errors import Cancelled, OutputExists
-from converter.remote import stores, uploads
+from converter.remote import s3, stores, uploads
+from converter.remote.objects import StoredObject
 from converter.request import Request
 from converter.storage.slabs import Progress
 
@@ -104,3 +106,47 @@ def test_stopped(url: str, model: Path) -> None:
     for asked in ("?list-type=2", "?uploads"):
         with urlopen(f"{url}/bucket{asked}") as answer:
             assert b"stopped.gguf" not in answer.read()
+
+
+def test_a_stopped_upload_goes_on(url: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another server says of uploads and parts, and takes for one that is completed from two runs."""
+    monkeypatch.setattr(uploads, "PART", 5 << 20)
+    target, asked = "s3://bucket/again/there.gguf", list[str]()
+    ask = s3.asked
+
+    def counted(object: StoredObject, what: str, **given: object) -> object:
+        asked.append(what)
+        return ask(object, what, **given)
+
+    def begun() -> list[s3.Begun]:
+        return s3.begun(parse("s3://bucket/again/"))
+
+    def progress(now: Progress) -> bool:
+        deadline = time.monotonic() + 30
+        while now.done > now.total * 3 // 4 and asked.count("upload_part") < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return asked.count("upload_part") < 3
+
+    monkeypatch.setattr(s3, "asked", counted)
+    with pytest.raises(Cancelled):
+        convert(model, target, Request(quant="f32"), progress=progress, resume=True)
+    (left,) = begun()
+    assert left.name == target and left.stays and len(left.parts) >= 2
+    asked.clear()
+    convert(model, tmp_path / "here.gguf", Request(quant="f32"))
+    convert(model, target, Request(quant="f32"))
+    expected = (tmp_path / "here.gguf").read_bytes()
+    assert got("again/there.gguf") == expected and begun() == []
+    part = len(expected) // (len(expected) // uploads.PART)
+    assert asked.count("upload_part") == -(-len(expected) // part) - len(left.parts)
+    assert "create_multipart_upload" not in asked
+
+
+def test_an_upload_is_aborted(url: str) -> None:
+    object = StoredObject("s3://bucket/left/there.gguf", "s3", "bucket", "left/there.gguf")
+    s3.asked(object, "create_multipart_upload")
+    (left,) = s3.begun(parse("s3://bucket/left"))
+    assert left.name == object.name and left.nbytes == 0
+    left.abort()
+    left.abort()  # it is gone already
+    assert s3.begun(parse("s3://bucket/left/")) == []
