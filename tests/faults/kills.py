@@ -35,15 +35,17 @@ SIZES = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "
          "intermediate_size": 1536, "vocab_size": 512}  # fmt: skip
 # What would take a fork long to load.
 LOADED = ("converter.cli.main", "converter.cli.commands.convert", "converter.pipeline", "converter.batch.run",
-          "converter.tensors.kernels", "converter.remote.uploads", "obstore")  # fmt: skip
+          "converter.tensors.kernels", "converter.remote.uploads", "obstore", "botocore.session")  # fmt: skip
 STORE = """
 import sys
 from pathlib import Path
 from support.hosts import Host, serving
 with serving(Host(Path(sys.argv[1]))) as host:
     print(host.url, flush=True)
-    for _ in sys.stdin:
-        print(sum(host.taken.values()), flush=True)
+    for asked in sys.stdin:
+        if asked.strip() == "anew":
+            host.uploads.clear()
+        print(sum(host.taken.values()), sum(map(len, host.uploads.values())), flush=True)
 """
 
 
@@ -93,12 +95,23 @@ class Store:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
+    def _ask(self, what: str) -> tuple[int, ...]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        return tuple(map(int, self._said().split()))
+
     def taken(self) -> int:
         """Bytes that came so far."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return int(self._said())
+        return self._ask("taken")[0]
+
+    def parts(self) -> int:
+        """Parts of uploads that were not completed."""
+        return self._ask("parts")[1]
+
+    def anew(self) -> None:
+        """Forget uploads."""
+        self._ask("anew")
 
     def close(self) -> None:
         self._process.communicate()
@@ -140,6 +153,8 @@ class Kills:
 
     def _empty(self, old: bool) -> None:
         forks.empty((self.place, self.disk), self.scratch if old else None)
+        if self.store is not None:
+            self.store.anew()
 
     def close(self) -> None:
         """Leave nothing."""
@@ -189,6 +204,8 @@ class Kills:
             faults.append("other bytes at the end")
         if left := [path.name for path in self.place.rglob(".*.part")]:
             faults.append(f"left behind: {left}")
+        if self.store is not None and (parts := self.store.parts()):
+            faults.append(f"left at the store: {parts} parts")
         if lost := forks.unseen(self.place, self.disk):
             faults.append(f"left on the other disk: {lost}")
         return amid, written, faults
@@ -208,7 +225,7 @@ def _small_parts() -> None:
     """Uploads in many parts, so that kills come between some."""
     from converter.remote import uploads
 
-    uploads.PART = 1 << 20
+    uploads.PART, uploads.IN_FLIGHT = 1 << 18, 1 << 20
 
 
 def _source(folder: Path) -> Path:
