@@ -120,7 +120,7 @@ def importance(
     in_layers = [each for each in weights if each.layer is not None]
     figures = [_by_role(in_layers, *plot) for plot in plots] if in_layers else []
     sections = [
-        _section("Importance by layer", "A point is a weight; one shows what it is.", _pair(figures)),
+        _section("Importance by layer", "A point is a weight; pointing at it shows which.", _pair(figures)),
         _section("Weights", text(notes), _table(*table)),
     ]
     return _document("importance matrix", f"<h1>Importance</h1><p>{text(title)}</p>", sections)

@@ -165,7 +165,7 @@ class LlamaCpp(Runtime):
             status = library.llama_decode(self._context, batch)
         library.llama_batch_free(batch)
         if self._products is not None:
-            self._products.raise_error()
+            self._products.finish()
         if status != 0:
             raise _refused(self._path, errors)
 

@@ -70,6 +70,9 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 class Products:
     """The callback of one context of llama.cpp, and what went wrong in it.
 
+    Once a graph has had everything that the first one had, llama.cpp computes no more of it: neither the output nor,
+    where one block is wanted, those behind it.
+
     Args:
         path: the model, for messages.
         observer: is told.
@@ -92,11 +95,14 @@ class Products:
         self._error: BaseException | None = None
         self._checked = False
         self._shared = _Shared()
+        self._every: frozenset[str] = frozenset()  # what the first graph had
+        self._names: set[str] = set()  # what this one had so far
         self.callback = library.ggml_backend_sched_eval_callback(self._called)
 
-    def raise_error(self) -> None:
-        """Raise what was raised in the callback, where ctypes would drop it; and what is shared is shared no longer."""
-        self._shared = _Shared()
+    def finish(self) -> None:
+        """A graph is done: raise what was raised in the callback, where ctypes would drop it; forget what it shared."""
+        self._every = self._every or frozenset(self._names)
+        self._shared, self._names = _Shared(), set()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -119,7 +125,7 @@ class Products:
             return False
         try:
             return self._asked(address) if ask else self._seen(address)
-        except BaseException as error:  # Ctrl-C, too: raise_error does
+        except BaseException as error:  # Ctrl-C, too: finish does
             self._error = error
             return False
 
@@ -172,7 +178,8 @@ class Products:
             shares = self._shared.get(node.src[1], stack, name, lambda: list(self._stacked(node.src[1], weight)))
         for expert, rows in shares:
             self._observer.take(name, rows, expert)
-        return True
+        self._names.add(name)
+        return not self._every or not self._names >= self._every  # all is seen: later layers need not be computed
 
     def _stacked(self, address: int, weight: _Tensor) -> Iterator[tuple[int | None, Floats]]:
         """All rows, or those of each of the weight's matrices, which the further axes are shared out to in turn."""

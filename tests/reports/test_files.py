@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from support.verifications import HOSTILE, fidelity, verification
 
 from converter.batch.manifest import Job
 from converter.batch.run import Batch, Made, Result
+from converter.calibration.matrices import Looked
+from converter.calibration.statistics import statistics
 from converter.check.check import Checked
 from converter.cli.main import main
 from converter.compare import Choice, Comparison, Quant
@@ -24,6 +27,7 @@ from converter.errors import CorruptFile, DiskFull, OutputExists, SameFile, Usag
 from converter.findings import Finding
 from converter.inspection.describe import Description, TensorRow
 from converter.metadata import Value
+from converter.quant.imatrix_writer import Importance, Measured
 from converter.reports import checked, differences
 from converter.reports.files import REPORTS, check_reports, write_report
 from converter.reports.markdown import plain
@@ -41,6 +45,7 @@ CHANGES = (
     Change("metadata", "removed", "b", before="x"),
 )
 DIFFERENCES = Differences(HOSTILE, "b.gguf", CHANGES, {"metadata": 4, "tensors": 9}, True, 0.5)
+IMPORTANCE = Importance({HOSTILE: Measured(np.ones(4), np.array([2]))}, (HOSTILE,), 512)
 JOB = Job(HOSTILE, Source(HOSTILE), HOSTILE, (), place=HOSTILE)
 DONE = (
     Result(JOB, "done", 1.5, (Made(Path(HOSTILE), HOSTILE, 500, 4.5, "0" * 64, 20.0),), events=(HOSTILE,)),
@@ -50,6 +55,7 @@ DONE = (
 RESULTS: dict[str, Any] = {
     "verify": verification(1, fidelity(HOSTILE), findings=(FAILURE, WARNING)),
     "compare": Choice(Comparison(HOSTILE, (QUANT, replace(QUANT, name="Q2_K", bytes=300)), 4096), fit=400),
+    "imatrix": Looked(HOSTILE, IMPORTANCE, statistics(IMPORTANCE), ()),
     "check": [CHECKED],
     "diff": DIFFERENCES,
     "batch": Batch(DONE, 2.5),
