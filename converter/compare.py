@@ -190,10 +190,7 @@ class Choice:
     @property
     def kept_free(self) -> int:
         """Bytes of `fit_memory` that stay free."""
-        if self.fit_memory is None:
-            return 0
-        usual = min(RESERVE_MOST, int(RESERVE_SHARE * self.fit_memory))
-        return usual if self.reserve is None else min(self.reserve, self.fit_memory)
+        return 0 if self.fit_memory is None else kept_free(self.fit_memory, self.reserve)
 
     @property
     def fits(self) -> bool:
@@ -211,6 +208,12 @@ class Choice:
         best = self.best.name if self.best else None
         made = self.provenance.as_dict() if self.provenance else None
         return self.comparison.as_dict() | limits | {"best": best, "provenance": made}
+
+
+def kept_free(memory: int, reserve: int | None) -> int:
+    """Bytes of a machine's memory that stay free: what was asked for, or the usual share."""
+    usual = min(RESERVE_MOST, int(RESERVE_SHARE * memory))
+    return usual if reserve is None else min(reserve, memory)
 
 
 def _needed(quant: Quant) -> int:

@@ -20,6 +20,8 @@ from converter.cli.progress import KINDS
 from converter.errors import UsageError
 
 if TYPE_CHECKING:
+    from converter.mixing.goals import Goal
+    from converter.mixing.search import Found
     from converter.request import Request, Source
 
 
@@ -264,6 +266,83 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     )
 
 
+def goal_arguments(group: argparse._ArgumentGroup) -> None:
+    """How large a mixture of types may be that is measured for the model."""
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
+        "--target-size", type=size, metavar="SIZE",
+        help="the mixture of types that loses least in a file of this size, measured (docs/recipes.md)",
+    )  # fmt: skip
+    which.add_argument("--target-bpw", type=number, metavar="BITS", help="the same, of so many bits per weight")
+    which.add_argument("--fit-memory", type=size, metavar="SIZE", help="the same, that a machine of this memory runs")
+    add = group.add_argument
+    add("--context", type=tokens, metavar="N", help="tokens that --fit-memory is for (4096; 8k is 8192)")
+    add("--reserve", type=size, metavar="SIZE", help="of --fit-memory, what stays free (a fifth, at most 2 GB)")
+    add("--text", type=file_path, metavar="FILE", help="text to measure with (default: what the model writes itself)")
+    add("--no-runtime", action="store_true", help="run nothing: a quant, and what it leaves over for single tensors")
+
+
+def number(text: str) -> Fraction:
+    """A number such as 4.5, exactly."""
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,6})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 4.5")
+    return Fraction(text)
+
+
+def tokens(text: str) -> int:
+    """`8k` is 8192."""
+    kilo = text.lower().endswith("k")
+    return positive(text[:-1] if kilo else text) << (10 if kilo else 0)
+
+
+def goal_of(args: argparse.Namespace) -> Goal | None:
+    """The goal that was given, None for none.
+
+    Raises:
+        UsageError: what says more of a goal, and there is none.
+    """
+    from converter.mixing.goals import CONTEXT, Goal
+
+    size, bits, memory = args.target_size, args.target_bpw, args.fit_memory
+    any_of, given = "--target-size, --target-bpw or --fit-memory", size or bits or memory
+    needs = (("context", memory, "--fit-memory"), ("reserve", memory, "--fit-memory"),
+             ("text", given, any_of), ("no_runtime", given, any_of))  # fmt: skip
+    for name, needed, which in needs:
+        if getattr(args, name) and not needed:
+            raise UsageError(f"--{name.replace('_', '-')}: says more of {which}, which is not given")
+    if size is None and bits is None and memory is None:
+        return None
+    return Goal(size, bits, memory, args.context or CONTEXT, args.reserve)
+
+
+def found_mixture(args: argparse.Namespace, verb: str) -> Found | None:
+    """The mixture that reaches the goal which was given, measured; None where none was.
+
+    Raises:
+        UsageError: a quant or a recipe beside it.
+        ConverterError: as `mixing.search.mixture_to_size`.
+    """
+    goal = goal_of(args)
+    if goal is None:
+        return None
+    if getattr(args, "quant", None) or getattr(args, "recipe", None):
+        raise UsageError("--target-size and its like choose types themselves; leave --quant and --recipe out")
+    from converter.cli.colour import say
+    from converter.cli.progress import showing
+    from converter.mixing.search import Costs, mixture_to_size
+    from converter.text import human_bytes
+
+    def before(costs: Costs) -> None:
+        if not (args.quiet or args.json):
+            say(f"note: {costs.probes} probes; {human_bytes(costs.nbytes)} of a temporary folder meanwhile", sys.stderr)
+
+    with showing(args, verb, "probe") as progress:
+        return mixture_to_size(
+            source_of(args), goal, request_of(args), text=args.text, probe=not args.no_runtime, threads=args.threads,
+            progress=progress, before=before,
+        )  # fmt: skip
+
+
 def model_arguments(group: argparse._ArgumentGroup) -> None:
     """What decides how the input is read."""
     add = group.add_argument
@@ -405,7 +484,7 @@ def source_of(args: argparse.Namespace) -> Source:
     return Source(args.source, args.source_type, args.config, args.key, args.lora, args.base)
 
 
-def target_of(args: argparse.Namespace) -> str:
+def target_of(args: argparse.Namespace, found: Found | None = None) -> str:
     """Where the output goes: as it was named, or where the user stands, a GGUF (or what --to says) called by the source
     and the type, `llama-Q4_K_M.gguf`.
 
@@ -424,7 +503,7 @@ def target_of(args: argparse.Namespace) -> str:
     stem = shard[0] if shard is not None else path.name
     if path.suffix.lower() in {extension for each in readers() for extension in each.extensions}:
         stem = stem.removesuffix(path.suffix)
-    quants = [request.types.quant for request in requests_of(args) if request.types.quant]
+    quants = [request.types.quant for request in requests_of(args, found) if request.types.quant]
     kind = "{quant}" if len(quants) > 1 else quants[0].upper() if quants else form.name if form.folder else ""
     return f"{stem}-{kind}".rstrip("-") + ("/" if form.folder else form.extensions[0])
 
@@ -441,12 +520,14 @@ def request_of(args: argparse.Namespace) -> Request:
     return Request(**{name: given[name] for name in FIELDS if name in given}).settled()
 
 
-def requests_of(args: argparse.Namespace) -> list[Request]:
-    """A request for each quant that the arguments name; one where they name none.
+def requests_of(args: argparse.Namespace, found: Found | None = None) -> list[Request]:
+    """A request for each quant that the arguments name; one where they name none, or a mixture was found.
 
     Raises:
         UsageError: commas without names between.
     """
+    if found is not None:
+        return [request_of(args).replace(recipe=found.mixture).settled()]
     if args.quant is None:
         return [request_of(args)]
     names = [name.strip() for name in args.quant.split(",")]

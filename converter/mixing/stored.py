@@ -10,16 +10,17 @@ from typing import Any
 
 from converter.architectures import traits_of
 from converter.checkpoint import Checkpoint
-from converter.errors import UnsupportedFeature, about
+from converter.errors import SameFile, UnsupportedFeature, about
 from converter.events import Event, Note, few
 from converter.formats.registry import open_checkpoint
 from converter.metadata import number_of, text_of
 from converter.mixture import Mixture
-from converter.pipeline import write
+from converter.pipeline import refuse_existing
 from converter.quant import recipe_files
 from converter.quant.mixtures import rules_of
 from converter.quant.recipes import ALIASES, RECIPES, TensorSpec, encodable, kept_because
 from converter.request import PathLike, Source
+from converter.storage import output
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout, whole_file
 from converter.verify.pairing import named_recipe
@@ -69,20 +70,26 @@ def stored_recipe(source: PathLike | Source, target: PathLike | None = None, *, 
                 "`convert IN OUT.gguf --recipe FILE` applies a recipe to any model"
             )
         mixture, events = mixture_of(checkpoint)
-        found = Recipe(mixture, events=(*checkpoint.events, *events))
-        return found if target is None else saved(found, Path(target), checkpoint, force=force)
+        found = saved(mixture, target, Source.of(source), force=force)
+        return replace(found, events=(*checkpoint.events, *events, *found.events))
 
 
-def saved(recipe: Recipe, target: Path, checkpoint: Checkpoint, *, force: bool) -> Recipe:
-    """Written to `target`, where nothing of `checkpoint` may be.
+def saved(mixture: Mixture, target: PathLike | None, source: Source, *, force: bool = False) -> Recipe:
+    """The file of a mixture, written to `target` (None: nothing is), which is none of what `source` names.
 
     Raises:
         OutputError: as its kind.
     """
-    said: list[Event] = []
-    disk = Disk(Layout((whole_file(target, recipe.text.encode()),)), replace=force)
-    write(checkpoint, disk, force=force, threads=1, progress=None, claimed=said.extend)
-    return replace(recipe, path=target, events=(*recipe.events, *said))
+    found = Recipe(mixture)
+    if target is None:
+        return found
+    path = Path(target)
+    if path.exists() and any(each.exists() and path.samefile(each) for each in source.paths):
+        raise SameFile(f"{path}: output and input are the same file; choose another name")
+    layout = Layout((whole_file(path, found.text.encode()),))
+    refuse_existing(layout, force, None)
+    output.write(layout, Disk(layout, replace=force))
+    return replace(found, path=path)
 
 
 def mixture_of(checkpoint: Checkpoint) -> tuple[Mixture, list[Event]]:

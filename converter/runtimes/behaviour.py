@@ -236,7 +236,7 @@ def _logits(
 ) -> Behaviour:
     ids = tokenizer.encode(text)
     windows = list(_windows(ids[:tokens], min(context, len(ids)), tokenizer.bos))
-    found = _Divergence()
+    found = Divergence()
     for done, window in enumerate(windows):
         first = len(window) // 2
         found.add(one.logits(window, first), other.logits(window, first), window[first + 1 :])
@@ -253,7 +253,7 @@ def _windows(ids: Sequence[int], size: int, bos: int | None) -> Iterator[list[in
 
 
 @dataclass
-class _Divergence:
+class Divergence:
     """Sums over all scored positions. What is not a number counts as infinitely far."""
 
     kl: list[float] = field(default_factory=list)

@@ -13,6 +13,8 @@ from converter.cli.arguments import (
     engine_argument,
     file_path,
     folders,
+    found_mixture,
+    goal_arguments,
     model_arguments,
     positive,
     quant_arguments,
@@ -36,6 +38,7 @@ from converter.text import counted, human_bytes, printable
 if TYPE_CHECKING:
     from converter.events import Event
     from converter.housekeeping.modelfile import Modelfile
+    from converter.mixing.search import Found
     from converter.planning.plan import Plan
     from converter.verify.results import Verification
 
@@ -53,6 +56,7 @@ VERB = Verb(
         ("convert model.gguf folder/", "a Hugging Face folder: weights, config, tokenizer"),
         ("convert pytorch-folder/ folder/ --shard-size 5GB", "the same from PyTorch weights, in shards"),
         ("convert folder/ model.gguf -q q4_k_m --verify", "and prove the result"),
+        ("convert folder/ model.gguf --target-size 4.6GB", "the types that lose least in this size, measured"),
         ("convert folder/ tuned.gguf -q q4_k_m --lora lora/", "with a LoRA adapter merged into it"),
         ("convert lora/ lora.gguf --base folder/", "a GGUF adapter, to run beside its base"),
         ("convert folder/ tuned/ --extract-lora 16 lora/", "a LoRA adapter out of a fine-tuned model and its base"),
@@ -81,6 +85,7 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("target", metavar="OUT", nargs="?", type=target_name, help=target_help)
     quant_arguments(parser.add_argument_group("quantization"))
+    goal_arguments(parser.add_argument_group("a mixture of types to size"))
     model_arguments(parser.add_argument_group("model"))
     _output_arguments(parser.add_argument_group("output"))
 
@@ -123,11 +128,12 @@ def run(args: argparse.Namespace) -> Outcome:
         return _extracted(args)
     from converter import engines, pipeline
 
-    started, requests = time.monotonic(), requests_of(args)
+    started, found = time.monotonic(), found_mixture(args, VERB.name)
+    requests = requests_of(args, found)
     with engines.opened(args.engine, args.threads) as engine, showing(args, VERB.name) as progress:
         plans = pipeline.convert_several(
             source_of(args),
-            target_of(args),
+            target_of(args, found),
             requests,
             force=args.force,
             threads=args.threads,
@@ -142,10 +148,15 @@ def run(args: argparse.Namespace) -> Outcome:
 
     def data() -> dict[str, Any]:
         each = zip(plans, proofs, files, strict=True)
-        made = [_data(plan, proof, file) | {"seconds": round(seconds, 3)} for plan, proof, file in each]
+        made = [
+            _data(plan, proof, file) | mixture_data(found) | {"seconds": round(seconds, 3)}
+            for plan, proof, file in each
+        ]
         return made[0] if len(made) == 1 else {"outputs": made, "seconds": round(seconds, 3)}
 
     def show() -> None:
+        if found is not None and not args.quiet:
+            show_mixture(found)
         said: set[Event] = set()
         for plan, proof, file in zip(plans, proofs, files, strict=True):
             if not args.quiet:
@@ -163,6 +174,36 @@ def run(args: argparse.Namespace) -> Outcome:
 
     passed = all(proof is None or proof.passed for proof in proofs)
     return Outcome(data, show, 0 if passed else FidelityError.exit_code)
+
+
+def mixture_data(found: Found | None) -> dict[str, Any]:
+    """How a mixture was found, as JSON."""
+    return {} if found is None else {"mixture": found.as_dict()}
+
+
+def show_mixture(found: Found) -> None:
+    """Its rules, what each adds to the KL divergence, and what the best quant of that size would be."""
+    total = found.best.predicted or 1.0
+    rows = (
+        [
+            rule.tensors,
+            rule.blocks,
+            rule.type,
+            f"{rule.bytes or 0:,}",
+            f"{rule.kl or 0:.2e}",
+            f"{(rule.kl or 0) / total:.1%}",
+        ]
+        for rule in found.mixture.rules
+    )
+    print_table(["tensors", "blocks", "type", "bytes", "KL", "share"], rows, right=(3, 4, 5))
+    print()
+    rows = (
+        [each.name + (" (taken)" if each.name == found.taken else ""), f"{each.nbytes:,}", f"{each.predicted:.3e}",
+         "-" if each.measured is None else f"{each.measured:.3e}"]
+        for each in found.candidates
+    )  # fmt: skip
+    print_table(["", "bytes", "KL predicted", "KL measured"], rows, right=(1, 2, 3))
+    print(f"\n{found.how}, {found.seconds:.1f} s\n")
 
 
 def _enlarged(plan: Plan) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from converter.cli.arguments import requests_of, source_of, target_of
+from converter.cli.arguments import found_mixture, requests_of, source_of, target_of
 from converter.cli.commands import convert
 from converter.cli.console import print_events, print_table, warn
 from converter.cli.verbs import Outcome, Verb
@@ -27,15 +27,18 @@ add_arguments = convert.plan_arguments
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    """Plan, and let go of the source again."""
+    """Plan, and let go of the source again; a mixture to size is measured for it."""
     from converter import pipeline
     from converter.planning.preflight import preflight
 
-    plans = pipeline.plan_several(source_of(args), target_of(args), requests_of(args), foreseen=True)
+    found = found_mixture(args, VERB.name)
+    plans = pipeline.plan_several(source_of(args), target_of(args, found), requests_of(args, found), foreseen=True)
     plans[0].checkpoint.close()
     costs = preflight(plans, args.threads)
 
     def show() -> None:
+        if found is not None:
+            convert.show_mixture(found)
         for plan in plans:
             _show(plan)
             if not args.quiet:
@@ -47,7 +50,11 @@ def run(args: argparse.Namespace) -> Outcome:
 
     def data() -> dict[str, Any]:
         made = [plan.as_dict() for plan in plans]
-        return (made[0] if len(made) == 1 else {"outputs": made}) | {"preflight": costs.as_dict()}
+        return (
+            (made[0] if len(made) == 1 else {"outputs": made})
+            | convert.mixture_data(found)
+            | {"preflight": costs.as_dict()}
+        )
 
     return Outcome(data, show)
 
