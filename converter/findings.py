@@ -46,5 +46,6 @@ CHECKS = {
     "behaviour": "what the models do with the same text",
     "threshold": "a number beyond a threshold that was given",
     "baseline": "a number worse than in the report of an earlier run",
+    "attestation": "another file, tensor or source than the attestation speaks of",
     "structure": "the file itself: sizes, offsets, alignment, scales",
 }

@@ -45,7 +45,7 @@ TIERS = (
     ("mapping", "adapters", "inspection"),
     ("graphs",),
     ("planning", "pipeline", "calibration"),
-    ("extract", "verify", "check", "diff", "compare", "mixing", "housekeeping"),
+    ("extract", "verify", "check", "diff", "compare", "mixing", "housekeeping", "certify"),
     ("engines",),
     ("batch",),
     ("reports",),

@@ -20,8 +20,8 @@ STYLES = (
     (r"^convert:(?! warning)", "bold red"),
     (r"^convert: warning:", "bold yellow"),
     (r"^failed:", "bold red"),
-    (r"^(FAILED|NOT what)\b|: FAILED:", "bold red"),
-    (r"^(PASSED|verified)\b|: ok:", "bold green"),
+    (r"^(FAILED|NOT what|NOT FROM|not {5}|failed  )\b|: FAILED:", "bold red"),
+    (r"^(PASSED|verified|PROVEN(?! BUT))\b|: ok:", "bold green"),
 )
 HINT = "dim"  # of an error's second and third line: what to do
 

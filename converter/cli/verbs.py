@@ -148,6 +148,7 @@ def exit_code_markdown() -> str:
     for family, kinds in exit_codes():
         words = ", ".join(words for _, words in kinds if words)
         rows.append((" ".join(str(code) for code, _ in kinds), f"{family}: {words}" if words else family))
+    rows.sort(key=lambda row: int(row[0].split()[0]))
     return _table("exit code", "meaning", rows)
 
 
@@ -164,8 +165,8 @@ def _usage(verb: Verb) -> str:
 
 
 def _own_codes() -> Iterator[str]:
-    for verb in all_verbs():
-        yield from (f"{code} {verb.name}: {words}" for code, words in verb.exit_codes)
+    own = sorted((code, verb.name, words) for verb in all_verbs() for code, words in verb.exit_codes)
+    yield from (f"{code} {name}: {words}" for code, name, words in own)
 
 
 def _span(codes: Sequence[int]) -> str:

@@ -9,7 +9,17 @@ from typing import Any
 
 from converter.address import shown
 from converter.errors import OutputError, OutputExists, SameFile, UsageError
-from converter.reports import batch, checked, comparison, described, differences, html, importance, verification
+from converter.reports import (
+    batch,
+    certificate,
+    checked,
+    comparison,
+    described,
+    differences,
+    html,
+    importance,
+    verification,
+)
 from converter.storage import output
 from converter.storage.layout import Layout, whole_file
 
@@ -21,6 +31,12 @@ REPORTS: Mapping[str, Mapping[str, Callable[[Any], str]]] = {
         ".md": verification.markdown,
         ".xml": verification.junit,
         ".html": html.page,
+    },
+    "certify": {
+        ".txt": certificate.text,
+        ".json": certificate.as_json,
+        ".md": certificate.markdown,
+        ".html": certificate.page,
     },
     "compare": {
         ".html": comparison.page,

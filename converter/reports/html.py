@@ -29,6 +29,7 @@ from converter.verify.results import Fidelity, Histogram, Verification, sqnr_db
 
 if TYPE_CHECKING:
     from converter.calibration.statistics import Statistics
+    from converter.certify.results import Certificate
     from converter.compare import Comparison, Quant
 
 # Distinct for the colour-blind and on both backgrounds (after Okabe and Ito, and Tableau); none is red.
@@ -145,6 +146,39 @@ def _by_role(weights: Sequence[Statistics], name: str, title: str, of: Callable[
 def _layer_axis(last: int) -> Axis:
     every = max(1, -(-(last + 1) // 8))
     return Axis("layer", -0.6, last + 0.6, marks=tuple((float(at), str(at)) for at in range(0, last + 1, every)))
+
+
+def certificate(found: Certificate, facts: Sequence[tuple[str, str]]) -> str:
+    """A page that shows which bytes of a model follow from its source.
+
+    Args:
+        facts: the model as a whole, label and text.
+    """
+    kind = {"proven": "passed", "not from this source": "failed"}.get(found.verdict, "partly")
+    header = (
+        f'<span class="verdict {kind}">{text(found.headline)}</span><h1>{text(found.target)}</h1>'
+        f"<p>derived again from {text(found.source)}</p>"
+    )
+    unproven = [(each.name, each.type, each.status, each.reason) for each in found.unproven]
+    shown = "".join(_finding(each, None) for each in failures_first(found.findings)[:MAX_FINDINGS])
+    tensors = [(each.name, each.type, each.status, f"{each.differing.count:,}", each.sha256) for each in found.tensors]
+    files = [(each.name, each.role or "model", each.sha256) for each in (*found.subjects, *found.materials)]
+    sections = [
+        _cards([(label, value, "") for label, value in facts]),
+        _section("Not proven", _BLAME, _table(("tensor", "type", "verdict", "what"), unproven[:MAX_FINDINGS]))
+        if unproven
+        else "",
+        _section("Keys, tokenizer, template", "", f'<ul class="findings">{shown}</ul>') if shown else "",
+        _section("Tensors", "", _table(("tensor", "type", "verdict", "blocks off", "SHA-256"), tensors)),
+        _section("Files", "", _table(("file", "what", "SHA-256"), files)),
+    ]
+    return _document(f"{found.headline}: {found.target}", header, filter(None, sections))
+
+
+_BLAME = (
+    "Blocks that the encoder does not make of this source. Other arithmetic (fused multiply-adds) may have written "
+    "those of tensors that are proven but for some; nobody can tell them from blocks that were changed as little."
+)
 
 
 # ------------------------------------------------------------------------------------------------ the document

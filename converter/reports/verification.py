@@ -91,6 +91,8 @@ def facts(verification: Verification) -> list[tuple[str, str]]:
         ("worst tensor", of["worst_tensor"] if of["exact"] < of["tensors"] else "none"),
     ]
     behaviour = behaviour_facts(verification.behaviour) if verification.behaviour else []
+    if verification.attested:
+        rows = []
     return [*rows, *behaviour, ("time", f"{verification.seconds:.2f} s")]
 
 

@@ -117,6 +117,8 @@ class Verification:
     thresholds: tuple[str, ...] = ()
     #: whether an earlier report was compared
     baseline: bool = False
+    #: whether an attestation was checked, and nothing else
+    attested: bool = False
     #: whether both sides could be read
     read: bool = True
     provenance: Provenance | None = None
@@ -128,8 +130,11 @@ class Verification:
     @property
     def checks(self) -> list[str]:
         """The checks that were made, of all that there are."""
+        if self.attested:
+            return ["attestation"]
         found = {finding.check for finding in self.findings}
         asked = {
+            "attestation": False,
             "probe": self.behaviour is not None,
             "behaviour": self.behaviour is not None,
             "threshold": bool(self.thresholds),

@@ -31,6 +31,7 @@ VERBS = {
     "compare": ("compare", "{stories}", "-q", "q8_0"),
     "imatrix": ("imatrix", "-f", "--merge", "{matrix}", "-o", "{tmp}/{name}.imatrix.gguf"),
     "verify": ("verify", "{stories}", "{model}"),
+    "certify": ("certify", "{stories}", "{model}"),
     "check": ("check", "{model}"),
     "diff": ("diff", "{model}", "{model}"),
     "inspect": ("inspect", "{folder}"),

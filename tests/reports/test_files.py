@@ -19,6 +19,7 @@ from converter.batch.manifest import Job
 from converter.batch.run import Batch, Made, Result
 from converter.calibration.matrices import Looked
 from converter.calibration.statistics import statistics
+from converter.certify.results import VERDICTS, Certificate, Differing, Digest, TensorProof
 from converter.check.check import Checked
 from converter.cli.main import main
 from converter.compare import Choice, Comparison, Quant
@@ -52,10 +53,16 @@ DONE = (
     Result(JOB, "failed", 0.5, error=CorruptFile(HOSTILE)),
     Result(JOB, "stopped"),
 )
+CERTIFICATE = Certificate(
+    HOSTILE, HOSTILE,
+    (TensorProof(HOSTILE, "Q4_K", (1, 256), 144, "0" * 64, VERDICTS[-1], Differing(1, 1, 0), (HOSTILE,), HOSTILE),),
+    (FAILURE, WARNING), HOSTILE, HOSTILE, "0" * 64, "0" * 64, (Digest(HOSTILE, "0" * 64),), (), {},
+)  # fmt: skip
 RESULTS: dict[str, Any] = {
     "verify": verification(1, fidelity(HOSTILE), findings=(FAILURE, WARNING)),
     "compare": Choice(Comparison(HOSTILE, (QUANT, replace(QUANT, name="Q2_K", bytes=300)), 4096), fit=400),
     "imatrix": Looked(HOSTILE, IMPORTANCE, statistics(IMPORTANCE), ()),
+    "certify": CERTIFICATE,
     "check": [CHECKED],
     "diff": DIFFERENCES,
     "batch": Batch(DONE, 2.5),

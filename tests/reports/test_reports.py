@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from unittest.mock import ANY
@@ -145,8 +145,9 @@ def test_junit_skips_checks_that_were_not_made() -> None:
     every = verification(1, behaviour=behaviour(), thresholds=("every tensor: min_sqnr 20",), baseline=True)
     unread = Verification("a", "b", (), (Finding("structure", "b", "is truncated"),), read=False)
     for checked, skipped in (
-        (verification(1), {"probe", "behaviour", "threshold", "baseline"}),
-        (every, set()),
+        (verification(1), {"probe", "behaviour", "threshold", "baseline", "attestation"}),
+        (every, {"attestation"}),
+        (replace(verification(1), attested=True), set(CHECKS) - {"attestation"}),
         (unread, set(CHECKS) - {"structure"}),
     ):
         root = xml.fromstring(junit(checked))

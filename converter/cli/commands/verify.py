@@ -50,6 +50,7 @@ VERB = Verb(
         ("convert verify a/ b.gguf --report report.html --report junit.xml", "reports; the extension tells which"),
         ("convert verify a/ b.gguf --gate verify.toml --baseline last.json", "thresholds; no worse than last time"),
         ("convert verify --round-trip a.safetensors --via out.gguf", "there and back"),
+        ("convert verify b.gguf --attestation b.intoto.json", "is it the file that `convert certify` spoke of?"),
     ),
 )
 
@@ -75,6 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file to go through (out.gguf; may be repeated), or precision of the implied intermediate (f16)",
     )
     parser.set_defaults(files=())
+    add(
+        "--attestation", type=file_path, metavar="FILE",
+        help="compare hashes with what `convert certify` wrote, and nothing else; A alone is the model",
+    )  # fmt: skip
     add("--no-encode", action="store_true", help="do not encode the source again: faster, sees no single damaged block")
     add("--strict", action="store_true", help="fail on what is only worth knowing, too, as on settings that B lacks")
     add("--any-types", action="store_true", help="types other than the recipe's are told, and do not fail")
@@ -119,7 +124,7 @@ def run(args: argparse.Namespace) -> Outcome:
     _check(args)
     check_reports("verify", args.report, inputs=filter(None, [args.source, args.target]))
     try:
-        result = _judged(args, _round_trip(args) if args.round_trip else _verified(args))
+        result = _judged(args, _found(args))
         result = _signed(args, replace(result, seconds=time.monotonic() - started))
     except (ConverterError, OSError) as error:
         if not isinstance(error, UsageError | Interrupted):  # who reads reports sees it there, and not an old one
@@ -162,8 +167,25 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--round-trip takes one model; what it goes through is named by --via")
     if args.round_trip and args.runtime:
         raise UsageError("--runtime compares two models that are there; --round-trip keeps none")
-    if not args.round_trip and (args.target is None or args.files):
+    if args.attestation is not None and (args.round_trip or args.runtime or args.files):
+        raise UsageError("--attestation compares hashes alone; leave out --round-trip, --via and --runtime")
+    if args.attestation is None and not args.round_trip and (args.target is None or args.files):
         raise UsageError("give two models to compare, or --round-trip IN --via NAME")
+
+
+def _found(args: argparse.Namespace) -> Verification:
+    if args.attestation is not None:
+        return _attested(args)
+    return _round_trip(args) if args.round_trip else _verified(args)
+
+
+def _attested(args: argparse.Namespace) -> Verification:
+    from converter.certify import check_attestation
+    from converter.request import Source
+
+    source, target = (None, source_of(args)) if args.target is None else (source_of(args), Source(args.target))
+    with showing(args, VERB.name) as progress:
+        return check_attestation(target, args.attestation, source, threads=args.threads, progress=progress)
 
 
 def _verified(args: argparse.Namespace) -> Verification:
