@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -123,8 +123,7 @@ def overview() -> str:
     for group in GROUPS:
         own = [(verb.name, verb.help.replace("`", "")) for verb in named if verb.group == group]
         parts.append(_block(f"commands to {group}", _aligned(own, width, _width())))
-    codes = (f"{_span([code for code, _ in kinds])} {family}" for family, kinds in exit_codes())
-    parts.append(_block("exit codes", _wrapped(["0 done", *_own_codes(), *codes], _width() - 2)))
+    parts.append(_block("exit codes", _wrapped(_said_codes(), _width() - 2)))
     parts.append("\n".join(_wrapped(MORE.split(), _width(), " ")) + "\n")
     return "\n".join(filter(None, parts))
 
@@ -164,9 +163,12 @@ def _usage(verb: Verb) -> str:
     return f"{verb.name} {verb.arguments}".rstrip()
 
 
-def _own_codes() -> Iterator[str]:
-    own = sorted((code, verb.name, words) for verb in all_verbs() for code, words in verb.exit_codes)
-    yield from (f"{code} {name}: {words}" for code, name, words in own)
+def _said_codes() -> list[str]:
+    """Exit codes in a few words: one for each family of errors, those of single verbs among them."""
+    said: list[tuple[tuple[int, ...], str]] = [((0,), "done")]
+    said += [((code,), f"{verb.name}: {words}") for verb in all_verbs() for code, words in verb.exit_codes]
+    said += [(tuple(code for code, _ in kinds), family) for family, kinds in exit_codes()]
+    return [f"{_span(codes)} {words}" for codes, words in sorted(said)]
 
 
 def _span(codes: Sequence[int]) -> str:

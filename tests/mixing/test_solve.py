@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converter.mixing.solve import Option, cheapest, cost, harm, improved, solved
 
+THOROUGH = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 _OPTION = st.builds(Option, st.integers(1, 30), st.integers(0, 50).map(float))
 _ITEMS = st.lists(st.lists(_OPTION, min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-@settings(max_examples=300)
+@settings(THOROUGH)
 @given(_ITEMS, st.integers(0, 60))
 def test_within_the_budget_and_nothing_left_that_fits(items: list[list[Option]], more: int) -> None:
     budget = cost(items, cheapest(items)) + more
@@ -26,7 +27,7 @@ def test_within_the_budget_and_nothing_left_that_fits(items: list[list[Option]],
         assert not any(each.nbytes <= left and each.harm < item[made[at]].harm for each in item)
 
 
-@settings(max_examples=300)
+@settings(THOROUGH)
 @given(_ITEMS, st.integers(0, 60))
 def test_never_far_from_the_best(items: list[list[Option]], more: int) -> None:
     """Of the harm that can be avoided at all, what is left over is at most that of one step: Lagrange's bound."""

@@ -24,7 +24,7 @@ VERB = Verb(
     name="certify",
     group="prove what was made",
     arguments="SOURCE FILE",
-    help="which bytes of a GGUF follow from its source, as an attestation to be signed",
+    help="which bytes of a GGUF follow from its source: an attestation",
     description=(
         "Derive a GGUF from its source again, whether this program or llama.cpp's tools made it, and compare every "
         "byte of every tensor, every key, tokenizer and chat template. -o writes an in-toto statement with SLSA "

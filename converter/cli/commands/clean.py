@@ -24,7 +24,7 @@ VERB = Verb(
     name="clean",
     group="convert",
     arguments="[PLACE ...]",
-    help="remove what runs that were killed left in a folder, or began to upload",
+    help="remove what killed runs left in a folder, or began to upload",
     description="Name and remove temporary files of runs that were killed; those of runs that are at work stay. "
     "Without a place: those that lie here, and what runs with addresses left in TMPDIR. Of an address on S3: abort "
     "all uploads in parts, whoever began them, to this object or below it, that got nothing for a day.",

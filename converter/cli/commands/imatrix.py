@@ -21,7 +21,7 @@ VERB = Verb(
     name="imatrix",
     group="convert",
     arguments="[MODEL]",
-    help="importance matrix of a model, as llama-imatrix measures it; merge such files, show one",
+    help="importance matrix of a model: measure it, merge, look at one",
     description=(
         "Measure how much each column of a model's weights matters, as llama-imatrix does: llama.cpp reads a text, or "
         "what the model writes itself, and squares of what each weight is multiplied by are added up. --merge adds up "

@@ -24,7 +24,7 @@ VERB = Verb(
     name="recipe",
     group="convert",
     arguments="IN",
-    help="types tensor by tensor as a file for `--recipe`: those of a GGUF, or measured to a size",
+    help="types tensor by tensor as a file: of a GGUF, or made to a size",
     description=(
         "Write which tensors get which type as rules by role and block (TOML, docs/recipes.md): the types that a GGUF "
         "has, or those with which a model of a given size loses least. `convert IN OUT.gguf --recipe FILE` applies it."
