@@ -1,6 +1,6 @@
 """Speed of the kernels against ggml's, in one run, on the same data, on one core.
 
-    python benchmarks/bench_kernels.py [--types Q4_K,Q6_K] [--isas avx512,avx2] [--repeats 7] [--json FILE]
+    python benchmarks/bench_kernels.py [--types Q4_K,Q6_K] [--isas avx512,avx2] [--effort 2] [--repeats 7] [--json FILE]
 
 Prints millions of weights per second: ours for each instruction set, ggml's `ggml_quantize_chunk` or
 `to_float`, and the ratio; for decoding also gguf-py's `dequantize` where that package is installed. Each
@@ -75,9 +75,15 @@ def gguf_dequantize(data: np.ndarray, dtype: DType) -> Callable[[], object] | No
     return lambda: gguf.dequantize(data, kind)
 
 
-def bench_encode(dtype: DType, isas: list[str], weights: np.ndarray | None, x: np.ndarray, repeats: int) -> Speeds:
+def bench_encode(
+    dtype: DType, isas: list[str], weights: np.ndarray | None, x: np.ndarray, repeats: int, effort: int = 0
+) -> Speeds:
     out = np.empty((len(x), dtype.row_nbytes(ROW)), np.uint8)
-    works = {isa: (with_isa(isa, lambda: kernels.encode(x, dtype, weights=weights, out=out)), x.size) for isa in isas}
+
+    def encode() -> None:
+        kernels.encode(x, dtype, weights=weights, effort=effort, out=out)
+
+    works: dict[str, tuple[Callable[[], object], int]] = {isa: (with_isa(isa, encode), x.size) for isa in isas}
     works["ggml"] = (lambda: ggml_oracle.quantize(x[:GGML_ROWS], dtype, weights), GGML_ROWS * ROW)
     return race(works, repeats)
 
@@ -105,6 +111,7 @@ def main() -> None:
     ]
     parser.add_argument("--types", default=",".join(n for n in encodable if n not in ("F32", "F64")))
     parser.add_argument("--isas", default=",".join(i for i in kernels.available_isas() if i != "scalar") or "scalar")
+    parser.add_argument("--effort", default="", help="also encoders that try harder than ggml's, which they race")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
@@ -115,10 +122,12 @@ def main() -> None:
     figures: dict[str, dict[str, float]] = {}
     for name in args.types.split(","):
         dtype = DTYPES[name]
-        if not kernels.needs_importance(dtype):
-            figures[f"{name} encode"] = bench_encode(dtype, isas, None, x, args.repeats)
-        if dtype.quantized:
-            figures[f"{name} encode, imatrix"] = bench_encode(dtype, isas, importance, x, args.repeats)
+        for effort in (0, *map(int, filter(None, args.effort.split(",")))):
+            label = f"{name} encode, effort {effort}" if effort else f"{name} encode"
+            if not kernels.needs_importance(dtype):
+                figures[label] = bench_encode(dtype, isas, None, x, args.repeats, effort)
+            if dtype.quantized:
+                figures[f"{label}, imatrix"] = bench_encode(dtype, isas, importance, x, args.repeats, effort)
         figures[f"{name} decode"] = bench_decode(dtype, isas, x, importance, args.repeats)
         for label in [f for f in figures if f.split()[0] == name]:
             report(label, figures[label], isas)

@@ -71,7 +71,8 @@ class Quant:
     `bytes` is the size of that file and `bits_per_weight` that of its tensors; `noise` and `energy` are the sums of
     squared errors and of squared values of the source, over the elements that are finite on both sides. `memory` is
     the estimate of what it takes to run it in bytes, None where the source is no language model. `nonfinite` counts
-    values that became NaN or infinite, `types` the tensors of each type; `events` is what the plan has to say.
+    values that became NaN or infinite, `types` the tensors of each type; `events` is what the plan has to say. `name`
+    is that of the `quant`, and of the `effort` where it is not 0.
     """
 
     name: str
@@ -87,6 +88,8 @@ class Quant:
     memory: int | None = None
     events: tuple[Event, ...] = ()
     behaviour: Behaviour | None = None
+    quant: str = ""
+    effort: int = 0
 
     @property
     def nmse(self) -> float:
@@ -111,6 +114,8 @@ class Quant:
         numbers = {"nmse": self.nmse, "sqnr_db": self.sqnr_db, "max_abs": self.max_abs}
         return {
             "name": self.name,
+            "quant": self.quant,
+            "effort": self.effort,
             "bytes": self.bytes,
             "bits_per_weight": round(self.bits_per_weight, 4),
             **finite(numbers),
@@ -229,6 +234,7 @@ def compare(
     quants: Sequence[str] = QUANTS,
     request: Request | None = None,
     *,
+    efforts: Sequence[int] = (0,),
     context: int = CONTEXT,
     sample: int = 1,
     threads: int | None = None,
@@ -242,6 +248,7 @@ def compare(
         quants: names of recipes in any case; one that is named twice is compared once. `ALL` among them takes all that
             can be made of the source; the rest is told.
         request: whatever else decides the result, the same for all (importance matrix, types of single tensors).
+        efforts: how hard encoders try (`request.EFFORTS`); each quant is compared with each.
         context: tokens that memory is estimated for; at most those of the model.
         sample: measure one slab of every so many; of each tensor the first, at least.
         before: called with the seconds that it takes at least, by rates measured on the spot.
@@ -249,7 +256,7 @@ def compare(
         progress: called after every slab; returning False cancels.
 
     Raises:
-        UsageError: no quants, or one that is unknown.
+        UsageError: no quants, or one that is unknown, or an effort that does not exist.
         ConverterError: the source cannot be read, or one of the quants cannot be made of it.
     """
     started = time.monotonic()
@@ -265,8 +272,9 @@ def compare(
         draft = run(draft, (*MODEL, open_matrix))
         try:
             made = _possible if every else _plan
-            found_plans = {name: made(draft, source, request.replace(quant=name)) for name in names}
-            plans = {name: plan for name, plan in found_plans.items() if plan is not None}
+            wanted = _candidates(request, names, efforts)
+            found_plans = {label: made(draft, source, asked) for label, asked in wanted.items()}
+            plans = {label: plan for label, plan in found_plans.items() if plan is not None}
             if not plans:
                 raise QuantizationError(f"{source.path}: none of all quants can be made of it; name one to see why")
             if before is not None:
@@ -277,9 +285,18 @@ def compare(
                 draft.matrix.close()
         opened.check()
     events = tuple(draft.report.events)
-    if left := [name for name in names if name not in plans]:
+    if left := [label for label in wanted if label not in plans]:
         events += (Note(f"cannot be made of it as it is, and left out: {', '.join(left)}"),)
     return replace(found, source=str(source.path), events=events, seconds=time.monotonic() - started)
+
+
+def _candidates(request: Request, quants: Sequence[str], efforts: Sequence[int]) -> dict[str, Request]:
+    """By its name, what makes each candidate; where there are no blocks to encode, there is one effort."""
+    return {
+        f"{quant} effort {effort}" if effort else quant: request.replace(quant=quant, effort=effort)
+        for quant in quants
+        for effort in (efforts if recipe(quant).quantized else (0,))
+    }
 
 
 def _plan(draft: Draft, source: Source, request: Request) -> Plan:
@@ -313,7 +330,9 @@ def _least_seconds(plans: Mapping[str, Plan], sample: int, threads: int | None) 
     work = 0.0
     for name, own in _wanted(plans).items():
         info = steps[name].read.info
-        each = sum(encoding(type_, e.weights is not None, e.effort) + decoding(type_) for type_, e in own.items())
+        each = sum(
+            encoding(type_, e.weights is not None, effort) + decoding(type_) for (type_, effort), e in own.items()
+        )
         work += info.n_elements * (decoding(info.dtype.name) + each)
     return work / sample / (threads or default_threads())
 
@@ -329,18 +348,18 @@ def _limited(context: int, metadata: Mapping[str, Any]) -> int:
 
 @dataclass
 class _Error:
-    """What one type does to one tensor, known when all its slabs have been looked at.
+    """What one type, with one effort, does to one tensor, known when all its slabs have been looked at.
 
     `scale` is how many slabs there are for each that was measured.
     """
 
     weights: Importance | None = None
-    effort: int = 0
     found: Differences = NO_DIFFERENCES
     scale: float = 1.0
 
 
-_Errors = dict[str, dict[str, _Error]]  # tensor -> type -> what it costs
+_Encoding = tuple[str, int]  # type, effort
+_Errors = dict[str, dict[_Encoding, _Error]]  # tensor -> encoding -> what it costs
 
 
 def _wanted(plans: Mapping[str, Plan]) -> _Errors:
@@ -350,14 +369,14 @@ def _wanted(plans: Mapping[str, Plan]) -> _Errors:
         own = step.read.info
         kept_whole = not own.dtype.floating and own.dtype.name == step.type  # integers and the like, which stay exact
         if own.n_elements and not kept_whole:
-            errors.setdefault(step.name, {}).setdefault(step.type, _Error(step.weights, step.effort))
+            errors.setdefault(step.name, {}).setdefault((step.type, step.effort), _Error(step.weights))
     return errors
 
 
-def _job(step: Step, wanted: Mapping[str, _Error], sample: int) -> slabs.Job:
+def _job(step: Step, wanted: Mapping[_Encoding, _Error], sample: int) -> slabs.Job:
     """Reads a tensor once, one slab of every `sample`, and measures it in every type of `wanted`."""
     tensor, info, between = step.read, step.read.info, step.intermediate.info.dtype
-    types = {dtype(name): error for name, error in wanted.items()}
+    encodings = [(dtype(name), effort, error) for (name, effort), error in wanted.items()]
     per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
 
     def look(start: int, stop: int) -> list[Differences]:
@@ -366,20 +385,20 @@ def _job(step: Step, wanted: Mapping[str, _Error], sample: int) -> slabs.Job:
         reference = values(tensor, start, stop)
         numbers = reference if between is info.dtype else _through(reference, between)
         found = []
-        for type_, error in types.items():
+        for type_, effort, error in encodings:
             same = type_ is between
-            candidate = numbers if same else _through(numbers, type_, error.weights, start, per_matrix, error.effort)
+            candidate = numbers if same else _through(numbers, type_, error.weights, start, per_matrix, effort)
             found.append(kernels.compare(reference, candidate))
         return found
 
     def done(seen: list[list[Differences]]) -> None:
         looked = [parts for parts in seen if parts]
-        for error, parts in zip(types.values(), zip(*looked, strict=True), strict=True):
+        for error, parts in zip(wanted.values(), zip(*looked, strict=True), strict=True):
             error.found = Differences.together(parts)
             error.scale = len(seen) / len(looked)
 
     # Read, as numbers, as those of the intermediate, and one type at a time encoded and as numbers again.
-    widest = max(type_.row_nbytes(info.row) for type_ in types)
+    widest = max(type_.row_nbytes(info.row) for type_, _, _ in encodings)
     row_work = tensor.row_work + 12 * info.row + widest
     rows = slabs.slab_rows((tensor,), row_work)
     return slabs.gathering((tensor,), look, done, row_work)
@@ -398,7 +417,7 @@ def _through(
 
 
 def _quant(name: str, plan: Plan, errors: _Errors, context: int) -> Quant:
-    all_own = {step.name: errors[step.name][step.type] for step in plan.steps if step.name in errors}
+    all_own = {step.name: errors[step.name][step.type, step.effort] for step in plan.steps if step.name in errors}
     own = {tensor: error.found for tensor, error in all_own.items()}
     nmse = {tensor: _nmse(error.noise, error.energy) for tensor, error in own.items()}
     worst = min(nmse, key=lambda tensor: (-nmse[tensor], tensor), default=None)
@@ -416,6 +435,8 @@ def _quant(name: str, plan: Plan, errors: _Errors, context: int) -> Quant:
         types=dict(Counter(step.type for step in plan.steps).most_common()),
         memory=_memory(plan, context),
         events=tuple(plan.report.events),
+        quant=plan.request.types.quant or name,
+        effort=plan.request.types.effort,
     )
 
 
@@ -473,7 +494,7 @@ def with_behaviour(
         quants: list[Quant] = []
         done, total = 0, sum(quant.bytes for quant in comparison.quants)
         for quant in comparison.quants:
-            path = made(Path(scratch) / f"{quant.name}.gguf", request.replace(quant=quant.name))
+            path = made(Path(scratch) / f"{quant.name}.gguf", request.replace(quant=quant.quant, effort=quant.effort))
             found = behaviour(reference, path, text, tokens=tokens, context=window, threads=threads)
             quants.append(replace(quant, behaviour=found))
             path.unlink()

@@ -20,7 +20,7 @@ KEEP_CODES = ("never", "exact", "near")
 #: How `--scheme` finds the scale of a group: from its largest number, or by the least squared error.
 SCALES = ("nearest", "mse")
 #: How hard encoders try: 0 is the reference's bytes (docs/quantization.md).
-EFFORTS = (0, 1)
+EFFORTS = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)

@@ -239,33 +239,37 @@ static void check_encode(int type, int kind, const float *x, const float *weight
     free(expected);
 }
 
-/* Blocks of the reference made better, by the instruction set in use. */
-static uint8_t *improved(const char *type, const uint8_t *blocks, size_t bytes, const float *x, const float *weights) {
-    float *input = exact(x, COUNT * sizeof *x), *given = weights ? exact(weights, ROW * sizeof *x) : NULL;
-    uint8_t *room = exact(NULL, bytes + 1);
-    memcpy(room + 1, blocks, bytes);
-    find_effort(type)(input, room + 1, ROWS, ROW, given);
-    uint8_t *out = exact(room + 1, bytes);
+/* Encoded with more effort, by the instruction set in use. */
+static uint8_t *improved(const kernel *k, const float *x, int rows, const float *weights, int level) {
+    const size_t n = (size_t)rows * ROW, size = n / (size_t)k->block * (size_t)k->size;
+    float *input = exact(x, n * sizeof *x), *given = weights ? exact(weights, ROW * sizeof *x) : NULL;
+    uint8_t *room = exact(NULL, size + 1);
+    find_effort(k->name)(input, room + 1, rows, ROW, given, level);
+    uint8_t *out = exact(room + 1, size);
     free(room);
     free(input);
     free(given);
     return out;
 }
 
-static void check_effort(int type, int kind, const float *x, const float *weights, const char *what) {
+static void check_effort(int type, int kind, const float *x, const float *weights, const char *what, int level) {
     select_isa("scalar");
     const kernel *scalar = kernel_at(type);
     if (!find_effort(scalar->name)) return;
+    char effort[16];
+    snprintf(effort, sizeof effort, ", effort %d", level);
     const size_t bytes = COUNT / (size_t)scalar->block * (size_t)scalar->size;
-    uint8_t *blocks = encoded(scalar, x, ROWS, ROW, weights);
-    uint8_t *expected = improved(scalar->name, blocks, bytes, x, weights);
-    if (kind < KINDS) report(scalar->name, what, ", effort 1", expected, bytes, NULL);
+    uint8_t *expected = improved(scalar, x, ROWS, weights, level);
+    if (kind < KINDS) report(scalar->name, what, effort, expected, bytes, NULL);
     for (const char *const *isa = available_isas(); *isa; ++isa) {
         select_isa(*isa);
-        if (!equal_bytes(improved(scalar->name, blocks, bytes, x, weights), expected, bytes)) fail(scalar->name, "effort 1", *isa);
+        const kernel *k = kernel_at(type);
+        if (!equal_bytes(improved(k, x, ROWS, weights, level), expected, bytes)) fail(k->name, effort, *isa);
+        for (int r = 0; r < ROWS; ++r)
+            if (!equal_bytes(improved(k, x + r * ROW, 1, weights, level), expected + (size_t)r * bytes / ROWS, bytes / ROWS))
+                fail(k->name, effort, "a single row");
     }
     free(expected);
-    free(blocks);
 }
 
 /* Random bytes: every code and scale that a file can hold. */
@@ -374,7 +378,8 @@ int main(int argc, char **argv) {
                 const char *name = kind < KINDS ? KIND_NAMES[kind] : ODD_NAMES[kind - KINDS];
                 snprintf(what, sizeof what, "%s, %s", name, WEIGHTING_NAMES[w]);
                 check_encode(type, kind, x[kind], w == PLAIN ? NULL : weights[w], what, stored);
-                check_effort(type, kind, x[kind], w == PLAIN ? NULL : weights[w], what);
+                for (int level = 1; level <= MOST_EFFORT; ++level)
+                    check_effort(type, kind, x[kind], w == PLAIN ? NULL : weights[w], what, level);
             }
     }
     for (int kind = 0; kind < ALL_KINDS; ++kind)

@@ -45,9 +45,9 @@ static inline void stretch(void *at, float gain) {
 
 /* Walks the blocks of all rows; `STEP`s are the offsets of their F16 scales. */
 #define STEP(type, field) offsetof(block_##type, field)
-#define EFFORT(type, elements, ...)                                                                              \
+#define STRETCH(type, elements, ...)                                                                             \
     extern decode_fn FN(decode_##type);                                                                         \
-    void FN(effort_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {     \
+    void FN(stretch_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {     \
         static const size_t steps[] = {__VA_ARGS__};                                                            \
         block_##type *y = (block_##type *)out;                                                                  \
         float back[elements], same[elements];                                                                   \
@@ -60,20 +60,36 @@ static inline void stretch(void *at, float gain) {
             }                                                                                                   \
     }
 
-EFFORT(q2_k, SUPER, STEP(q2_k, d), STEP(q2_k, dmin))
-EFFORT(q3_k, SUPER, STEP(q3_k, d))
-EFFORT(q4_k, SUPER, STEP(q4_k, d), STEP(q4_k, dmin))
-EFFORT(q5_k, SUPER, STEP(q5_k, d), STEP(q5_k, dmin))
-EFFORT(q6_k, SUPER, STEP(q6_k, d))
-EFFORT(q4_0, 32, STEP(q4_0, d))
-EFFORT(q5_0, 32, STEP(q5_0, d))
-EFFORT(q4_1, 32, STEP(q4_1, d), STEP(q4_1, m))
-EFFORT(q5_1, 32, STEP(q5_1, d), STEP(q5_1, m))
-EFFORT(iq4_nl, 32, STEP(iq4_nl, d))
-EFFORT(iq4_xs, SUPER, STEP(iq4_xs, d))
-EFFORT(iq3_xxs, SUPER, STEP(iq3_xxs, d))
-EFFORT(iq3_s, SUPER, STEP(iq3_s, d))
-EFFORT(iq2_xxs, SUPER, STEP(iq2_xxs, d))
-EFFORT(iq2_xs, SUPER, STEP(iq2_xs, d))
-EFFORT(iq2_s, SUPER, STEP(iq2_s, d))
-EFFORT(iq1_s, SUPER, STEP(iq1_s, d))
+STRETCH(q2_k, SUPER, STEP(q2_k, d), STEP(q2_k, dmin))
+STRETCH(q3_k, SUPER, STEP(q3_k, d))
+STRETCH(q4_k, SUPER, STEP(q4_k, d), STEP(q4_k, dmin))
+STRETCH(q5_k, SUPER, STEP(q5_k, d), STEP(q5_k, dmin))
+STRETCH(q6_k, SUPER, STEP(q6_k, d))
+STRETCH(q4_0, 32, STEP(q4_0, d))
+STRETCH(q5_0, 32, STEP(q5_0, d))
+STRETCH(q4_1, 32, STEP(q4_1, d), STEP(q4_1, m))
+STRETCH(q5_1, 32, STEP(q5_1, d), STEP(q5_1, m))
+STRETCH(iq4_nl, 32, STEP(iq4_nl, d))
+STRETCH(iq4_xs, SUPER, STEP(iq4_xs, d))
+STRETCH(iq3_xxs, SUPER, STEP(iq3_xxs, d))
+STRETCH(iq3_s, SUPER, STEP(iq3_s, d))
+STRETCH(iq2_xxs, SUPER, STEP(iq2_xxs, d))
+STRETCH(iq2_xs, SUPER, STEP(iq2_xs, d))
+STRETCH(iq2_s, SUPER, STEP(iq2_s, d))
+STRETCH(iq1_s, SUPER, STEP(iq1_s, d))
+
+/* Types that have no other effort than this. */
+#define EFFORT(type)                                                                                            \
+    extern encode_fn FN(encode_##type);                                                                         \
+    void FN(effort_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights, int level) { \
+        (void)level;                                                                                            \
+        FN(encode_##type)(x, out, rows, row, weights);                                                          \
+        FN(stretch_##type)(x, out, rows, row, weights);                                                         \
+    }
+
+EFFORT(iq3_xxs)
+EFFORT(iq3_s)
+EFFORT(iq2_xxs)
+EFFORT(iq2_xs)
+EFFORT(iq2_s)
+EFFORT(iq1_s)

@@ -40,7 +40,8 @@
     ROW("Q2_K", q2_k, isa) ROW("Q3_K", q3_k, isa) ROW("Q4_K", q4_k, isa) ROW("Q5_K", q5_k, isa) ROW("Q6_K", q6_k, isa) \
     ROW("Q4_0", q4_0, isa) ROW("Q4_1", q4_1, isa) ROW("Q5_0", q5_0, isa) ROW("Q5_1", q5_1, isa)                     \
     ROW("IQ4_NL", iq4_nl, isa) ROW("IQ4_XS", iq4_xs, isa) ROW("IQ3_XXS", iq3_xxs, isa) ROW("IQ3_S", iq3_s, isa)     \
-    ROW("IQ2_XXS", iq2_xxs, isa) ROW("IQ2_XS", iq2_xs, isa) ROW("IQ2_S", iq2_s, isa) ROW("IQ1_S", iq1_s, isa)
+    ROW("IQ2_XXS", iq2_xxs, isa) ROW("IQ2_XS", iq2_xs, isa) ROW("IQ2_S", iq2_s, isa) ROW("IQ1_S", iq1_s, isa)     \
+    ROW("MXFP4", mxfp4, isa) ROW("NVFP4", nvfp4, isa)
 
 typedef struct {
     const char *name;

@@ -12,8 +12,11 @@
 /* Encodes `rows` rows of `row` floats to `out`. `weights` holds `row` importances, or is NULL. */
 typedef void encode_fn(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights);
 
-/* Makes encoded rows better at the same bytes; arguments as of `encode_fn`. */
-typedef encode_fn effort_fn;
+/* Encodes with more effort than the reference, at the same bytes; `level` is 1 to MOST_EFFORT, the rest as of
+ * `encode_fn`. */
+typedef void effort_fn(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights, int level);
+
+#define MOST_EFFORT 3
 
 /* Decodes `n` elements (a whole number of blocks) to `out`. */
 typedef void decode_fn(const uint8_t *data, float *out, int64_t n);
@@ -34,7 +37,7 @@ typedef struct {
 /* The kernel of a type for the instruction set in use, or NULL. */
 const kernel *find_kernel(const char *name);
 
-/* What makes blocks of a type better, for the instruction set in use, or NULL where nothing does. */
+/* What encodes a type with more effort, for the instruction set in use, or NULL where nothing does. */
 effort_fn *find_effort(const char *name);
 
 /* The i-th kernel in a fixed order, NULL past the end. */

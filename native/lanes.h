@@ -2,7 +2,7 @@
  *
  * + - * / are those of the compiler's vector extension; what it lacks is below, once for AVX-512, once for
  * AVX2 and once in plain vector extensions (SSE2, NEON). No operation here rounds differently from its
- * scalar twin; vmin and vmax are `a < b ? a : b` and `a > b ? a : b`, NaN included.
+ * scalar twin (through_f16 makes other NaNs); vmin and vmax are `a < b ? a : b` and `a > b ? a : b`, NaN included.
  */
 #ifndef CONVERTER_LANES_H
 #define CONVERTER_LANES_H
@@ -32,6 +32,7 @@ static inline uint32_t bits(vm m) { return m; }
 static inline float largest_of(vf a) { return _mm512_reduce_max_ps(a); } /* no NaN in `a` */
 static inline vf toward_zero(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
 static inline void store_truncated(int32_t *p, vf v) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(v)); }
+static inline vf through_f16(vf v) { return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 
 #elif defined(__AVX2__)
 
@@ -60,6 +61,7 @@ static inline float largest_of(vf a) {
 }
 static inline vf toward_zero(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
 static inline void store_truncated(int32_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm256_cvttps_epi32(v)); }
+static inline vf through_f16(vf v) { return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 
 #else
 
@@ -91,6 +93,10 @@ static inline float largest_of(vf a) {
 static inline vf toward_zero(vf a) { return (vf){truncf(a[0]), truncf(a[1]), truncf(a[2]), truncf(a[3])}; }
 static inline void store_truncated(int32_t *p, vf v) {
     for (int i = 0; i < WIDTH; ++i) p[i] = truncate(v[i]);
+}
+static inline vf through_f16(vf v) {
+    for (int i = 0; i < WIDTH; ++i) v[i] = f16_to_f32(f32_to_f16(v[i]));
+    return v;
 }
 
 #endif

@@ -76,7 +76,7 @@ static bool check_encode(const kernel *k, const Py_buffer *x, const Py_buffer *o
 
 PyDoc_STRVAR(encode_doc, "encode(name, x, out, row, weights=None, effort=0)\n\n"
                          "Encodes the float32 buffer `x`, rows of `row` elements, into the uint8 buffer `out`.\n"
-                         "With `effort` 1, its blocks are made better than the reference's where the type can be.");
+                         "With `effort` 1 to 3, blocks are made better than the reference's where the type can be.");
 
 static PyObject *encode(PyObject *self, PyObject *args) {
     (void)self;
@@ -85,7 +85,7 @@ static PyObject *encode(PyObject *self, PyObject *args) {
     Py_ssize_t row;
     int level = 0;
     if (!PyArg_ParseTuple(args, "sOOn|Oi:encode", &name, &x_object, &out_object, &row, &weights_object, &level)) return NULL;
-    if (level < 0 || level > 1) return PyErr_Format(PyExc_ValueError, "effort is 0 or 1, not %d", level);
+    if (level < 0 || level > MOST_EFFORT) return PyErr_Format(PyExc_ValueError, "effort is 0 to %d, not %d", MOST_EFFORT, level);
     const kernel *k = get_kernel(name);
     if (!k) return NULL;
     Py_buffer x, out, weights;
@@ -103,9 +103,10 @@ static PyObject *encode(PyObject *self, PyObject *args) {
     if (ok) {
         const int64_t rows = x.len / (Py_ssize_t)sizeof(float) / row;
         Py_BEGIN_ALLOW_THREADS
-        k->encode(x.buf, out.buf, rows, row, weighted ? weights.buf : NULL);
+        const float *given = weighted ? weights.buf : NULL;
         effort_fn *better = level ? find_effort(name) : NULL;
-        if (better) better(x.buf, out.buf, rows, row, weighted ? weights.buf : NULL);
+        if (better) better(x.buf, out.buf, rows, row, given, level);
+        else k->encode(x.buf, out.buf, rows, row, given);
         Py_END_ALLOW_THREADS
     }
     if (weighted) PyBuffer_Release(&weights);

@@ -188,7 +188,7 @@ def share(text: str) -> float:
 
 
 def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: bool = True) -> None:
-    """What decides the types of the output; --quant and --via only where the verb has none of its own."""
+    """What decides the types of the output; --quant, --effort and --via only where the verb has none of its own."""
     add = group.add_argument
     if quant:
         add("-q", "--quant", metavar="TYPE", help="q4_k_m, Q8_0, f16, ... (`convert quants`); several as a,b,c")
@@ -208,13 +208,15 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     add("--no-fallback", action="store_true", help="fail where a row does not fit the wanted type")
     add("--allow-requantize", action="store_true", help="encode tensors that are already quantized again")
     add("--imatrix", type=source_path, metavar="FILE", help="importance matrix of llama-imatrix (GGUF or .dat)")
-    add(
-        "--effort",
-        type=int,
-        choices=(0, 1),
-        default=0,
-        help="0: the bytes of the reference; 1: the same codes with scales of the right length, a little closer models",
-    )
+    if quant:
+        add(
+            "--effort",
+            type=int,
+            choices=(0, 1, 2, 3),
+            default=0,
+            help="0: the bytes of the reference; 1: its codes with scales of the right length; 2: scales searched for; "
+            "3: and searched for widely; all of the same size, each closer than the last",
+        )
     add(
         "--include-weights",
         action="append",

@@ -151,7 +151,7 @@ def _check_imatrix(types: Types) -> None:
 
 def _check_effort(types: Types) -> None:
     if types.effort not in EFFORTS:
-        raise UsageError(f"--effort {types.effort}: there are {EFFORTS[0]} and {EFFORTS[-1]}")
+        raise UsageError(f"--effort {types.effort}: there are {EFFORTS[0]} to {EFFORTS[-1]}")
     if types.effort and (types.quant is None or not recipe(types.quant, graph=True).quantized):
         raise UsageError("--effort has no effect without blocks to encode; say --quant TYPE")
 

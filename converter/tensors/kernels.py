@@ -80,8 +80,8 @@ def encode(
         rows: (n, row), C-contiguous or not.
         dtype: target encoding.
         weights: (row,), the importance of each column; ignored by types that do not use it.
-        effort: 0 for the bytes of ggml, 1 for its codes with scales that shrink nothing (native/effort.c), where
-            the type can have them.
+        effort: 0 for the bytes of ggml, 1 for its codes with scales that shrink nothing (native/effort.c), 2 and 3 for
+            scales that are searched for (native/effort_search.c), where the type can have them.
         out: (n, row_nbytes) uint8, C-contiguous, to write to; allocated when None.
 
     Returns:

@@ -73,6 +73,29 @@ def as_converted(source: Path, quants: tuple[str, ...], request: Request, folder
     return found
 
 
+def test_efforts_are_candidates(tmp_path: Path) -> None:
+    """Each is what `convert` and `verify` make of it; more effort has less error at the same bits."""
+    found = compare(KJV, ["q4_k_m", "f16"], efforts=(0, 1, 2, 3))
+    by_name = {quant.name: quant for quant in found.quants}
+    assert sorted(by_name) == ["F16", "Q4_K_M", "Q4_K_M effort 1", "Q4_K_M effort 2", "Q4_K_M effort 3"]
+    for quant in found.quants:
+        if quant.effort != 2:
+            continue
+        own = Request(quant=quant.quant, effort=quant.effort)
+        converter.convert(KJV, tmp_path / "m.gguf", own)
+        assert quant.bytes == (tmp_path / "m.gguf").stat().st_size
+        assert quant.nmse == pytest.approx(verify(KJV, tmp_path / "m.gguf").summary()["nmse"], rel=1e-6)
+    errors = [by_name[name].nmse for name in ("Q4_K_M", "Q4_K_M effort 2", "Q4_K_M effort 3")]
+    assert errors == sorted(errors, reverse=True)
+    assert len(set(errors)) == 3
+
+
+def test_efforts_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(KJV), "--quants", "q4_0", "--effort", "0,4"]) == UsageError.exit_code
+    assert "there are 0 to 3" in capsys.readouterr().err
+    assert main(["compare", str(KJV), "--effort", "high"]) == UsageError.exit_code
+
+
 def types(of: converter.verify.results.Verification) -> list[str]:
     return [tensor.type for tensor in of.tensors]
 

@@ -143,10 +143,11 @@ def test_by_way_of_f16(recipe: str, tmp_path: Path, model: Callable[[str], Path]
     assert_right(verify(source, target, Request(via="f16"), encode=False), None)
 
 
-def test_with_effort(tmp_path: Path, model: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("effort", [1, 2, 3])
+def test_with_effort(effort: int, tmp_path: Path, model: Callable[[str], Path]) -> None:
     """The file says it and it is proved; where it does not, an encoder of others; one that nobody knows is refused."""
     source, target = model("kjv-llama"), tmp_path / "out.gguf"
-    converter.convert(source, target, Request(quant="q4_k_m", effort=1))
+    converter.convert(source, target, Request(quant="q4_k_m", effort=effort))
     assert_right(verify(source, target))
     edit(target, remove=["converter.effort"])
     unsaid = verify(source, target)

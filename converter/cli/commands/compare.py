@@ -42,6 +42,7 @@ VERB = Verb(
         ("convert compare llama-folder/ --quants q4_k_m,q6_k", "size against error, from one read"),
         ("convert compare llama-folder/", "the usual quants"),
         ("convert compare llama-folder/ --quants all --sample", "all there are, from a part of the rows"),
+        ("convert compare llama-folder/ --quants q4_k_m --effort 0,1,2,3", "what each effort buys"),
         ("convert compare llama-folder/ --fit 5GB", "and the best whose file has at most 5 GB"),
         (
             "convert compare llama-folder/ --fit-memory 8GB --for-context 8192",
@@ -55,6 +56,14 @@ VERB = Verb(
 #: Seconds from which on it is told before how long measuring takes.
 LONG = 10
 SAMPLE = 16  # one slab of rows of so many, where --sample says no number
+
+
+def efforts(text: str) -> tuple[int, ...]:
+    """`0,2,3`."""
+    levels = text.split(",")
+    if not all(level.isdecimal() for level in levels):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of levels such as 0,2")
+    return tuple(dict.fromkeys(int(level) for level in levels))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +86,15 @@ def _choice_arguments(group: argparse._ArgumentGroup) -> None:
         dest="quants",
         metavar="A,B,C",
         help="quants to compare, or `all` (default: Q8_0 and the usual ones from Q6_K to Q2_K)",
+    )
+    add(
+        "--effort",
+        "--efforts",
+        dest="efforts",
+        type=efforts,
+        default=(0,),
+        metavar="A,B,C",
+        help="each quant with each of these (0 to 3): what trying harder buys at the same size (default: 0)",
     )
     add("--fit", type=size, metavar="SIZE", help="name the best quant whose file has at most this (6G, 500MB)")
     add("--fit-memory", type=size, metavar="SIZE", help="name the best quant that a machine of this memory runs")
@@ -132,8 +150,8 @@ def _compared(args: argparse.Namespace) -> Comparison:
 
     with showing(args, VERB.name) as progress:
         found = compare(
-            source, quants, request, context=args.for_context or CONTEXT, sample=args.sample, threads=args.threads,
-            progress=progress, before=before,
+            source, quants, request, efforts=args.efforts, context=args.for_context or CONTEXT, sample=args.sample,
+            threads=args.threads, progress=progress, before=before,
         )  # fmt: skip
     if not args.runtime:
         return found
