@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter import pipeline
-from converter.errors import Cancelled, UsageError
+from converter.errors import Cancelled, UnsupportedFeature, UsageError
 from converter.extras import package
 from converter.formats.registry import open_checkpoint, source_format
 from converter.request import PathLike, Request, Source
 from converter.runtimes.base import Floats
+from converter.runtimes.generation import try_out
 from converter.runtimes.llama_cpp import LlamaCpp
 from converter.runtimes.products import Observer, Products
+from converter.storage.files import refuse_elsewhere
 from converter.storage.slabs import Progress, ProgressCallback
 from converter.workers import default_threads
 
@@ -131,6 +133,17 @@ def _names(model: Path) -> frozenset[str]:
         return frozenset(checkpoint.tensors)
 
 
+def refuse_crashing(model: Path, threads: int | None = None) -> None:
+    """Whether llama.cpp runs a GGUF file, found out in another process: what it dislikes may end the one it is in.
+
+    Raises:
+        UnsupportedFeature: it does not.
+    """
+    finding = try_out(model, "gguf", threads).finding
+    if finding is not None:
+        raise UnsupportedFeature(f"{model}: llama.cpp does not run it: {finding.message}")
+
+
 @contextmanager
 def runnable(
     source: PathLike | Source,
@@ -156,6 +169,7 @@ def runnable(
     origin = Source.of(source)
     package("llama_cpp", f"{origin.path}: running it")
     if dtype is None and source_format(origin.path, origin.format).name == "gguf" and not origin.adapters:
+        refuse_elsewhere(origin.path, "what runs a model")
         yield origin.path
         return
     with tempfile.TemporaryDirectory(prefix="model-converter-", dir=folder) as scratch:

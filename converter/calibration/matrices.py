@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.calibration import texts
-from converter.calibration.activations import runnable
+from converter.calibration.activations import refuse_crashing, runnable
 from converter.calibration.importance import Made, dataset_text, measure
 from converter.calibration.statistics import Layer, Statistics, layers, statistics
 from converter.calibration.texts import CONTEXT, Text
@@ -158,6 +158,7 @@ def make(
     with ExitStack() as held:
         with showing("convert") as progress:
             model = held.enter_context(runnable(origin, dtype=asked.run_as, threads=threads, progress=progress))
+        refuse_crashing(model, threads)
         with showing("write") as progress:
             text = _text(model, asked, threads, progress)
         before = [read(each, max(map(len, text.chunks))) for each in earlier]

@@ -5,6 +5,7 @@ In a process of its own, for a runtime that dislikes a model may end the process
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def try_out(path: Path, format: str, threads: int | None = None) -> Ran:
 def _run(path: Path, format: str, threads: int) -> Ran:
     from converter.runtimes.behaviour import RUNTIMES
 
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # where ggml ends the process, it has a debugger print pages
     plugin = RUNTIMES.get(format)
     if plugin is None:
         words = f"not run: no runtime here runs a model of format {format}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import models
+from support import architectures, models
 from support.activations import Inputs, by_torch
 
 import converter
@@ -26,6 +26,7 @@ HELD_OUT = models.FIXTURES / "kjv-heldout.txt"
 # float32 on both sides, in other orders of summing. A model of random weights has routers whose choices are close to
 # one another, so that a last bit may send a token to another expert: those rows are counted below.
 TOLERANCE = 2e-4
+ROUGH = {"gemma2-tiny": 2e-3}  # ggml has GELU as a table in half precision
 
 Make = Callable[[str], tuple[Path, Path]]
 
@@ -39,8 +40,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
         path = folder / f"{name}.gguf"
         source = models.FIXTURES / name if name in models.FIXTURE_MODELS else folder / name
         if not path.exists():
-            if name not in models.FIXTURE_MODELS:
+            if name in models.MODELS:
                 models.build_model(name, folder)
+            elif name not in models.FIXTURE_MODELS:
+                architectures.build(name, folder)
             converter.convert(source, path, converter.Request(quant="f32"))
         return source, path
 
@@ -52,7 +55,7 @@ def kjv(made: Make) -> Path:
     return made("kjv-llama")[1]
 
 
-@pytest.mark.parametrize("name", ["kjv-llama", "stories260K", "qwen2-96", "mixtral-96", "qwen3moe-96"])
+@pytest.mark.parametrize("name", ["kjv-llama", "stories260K", "qwen2-96", "gemma2-tiny", "mixtral-96", "qwen3moe-96"])
 def test_inputs_are_those_of_torch(name: str, made: Make) -> None:
     pytest.importorskip("transformers")
     folder, path = made(name)
@@ -62,9 +65,10 @@ def test_inputs_are_those_of_torch(name: str, made: Make) -> None:
     if "output.weight" not in seen.seen:  # its weight is the embedding's
         del wanted["output.weight", None]
     assert found.keys() == wanted.keys()
+    tolerance = ROUGH.get(name, TOLERANCE)
     for key, (sums, count) in wanted.items():
         assert found[key][1] == count, key
-        np.testing.assert_allclose(found[key][0], sums, rtol=TOLERANCE, atol=TOLERANCE * sums.mean(), err_msg=str(key))
+        np.testing.assert_allclose(found[key][0], sums, rtol=tolerance, atol=tolerance * sums.mean(), err_msg=str(key))
     assert seen.by_experts == {weight for weight, expert in wanted if expert is not None}
     assert seen.tokens == 3 * 96
 

@@ -30,6 +30,7 @@ from converter.errors import (
     OutputExists,
     QuantizationError,
     SameFile,
+    UnsupportedFeature,
     UsageError,
 )
 from converter.quant.imatrix import open_imatrix
@@ -195,6 +196,15 @@ def test_stacks_that_are_no_experts_have_one_count(tmp_path: Path) -> None:
     each = made.importance.entries["blk.0.attn_v_b.weight"]
     assert shape[0] > 1 and each.sums.size == shape[0] * shape[-1] and each.counts.tolist() == [128]
     assert len(np.unique(each.sums.reshape(shape[0], -1), axis=0)) == shape[0]
+
+
+def test_what_would_end_the_process_is_an_error(tmp_path: Path) -> None:
+    """llama.cpp wants a T5's encoder to have run before its decoder, and aborts."""
+    pytest.importorskip("llama_cpp")
+    folder = architectures.build("t5-tiny", tmp_path)
+    with pytest.raises(UnsupportedFeature, match="does not run it: the runtime crashed"):
+        make(folder, tmp_path / "o.gguf", RANDOM, threads=1)
+    assert not (tmp_path / "o.gguf").exists()
 
 
 def test_statistics_are_llama_imatrixs(given: Importance) -> None:

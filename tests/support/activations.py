@@ -49,7 +49,9 @@ def by_torch(folder: Path, chunks: Sequence[Sequence[int]]) -> Inputs:
 
     transformers.utils.logging.set_verbosity_error()
     inputs = Inputs()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()  # the other ways leave out softcapping
     for name, module in model.named_modules():
         layer = _LAYER.fullmatch(name)
         if name == "lm_head":
