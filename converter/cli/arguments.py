@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from converter import __version__
 from converter.address import is_address, parse, place, without_secrets
 from converter.cli.progress import KINDS
-from converter.errors import UsageError
+from converter.errors import OutputExists, UsageError
 
 if TYPE_CHECKING:
     from converter.mixing.goals import Goal
@@ -32,7 +32,7 @@ HELP_ALL = "--help-all"
 #: What short help shows of a command that has many options.
 BASIC = frozenset(
     "quant quants recipe tensor_type imatrix dtype config arch lora target_type source_type force verify threads "
-    "report strict split_max_size runtime fit fit_memory gate out jobs dry_run json quiet help".split()
+    "report strict split_max_size runtime fit target_size fit_memory gate out jobs dry_run json quiet help".split()
 )
 MANY = 16  # options from which on help is short
 
@@ -317,8 +317,9 @@ def goal_of(args: argparse.Namespace) -> Goal | None:
     return Goal(size, bits, memory, args.context or CONTEXT, args.reserve)
 
 
-def found_mixture(args: argparse.Namespace, verb: str) -> Found | None:
-    """The mixture that reaches the goal which was given, measured; None where none was.
+def found_mixture(args: argparse.Namespace, verb: str, written: str | Path | None = None) -> Found | None:
+    """The mixture that reaches the goal which was given, measured; None where none was. `written` is what the verb
+    writes then.
 
     Raises:
         UsageError: a quant or a recipe beside it.
@@ -334,6 +335,8 @@ def found_mixture(args: argparse.Namespace, verb: str) -> Found | None:
     from converter.mixing.search import Costs, mixture_to_size
     from converter.text import human_bytes
 
+    _refuse_early(args, written)
+
     def before(costs: Costs) -> None:
         if not (args.quiet or args.json):
             say(f"note: {costs.probes} probes; {human_bytes(costs.nbytes)} of a temporary folder meanwhile", sys.stderr)
@@ -343,6 +346,23 @@ def found_mixture(args: argparse.Namespace, verb: str) -> Found | None:
             source_of(args), goal, request_of(args), text=args.text, probe=not args.no_runtime, threads=args.threads,
             progress=progress, before=before,
         )  # fmt: skip
+
+
+def _refuse_early(args: argparse.Namespace, written: str | Path | None) -> None:
+    """What would end the run when the mixture is found, before minutes of probes.
+
+    Raises:
+        OutputExists: the output is there.
+        ConverterError: what makes a quant of this source and to this target impossible.
+    """
+    from converter import pipeline
+
+    if written is not None and not is_address(str(written)) and Path(written).is_file() and not args.force:
+        raise OutputExists(f"{written}: exists already; --force replaces it")
+    if "target" in args:
+        usual = request_of(args).replace(quant="Q8_0")
+        for plan in pipeline.plan_several(source_of(args), args.target or "mixture.gguf", [usual]):
+            plan.checkpoint.close()
 
 
 def model_arguments(group: argparse._ArgumentGroup) -> None:

@@ -72,6 +72,7 @@ LISTS = ("quant", "quants")  # several, with commas
 FILES: Mapping[str, tuple[str, ...]] = {
     "imatrix": (".gguf", ".dat"),
     "arch": (".toml",),
+    "recipe": (".toml",),
     "mmproj": (".gguf",),
     "adapter": (".gguf",),
     "gate": (".toml",),

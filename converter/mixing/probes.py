@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converter import pipeline
 from converter.errors import QuantizationError
@@ -35,13 +34,10 @@ class Reference:
 
     def __init__(self, model: Path, chunks: Chunks, folder: Path, threads: int) -> None:
         self._chunks, self._threads = chunks, threads
-        self._logits: NDArray[np.float32] | None = None
         self._path = folder / "logits"
-        for at, logits in enumerate(self._answers(model)):
-            if self._logits is None:
-                shape = (len(chunks), *logits.shape)
-                self._logits = np.memmap(self._path, np.float32, "w+", shape=shape)
-            self._logits[at] = logits
+        with open(self._path, "wb") as file:  # written, not mapped: a full disk is an error, and no signal
+            for logits in self._answers(model):
+                file.write(np.ascontiguousarray(logits, np.float32).data)
 
     def _answers(self, model: Path) -> Iterator[Floats]:
         with LlamaCpp(model, max(map(len, self._chunks)), self._threads) as runtime:
@@ -51,10 +47,11 @@ class Reference:
 
     def kl(self, model: Path) -> float:
         """Mean KL divergence of the model from the reference in nats, over the second half of each chunk."""
-        assert self._logits is not None
         found = Divergence()
-        for chunk, own, other in zip(self._chunks, self._logits, self._answers(model), strict=True):
-            found.add(own, other, chunk[len(chunk) // 2 + 1 :])
+        with open(self._path, "rb") as file:
+            for chunk, answer in zip(self._chunks, self._answers(model), strict=True):
+                own = np.fromfile(file, np.float32, answer.size)
+                found.add(own.reshape(answer.shape), answer, chunk[len(chunk) // 2 + 1 :])
         return float(np.mean(found.kl))
 
 

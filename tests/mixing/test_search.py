@@ -11,7 +11,7 @@ from support.paths import FIXTURES
 
 from converter.cli.main import main
 from converter.errors import Cancelled, QuantizationError, UsageError
-from converter.mixing import search
+from converter.mixing import groups, search
 from converter.mixing.goals import Goal
 from converter.mixing.groups import grouped
 from converter.mixing.measured import errors_of
@@ -136,6 +136,16 @@ def test_groups() -> None:
     assert [len(each.names) for each in grouped(names[:9], 30)] == [1] * 9, "few are probed one by one"
 
 
+def test_groups_share_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a large model: a probe for each role in each third of the depth, types by group but for the last bytes."""
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setattr(groups, "FEW", 8)
+    made = mixture_to_size(STORIES, Goal(size=SIZE), threads=1)
+    assert made.probed is not None and len(made.probed.kl) == 1 + 6 * 3, "ffn_down has one type"
+    mixture, quant = made.candidates
+    assert 0.97 * SIZE < mixture.nbytes <= SIZE and (mixture.measured or 0) < (quant.measured or 0)
+
+
 # ------------------------------------------------------------------------------------------------ sizes
 
 
@@ -187,6 +197,16 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert said["total_bytes"] == said["mixture"]["candidates"][0]["bytes"] <= SIZE
     assert convert(STORIES, tmp_path / "again.gguf", recipe=read_recipe(Path(file))).total_bytes == said["total_bytes"]
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "o.gguf").read_bytes()
+
+
+def test_what_would_fail_later_fails_before_the_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there.gguf").touch()
+    goal = ("--target-size", str(SIZE))
+    assert main([str(STORIES), str(tmp_path / "there.gguf"), *goal]) == 53
+    assert main(["recipe", str(STORIES), "-o", str(tmp_path / "there.gguf"), *goal]) == 53
+    assert main([str(STORIES), str(tmp_path / "out.safetensors"), *goal]) == 2
+    assert "probes" not in capsys.readouterr().err
+    assert main(["plan", str(STORIES), str(tmp_path / "there.gguf"), *goal, "--no-runtime"]) == 0, "it writes nothing"
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> Outcome:
         return _extracted(args)
     from converter import engines, pipeline
 
-    started, found = time.monotonic(), found_mixture(args, VERB.name)
+    started, found = time.monotonic(), found_mixture(args, VERB.name, args.target)
     requests = requests_of(args, found)
     with engines.opened(args.engine, args.threads) as engine, showing(args, VERB.name) as progress:
         plans = pipeline.convert_several(

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from converter.mixing.stored import saved, stored_recipe
     from converter.request import Request, Source
 
-    searched = found_mixture(args, VERB.name)
+    searched = found_mixture(args, VERB.name, args.out)
     if searched is not None:
         found = saved(searched.mixture, args.out, Source(args.source), force=args.force)
     elif request_of(args) != Request():
