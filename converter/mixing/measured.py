@@ -38,10 +38,13 @@ def errors_of(steps: Steps, threads: int | None = None, progress: ProgressCallba
     found: Errors = {}
     with ThreadPoolExecutor(threads or default_threads()) as pool:
         jobs = {name: pool.submit(_errors, own) for name, own in steps.items()}
+        sizes = {name: next(iter(own.values())).read.info.nbytes for name, own in steps.items()}
+        done, total = 0, sum(sizes.values())
         try:
-            for done, (name, job) in enumerate(jobs.items(), 1):
+            for name, job in jobs.items():
                 found[name] = job.result()
-                if progress is not None and progress(Progress(done, len(jobs), name)) is False:
+                done += sizes[name]
+                if progress is not None and progress(Progress(done, total, name)) is False:
                     raise Cancelled("cancelled")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -217,8 +217,11 @@ def _filled(draft: Draft, source: Source, request: Request) -> Space:
 
 
 def _plan(draft: Draft, source: Source, request: Request) -> Plan:
+    """A plan to ask of, without the header of its file: there are forty, and a vocabulary is megabytes."""
     own = replace(draft, request=request, report=Report())
-    return finished(run(own, (*ASKED, choose, weigh, *FILES)), source)
+    made = finished(run(own, (*ASKED, choose, weigh, *FILES)), source)
+    files = tuple(replace(file, header=b"") for file in made.layout.files)
+    return replace(made, layout=replace(made.layout, files=files))
 
 
 def _possible(draft: Draft, source: Source, request: Request) -> Plan | None:
