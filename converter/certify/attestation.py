@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ PREDICATE = "https://slsa.dev/provenance/v1"
 #: What the predicate means by its parameters; the last part is its version. No host is behind the name.
 BUILD_TYPE = "https://model-converter.invalid/certify/v1"
 BUILDER = "https://model-converter.invalid/converter"
+#: The predicate of OpenSSF model signing: hashes of a model's files, nothing of where they come from.
+MANIFEST = "https://model_signing/signature/v1.0"
 #: Media type of statements in envelopes (DSSE) of cosign and the like.
 PAYLOAD = "application/vnd.in-toto+json"
 _BUILD_TYPES = BUILD_TYPE.rpartition("/")[0] + "/"
@@ -134,7 +137,19 @@ class Attested:
     enveloped: bool = False
 
 
-def read(path: Path) -> Attested:
+@dataclass(frozen=True)
+class Manifest:
+    """What a signature of OpenSSF model signing is over: the files of a model, by names in its folder.
+
+    A model that is one file has the name `.`; `enveloped` as of `Attested`.
+    """
+
+    path: Path
+    files: tuple[Digest, ...]
+    enveloped: bool = False
+
+
+def read(path: Path) -> Attested | Manifest:
     """Read an attestation; one in an envelope (DSSE, or a bundle of sigstore with one) as well.
 
     Raises:
@@ -144,8 +159,9 @@ def read(path: Path) -> Attested:
     """
     said = read_json(path, _MAX_BYTES)
     inner = _unwrapped(path, said)
+    understood = _manifest if inner.get("predicateType") == MANIFEST else _attested
     try:
-        return _attested(path, inner, enveloped=inner is not said)
+        return understood(path, inner, enveloped=inner is not said)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CorruptFile(f"{path}: is no attestation of `convert certify` ({short(error)})") from None
 
@@ -186,10 +202,31 @@ def _attested(path: Path, said: dict[str, Any], *, enveloped: bool) -> Attested:
     )  # fmt: skip
 
 
-def _check_kind(path: Path, said: dict[str, Any]) -> None:
-    for key, known in (("_type", STATEMENT), ("predicateType", PREDICATE)):
+def _manifest(path: Path, said: dict[str, Any], *, enveloped: bool) -> Manifest:
+    """Source: model_signing 1.1, `Payload`: the subject's digest is that of all digests one after the other."""
+    _check_type(path, said, MANIFEST)
+    predicate = said["predicate"]
+    method, resources = predicate["serialization"]["method"], predicate["resources"]
+    other = next((each["algorithm"] for each in resources if each["algorithm"] != "sha256"), None)
+    if method != "files" or other is not None:
+        what = f"by {short(other)}" if method == "files" else f"of {short(method)}"
+        raise UnsupportedFeature(f"{path}: hashes {what}; SHA-256 of whole files is read")
+    files = tuple(_digest({"name": each["name"], "digest": {"sha256": each["digest"]}}) for each in resources)
+    (subject,) = said["subject"]
+    whole = hashlib.sha256(b"".join(bytes.fromhex(each.sha256) for each in files)).hexdigest()
+    if subject["digest"]["sha256"] != whole:
+        raise CorruptFile(f"{path}: its digest is not that of its files; it was changed")
+    return Manifest(path, files, enveloped)
+
+
+def _check_type(path: Path, said: dict[str, Any], predicate: str) -> None:
+    for key, known in (("_type", STATEMENT), ("predicateType", predicate)):
         if said[key] != known:
             raise UnsupportedFeature(f"{path}: {key} is {short(said[key])}; {known} is read")
+
+
+def _check_kind(path: Path, said: dict[str, Any]) -> None:
+    _check_type(path, said, PREDICATE)
     own = said["predicate"]["buildDefinition"]["buildType"]
     if own != BUILD_TYPE:
         ours = isinstance(own, str) and own.startswith(_BUILD_TYPES)

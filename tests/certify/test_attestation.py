@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.faults import UP, Workshop, flip, in_bytes
-from support.paths import ROOT
+from support.paths import FIXTURES, ROOT
 from support.rewriting import rewritten
 
 import converter
@@ -25,6 +25,7 @@ from converter.cli.main import main
 from converter.errors import ConverterError, CorruptFile, UnsupportedFeature
 from converter.metadata import Value
 
+DATA = ROOT / "tests/data"
 DOCUMENT = (ROOT / "docs/certify.md").read_text("utf-8")
 
 
@@ -210,3 +211,67 @@ def test_the_documented_way_to_sign(attested: Path, tmp_path: Path) -> None:
         subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
     (tmp_path / "llama.intoto.json").write_bytes(b"{}")
     assert subprocess.run(commands[-1].split(), cwd=tmp_path, capture_output=True).returncode
+
+
+# ------------------------------------------------------------------------------------- OpenSSF model signing
+
+#: What `model_signing sign key` 1.1.1 wrote for the folder of this model.
+SIGNED, STORIES = DATA / "model-signing-stories260K.sig", FIXTURES / "stories260K"
+
+
+def resigned(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The signature with other things in it, as nobody could sign them."""
+    bundle = json.loads(SIGNED.read_bytes())
+    said = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    change(said)
+    bundle["dsseEnvelope"]["payload"] = base64.b64encode(json.dumps(said).encode()).decode()
+    path.write_text(json.dumps(bundle), "utf-8")
+    return path
+
+
+def test_signed_folders_are_recognized(tmp_path: Path) -> None:
+    result = check_attestation(STORIES, SIGNED)
+    assert result.passed and ["signature" in str(each) for each in result.findings] == [True]
+    assert main(["verify", str(STORIES), "--attestation", str(SIGNED), "--quiet"]) == 0
+    assert main(["verify", str(STORIES), str(STORIES), "--attestation", str(SIGNED)]) == 2
+    copy = tmp_path / "copy"
+    shutil.copytree(STORIES, copy)
+    (copy / "SOURCE.txt").write_text("from elsewhere", "utf-8")
+    (copy / "generation_config.json").unlink()
+    (copy / "chat_template.jinja").write_text("{{ evil }}", "utf-8")
+    found = check_attestation(copy, SIGNED)
+    assert {each.subject: each.message.split("that")[0] for each in found.findings if each.failed} == {
+        "SOURCE.txt": "is not the file ", "generation_config.json": "is a file ", "chat_template.jinja": "is no file ",
+    }  # fmt: skip
+
+
+def test_a_manifest_leads_out_of_no_folder(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x", "utf-8")
+
+    def lead_out(said: dict[str, Any]) -> None:
+        resources = said["predicate"]["resources"]
+        resources[0]["name"], resources[1]["name"] = "../secret", str(secret)
+
+    result = check_attestation(STORIES, resigned(tmp_path / "a.sig", lead_out))
+    assert not result.passed
+    assert {each.message for each in result.findings if each.subject in ("../secret", str(secret))} <= {
+        "is a file that the attestation names, and is not there"
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        (set_in("predicate", "serialization", "method", value="shards"), UnsupportedFeature, "whole files"),
+        (set_in("predicate", "resources", 0, "algorithm", value="blake3"), UnsupportedFeature, "blake3"),
+        (set_in("predicate", "resources", 0, "digest", value="0" * 64), CorruptFile, "was changed"),
+        (set_in("predicate", "resources", value=7), CorruptFile, "no attestation"),
+        (set_in("subject", value=[]), CorruptFile, "no attestation"),
+    ],
+)
+def test_bad_manifests_are_refused(
+    change: Callable[[dict[str, Any]], None], kind: type[ConverterError], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=words):
+        read(resigned(tmp_path / "a.sig", change))
