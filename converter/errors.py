@@ -19,6 +19,8 @@ ConverterError                    70
 │   └── MissingImportance         31   a type needs an importance matrix that has no entry
 ├── LossyError                    40   something was lost, under --strict
 ├── FidelityError                 41   a result lies outside its bounds
+│   ├── ProvenButFor              42   blocks that nothing proves, and other arithmetic may explain
+│   └── NotFromSource             43   bytes or keys that do not follow from the source
 ├── OutputError                   50   reading or writing failed
 │   ├── SameFile                  51   output equal to input
 │   ├── DiskFull                  52   not enough room, found before or while writing
@@ -179,6 +181,20 @@ class FidelityError(ConverterError):
 
     exit_code = 41
     family = "fidelity"
+
+
+class ProvenButFor(FidelityError):
+    """`certify`: all but some blocks are proven; other arithmetic may have written these."""
+
+    exit_code = 42
+    words = "proven but for some blocks"
+
+
+class NotFromSource(FidelityError):
+    """`certify`: tensors or keys do not follow from the source."""
+
+    exit_code = 43
+    words = "not from this source"
 
 
 class OutputError(ConverterError):

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from converter.errors import FidelityError, NotFromSource, ProvenButFor
 from converter.findings import Finding
 from converter.storage.json import finite
 
 Verdict = Literal["proven", "proven but for some blocks", "not from this source"]
 VERDICTS: tuple[Verdict, ...] = ("proven", "proven but for some blocks", "not from this source")
-#: What `convert certify` ends with, by verdict.
-EXIT_CODES: Mapping[Verdict, int] = dict(zip(VERDICTS, (0, 42, 43), strict=True))
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,13 @@ class Certificate:
         if any(finding.failed for finding in self.findings):
             return VERDICTS[-1]
         return max((tensor.status for tensor in self.tensors), key=VERDICTS.index, default=VERDICTS[0])
+
+    @property
+    def error(self) -> FidelityError | None:
+        """What a verdict other than proven is as an error, for those who want to raise it."""
+        kinds = {VERDICTS[1]: ProvenButFor, VERDICTS[2]: NotFromSource}
+        kind = kinds.get(self.verdict)
+        return None if kind is None else kind(f"{self.target}: {self.headline.lower()}, {self.source}")
 
     @property
     def unproven(self) -> tuple[TensorProof, ...]:

@@ -15,8 +15,9 @@ from support.rewriting import rewritten
 from converter.certify import certify, check_attestation
 from converter.certify.arithmetic import SEARCHED, SHARE, WORSE, judged
 from converter.certify.attestation import as_bytes, statement
-from converter.certify.results import EXIT_CODES, VERDICTS, Differing, TensorProof
+from converter.certify.results import VERDICTS, Differing, TensorProof
 from converter.cli.main import main
+from converter.errors import ProvenButFor
 from converter.tensors.tensor import LazyTensor
 
 PROVEN, BUT_FOR, NOT = VERDICTS
@@ -52,14 +53,14 @@ def test_another_build_is_proven_but_for_its_blocks(
     source, made = shop.source(RECORDED["model"]), of_another_build(shop, tmp_path / "fma.gguf")
     found = certify(source, made)
     count = sum(map(len, BLOCKS.values()))
-    assert found.verdict == BUT_FOR and found.n_differing == count
+    assert found.verdict == BUT_FOR and found.n_differing == count and isinstance(found.error, ProvenButFor)
     assert {each.name: each.differing.count for each in found.unproven} == {n: len(b) for n, b in BLOCKS.items()}
     assert found.headline == f"PROVEN BUT FOR {count} BLOCKS" and found.way == "source"
     assert 0 < count / sum(each.differing.blocks for each in found.tensors) < SHARE
     assert all(1 < each.differing.values and each.differing.worse < WORSE for each in found.unproven)
     attested, report = tmp_path / "a.json", tmp_path / "page.html"
     argv = ["certify", str(source), str(made), "-o", str(attested), "--report", str(report)]
-    assert main(argv) == EXIT_CODES[BUT_FOR] == 42
+    assert main(argv) == ProvenButFor.exit_code == 42
     assert "PROVEN BUT FOR" in capsys.readouterr().out and 'class="verdict partly"' in report.read_text("utf-8")
     assert attested.read_bytes() == as_bytes(statement(found))
     told = check_attestation(made, attested)

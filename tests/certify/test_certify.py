@@ -15,9 +15,9 @@ import converter
 from converter import Request
 from converter.certify import certify
 from converter.certify.arithmetic import PROVEN
-from converter.certify.results import EXIT_CODES, VERDICTS, Certificate
+from converter.certify.results import VERDICTS, Certificate
 from converter.cli.main import main
-from converter.errors import UnsupportedFeature, UsageError
+from converter.errors import NotFromSource, UnsupportedFeature, UsageError
 from converter.metadata import Value
 from converter.quant.recipes import RECIPES
 
@@ -81,11 +81,27 @@ def test_efforts_are_found_with_and_without_the_key(shop: Workshop, tmp_path: Pa
     assert_proven(certify(source, unsaid), "source + effort 1")
 
 
+def matrix_of(name: str, plain: Path, path: Path) -> tuple[importance.Matrix, Path]:
+    """What llama-imatrix might have measured of the model in `plain`, and its file."""
+    with converter.open_checkpoint(plain) as model:
+        built = importance.build_matrix(name, {name: tensor.info.shape for name, tensor in model.tensors.items()})
+    return built, importance.write_matrix(path, built)
+
+
+@needs_llama
+@pytest.mark.parametrize("file_type", ["Q4_K_M", "IQ2_XS", "IQ3_XXS"])
+def test_files_of_llama_quantize_with_a_matrix_are_proven(file_type: str, shop: Workshop, tmp_path: Path) -> None:
+    source, plain = shop.source("mixtral-256"), tmp_path / "plain.gguf"
+    converter.convert(source, plain, Request())
+    built, path = matrix_of("mixtral-256", plain, tmp_path / "imatrix.gguf")
+    number = RECIPES[file_type].file_type or 0
+    assert importance.quantize(plain, tmp_path / "out.gguf", number, built.means(), path.name, "text.txt", 7)
+    assert_proven(certify(source, tmp_path / "out.gguf", Request(imatrix=path)), "source + imatrix", file_type)
+
+
 def test_an_importance_matrix_is_followed_or_asked_for(shop: Workshop, tmp_path: Path) -> None:
     source, made = shop.source("llama3-256"), tmp_path / "weighted.gguf"
-    with converter.plan(source, made, Request()).checkpoint as model:
-        shapes = {name: tensor.info.shape for name, tensor in model.tensors.items()}
-    matrix = importance.write_matrix(tmp_path / "imatrix.gguf", importance.build_matrix("llama3-256", shapes))
+    _, matrix = matrix_of("llama3-256", shop.good("llama3-256", "bf16"), tmp_path / "imatrix.gguf")
     converter.convert(source, made, Request(quant="q4_k_m", imatrix=matrix))
     found = certify(source, made, Request(imatrix=matrix))
     assert_proven(found, "source + imatrix", "q4_k_m")
@@ -200,7 +216,7 @@ def test_the_command_and_its_exit_codes(shop: Workshop, tmp_path: Path, capsys: 
     assert main(["certify", source, good, "-o", str(tmp_path / "a.json")]) == 53
     bad = rewritten(Path(good), tmp_path / "bad.gguf", None, in_bytes(UP, flip(5, 0, 0)))
     code = main(["certify", source, str(bad), "-o", str(tmp_path / "b.json"), *options])
-    assert code == EXIT_CODES[VERDICTS[-1]] == 43
+    assert code == NotFromSource.exit_code == 43
     assert not (tmp_path / "b.json").exists() and "not written" in capsys.readouterr().out
     assert "NOT FROM THIS SOURCE" in reports[2].read_text("utf-8")
 

@@ -36,7 +36,6 @@ VERB = Verb(
         ("convert certify llama/ llama-IQ2_M.gguf --imatrix imatrix.gguf", "with its importance matrix"),
         ("convert certify llama/ llama-Q4_K_M.gguf -o llama.intoto.json --report page.html", "what can be signed"),
     ),
-    exit_codes=((42, "proven but for some blocks"), (43, "not from this source")),
 )
 
 
@@ -61,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     """Certify; exit code 0, or 42 or 43 where the file is not proven."""
     from converter.certify import attestation, certify
-    from converter.certify.results import EXIT_CODES, VERDICTS
+    from converter.certify.results import VERDICTS
     from converter.reports import certificate
     from converter.reports.files import check_reports, report, write_report
     from converter.request import Source
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> Outcome:
         elif args.out is not None and not written:
             say(f"{printable(str(args.out))}: not written; a statement would say what is not so")
 
-    return Outcome(data, show, EXIT_CODES[found.verdict], partial(report, "certify", found))
+    return Outcome(data, show, 0 if found.error is None else found.error.exit_code, partial(report, "certify", found))
 
 
 def _now() -> str:
