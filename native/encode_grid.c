@@ -15,8 +15,7 @@
 /* The code of element `i` of a point. */
 static int code_of(const grid *g, int point, int i) { return point >> g->bits * i & ((1 << g->bits) - 1); }
 
-/* The neighbour of an off-grid point with the least weighted distance from x; ties to the first. */
-static int nearest_neighbour(const grid *g, int32_t index, const float *x, const float *w, float scale, const float *levels) {
+int nearest_neighbour(const grid *g, int32_t index, const float *x, const float *w, float scale, const float *levels) {
     const int count = 1 << g->bits;
     float term[8][8], best = FLT_MAX; /* what each code of each element adds to the distance */
     for (int i = 0; i < g->width; ++i)
@@ -112,7 +111,7 @@ static uint8_t split_signs(const float *x, const float *w, bool even, float *mag
     int minus = 0;
     for (int i = 0; i < 8; ++i) {
         const bool positive = x[i] >= 0;
-        magnitude[i] = positive ? x[i] : -x[i];
+        magnitude[i] = bits_float(float_bits(x[i]) ^ (uint32_t)!positive << 31); /* no branch: signs are random */
         signs |= (uint8_t)(!positive << i);
         minus += !positive;
     }

@@ -33,6 +33,9 @@ static const grid_type IQ2_XXS = {GRID_IQ2_XXS, 8, 2, 32, 3, 6, 0.1f, true},
  * first guess of both. Returns the scale. */
 typedef float find_points_fn(const grid_type *t, const float *x, const float *w, float reach, float scale, uint16_t *points);
 
+/* The neighbour of an off-grid point with the least weighted distance from x; ties to the first. Scalar. */
+int nearest_neighbour(const grid *g, int32_t index, const float *x, const float *w, float scale, const float *levels);
+
 /* IQ1: ternary codes, shifted up or down by IQ1_DELTA; the fourth does not occur. */
 static const float UP[4] = {-1 + IQ1_DELTA, IQ1_DELTA, 1 + IQ1_DELTA};
 static const float DOWN[4] = {-1 - IQ1_DELTA, -IQ1_DELTA, 1 - IQ1_DELTA};

@@ -14,7 +14,7 @@
 
 #define MAGIC 12582912.0f    /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
 #define ROUNDS_TO 4194303.0f /* the largest magnitude it does so for */
-#define TRIES_ROOM 32        /* scales tried, rounded up to whole vectors */
+#define TRIES_ROOM 48        /* scales tried, and a vector beyond */
 #define LANE_BITS ((1u << WIDTH) - 1)
 #define INLINE static inline __attribute__((always_inline))
 
@@ -31,20 +31,7 @@ static void weigh(int n, const float *x, const float *given, float mean_square, 
     }
 }
 
-/* A point's elements and the roots of their weights, each in all lanes. */
-typedef struct {
-    vf x[8], w[8];
-} spread;
-
-INLINE spread spread_out(int width, const float *x, const float *w) {
-    spread e;
-#pragma GCC unroll 8
-    for (int i = 0; i < width; ++i) {
-        e.x[i] = splat(x[i]);
-        e.w[i] = splat(w[i]);
-    }
-    return e;
-}
+/* ---- the nearest neighbour at one scale ---- */
 
 #define PARTS (NEAR_STEP / WIDTH)
 
@@ -57,15 +44,15 @@ INLINE vf distances(int width, int bits_each, const uint16_t *list, float (*term
     return distance;
 }
 
-/* Of the neighbours of an off-grid point, the first that is nearest. `levels` has TABLE entries. */
-INLINE int nearest(const grid *g, int width, int bits_each, int32_t index, const spread *e, float scale,
-                   const float *levels) {
+/* Of the neighbours of an off-grid point, the first that is nearest at one scale. `levels` has TABLE entries. */
+INLINE int nearest_once(const grid *g, int width, int bits_each, int32_t index, const float *x, const float *w, float scale,
+                        const float *levels) {
     float term[8][TABLE]; /* what each code of each element adds to the distance */
 #pragma GCC unroll 8
     for (int i = 0; i < width; ++i)
         for (int c = 0; c < TABLE; c += WIDTH) {
-            const vf diff = splat(scale) * load(levels + c) - e->x[i];
-            store(term[i] + c, e->w[i] * diff * diff);
+            const vf diff = splat(scale) * load(levels + c) - splat(x[i]);
+            store(term[i] + c, splat(w[i]) * diff * diff);
         }
     int length;
     const uint16_t *list = near_list(g, index, &length);
@@ -98,8 +85,147 @@ INLINE int nearest(const grid *g, int width, int bits_each, int32_t index, const
     return list[first];
 }
 
-INLINE int nearest_point(grid_type t, int32_t index, const spread *e, float scale) {
-    return nearest(&GRIDS[t.which], t.width, t.bits, index, e, scale, t.bits == 2 ? LEVELS_2 : LEVELS_3);
+/* ---- the nearest neighbours at the scales that are tried ----
+ *
+ * The weighted distance of a point with levels q at a scale s, sum w (s q - x)^2, is sum w x^2 + s (s C - B) with
+ * C = sum w q^2 and B = sum 2 w x q, which do not depend on s: scales that are tried one after the other mostly
+ * round to the same point, so that C and B of its neighbours serve several of them. s C - B ranks the neighbours up
+ * to rounding, and is linear in s: what is lowest at two scales is lowest between them.
+ *
+ * Why the same neighbour wins: with u = 2^-24 and M = sum w (s max|q| + |x|)^2, the reference's sum is within 14 u M
+ * of the distance (6 u for the terms, 7 u for their sum), and s (s C - B) within 11 u M. So of two neighbours that are
+ * more than 50 u M apart the lower one is nearer in the reference as well; between two scales, 28 u M + 22 u M. SLACK
+ * is 64 u. Where more than one is that close to the lowest, scalar code decides. Nothing overflows, and what vanishes
+ * is far below the slack, where weights and scales have a `plain_size`. */
+#define SLACK 0x1p-18f
+#define MOST_NEAR 512 /* neighbours of a point; lists are shorter than 1 << NEAR_BITS */
+
+/* Eight (or four) elements and their weights, and what each level of each element adds to B and C. */
+typedef struct {
+    const float *x, *w, *levels;
+    float b[8][TABLE], c[8][TABLE];
+    float sum_w, sum_wx, sum_wx2; /* of weights, weights * |x|, weights * x^2 */
+} spread;
+
+/* `levels` has TABLE entries. */
+INLINE void spread_out(int width, const float *x, const float *w, const float *levels, spread *e) {
+    e->x = x;
+    e->w = w;
+    e->levels = levels;
+    e->sum_w = e->sum_wx = e->sum_wx2 = 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i) {
+        for (int l = 0; l < TABLE; l += WIDTH) {
+            const vf level = load(levels + l), weighted = splat(w[i]) * level;
+            store(e->b[i] + l, weighted * splat(2 * x[i]));
+            store(e->c[i] + l, weighted * level);
+        }
+        e->sum_w += w[i];
+        e->sum_wx += w[i] * fabsf(x[i]);
+        e->sum_wx2 += w[i] * x[i] * x[i];
+    }
+}
+
+INLINE bool plain_size(float v) { return v > 1e-12f && v < 1e12f; }
+
+/* SLACK * M / s. */
+INLINE vf slack_of(const spread *e, float largest_level, vf scale) {
+    const vf q = splat(largest_level);
+    const vf sum = scale * q * q * splat(e->sum_w) + splat(2.0f) * q * splat(e->sum_wx) + splat(e->sum_wx2) / scale;
+    return splat(SLACK) * sum;
+}
+
+/* B and C of WIDTH neighbours of `length` from number `at` on; what follows the last is far from everything. */
+INLINE void make_lines(int width, int bits_each, const uint16_t *list, int length, int at, const spread *e, vf *b, vf *c) {
+    const vi near = load_u16(list + at);
+    vf sum_b = look_up(e->b[0], near), sum_c = look_up(e->c[0], near);
+#pragma GCC unroll 8
+    for (int i = 1; i < width; ++i) {
+        const vi level = SHIFT_RIGHT(near, bits_each * i);
+        sum_b = sum_b + look_up(e->b[i], level);
+        sum_c = sum_c + look_up(e->c[i], level);
+    }
+    *b = sum_b;
+    *c = pick(less(load(COUNT), splat((float)(length - at))), sum_c, splat(FLT_MAX));
+}
+
+/* The lanes in which a line is at most `slack` above the lowest one. */
+INLINE uint32_t close_lines(const vf *b, const vf *c, float scale, float slack) {
+    vf score[PARTS], low = splat(FLT_MAX);
+    uint32_t close = 0;
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; ++p) {
+        score[p] = splat(scale) * c[p] - b[p];
+        low = vmin(score[p], low);
+    }
+    const vf limit = splat(least(low) + slack);
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; ++p) close |= bits(less(score[p], limit)) << p * WIDTH;
+    return close;
+}
+
+/* A list of at most NEAR_STEP neighbours, scale by scale: few branches, for their outcomes would be random. */
+INLINE void nearest_of_few(const grid *g, int width, int bits_each, int32_t index, const spread *e, int count,
+                           const float *scale, const float *slack, int32_t *points) {
+    vf b[PARTS], c[PARTS];
+    int length;
+    const uint16_t *list = near_list(g, index, &length);
+#pragma GCC unroll 4
+    for (int p = 0; p < PARTS; ++p) make_lines(width, bits_each, list, length, p * WIDTH, e, b + p, c + p);
+    for (int t = 0; t < count; ++t) {
+        const uint32_t close = close_lines(b, c, scale[t], slack[t]);
+        points[t] = close & (close - 1) ? nearest_neighbour(g, index, e->x, e->w, scale[t], e->levels)
+                                        : list[__builtin_ctz(close)];
+    }
+}
+
+/* The one line that is lowest, by more than `slack`, at both scales and so at all between; -1 if there is none. */
+INLINE int lowest_line(int length, const float *b, const float *c, float scale, float other, float slack) {
+    vf low = splat(FLT_MAX), other_low = low;
+    for (int at = 0; at < length; at += WIDTH) {
+        const vf bs = load(b + at), cs = load(c + at);
+        low = vmin(splat(scale) * cs - bs, low);
+        other_low = vmin(splat(other) * cs - bs, other_low);
+    }
+    const vf limit = splat(least(low) + slack), other_limit = splat(least(other_low) + slack);
+    int found = -1;
+    uint32_t more = 0; /* not zero after a second one */
+    for (int at = 0; at < length; at += WIDTH) {
+        const vf bs = load(b + at), cs = load(c + at);
+        const vm low_here = either(less(splat(scale) * cs - bs, limit), less(splat(other) * cs - bs, other_limit));
+        const uint32_t close = bits(low_here);
+        more |= (close & (close - 1)) | (found >= 0 ? close : 0);
+        found = close ? at + __builtin_ctz(close) : found;
+    }
+    return more ? -1 : found;
+}
+
+/* Of the neighbours of an off-grid point, the first that is nearest, at each of `count` scales in order of size. */
+INLINE void nearest(const grid *g, int width, int bits_each, int32_t index, const spread *e, int count, const float *scale,
+                    const float *slack, int32_t *points) {
+    float b[MOST_NEAR], c[MOST_NEAR];
+    int length;
+    const uint16_t *list = near_list(g, index, &length);
+    if (length <= NEAR_STEP) {
+        nearest_of_few(g, width, bits_each, index, e, count, scale, slack, points);
+        return;
+    }
+    for (int at = 0; at < length; at += WIDTH) {
+        vf some_b, some_c;
+        make_lines(width, bits_each, list, length, at, e, &some_b, &some_c);
+        store(b + at, some_b);
+        store(c + at, some_c);
+    }
+    for (int first = 0, last = count - 1; first < count;) {
+        const int found = lowest_line(length, b, c, scale[first], scale[last], MAX(slack[first], slack[last]));
+        if (found < 0 && first < last) {
+            last = (first + last) / 2;
+            continue;
+        }
+        const int point = found < 0 ? nearest_neighbour(g, index, e->x, e->w, scale[first], e->levels) : list[found];
+        while (first <= last) points[first++] = point;
+        last = count - 1;
+    }
 }
 
 /* The points that rounding gives, for WIDTH inverse scales. */
@@ -155,7 +281,8 @@ INLINE float search(grid_type t, const grid_type *type, const float *x, const fl
                     uint16_t *points) {
     const grid *g = &GRIDS[t.which];
     const int groups = t.n / t.width, top = 2 * t.levels - 1, tries = 2 * t.tries + 1;
-    float root[32], inverse[TRIES_ROOM], trial_scale[TRIES_ROOM], sumqx[TRIES_ROOM], sumq2[TRIES_ROOM];
+    const float *levels = t.bits == 2 ? LEVELS_2 : LEVELS_3;
+    float root[32], trial_scale[TRIES_ROOM], slack[TRIES_ROOM], sumqx[TRIES_ROOM], sumq2[TRIES_ROOM];
     int32_t rounded[8][TRIES_ROOM], trial[8][TRIES_ROOM];
     bool off_grid[8] = {false};
     if (!in_range(t.n, x, ((float)top + (float)t.tries * t.step) / reach))
@@ -164,7 +291,6 @@ INLINE float search(grid_type t, const grid_type *type, const float *x, const fl
     for (int c = 0; c < tries; c += WIDTH) {
         const vf shift = load(COUNT) + splat((float)(c - t.tries));
         const vf inv = (splat((float)top) + shift * splat(t.step)) / splat(reach);
-        store(inverse + c, inv);
         store(trial_scale + c, splat(1.0f) / inv);
         for (int k = 0; k < groups; ++k) {
             const vi points_k = round_points(t, x + k * t.width, inv);
@@ -173,10 +299,20 @@ INLINE float search(grid_type t, const grid_type *type, const float *x, const fl
         }
     }
     for (int k = 0; k < groups; ++k) {
-        const spread e = spread_out(t.width, x + k * t.width, root + k * t.width);
-        for (int c = 0; c < tries; ++c) {
-            const int32_t index = g->index[rounded[k][c]];
-            trial[k][c] = index >= 0 ? rounded[k][c] : nearest_point(t, index, &e, trial_scale[c]);
+        spread e;
+        spread_out(t.width, x + k * t.width, root + k * t.width, levels, &e);
+        const bool plain = plain_size(e.sum_w) && plain_size(trial_scale[0]) && plain_size(trial_scale[tries - 1]);
+        for (int c = 0; c < tries; c += WIDTH) store(slack + c, slack_of(&e, (float)top, load(trial_scale + c)));
+        uint32_t last = 1u << (tries - 1); /* the tries after which another point begins */
+        for (int c = 0; c < tries; c += WIDTH)
+            last |= differ(load_int(rounded[k] + c), load_int(rounded[k] + c + 1)) << c;
+        for (int c = 0; c < tries; last &= last - 1) {
+            const int32_t index = g->index[rounded[k][c]], next = __builtin_ctz(last) + 1;
+            if (index < 0 && plain)
+                nearest(g, t.width, t.bits, index, &e, next - c, trial_scale + c, slack + c, trial[k] + c);
+            for (int i = c; i < next && index < 0 && !plain; ++i)
+                trial[k][i] = nearest_neighbour(g, index, e.x, e.w, trial_scale[i], levels);
+            c = next;
         }
     }
     for (int c = 0; c < tries; c += WIDTH) {
@@ -198,9 +334,9 @@ INLINE float search(grid_type t, const grid_type *type, const float *x, const fl
     for (int k = 0; k < groups; ++k) {
         if (!t.resnap_all && !off_grid[k]) continue;
         store_int(rounded[k], round_points(t, x + k * t.width, splat(back)));
-        const int32_t index = g->index[rounded[k][0]];
-        const spread e = spread_out(t.width, x + k * t.width, root + k * t.width);
-        points[k] = (uint16_t)(index >= 0 ? rounded[k][0] : nearest_point(t, index, &e, scale));
+        const int32_t index = g->index[rounded[k][0]], at = k * t.width;
+        points[k] = (uint16_t)(index >= 0 ? rounded[k][0]
+                                          : nearest_once(g, t.width, t.bits, index, x + at, root + at, scale, levels));
     }
     for (int k = 0; k < groups; ++k) trial[k][0] = points[k];
     vf qx, q2;
@@ -221,10 +357,9 @@ static float find_points(const grid_type *t, const float *x, const float *w, flo
 }
 
 static int nearest_iq1(int32_t index, const float *x, const float *w, float scale, const float *levels) {
-    const spread e = spread_out(8, x, w);
     float repeated[TABLE];
     for (int c = 0; c < TABLE; ++c) repeated[c] = levels[c % 4];
-    return nearest(&GRIDS[GRID_IQ1], 8, 2, index, &e, scale, repeated);
+    return nearest_once(&GRIDS[GRID_IQ1], 8, 2, index, x, w, scale, repeated);
 }
 
 /* The place of an element is the number of those before it: less, or equal and to its left. */
@@ -402,6 +537,30 @@ INLINE int guess(bool per_half, const void *e, int fixed, int first, int last, b
     return found;
 }
 
+/* The lanes in which some shift scores more. */
+INLINE uint32_t beaten(int shifts, float score, const vf *sumqx, const vf *sumq2) {
+    vm better = less(splat(score) * sumq2[0], sumqx[0] * sumqx[0]);
+    for (int k = 1; k < shifts; ++k) better = either(better, less(splat(score) * sumq2[k], sumqx[k] * sumqx[k]));
+    return bits(better);
+}
+
+/* Considers the splits at `a` and each lane's boundary from `b` on, up to `n`, in order; returns the score. */
+INLINE float consider_lanes(int shifts, float score, const vf *sumqx, const vf *sumq2, int a, int b, int n, split *best) {
+    const uint32_t valid = n - b >= WIDTH - 1 ? LANE_BITS : (2u << (n - b)) - 1;
+    uint32_t left = valid & beaten(shifts, score, sumqx, sumq2);
+    while (left) {
+        const int lane = __builtin_ctz(left);
+        for (int k = 0; k < shifts; ++k) {
+            float qx[WIDTH], q2[WIDTH];
+            store(qx, sumqx[k]);
+            store(q2, sumq2[k]);
+            consider(best, &score, qx[lane], q2[lane], a, b + lane, k);
+        }
+        left = valid & ~1u << lane & beaten(shifts, score, sumqx, sumq2);
+    }
+    return score;
+}
+
 /* Tries all splits of `n` elements in order, each with every shift; false where scalar code must. */
 INLINE bool choose_split(bool per_half, int n, const void *e, const float *w, split *best) {
     const int shifts = 2 + 2 * per_half;
@@ -413,24 +572,9 @@ INLINE bool choose_split(bool per_half, int n, const void *e, const float *w, sp
     best->first = -1;
     for (int a = 0; a <= n; ++a)
         for (int b = a; b <= n; b += WIDTH) {
-            const uint32_t valid = n - b >= WIDTH - 1 ? LANE_BITS : (2u << (n - b)) - 1;
             vf sumqx[4], sumq2[4];
             split_sums(per_half, e, a, true, b, false, sumqx, sumq2);
-            for (uint32_t left = valid; left;) {
-                vm better = less(splat(score) * sumq2[0], sumqx[0] * sumqx[0]);
-                for (int k = 1; k < shifts; ++k)
-                    better = either(better, less(splat(score) * sumq2[k], sumqx[k] * sumqx[k]));
-                left &= bits(better);
-                if (!left) break;
-                const int lane = __builtin_ctz(left);
-                for (int k = 0; k < shifts; ++k) {
-                    float qx[WIDTH], q2[WIDTH];
-                    store(qx, sumqx[k]);
-                    store(q2, sumq2[k]);
-                    consider(best, &score, qx[lane], q2[lane], a, b + lane, k);
-                }
-                left = valid & ~1u << lane;
-            }
+            if (beaten(shifts, score, sumqx, sumq2)) score = consider_lanes(shifts, score, sumqx, sumq2, a, b, n, best);
         }
     return true;
 }

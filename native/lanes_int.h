@@ -5,7 +5,8 @@
 #include "lanes.h"
 
 /* truncated: towards zero, of what fits or is NaN; a NaN gives a multiple of 256. store_f16: as f32_to_f16, but a
- * NaN gives any NaN. sign_bits: the lanes below zero. store_bytes: the sixteen integers of 16 / WIDTH vectors, which are in 0 .. 255, as bytes. */
+ * NaN gives any NaN. sign_bits: the lanes below zero. differ: the lanes that are not the same. store_bytes: the
+ * sixteen integers of 16 / WIDTH vectors, which are in 0 .. 255, as bytes. */
 
 #define TABLE (WIDTH > 8 ? WIDTH : 8) /* floats of a table; an index counts modulo this */
 
@@ -23,7 +24,10 @@ static inline vi mask_int(vi a, int32_t m) { return _mm512_and_si512(a, splat_in
 #define SHIFT_RIGHT(v, n) _mm512_srli_epi32(v, n)
 static inline vf look_up(const float *table, vi at) { return _mm512_permutexvar_ps(at, load(table)); }
 static inline vi truncated(vf v) { return _mm512_cvttps_epi32(v); }
-static inline void store_f16(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+static inline void store_f16(uint16_t *p, vf v) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline uint32_t differ(vi a, vi b) { return _mm512_cmpneq_epi32_mask(a, b); }
 static inline uint32_t sign_bits(vi v) { return (uint32_t)_mm512_movepi32_mask(v); }
 static inline void store_bytes(uint8_t *p, const vi *v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v[0])); }
 static inline float least(vf v) { return _mm512_reduce_min_ps(v); }
@@ -42,8 +46,11 @@ static inline vi mask_int(vi a, int32_t m) { return _mm256_and_si256(a, splat_in
 #define SHIFT_RIGHT(v, n) _mm256_srli_epi32(v, n)
 static inline vf look_up(const float *table, vi at) { return _mm256_permutevar8x32_ps(load(table), at); }
 static inline vi truncated(vf v) { return _mm256_cvttps_epi32(v); }
-static inline void store_f16(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+static inline void store_f16(uint16_t *p, vf v) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
 static inline uint32_t sign_bits(vi v) { return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(v)); }
+static inline uint32_t differ(vi a, vi b) { return sign_bits(_mm256_cmpeq_epi32(a, b)) ^ 255; }
 static inline void store_bytes(uint8_t *p, const vi *v) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[0], v[1]), 0xD8);
     _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
@@ -79,6 +86,7 @@ static inline vi truncated(vf v) { return __builtin_convertvector(pick(equal(v, 
 static inline void store_f16(uint16_t *p, vf v) {
     for (int i = 0; i < WIDTH; ++i) p[i] = f32_to_f16(v[i]);
 }
+static inline uint32_t differ(vi a, vi b) { return bits(a != b); }
 static inline uint32_t sign_bits(vi v) { return bits(v >> 31); }
 static inline void store_bytes(uint8_t *p, const vi *v) {
     typedef uint8_t four __attribute__((vector_size(4)));
