@@ -272,6 +272,40 @@ static void check_effort(int type, int kind, const float *x, const float *weight
     free(expected);
 }
 
+/* A factor for rows of ROW: importance from 1 to 2, and errors that a quarter of the columns behind hear of. */
+static const uint16_t *some_factor(void) {
+    static uint16_t factor[ROW * (ROW + 1) / 2];
+    static float u[ROW];
+    uint16_t *at = factor;
+    for (int j = 0; j < ROW; ++j) {
+        uniform(ROW, 9000 + (uint64_t)j, u);
+        for (int k = j; k < ROW; ++k) *at++ = f32_to_bf16(k == j ? 1 + u[k] : u[k] < 0.25f ? u[k] - 0.125f : 0);
+    }
+    return factor;
+}
+
+static uint8_t *spread(const char *name, const float *x, size_t bytes, const uint16_t *factor, int effort) {
+    uint8_t *y = exact(NULL, bytes);
+    if (!find_feedback(name)(x, y, ROWS, ROW, factor, effort)) exit(2);
+    return y;
+}
+
+static void check_feedback(int type, int kind, const float *x, const uint16_t *factor, const char *what) {
+    select_isa("scalar");
+    const kernel *scalar = kernel_at(type);
+    if (!find_feedback(scalar->name)) return;
+    const size_t bytes = COUNT / (size_t)scalar->block * (size_t)scalar->size;
+    for (int effort = 0; effort < 2; ++effort) {
+        uint8_t *expected = spread(scalar->name, x, bytes, factor, effort);
+        if (kind < KINDS) report(scalar->name, what, effort ? ", feedback, effort 1" : ", feedback", expected, bytes, NULL);
+        for (const char *const *isa = available_isas(); *isa; ++isa) {
+            select_isa(*isa);
+            if (!equal_bytes(spread(scalar->name, x, bytes, factor, effort), expected, bytes)) fail(scalar->name, "feedback", *isa);
+        }
+        free(expected);
+    }
+}
+
 /* Random bytes: every code and scale that a file can hold. */
 static void check_decode(int type) {
     uint8_t data[COUNT * 8];
@@ -369,9 +403,12 @@ int main(int argc, char **argv) {
     check_crc32c();
     for (int i = 0; i < GRID_COUNT; ++i)
         if (!ensure_grid(i)) return 2;
+    const uint16_t *factor = some_factor();
     const kernel *k;
     for (int type = 0; (k = kernel_at(type)); ++type) {
         check_decode(type);
+        for (int kind = 0; kind < ALL_KINDS; ++kind)
+            check_feedback(type, kind, x[kind], factor, kind < KINDS ? KIND_NAMES[kind] : ODD_NAMES[kind - KINDS]);
         for (int kind = 0; k->encode && kind < ALL_KINDS; ++kind)
             for (int w = k->needs_weights ? WEIGHTED : PLAIN; w < WEIGHTINGS; ++w) {
                 char what[64];

@@ -48,12 +48,26 @@ typedef struct {
     effort_fn *effort;
 } effort_row;
 
+/* Types that are encoded with error feedback. */
+#define FEEDBACKS(ROW, isa)                                                                                         \
+    ROW("Q2_K", q2_k, isa) ROW("Q3_K", q3_k, isa) ROW("Q4_K", q4_k, isa) ROW("Q5_K", q5_k, isa) ROW("Q6_K", q6_k, isa) \
+    ROW("Q4_0", q4_0, isa) ROW("Q4_1", q4_1, isa) ROW("Q5_0", q5_0, isa) ROW("Q5_1", q5_1, isa) ROW("Q8_0", q8_0, isa)
+
+typedef struct {
+    const char *name;
+    feedback_fn *feedback;
+} feedback_row;
+
+#define FEEDBACK_NAME(NAME, t, isa) extern feedback_fn feedback_##t##_##isa;
+#define FEEDBACK_ROW(NAME, t, isa) {NAME, feedback_##t##_##isa},
 #define EFFORT_NAME(NAME, t, isa) extern effort_fn effort_##t##_##isa;
 #define EFFORT_ROW(NAME, t, isa) {NAME, effort_##t##_##isa},
 
 #define TABLE(isa)                                                           \
     EFFORTS(EFFORT_NAME, isa)                                                \
     static const effort_row EFFORTS_##isa[] = {EFFORTS(EFFORT_ROW, isa) {NULL, NULL}}; \
+    FEEDBACKS(FEEDBACK_NAME, isa)                                            \
+    static const feedback_row FEEDBACKS_##isa[] = {FEEDBACKS(FEEDBACK_ROW, isa) {NULL, NULL}}; \
     extern compare_fn compare_##isa;                                         \
     extern crc32c_fn crc32c_##isa;                                           \
     TYPES(DENSE_NAME, BLOCK_NAME, READS_NAME, BLOCK_NAME, isa)              \
@@ -84,18 +98,19 @@ static const struct {
     const char *name;
     const kernel *table;
     const effort_row *efforts;
+    const feedback_row *feedbacks;
     compare_fn *compare;
     crc32c_fn *crc32c;
     bool (*runs)(void);
 } SETS[] = {
 #if defined(HAVE_X86)
-    {"avx512", TABLE_avx512, EFFORTS_avx512, compare_avx512, crc32c_avx512, has_avx512},
-    {"avx2", TABLE_avx2, EFFORTS_avx2, compare_avx2, crc32c_avx2, has_avx2},
-    {"sse2", TABLE_sse2, EFFORTS_sse2, compare_sse2, crc32c_sse2, always},
+    {"avx512", TABLE_avx512, EFFORTS_avx512, FEEDBACKS_avx512, compare_avx512, crc32c_avx512, has_avx512},
+    {"avx2", TABLE_avx2, EFFORTS_avx2, FEEDBACKS_avx2, compare_avx2, crc32c_avx2, has_avx2},
+    {"sse2", TABLE_sse2, EFFORTS_sse2, FEEDBACKS_sse2, compare_sse2, crc32c_sse2, always},
 #elif defined(HAVE_NEON)
-    {"neon", TABLE_neon, EFFORTS_neon, compare_neon, crc32c_neon, always},
+    {"neon", TABLE_neon, EFFORTS_neon, FEEDBACKS_neon, compare_neon, crc32c_neon, always},
 #endif
-    {"scalar", TABLE_scalar, EFFORTS_scalar, compare_scalar, crc32c_scalar, always},
+    {"scalar", TABLE_scalar, EFFORTS_scalar, FEEDBACKS_scalar, compare_scalar, crc32c_scalar, always},
 };
 #define SET_COUNT ((int)(sizeof SETS / sizeof *SETS))
 
@@ -114,6 +129,16 @@ effort_fn *find_effort(const char *name) {
     for (const effort_row *row = SETS[in_use].efforts; row->name; ++row)
         if (strcmp(row->name, name) == 0) return row->effort;
     return NULL;
+}
+
+feedback_fn *find_feedback(const char *name) {
+    for (const feedback_row *row = SETS[in_use].feedbacks; row->name; ++row)
+        if (strcmp(row->name, name) == 0) return row->feedback;
+    return NULL;
+}
+
+const char *feedback_at(int i) {
+    return i < (int)(sizeof FEEDBACKS_scalar / sizeof *FEEDBACKS_scalar) ? FEEDBACKS_scalar[i].name : NULL;
 }
 
 compare_fn *compare_in_use(void) { return SETS[in_use].compare; }

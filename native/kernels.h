@@ -18,6 +18,10 @@ typedef void effort_fn(const float *x, uint8_t *out, int64_t rows, int64_t row, 
 
 #define MOST_EFFORT 3
 
+/* Encodes rows whose rounding errors are spread by `factor` (feedback.c): row * (row + 1) / 2 BF16 numbers.
+ * `effort` as of `--effort`. False where there is no memory. */
+typedef bool feedback_fn(const float *x, uint8_t *out, int64_t rows, int64_t row, const uint16_t *factor, int effort);
+
 /* Decodes `n` elements (a whole number of blocks) to `out`. */
 typedef void decode_fn(const uint8_t *data, float *out, int64_t n);
 
@@ -39,6 +43,12 @@ const kernel *find_kernel(const char *name);
 
 /* What encodes a type with more effort, for the instruction set in use, or NULL where nothing does. */
 effort_fn *find_effort(const char *name);
+
+/* What encodes a type with error feedback, for the instruction set in use, or NULL where nothing does. */
+feedback_fn *find_feedback(const char *name);
+
+/* Name of the i-th type that is encoded with error feedback, NULL past the end. */
+const char *feedback_at(int i);
 
 /* The i-th kernel in a fixed order, NULL past the end. */
 const kernel *kernel_at(int i);

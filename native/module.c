@@ -117,6 +117,55 @@ release_x:
     return ok ? Py_NewRef(Py_None) : NULL;
 }
 
+/* Whether `factor`, bytes of BF16 numbers, is the triangle that a row needs. */
+static bool check_factor(const Py_buffer *factor, Py_ssize_t row, const Py_buffer *out) {
+    const Py_ssize_t count = row / 2 <= PY_SSIZE_T_MAX / 4 / (row + 1) ? row * (row + 1) / 2 : 0;
+    if (factor->len != 2 * count || (uintptr_t)factor->buf % 2) {
+        PyErr_Format(PyExc_ValueError, "factor must be %zd aligned BF16 numbers for a row of %zd", count, row);
+    } else if (overlap(factor, out)) {
+        PyErr_SetString(PyExc_ValueError, "output overlaps an input");
+    } else {
+        return true;
+    }
+    return false;
+}
+
+PyDoc_STRVAR(feedback_doc, "feedback(name, x, out, row, factor, effort=0)\n\n"
+                           "Encodes as `encode`, with errors spread by the uint8 buffer `factor` (native/feedback.c).");
+
+static PyObject *feedback(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    PyObject *x_object, *out_object, *factor_object;
+    Py_ssize_t row;
+    int level = 0;
+    if (!PyArg_ParseTuple(args, "sOOnO|i:feedback", &name, &x_object, &out_object, &row, &factor_object, &level)) return NULL;
+    if (level < 0 || level > 1) return PyErr_Format(PyExc_ValueError, "effort is 0 or 1, not %d", level);
+    const kernel *k = get_kernel(name);
+    if (!k) return NULL;
+    feedback_fn *encodes = find_feedback(name);
+    if (!encodes) return PyErr_Format(PyExc_ValueError, "%s is not encoded with error feedback", name);
+    Py_buffer x, out, factor;
+    bool ok = false, done = true;
+    if (!get_buffer(x_object, &x, false, true, "x")) return NULL;
+    if (!get_buffer(out_object, &out, true, false, "out")) goto release_x;
+    if (!get_buffer(factor_object, &factor, false, false, "factor")) goto release_out;
+    ok = check_encode(k, &x, &out, row, NULL) && check_factor(&factor, row, &out);
+    if (ok) {
+        const int64_t rows = x.len / (Py_ssize_t)sizeof(float) / row;
+        Py_BEGIN_ALLOW_THREADS
+        done = encodes(x.buf, out.buf, rows, row, factor.buf, level);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&factor);
+release_out:
+    PyBuffer_Release(&out);
+release_x:
+    PyBuffer_Release(&x);
+    if (!done) return PyErr_NoMemory();
+    return ok ? Py_NewRef(Py_None) : NULL;
+}
+
 PyDoc_STRVAR(decode_doc, "decode(name, data, out)\n\nDecodes the uint8 buffer `data` into the float32 buffer `out`.");
 
 static PyObject *decode(PyObject *self, PyObject *args) {
@@ -279,17 +328,32 @@ static PyObject *isa(PyObject *self, PyObject *unused) {
 
 PyDoc_STRVAR(available_doc, "available_isas() -> tuple\n\nInstruction sets this machine can run, best first.");
 
-static PyObject *available(PyObject *self, PyObject *unused) {
-    (void)self, (void)unused;
+/* The names that `at` gives one after the other. */
+static PyObject *names_of(const char *(*at)(int)) {
     PyObject *list = PyList_New(0);
-    for (const char *const *name = available_isas(); list && *name; ++name) {
-        PyObject *text = PyUnicode_FromString(*name);
+    const char *name;
+    for (int i = 0; list && (name = at(i)); ++i) {
+        PyObject *text = PyUnicode_FromString(name);
         if (!text || PyList_Append(list, text) < 0) Py_CLEAR(list);
         Py_XDECREF(text);
     }
     PyObject *tuple = list ? PyList_AsTuple(list) : NULL;
     Py_XDECREF(list);
     return tuple;
+}
+
+static const char *isa_at(int i) { return available_isas()[i]; }
+
+static PyObject *available(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return names_of(isa_at);
+}
+
+PyDoc_STRVAR(feedback_types_doc, "feedback_types() -> tuple\n\nTypes that `feedback` encodes.");
+
+static PyObject *feedback_types(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return names_of(feedback_at);
 }
 
 PyDoc_STRVAR(select_doc, "select_isa(name)\n\nSwitches every kernel; ValueError where the machine cannot run it.");
@@ -304,6 +368,8 @@ static PyObject *select_one(PyObject *self, PyObject *args) {
 
 static PyMethodDef METHODS[] = {
     {"encode", encode, METH_VARARGS, encode_doc},
+    {"feedback", feedback, METH_VARARGS, feedback_doc},
+    {"feedback_types", feedback_types, METH_NOARGS, feedback_types_doc},
     {"decode", decode, METH_VARARGS, decode_doc},
     {"nonfinite", nonfinite, METH_VARARGS, nonfinite_doc},
     {"compare", compare, METH_VARARGS, compare_doc},

@@ -7,7 +7,7 @@ from collections import Counter
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,13 @@ class Importance(Protocol):
     def matrix(self) -> str: ...
     def __len__(self) -> int: ...
     def __getitem__(self, matrix: int, /) -> NDArray[np.float32]: ...
+
+
+@runtime_checkable
+class Feedback(Importance, Protocol):
+    """Importance that also says what an error of a column is worth in those to the right of it (native/feedback.c)."""
+
+    def factor(self, matrix: int, /) -> Rows: ...
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,7 @@ def encoded(
         if not dtype.quantized:
             watch.overflow(info.name, dtype.name, _newly_nonfinite(numbers, data, dtype))
         elif len(lost := _lost_blocks(numbers, data, dtype)):
-            if weights is not None:
+            if weights is not None and not isinstance(weights, Feedback):
                 alike = encode_rows(numbers, dtype, Alike(info.row), start, rows_per_matrix, effort)
                 made = np.setdiff1d(lost, _lost_blocks(numbers, alike, dtype))
                 _refuse_matrix(info.name, weights.matrix, len(made), dtype)
@@ -256,10 +263,15 @@ def encode_rows(
     while not pieces or row < stop:
         matrix = row // rows_per_matrix
         end = min(stop, (matrix + 1) * rows_per_matrix)
-        own = weights[matrix % len(weights)]
-        pieces.append(kernels.encode(numbers[row - start : end - start], dtype, weights=own, effort=effort))
+        pieces.append(_encode_matrix(numbers[row - start : end - start], dtype, weights, matrix % len(weights), effort))
         row = end
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _encode_matrix(numbers: NDArray[np.float32], dtype: DType, weights: Importance, matrix: int, effort: int) -> Rows:
+    if isinstance(weights, Feedback) and dtype.name in kernels.FEEDBACK:
+        return kernels.encode_with_feedback(numbers, dtype, weights.factor(matrix), effort)
+    return kernels.encode(numbers, dtype, weights=weights[matrix], effort=effort)
 
 
 def _watched(tensor: LazyTensor, watch: Watch) -> LazyTensor:

@@ -35,6 +35,9 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 #: name -> (elements of a block, bytes of a block, can be encoded, needs importance weights)
 TYPES: dict[str, tuple[int, int, bool, bool]] = _native.types()
 
+#: Types that can be encoded with error feedback.
+FEEDBACK = frozenset(_native.feedback_types())
+
 #: Memory that one thread should hold for the rows it works on: a core's cache takes them with their encoded result.
 SLAB_NBYTES = 2 << 20
 
@@ -112,6 +115,30 @@ def encode(
         return out
     given = None if weights is None else _aligned(weights, np.float32)
     _native.encode(dtype.name, _aligned(rows, np.float32), out, row, given, effort)
+    return out
+
+
+def encode_with_feedback(rows: Floats, dtype: DType, factor: Bytes, effort: int = 0) -> Bytes:
+    """Encode float32 rows whose rounding errors the columns to the right make good; on the calling thread.
+
+    Args:
+        rows: (n, row), whole rows of a matrix, whose result does not depend on each other's.
+        dtype: one of `FEEDBACK`.
+        factor: uint8, the row * (row + 1) / 2 BF16 numbers that say how the matrix' inputs go together
+            (native/feedback.c).
+        effort: as of `encode`.
+
+    Returns:
+        (n, row_nbytes) uint8.
+
+    Raises:
+        QuantizationError: the row does not divide into blocks.
+        ValueError: another type, or a factor of another size.
+    """
+    out = np.empty((len(rows), dtype.row_nbytes(rows.shape[1])), np.uint8)
+    if out.size:
+        numbers = _aligned(rows, np.float32)
+        _native.feedback(dtype.name, numbers, out, rows.shape[1], np.require(factor, np.uint8, ("C",)), effort)
     return out
 
 
