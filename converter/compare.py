@@ -35,7 +35,7 @@ from converter.planning.draft import Draft, begin, run
 from converter.planning.passes import ASKED, FILES, MODEL
 from converter.planning.plan import Plan, Step
 from converter.planning.preflight import decoding, encoding
-from converter.planning.types import choose, open_matrix, weigh
+from converter.planning.types import choose, open_calibration, open_matrix, weigh
 from converter.quant.recipes import RECIPES, recipe
 from converter.request import PathLike, Request, Source
 from converter.runtimes.behaviour import Behaviour, behaviour
@@ -269,7 +269,7 @@ def compare(
         opened = open_model(source, request.model.arch)
     with opened, about(source.path):
         draft = begin(opened, target_format(_TARGET, "gguf"), request.replace(strict=False, quant=names[0]), _TARGET)
-        draft = run(draft, (*MODEL, open_matrix))
+        draft = run(draft, (*MODEL, open_matrix, open_calibration))
         try:
             made = _possible if every else _plan
             wanted = _candidates(request, names, efforts)

@@ -282,6 +282,27 @@ class NoImportance(Event):
 
 
 @dataclass(frozen=True)
+class NoFeedback(Event):
+    """A calibration is given, but a tensor is encoded without error feedback."""
+
+    tensor: str
+    type: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: encoded as {self.type} without error feedback, {self.reason}"
+
+    @classmethod
+    def together(cls, events: Sequence[Self]) -> list[str]:
+        groups = _grouped(events, lambda event: (event.type, event.reason))
+        return [
+            f"{few([each.tensor for each in group])}: encoded as {group[0].type} without error feedback, "
+            f"{group[0].reason}"
+            for group in groups
+        ]
+
+
+@dataclass(frozen=True)
 class ImportanceNeeded(Event):
     """A plan was made as with an importance matrix, which its type cannot do without, and none was given."""
 

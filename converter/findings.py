@@ -36,6 +36,7 @@ CHECKS = {
     "type": "a tensor in another type than the file's recipe gives it",
     "tied": "tied weights stored apart that differ, or an own output that was left out",
     "values": "values further from the source than a correct encoder gets",
+    "calibration": "made with a calibration that is not here: errors are measured, bytes are not proven",
     "blocks": "blocks that differ from what the encoder writes, in a file that it wrote",
     "nonfinite": "NaN or infinity that the source does not have",
     "zero": "a tensor that is all zero and is not so in the source",

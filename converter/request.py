@@ -123,12 +123,14 @@ class Types:
     exact: bool = False
     profile: str | None = None
     calibration: Path | None = None
+    calibrate: Path | None = None
 
     def __post_init__(self) -> None:
         _settle(
             self,
             recipe=Mixture.of(self.recipe),
             calibration=None if self.calibration is None else Path(self.calibration),
+            calibrate=None if self.calibrate is None else Path(self.calibrate),
             tensor_types=tuple((pattern, type_) for pattern, type_ in self.tensor_types),
             imatrix=None if self.imatrix is None else _path(self.imatrix),
             include_weights=tuple(self.include_weights),
@@ -202,6 +204,7 @@ class Fields(TypedDict, total=False):
     exact: bool
     profile: str | None
     calibration: PathLike | None
+    calibrate: PathLike | None
     arch: str | None
     pre: str | None
     name: str | None

@@ -49,6 +49,7 @@ OTHER: dict[str, Any] = {
     "exact": True,
     "profile": "opset18",
     "calibration": Path("text.txt"),
+    "calibrate": Path("llama.calibration.safetensors"),
     "effort": 1,
     "recipe": Mixture("Q4_0", (Rule("output.weight", "Q6_K", kl=0.5),), "llama", 2, "by hand"),
     "spread": (Path("disk"),),
@@ -70,6 +71,7 @@ def test_the_keywords_are_the_fields_of_the_parts() -> None:
         "imatrix",
         "mmproj",
         "calibration",
+        "calibrate",
         "spread",
     }  # lists and texts are taken, too
     own = {name: hint for kind in PARTS.values() for name, hint in get_type_hints(kind).items()}

@@ -161,6 +161,11 @@ def adapter(text: str) -> tuple[Path, float]:
     return source_path(folder), number
 
 
+def calibration(text: str) -> str | Path:
+    """`own` and `random`, or a file of this machine."""
+    return text if text in ("own", "random") else file_path(text)
+
+
 def folders(text: str) -> list[Path]:
     """`DIR,DIR` as folders of this machine; one that is there may have commas in its name."""
     return [file_path(each) for each in ([text] if Path(text).is_dir() else text.split(","))]
@@ -246,7 +251,12 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
     )
     add(
         "--calibration", type=file_path, metavar="TEXT",
-        help="text that finds the ranges of activations for --quant int8-static (ONNX)",
+        help="text that finds the ranges of activations for --quant int8-static (ONNX); for a GGUF see --calibrate",
+    )  # fmt: skip
+    add(
+        "--calibrate", type=calibration, metavar="own|random|FILE",
+        help="encode a GGUF's blocks with error feedback, calibrated by a text that the model writes itself, by tokens "
+        "by lot, by the text in FILE, or by a .calibration.safetensors that is there (docs/calibration.md)",
     )  # fmt: skip
     add("--exact", action="store_true", help="ONNX: matrices of codes meet activations as they are, not in 8 bits")
     add(
@@ -534,6 +544,10 @@ def request_of(args: argparse.Namespace) -> Request:
     """The request that the arguments of a command make; what the command does not ask for has its default."""
     from converter.request import FIELDS, Request
 
+    if isinstance(getattr(args, "calibrate", None), str):
+        raise UsageError(
+            f"--calibrate {args.calibrate}: makes a calibration, which `convert` does; name the file that it kept"
+        )
     given = vars(args) | {"tensor_types": args.tensor_type, "format": args.target_type}
     if isinstance(path := given.get("recipe"), Path):
         from converter.quant.recipe_files import read_recipe

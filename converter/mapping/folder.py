@@ -31,7 +31,8 @@ DTYPE_KEYS = ("torch_dtype", "dtype")
 # Keys that say how the file is written, or that its tensors and its config.json say again.
 REDUNDANT = (
     "general.architecture", "general.alignment", "general.file_type", "general.quantization_version",
-    "tokenizer.chat_templates", "converter.effort",
+    "tokenizer.chat_templates", "converter.effort", "converter.calibration.kind", "converter.calibration.sha256",
+    "converter.calibration.tokens", "converter.calibration.damping",
 )  # fmt: skip
 LOWERCASE = "tokenizer.ggml.normalizer.lowercase"
 TEMPLATES = "additional_chat_templates/"

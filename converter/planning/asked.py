@@ -44,6 +44,7 @@ def check(draft: Draft) -> Draft:
         raise UsageError(f"--scale {request.types.scale}: says how --scheme finds scales, and has no effect without")
     _check_imatrix(request.types)
     _check_effort(request.types)
+    _check_calibrate(draft)
     if draft.opened.dialect == "peft" and target.dialect != "peft":
         _check_adapter(draft)
     elif draft.opened.base is not None and draft.route.map != "hf->gguf":
@@ -154,6 +155,14 @@ def _check_effort(types: Types) -> None:
         raise UsageError(f"--effort {types.effort}: there are {EFFORTS[0]} to {EFFORTS[-1]}")
     if types.effort and (types.quant is None or not recipe(types.quant, graph=True).quantized):
         raise UsageError("--effort has no effect without blocks to encode; say --quant TYPE")
+
+
+def _check_calibrate(draft: Draft) -> None:
+    types = draft.request.types
+    if types.calibrate is None:
+        return
+    if draft.to_graph or types.quant is None or not recipe(types.quant, graph=True).quantized:
+        raise UsageError("--calibrate: makes good what blocks of a GGUF lose; say --quant TYPE, and a GGUF as OUT")
 
 
 def detach(draft: Draft) -> Draft:

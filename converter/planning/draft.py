@@ -13,6 +13,7 @@ from converter.graphs.profiles import PROFILES, STANDARD, Profile
 from converter.mapping.tensors import Translation
 from converter.planning.calibration import Calibration
 from converter.planning.plan import TRACED, Route, Step, graph_way, route, target_dialect
+from converter.quant.feedback import Calibration as Feedback
 from converter.quant.imatrix import ImportanceMatrix
 from converter.quant.recipes import Choice, Recipe, recipe
 from converter.quant.targets import Packed
@@ -38,13 +39,14 @@ class Draft:
         mapped: what the architecture said, where names were mapped.
         packed: the scheme's tensors and settings, where a folder's weights are packed by one.
         matrix: the importance matrix, once it is open.
+        feedback: how the inputs of matrices go together, once that file is open.
         weighted: whether types are chosen for encoders that follow one, be it at hand or not.
         foreseen: whether one that is needed and not at hand is planned for; such a plan cannot be carried out.
         read: the tensors as they were read, under their new names.
         intermediate: the same in the types of the implied intermediate file.
         choices: the type of each tensor of the output, and why.
         mixed: whether these are a mixture's, and others than the recipe alone gives.
-        weights: the entries of the matrix that encoders follow.
+        weights: the entries of the matrix, or of the calibration, that encoders follow.
         layout: the files to be.
         calibration: what finds ranges of activations before these are written.
     """
@@ -61,6 +63,7 @@ class Draft:
     mapped: Translation | None = None
     packed: Packed | None = None
     matrix: ImportanceMatrix | None = None
+    feedback: Feedback | None = None
     weighted: bool = False
     foreseen: bool = False
     read: Mapping[str, LazyTensor] = field(default_factory=dict)
@@ -189,7 +192,8 @@ def run(draft: Draft, passes: Iterable[Pass]) -> Draft:
         try:
             draft = each(draft)
         except BaseException:
-            if draft.matrix is not None:
-                draft.matrix.close()
+            for opened in (draft.matrix, draft.feedback):
+                if opened is not None:
+                    opened.close()
             raise
     return draft

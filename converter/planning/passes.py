@@ -13,10 +13,10 @@ from converter.planning.card import made_card
 from converter.planning.files import describe, encode, lay_out, name_file, speak
 from converter.planning.graph import write_graph
 from converter.planning.model import map_names, merge, narrow, pack, unpack, widen
-from converter.planning.types import choose, open_matrix, weigh
+from converter.planning.types import choose, open_calibration, open_matrix, weigh
 
 ASKED = (check, detach)
 MODEL = (widen, unpack, merge, map_names, narrow, pack)
-TYPES = (open_matrix, choose, weigh)
+TYPES = (open_matrix, open_calibration, choose, weigh)
 FILES = (encode, speak, describe, made_card, write_graph, name_file, lay_out)
 PASSES = (*ASKED, *MODEL, *TYPES, *FILES)

@@ -23,7 +23,7 @@ from converter.storage import output
 from converter.storage.layout import FileLayout, Layout
 from converter.tensors.bound import Bound
 from converter.tensors.dtypes import dtype
-from converter.tensors.encode import Importance, Watch
+from converter.tensors.encode import Feedback, Importance, Watch
 from converter.tensors.tensor import LazyTensor, TensorInfo
 from converter.text import counted, human_bytes
 
@@ -93,7 +93,7 @@ class Step:
         read: the tensor as it was read, under its new name.
         intermediate: the same in the type of the implied intermediate file; the same object where there is none.
         choice: the type that it gets, and the rule that chose it.
-        weights: the entry of the importance matrix that its encoder follows, if any.
+        weights: the entry of the importance matrix that its encoder follows, or that of a calibration, if any.
         effort: how hard its encoder tries.
         bound: how far its numbers are from those of the codes that it arrived in, or is packed in; None where it is
             neither.
@@ -143,7 +143,12 @@ class Step:
     @property
     def imatrix(self) -> bool:
         """Whether its encoder follows an entry of the importance matrix."""
-        return self.weights is not None
+        return self.weights is not None and not self.calibrated
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the errors of its columns are spread by a calibration."""
+        return isinstance(self.weights, Feedback)
 
     def as_dict(self) -> dict[str, Any]:
         """The step as JSON."""
@@ -156,6 +161,7 @@ class Step:
             "bytes": self.bytes,
             "rule": self.rule,
             "imatrix": self.imatrix,
+            "calibrated": self.calibrated,
             "codes": self.bound.as_dict() if self.bound is not None else None,
         }
 

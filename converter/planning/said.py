@@ -6,7 +6,7 @@ from collections import Counter
 
 from converter.metadata import Metadata, Value
 from converter.planning.draft import Draft
-from converter.quant import imatrix
+from converter.quant import feedback, imatrix
 from converter.quant.mixtures import digest
 from converter.quant.recipes import RECIPES
 from converter.tensors.dtypes import dtype
@@ -32,16 +32,22 @@ def said(draft: Draft) -> Metadata:
         file_type = old if type(old) is int and 0 <= old < 1 << 32 else _dense_file_type(draft)
     if draft.stays_packed:
         file_type = _packed_file_type(draft)
-    own = {
+    own: Metadata = {
         "general.quantization_version": Value("u32", QUANTIZATION_VERSION),
         "general.file_type": Value("u32", file_type),
     }
     encodes = draft.recipe is not None and draft.recipe.quantized
-    replaced = (*own, *(imatrix.KEYS if draft.matrix else ()), *((EFFORT_KEY, TYPES_KEY) if encodes else ()))
+    replaced = (
+        *own,
+        *(imatrix.KEYS if draft.matrix else ()),
+        *((EFFORT_KEY, TYPES_KEY, *feedback.KEYS) if encodes else ()),
+    )
     if encodes and (effort := draft.request.types.effort):
         own[EFFORT_KEY] = Value("u32", effort)
     if draft.mixed:
         own[TYPES_KEY] = Value("str", digest({name: choice.type for name, choice in draft.choices.items()}))
+    if encodes and draft.feedback is not None:
+        own |= draft.feedback.metadata()
     kept = {key: value for key, value in metadata.items() if key not in replaced}
     return kept | own | (draft.matrix.metadata() if draft.matrix else {})
 

@@ -16,7 +16,7 @@ from converter.planning.draft import Draft, begin, run
 from converter.planning.model import meaning
 from converter.planning.passes import ASKED, FILES, MODEL
 from converter.planning.plan import Plan
-from converter.planning.types import choose, open_matrix, weigh
+from converter.planning.types import choose, open_calibration, open_matrix, weigh
 from converter.request import Request, Source
 from converter.storage.layout import Layout
 
@@ -43,14 +43,14 @@ def build_several(
     def begun(request: Request) -> Draft:
         return begin(opened, target, request, path, unnamed=unnamed, foreseen=foreseen)
 
-    first = run(begun(requests[0]), (*ASKED, *MODEL, open_matrix))
+    first = run(begun(requests[0]), (*ASKED, *MODEL, open_matrix, open_calibration))
     models = {meaning(requests[0].types): first}
     plans: list[Plan] = []
     for request in requests:
         key = meaning(request.types)
         if key not in models:  # codes of the source stay in some quants, say, and not in others
             other = run(begun(request), (*ASKED, *MODEL))
-            models[key] = replace(other, matrix=first.matrix, weighted=first.weighted)
+            models[key] = replace(other, matrix=first.matrix, feedback=first.feedback, weighted=first.weighted)
         plans.append(finished(_own(models[key], request, first=not plans), source))
     names = [file.path for plan in plans for file in plan.layout.files]
     if len(set(names)) < len(names):

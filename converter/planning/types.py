@@ -12,7 +12,7 @@ from converter.formats.base import Format
 from converter.metadata import Array, Value
 from converter.planning.draft import Draft
 from converter.planning.graph import for_graph, for_trace
-from converter.quant import imatrix, mixtures
+from converter.quant import feedback, imatrix, mixtures
 from converter.quant.imatrix import Foreseen
 from converter.quant.recipes import Choice, ModelFacts, Options, TensorSpec, assign, needs_imatrix, recipe
 from converter.storage.files import remembering
@@ -39,6 +39,25 @@ def open_matrix(draft: Draft) -> Draft:
     own = draft.checkpoint
     own = own.replace(files=(*own.files, matrix.path), closers=(*own.closers, matrix.close))
     return replace(draft, checkpoint=own, matrix=matrix, weighted=True)
+
+
+def open_calibration(draft: Draft) -> Draft:
+    """The calibration that the request names, which the output then also reads from.
+
+    Raises:
+        CorruptFile, UsageError, OutputError: as `quant.feedback.open_calibration`.
+    """
+    path = draft.request.types.calibrate
+    if path is None:
+        return draft
+    try:
+        with remembering(draft.checkpoint.opened):
+            opened = feedback.open_calibration(path)
+    except OutputError as error:  # it is another file than what is converted
+        raise type(error)(f"--calibrate {error}") from error
+    own = draft.checkpoint
+    own = own.replace(files=(*own.files, opened.path), closers=(*own.closers, opened.close))
+    return replace(draft, checkpoint=own, feedback=opened)
 
 
 def choose(draft: Draft) -> Draft:
@@ -183,10 +202,10 @@ def _plain_type(tensor: LazyTensor, wanted: DType | None, target: Format, report
 
 
 def weigh(draft: Draft) -> Draft:
-    """The entry of the importance matrix that each tensor's encoder follows.
+    """The entry of the importance matrix that each tensor's encoder follows, or, where it has one, of the calibration.
 
     Raises:
-        MissingImportance, QuantizationError: as `quant.imatrix.assign_weights`.
+        MissingImportance, QuantizationError: as `quant.imatrix.assign_weights` and `quant.feedback.assign_feedback`.
     """
     if draft.recipe is None:
         return draft
@@ -198,4 +217,8 @@ def weigh(draft: Draft) -> Draft:
         return replace(draft, weights={info.name: Foreseen(info) for info in wanted})
     weights, events = imatrix.assign_weights(draft.matrix, draft.recipe, infos, types)
     draft.report.extend(events)
-    return replace(draft, weights=weights)
+    if draft.feedback is None:
+        return replace(draft, weights=weights)
+    spread, events = feedback.assign_feedback(draft.feedback, infos, types)
+    draft.report.extend(events)
+    return replace(draft, weights={**weights, **spread})

@@ -236,7 +236,7 @@ def _measure_rows(pair: Pair, start: int, stop: int, encode: bool) -> Measured:
 def _derived(pair: Pair, reference: Floats) -> tuple[float, float]:
     """The most noise and the expected noise, by docs/bounds.md; with that of an intermediate file's rounding."""
     dtype, between = pair.candidate.info.dtype, pair.rounded.info.dtype
-    if dtype.name not in bounds.TYPES:
+    if dtype.name not in bounds.TYPES or pair.spread:
         return 0.0, 0.0
     weighted = pair.weights is not None or not pair.explained
     most, expected = bounds.noise_bound(reference, dtype, weighted=weighted), bounds.expected_noise(reference, dtype)
@@ -260,6 +260,8 @@ def _equal(a: Rows, b: Rows) -> bool:
 def _encoded(pair: Pair, start: int, stop: int, reference: Floats, encode: bool) -> tuple[bool, Rows | None]:
     """The bytes that a correct encoder makes of these rows, and whether they must be the stored ones."""
     info, own = pair.candidate.info, pair.reference.info.dtype
+    if pair.spread and not pair.explained:
+        return False, None
     if own is info.dtype and pair.rounded is pair.reference:
         return True, np.ascontiguousarray(pair.reference.rows(start, stop))
     if not encode or not kernels.encodable(info.dtype):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ArchitectureError, MissingImportance, UnsupportedFeature
+from converter.errors import ArchitectureError, MissingImportance, UnsupportedFeature, UsageError
 from converter.events import Report, SettingLost
 from converter.findings import Finding
 from converter.formats.base import Format
@@ -24,15 +25,16 @@ from converter.planning.draft import Draft, begin, run
 from converter.planning.passes import MODEL
 from converter.planning.plan import Step
 from converter.planning.said import EFFORT_KEY, TYPES_KEY
-from converter.planning.types import choose, open_matrix, weigh
-from converter.quant import imatrix
+from converter.planning.types import choose, open_calibration, open_matrix, weigh
+from converter.quant import feedback, imatrix
 from converter.quant.mixtures import digest
 from converter.quant.recipes import RECIPES, Choice, Recipe
 from converter.quant.sources import scheme_of
 from converter.quant.targets import told
 from converter.request import EFFORTS, Request
+from converter.tensors import kernels
 from converter.tensors.dtypes import F16, F32, INT8, DType, dtype
-from converter.tensors.encode import Importance, encoded
+from converter.tensors.encode import Feedback, Importance, encoded
 from converter.tensors.operands import KINDS
 from converter.tensors.tensor import LazyTensor
 
@@ -47,7 +49,8 @@ class Pair:
     `reference` are the values of the source, `rounded` the same in the type of the implied intermediate file (the same
     object where there is none); `weights` is the importance its encoder had, `effort` how
     hard it tried. `explained` is False where the encoder
-    followed an importance matrix that is not at hand, so that its bytes cannot be made again.
+    followed an importance matrix or a calibration that is not at hand, so that its bytes cannot be made again;
+    `spread` is whether errors were spread by a calibration, at hand or not, so that no bound of its type holds.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Pair:
     weights: Importance | None = None
     effort: int = 0
     explained: bool = True
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Pairing:
     expected: Mapping[str, object] = field(default_factory=dict)
     #: tensors of the target without a partner, for what they may be
     left_over: Mapping[str, LazyTensor] = field(default_factory=dict)
-    #: what lets go of the importance matrix, when all is measured
+    #: what lets go of the importance matrix and the calibration, when all is measured
     closers: tuple[Callable[[], None], ...] = ()
 
 
@@ -96,8 +100,11 @@ def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Reques
 def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     weighted = any(key in target.config for key in IMATRIX_KEYS)
     quant = draft.request.types.quant or (None if _kept(draft, target) else _said_recipe(target, draft.opened))
-    draft = replace(draft, request=draft.request.replace(quant=quant, effort=_effort(draft, target)), weighted=weighted)
-    draft = run(draft, (*MODEL, open_matrix, choose))
+    calibrate = _calibrate(draft, target)
+    request = draft.request.replace(quant=quant, effort=_effort(draft, target), calibrate=calibrate)
+    draft = run(replace(draft, request=request, weighted=weighted), (*MODEL, open_matrix, open_calibration, choose))
+    calibrated = feedback.said_calibration(target.config)
+    _check_calibration(draft, calibrated, target)
     if draft.to_graph:
         draft = replace(draft, choices=_as_calculated(draft.choices, target))
     recorded = draft.request.types.recipe is None and not draft.to_graph and _is_recorded(target)
@@ -107,22 +114,29 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     pairs, findings = _match(_wanted(draft), target)
     if recorded:
         findings.append(Finding("type", TYPES_KEY, "types are those of a recipe file, as was recorded", failed=False))
-    made = []
+    not_here = calibrated is not None and draft.feedback is None
+    made, unproven = [], 0
     for found in pairs:
         step, type_ = steps[found.name], found.candidate.info.dtype.name
-        unknown = weighted and draft.matrix is None and type_ in imatrix.WEIGHTED
+        spread = isinstance(step.weights, Feedback) or (not_here and _may_be_spread(found))
+        unproven += spread and not_here
+        unknown = (weighted and draft.matrix is None and type_ in imatrix.WEIGHTED) or (spread and not_here)
         if draft.to_graph and type_ == F32.name and step.type in KINDS:
             made.append(replace(found, rounded=_with_short_scales(step, draft), explained=not unknown))
             continue
         made.append(
-            replace(found, rounded=step.intermediate, weights=step.weights, effort=step.effort, explained=not unknown)
-        )
+            replace(
+                found, rounded=step.intermediate, weights=step.weights, effort=step.effort, explained=not unknown,
+                spread=spread,
+            )
+        )  # fmt: skip
         if type_ != step.type and (type_ != step.source_type or (recipe is not None and recipe.quantized)):
             findings.append(_type_finding(step, type_, recipe))
     lost = (event for event in draft.report.events if isinstance(event, SettingLost))
     findings += [Finding("metadata", f"config.json: {event.key}", event.told, failed=False) for event in lost]
-    left_over, closers = _left_over(draft.read, target), (draft.matrix.close,) if draft.matrix else ()
-    return Pairing(tuple(made), tuple(findings), _keys(draft, target), left_over, closers)
+    findings += [_not_here(target, calibrated, unproven)] if calibrated is not None and unproven else []
+    closers = tuple(opened.close for opened in (draft.matrix, draft.feedback) if opened is not None)
+    return Pairing(tuple(made), tuple(findings), _keys(draft, target), _left_over(draft.read, target), closers)
 
 
 def _wanted(draft: Draft) -> Mapping[str, LazyTensor]:
@@ -149,6 +163,44 @@ def _effort(draft: Draft, target: Checkpoint) -> int:
             f"{target.path}: {EFFORT_KEY} is {effort}, which no encoder here knows; a newer version wrote it?"
         )
     return effort
+
+
+def _calibrate(draft: Draft, target: Checkpoint) -> Path | None:
+    """The calibration that the target was made with: as was asked for, or that which lies beside it or the source."""
+    asked, said = draft.request.types.calibrate, feedback.said_calibration(target.config)
+    if asked is not None or not said:
+        return asked
+    found = (feedback.beside(path, said) for path in (target.path, draft.opened.path))
+    return next((each for each in found if each is not None), None)
+
+
+def _check_calibration(draft: Draft, said: str | None, target: Checkpoint) -> None:
+    """Refuse another calibration than the target's.
+
+    Raises:
+        UsageError: as said.
+    """
+    given = draft.feedback
+    if given is not None and said is not None and given.sha256 != said:
+        given.close()
+        raise UsageError(
+            f"--calibrate {given.path}: is another calibration ({given.sha256[:12]}) than that which {target.path} "
+            f"was made with ({said[:12] or 'not said'})"
+        )
+
+
+def _may_be_spread(pair: Pair) -> bool:
+    own, info = pair.reference.info.dtype, pair.candidate.info
+    return info.dtype.name in kernels.FEEDBACK and own is not info.dtype and len(info.shape) > 1
+
+
+def _not_here(target: Checkpoint, said: str, count: int) -> Finding:
+    return Finding(
+        "calibration", str(target.path),
+        f"{count} tensors may be made with a calibration that is not here ({said[:12] or 'no digest'}): "
+        "their errors are measured, their bytes are not proven",
+        failed=False, hint=f"--calibrate FILE{feedback.SUFFIX} encodes with it and compares bytes",
+    )  # fmt: skip
 
 
 def _as_calculated(choices: Mapping[str, Choice], target: Checkpoint) -> dict[str, Choice]:
@@ -217,7 +269,8 @@ def _weighed(draft: Draft, target: Checkpoint) -> tuple[Step, ...]:
     own = {name: tensor.info.dtype.name for name, tensor in target.tensors.items()}
     types = {name: replace(choice, type=own.get(name, choice.type)) for name, choice in draft.choices.items()}
     try:
-        weights = run(replace(draft, choices=types), (weigh,)).weights if draft.matrix is not None else {}
+        known = draft.matrix is not None or draft.feedback is not None
+        weights = run(replace(draft, choices=types), (weigh,)).weights if known else {}
     except MissingImportance:
         weights = {}
     return replace(draft, weights=weights).steps

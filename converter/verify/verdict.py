@@ -73,6 +73,8 @@ def _judge_one(m: Measured, strict: bool) -> Finding | None:
                 "values", name, f"{m.found.differing_values:,} of {info.n_elements:,} values differ; none may"
             )
         return None
+    if m.pair.spread and not m.tried:
+        return _beyond_all(m)
     if not m.tried:
         return _beyond_bound(m) or _beyond_derived(m)
     if not m.differing:
@@ -88,6 +90,13 @@ def _judge_one(m: Measured, strict: bool) -> Finding | None:
             hint="changed after it was written, or made by another encoder; read the source again",
         )  # fmt: skip
     return None
+
+
+def _beyond_all(m: Measured) -> Finding | None:
+    """Of blocks whose errors were spread by a calibration, which no bound of their type holds."""
+    if m.found.noise <= m.found.energy:
+        return None
+    return Finding("values", m.pair.name, "the error is larger than what the source holds: these are other weights")
 
 
 def _beyond_bound(m: Measured) -> Finding | None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import architectures, builders, importance, models
+from support.calibrations import write_calibration
 
 import converter
 from converter import workers
@@ -72,7 +73,18 @@ def test_a_step_prints_what_it_printed() -> None:
     """The fields of the JSON, with a source of several tensors and a type that did not fit."""
     plan = planned(STORIES, "out.gguf", Request(quant="q4_k_m"))
     first = plan.steps[0].as_dict()
-    assert list(first) == ["name", "sources", "shape", "source_type", "type", "bytes", "rule", "imatrix", "codes"]
+    assert list(first) == [
+        "name",
+        "sources",
+        "shape",
+        "source_type",
+        "type",
+        "bytes",
+        "rule",
+        "imatrix",
+        "calibrated",
+        "codes",
+    ]
     down = next(step for step in plan.steps if step.name == DOWN)
     assert down.choice.fallback_from is not None
     assert down.rule.endswith(f"; rows do not fit {down.choice.fallback_from} -> {down.type}")
@@ -85,6 +97,7 @@ def test_a_step_prints_what_it_printed() -> None:
         "bytes": 64 * 172 * 2,
         "rule": down.rule,
         "imatrix": False,
+        "calibrated": False,
         "codes": None,
     }
 
@@ -170,8 +183,9 @@ def test_a_plan_names_its_ends(source: Source | None, tmp_path: Path) -> None:
 def test_the_groups_are_the_whole_way() -> None:
     assert PASSES == (*ASKED, *MODEL, *TYPES, *FILES)
     assert [each.__name__ for each in PASSES] == [
-        "check", "detach", "widen", "unpack", "merge", "map_names", "narrow", "pack", "open_matrix", "choose", "weigh",
-        "encode", "speak", "describe", "made_card", "write_graph", "name_file", "lay_out",
+        "check", "detach", "widen", "unpack", "merge", "map_names", "narrow", "pack", "open_matrix",
+        "open_calibration", "choose", "weigh", "encode", "speak", "describe", "made_card", "write_graph",
+        "name_file", "lay_out",
     ]  # fmt: skip
 
 
@@ -233,6 +247,7 @@ WITH: dict[str, tuple[str, dict[str, Any]]] = {
     "embedding_type": ("out.gguf", {"quant": "q8_0"}),
     "imatrix": ("out.gguf", {"quant": "q4_0"}),
     "effort": ("out.gguf", {"quant": "q4_0"}),
+    "calibrate": ("out.gguf", {"quant": "q4_0"}),
     "include_weights": ("out.gguf", {"quant": "q4_0", "imatrix": IMATRIX}),
     "exclude_weights": ("out.gguf", {"quant": "q4_0", "imatrix": IMATRIX}),
     "dtype": ("out.safetensors", {}),
@@ -258,12 +273,18 @@ OTHER: dict[str, Any] = {
 }  # fmt: skip
 
 
+def calibration(folder: Path) -> Path:
+    """One for the small model, of one tensor."""
+    name = "blk.0.attn_q.weight"
+    return write_calibration(folder / "c.safetensors", {name: [np.eye(64)]}, {name: [name, [0]]})
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_different_requests_make_different_plans(name: str, tmp_path: Path) -> None:
     target, also = WITH.get(name, ("out.gguf", {}))
     source = architectures.build("gemma3-mmproj", tmp_path) if name == "mmproj" else STORIES  # which has no other file
     request = Request(**also)
-    other = request.replace(**{name: OTHER[name]})
+    other = request.replace(**{name: calibration(tmp_path) if name == "calibrate" else OTHER[name]})
     assert planned(source, tmp_path / target, request) != planned(source, tmp_path / target, other)
 
 

@@ -27,6 +27,7 @@ from converter.cli.arguments import (
     target_of,
     threads_argument,
 )
+from converter.cli.calibration import calibrated, calibration_arguments
 from converter.cli.colour import say
 from converter.cli.console import print_events, print_table, warn
 from converter.cli.next_steps import is_model, modelfile_place, show_next_steps
@@ -67,6 +68,7 @@ VERB = Verb(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What a conversion needs to know, and what only is done, not planned."""
     plan_arguments(parser)
+    calibration_arguments(parser.add_argument_group("calibration"))
     parser.add_argument(
         "--modelfile", action="store_true", help="also write Ollama's Modelfile of the GGUF, beside it (NAME.Modelfile)"
     )
@@ -128,7 +130,10 @@ def run(args: argparse.Namespace) -> Outcome:
         return _extracted(args)
     from converter import engines, pipeline
 
-    started, found = time.monotonic(), found_mixture(args, VERB.name, args.target)
+    started = time.monotonic()
+    how, args.calibrate = args.calibrate, None
+    found = found_mixture(args, VERB.name, args.target)
+    args.calibrate = calibrated(args, how, requests_of(args, found), target_of(args, found))
     requests = requests_of(args, found)
     with engines.opened(args.engine, args.threads) as engine, showing(args, VERB.name) as progress:
         plans = pipeline.convert_several(
