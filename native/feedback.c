@@ -92,7 +92,7 @@ static void fit(const lattice *t, const column *x, int64_t n, int64_t first, con
         for (int l = 0; l < STRIP; ++l) r->rows[l * t->elements + i] = x[first + i][l];
     }
     t->encode(r->rows, r->bytes, STRIP, t->elements, r->weights);
-    if (effort && t->effort) t->effort(r->rows, r->bytes, STRIP, t->elements, r->weights);
+    if (effort && t->effort) t->effort(r->rows, r->bytes, STRIP, t->elements, r->weights, effort);
     for (int l = 0; l < STRIP; ++l) {
         float step[SUPER / 16], offset[SUPER / 16] = {0};
         t->steps(r->bytes + l * t->size, step, offset);

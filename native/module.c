@@ -140,7 +140,7 @@ static PyObject *feedback(PyObject *self, PyObject *args) {
     Py_ssize_t row;
     int level = 0;
     if (!PyArg_ParseTuple(args, "sOOnO|i:feedback", &name, &x_object, &out_object, &row, &factor_object, &level)) return NULL;
-    if (level < 0 || level > 1) return PyErr_Format(PyExc_ValueError, "effort is 0 or 1, not %d", level);
+    if (level < 0 || level > MOST_EFFORT) return PyErr_Format(PyExc_ValueError, "effort is 0 to %d, not %d", MOST_EFFORT, level);
     const kernel *k = get_kernel(name);
     if (!k) return NULL;
     feedback_fn *encodes = find_feedback(name);
