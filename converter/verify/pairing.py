@@ -344,7 +344,7 @@ def _match(tensors: Mapping[str, LazyTensor], target: Checkpoint) -> tuple[list[
         candidate = target.tensors.get(name)
         if candidate is None:
             findings.append(_missing(name, tensor))
-        elif candidate.info.shape != tensor.info.shape:
+        elif not _same_shape(candidate.info.shape, tensor.info.shape, target):
             shapes = f"has shape {_shape(candidate.info.shape)}, the source gives {_shape(tensor.info.shape)}"
             turned = candidate.info.shape == tuple(reversed(tensor.info.shape))
             findings.append(Finding("shape", name, shapes, hint="it looks transposed" if turned else ""))
@@ -352,6 +352,19 @@ def _match(tensors: Mapping[str, LazyTensor], target: Checkpoint) -> tuple[list[
             pairs.append(Pair(name, tensor, tensor, candidate))
     findings += [_extra(name, target, tensors) for name in target.tensors if name not in tensors]
     return pairs, findings
+
+
+def _same_shape(one: tuple[int, ...], other: tuple[int, ...], target: Checkpoint) -> bool:
+    """Whether two shapes are the same; ggml does not count outer axes of one, and llama-quantize drops them."""
+    if target.dialect != "gguf":
+        return one == other
+    return _without_outer_ones(one) == _without_outer_ones(other)
+
+
+def _without_outer_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def _missing(name: str, tensor: LazyTensor) -> Finding:

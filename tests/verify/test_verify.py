@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support import importance, models
 from support.faults import FAULTS, UP, Fault, Workshop, flip, in_bytes
-from support.rewriting import rewritten, without
+from support.rewriting import reshaped, rewritten, without
 
 import converter
 from converter import Request
@@ -60,6 +60,15 @@ def test_no_false_alarm(name: str, quant: str, shop: Workshop) -> None:
     assert result.passed and not result.findings
     assert all(tensor.reproduced for tensor in result.tensors)
     assert verify(shop.source(name), shop.good(name, quant), encode=False).passed
+
+
+def test_outer_axes_of_one_are_no_difference(shop: Workshop, tmp_path: Path) -> None:
+    """llama-quantize leaves them out, as ggml does not count them."""
+    good = shop.good("llama3-256", "q4_k_m")
+    with_one = rewritten(good, tmp_path / "one.gguf", None, reshaped("output_norm.weight", (1, 256)))
+    assert verify(shop.source("llama3-256"), with_one).passed
+    turned = rewritten(good, tmp_path / "turned.gguf", None, reshaped("output_norm.weight", (256, 1)))
+    assert failed(verify(shop.source("llama3-256"), turned)) == {("output_norm.weight", "shape")}
 
 
 def test_a_mixture_of_ones_own(shop: Workshop, tmp_path: Path) -> None:
