@@ -25,7 +25,7 @@ from converter.errors import UnsupportedFeature, UsageError, about
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.formats.registry import source_format
-from converter.housekeeping.hashes import Hashes, hashes
+from converter.housekeeping.hashes import Hashes, TensorHash, hashes
 from converter.mapping.recovered import alike, open_model
 from converter.mapping.view import HEADS, view
 from converter.metadata import number_of
@@ -65,9 +65,7 @@ def certify(
     started = time.monotonic()
     request = (request or Request()).replace(allow_requantize=True, tensor_types=(), effort=0)
     source, target = Source.of(source), Source.of(target)
-    for path in (*source.paths, target.path, *filter(None, [request.types.imatrix])):
-        if is_elsewhere(path):
-            raise UsageError(f"{path}: lies elsewhere; certify reads every byte more than once, so fetch it first")
+    _refuse_elsewhere((*source.paths, target.path, *filter(None, [request.types.imatrix])))
     with about(source.path):
         left = open_model(source, request.model.arch)
     with span("certify"), left, about(target.path), open_model(target, request.model.arch) as right:
@@ -75,24 +73,27 @@ def certify(
             raise UnsupportedFeature(
                 f"{target.path}: is {right.format}; a GGUF can be certified, `convert verify` does more"
             )
-        # Hashed while both sides are open: `check` says at the end that no file is another than it was then.
-        hashed = hashes(target, threads=threads, progress=progress)
         writer = source_format(target.path, target.format)
+        hashed = hashes(target, threads=threads, progress=progress)
         run = _Run(*alike(left, right), writer, request, threads, progress)
         with ExitStack() as held:
             proofs, findings, way = run.prove(hashed, held)
         made_by = mixture(run.left, run.right, writer, request)
+        subjects = digests({path.name: path for path in right.files}, "", threads)
+        materials = _digested_materials(source, left, request, threads)
+        # All of it was read while both sides were open: no file is another now than it was then.
         left.check()
         right.check()
-        subjects = digests({path.name: path for path in right.files}, "", threads)
-        materials = digests(materials_of(source, left), "source", threads)
-        if request.types.imatrix is not None:
-            own = request.types.imatrix
-            materials += digests({own.name: own}, "importance matrix", threads)
     return Certificate(
         str(source.path), str(target.path), proofs, findings, way, made_by, hashed.root, hashed.metadata_root, subjects,
         materials, asked(request), time.monotonic() - started,
     )  # fmt: skip
+
+
+def _refuse_elsewhere(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if is_elsewhere(path):
+            raise UsageError(f"{path}: lies elsewhere; certify reads every byte more than once, so fetch it first")
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class _Run:
         way = next((each.variant.name for each in derived.values()), "")
         return proofs, tuple(self._findings(pairing, first, proofs)), way
 
-    def _proof(self, own: Any, derived: Mapping[str, Derived]) -> TensorProof:
+    def _proof(self, own: TensorHash, derived: Mapping[str, Derived]) -> TensorProof:
         found = derived.get(own.name)
         proof = TensorProof(own.name, own.dtype, own.shape, own.nbytes, own.sha256, NOT)
         if found is None:
@@ -148,6 +149,11 @@ class _Run:
         views = view(self.left, self.request.model.arch), view(self.right, self.request.model.arch)
         keys = compare_metadata(pairing.expected, *views, self.request.model.pre)
         found = [*apart, *(self._stricter(each, pairing.expected) for each in keys), *self._unknown_matrix(proofs)]
+        if not pairing.expected:
+            message = "nothing that the source says gives its keys"
+            found.append(
+                Finding("metadata", self.right.path.name, message, hint="give it with its config and tokenizer")
+            )
         yield from sorted(found, key=lambda finding: not finding.failed)
 
     def _stricter(self, finding: Finding, expected: Mapping[str, object]) -> Finding:
@@ -174,7 +180,7 @@ def _pairs(pairing: Pairing) -> dict[str, Pair]:
     return pairs
 
 
-def _as_hashed(hashed: Hashes, target: Checkpoint) -> Iterator[Any]:
+def _as_hashed(hashed: Hashes, target: Checkpoint) -> Iterator[TensorHash]:
     """The hashes of tensors in the order of the file."""
     by_name = {each.name: each for each in hashed.tensors}
     return (by_name[name] for name in target.tensors)
@@ -192,6 +198,13 @@ def _effort(target: Checkpoint) -> int:
             f"{target.path}: {EFFORT_KEY} is {effort}, which no encoder here knows; a newer version wrote it?"
         )
     return effort
+
+
+def _digested_materials(
+    source: Source, opened: Checkpoint, request: Request, threads: int | None
+) -> tuple[Digest, ...]:
+    own, matrix = digests(materials_of(source, opened), "source", threads), request.types.imatrix
+    return own if matrix is None else own + digests({matrix.name: matrix}, "importance matrix", threads)
 
 
 def materials_of(source: Source, opened: Checkpoint) -> dict[str, Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import importance, models
+from support import architectures, importance, models
 from support.faults import FAULTS, UP, Fault, Workshop, flip, in_bytes
 from support.llama_quantizer import needs_llama, quantize
 from support.rewriting import again, rewritten, without
@@ -137,6 +137,15 @@ def test_the_result_does_not_depend_on_threads(threads: int, shop: Workshop) -> 
     assert one.tensors == other.tensors and one.root == other.root and one.subjects == other.subjects
 
 
+@needs_llama
+@pytest.mark.parametrize("name", ["bert-classifier", "ernie4_5-moe-tiny", "kimi-linear-tiny"])
+def test_axes_that_llama_quantize_drops(name: str, tmp_path: Path) -> None:
+    source, plain = architectures.build(name, tmp_path), tmp_path / "plain.gguf"
+    converter.convert(source, plain, Request())
+    assert quantize(plain, tmp_path / "out.gguf", 15)
+    assert_proven(certify(source, tmp_path / "out.gguf"))
+
+
 # ------------------------------------------------------------------------------------------ what is not proven
 
 
@@ -189,6 +198,15 @@ def test_another_model_and_less_of_it(shop: Workshop, tmp_path: Path) -> None:
     assert certify(shop.source("mistral-256"), good).verdict == VERDICTS[-1]
     less = rewritten(good, tmp_path / "less.gguf", None, without(UP))
     assert certify(shop.source("llama3-256"), less).verdict == VERDICTS[-1]
+
+
+def test_keys_of_which_the_source_says_nothing_are_not_proven(shop: Workshop, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((shop.source("llama3-256") / "model.safetensors").read_bytes())
+    converter.convert(bare, tmp_path / "bare.gguf", Request(tensors_only=True))
+    found = certify(bare, tmp_path / "bare.gguf", Request(tensors_only=True))
+    assert found.verdict == VERDICTS[-1] and not found.unproven
+    assert [each.check for each in found.findings if each.failed] == ["metadata"]
 
 
 def test_what_cannot_be_certified(shop: Workshop, tmp_path: Path) -> None:
