@@ -181,6 +181,7 @@ class FidelityError(ConverterError):
 
     exit_code = 41
     family = "fidelity"
+    words = "outside its bounds"
 
 
 class ProvenButFor(FidelityError):

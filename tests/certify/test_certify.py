@@ -17,7 +17,7 @@ from converter.certify import certify
 from converter.certify.arithmetic import PROVEN
 from converter.certify.results import VERDICTS, Certificate
 from converter.cli.main import main
-from converter.errors import NotFromSource, UnsupportedFeature, UsageError
+from converter.errors import ConverterError, NotFromSource, UnsupportedFeature, UsageError
 from converter.metadata import Value
 from converter.quant.recipes import RECIPES
 
@@ -258,3 +258,20 @@ def test_every_file_type_of_every_model(name: str, shop: Workshop, tmp_path: Pat
         assert_proven(certify(source, tmp_path / "own.gguf"))
         proven += 2
     assert proven > 30
+
+
+@pytest.mark.slow
+@needs_llama
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_every_architecture(name: str, tmp_path: Path) -> None:
+    """What llama-quantize makes of its sample, and what we do."""
+    source, plain = architectures.build(name, tmp_path), tmp_path / "plain.gguf"
+    try:
+        converter.convert(source, plain, Request())
+    except ConverterError as error:
+        pytest.skip(f"no model by itself: {error}")
+    if not quantize(plain, tmp_path / "out.gguf", 15):
+        pytest.skip("llama.cpp refuses it")
+    assert_proven(certify(source, tmp_path / "out.gguf"))
+    converter.convert(source, tmp_path / "own.gguf", Request(quant="q4_k_m", allow_requantize=True))
+    assert_proven(certify(source, tmp_path / "own.gguf"))
