@@ -295,9 +295,11 @@ static void check_feedback(int type, int kind, const float *x, const uint16_t *f
     const kernel *scalar = kernel_at(type);
     if (!find_feedback(scalar->name)) return;
     const size_t bytes = COUNT / (size_t)scalar->block * (size_t)scalar->size;
-    for (int effort = 0; effort < 2; ++effort) {
+    for (int effort = 0; effort <= MOST_EFFORT; ++effort) {
         uint8_t *expected = spread(scalar->name, x, bytes, factor, effort);
-        if (kind < KINDS) report(scalar->name, what, effort ? ", feedback, effort 1" : ", feedback", expected, bytes, NULL);
+        char how[32];
+        snprintf(how, sizeof how, ", feedback, effort %d", effort);
+        if (kind < KINDS) report(scalar->name, what, how, expected, bytes, NULL);
         for (const char *const *isa = available_isas(); *isa; ++isa) {
             select_isa(*isa);
             if (!equal_bytes(spread(scalar->name, x, bytes, factor, effort), expected, bytes)) fail(scalar->name, "feedback", *isa);

@@ -13,6 +13,7 @@ from support.calibrations import factor, inputs, packed
 from support.kernel_samples import ROW, SHAPES, sample
 
 from converter import _native
+from converter.request import EFFORTS
 from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES
 
@@ -70,7 +71,7 @@ def test_all_types_have_a_layout() -> None:
     assert list(LAYOUTS) and set(LAYOUTS) == kernels.FEEDBACK
 
 
-@pytest.mark.parametrize("effort", [0, 1])
+@pytest.mark.parametrize("effort", EFFORTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_column_is_what_the_corrected_weights_round_to(name: str, effort: int) -> None:
     """An oracle in numpy goes along: float32, column by column, errors as the blocks say they are."""
@@ -105,7 +106,7 @@ def test_every_processor_makes_the_same_bytes(name: str, restored: None) -> None
     samples = [*(sample(kind, 2).reshape(-1, ROW) for kind in SHAPES), odd]
     for isa in kernels.available_isas():
         _native.select_isa(isa)
-        made.append([kernels.encode_with_feedback(x, dtype, f, effort) for x in samples for effort in (0, 1)])
+        made.append([kernels.encode_with_feedback(x, dtype, f, effort) for x in samples for effort in EFFORTS])
     for other in made[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(made[0], other, strict=True))
 
@@ -159,5 +160,5 @@ def test_what_does_not_fit_is_refused() -> None:
         kernels.encode_with_feedback(w, DTYPES["Q4_K"], f[:-2])
     with pytest.raises(ValueError, match="IQ4_XS is not encoded with error feedback"):
         kernels.encode_with_feedback(w, DTYPES["IQ4_XS"], f)
-    with pytest.raises(ValueError, match="effort is 0 or 1, not 2"):
-        kernels.encode_with_feedback(w, DTYPES["Q4_K"], f, effort=2)
+    with pytest.raises(ValueError, match="effort is 0 to 3, not 4"):
+        kernels.encode_with_feedback(w, DTYPES["Q4_K"], f, effort=4)
