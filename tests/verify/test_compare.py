@@ -362,8 +362,8 @@ def test_json(capsys: pytest.CaptureFixture[str], narrow: Path) -> None:
     assert rows["F16"]["sqnr_db"] is None and rows["F16"]["nmse"] == 0
     assert {event["kind"] for event in rows["Q4_K_M"]["events"]} == {"TypeFallback"}
     assert set(rows["Q8_0"]) == {
-        "name", "bytes", "bits_per_weight", "nmse", "sqnr_db", "max_abs", "worst_tensor", "worst_sqnr_db", "nonfinite",
-        "memory_to_run", "types", "behaviour", "events", "beaten_by",
+        "name", "quant", "effort", "bytes", "bits_per_weight", "nmse", "sqnr_db", "max_abs", "worst_tensor",
+        "worst_sqnr_db", "nonfinite", "memory_to_run", "types", "behaviour", "events", "beaten_by",
     }  # fmt: skip
 
 
