@@ -90,7 +90,7 @@ def observe(
     Args:
         model: a GGUF file (`runnable` makes one).
         chunks: token ids.
-        observer: gets everything in the thread that called this.
+        observer: gets everything from one thread, which is not the one that called this.
         wanted: which weights' inputs, of those in the file.
         threads: of the runtime; None takes all processors.
         progress: called after every chunk, in tokens.

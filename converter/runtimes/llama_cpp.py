@@ -162,10 +162,11 @@ class LlamaCpp(Runtime):
             batch.n_seq_id[at], batch.seq_id[at][0] = 1, text
             batch.logits[at] = wanted
         with _messages(library) as errors:
-            status = library.llama_decode(self._context, batch)
+            if self._products is None:
+                status = library.llama_decode(self._context, batch)
+            else:
+                status = self._products.during(lambda: library.llama_decode(self._context, batch))
         library.llama_batch_free(batch)
-        if self._products is not None:
-            self._products.finish()
         if status != 0:
             raise _refused(self._path, errors)
 

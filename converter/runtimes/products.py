@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from converter.errors import UnsupportedFeature
 from converter.extras import package
+from converter.interrupts import holding
 from converter.runtimes.base import Floats
 
 MIN_ROWS = 16
@@ -99,13 +101,22 @@ class Products:
         self._names: set[str] = set()  # what this one had so far
         self.callback = library.ggml_backend_sched_eval_callback(self._called)
 
-    def finish(self) -> None:
-        """A graph is done: raise what was raised in the callback, where ctypes would drop it; forget what it shared."""
+    def during(self, compute: Callable[[], int]) -> int:
+        """What `compute` returns, which has one graph computed and so calls back.
+
+        Raises:
+            Whatever the observer raised, and Ctrl-C.
+        """
+        status = _apart(compute, self._fail)
         self._every = self._every or frozenset(self._names)
         self._shared, self._names = _Shared(), set()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        return status
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
 
     def _numbers(self) -> tuple[int, int]:
         names = [self._ggml["ggml_op_name"](number) for number in range(_OPS)]
@@ -122,12 +133,12 @@ class Products:
     def _called(self, address: int, ask: bool, _: object) -> bool:
         """Whether a node is wanted; later, when it is computed, whether llama.cpp shall go on."""
         if self._error is not None:
-            return False
+            return ask  # every node is wanted, and the next one is the last
         try:
             return self._asked(address) if ask else self._seen(address)
-        except BaseException as error:  # Ctrl-C, too: finish does
-            self._error = error
-            return False
+        except BaseException as error:
+            self._fail(error)
+            return ask
 
     def _asked(self, address: int) -> bool:
         if not self._checked:
@@ -227,6 +238,40 @@ class _Shared:
             self._key, self._names, self._made = (address, how), set(), make()
         self._names.add(name)
         return self._made
+
+
+def _apart(compute: Callable[[], int], fail: Callable[[BaseException], None]) -> int:
+    """What `compute` returns, called in a thread of its own; 0 where it was not begun.
+
+    A handler of signals, called in the main thread alone, would raise in a callback, where ctypes drops what is
+    raised. Here it raises in the thread that waits: `fail` is told, and whatever comes, `compute` is at its end after
+    this, for what it works on may be freed next.
+    """
+    found: list[int] = []
+    lock, begun, ended, given_up = threading.Lock(), threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with lock:
+            if given_up.is_set():
+                return
+            begun.set()
+        try:
+            found.append(compute())
+        finally:
+            ended.set()
+
+    try:
+        threading.Thread(target=work, daemon=True).start()
+        while not ended.wait(0.2):  # a wait without end would keep Ctrl-C waiting on Windows
+            pass
+    except BaseException as error:
+        with holding():
+            fail(error)
+            with lock:
+                given_up.set()
+            if begun.is_set():
+                ended.wait()
+    return found[0] if found else 0
 
 
 def _weight_name(weight: _Tensor) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -134,6 +137,23 @@ def test_errors_and_stops_come_through(kjv: Path) -> None:
     assert [(now.done, now.total) for now in told] == [(32, 64)]
     with pytest.raises(UsageError, match="was made for texts of"):
         observe(kjv, texts.drawn(kjv, 5000, 1).chunks, Inputs(), threads=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent to one's own process")
+def test_ctrl_c_while_llama_cpp_computes(kjv: Path) -> None:
+    """A signal comes while no line of Python runs; in the callback, what its handler raises would be dropped."""
+    chunks, seen = texts.drawn(kjv, 128, 40).chunks, 0
+
+    class Signalling:
+        def take(self, name: str, rows: products.Floats, expert: int | None) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        observe(kjv, chunks, Signalling(), threads=1)
+    assert seen < 40 * 42
 
 
 def test_another_layout_of_tensors_is_refused(kjv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
