@@ -138,7 +138,6 @@ class _Run:
 
     def make(self, memory: int) -> None:
         """Read the text as often as memory makes it necessary, and write the file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = self._text()
         left = [number for number in self._blocks() if not self._is_done(number)]
         at_once, largest = 1, 1  # what a block takes is learned of those before, and some are larger than others
@@ -172,6 +171,7 @@ class _Run:
         else:
             text = texts.written(self.model, context, chunks, threads=self.threads, progress=self.progress)
         said = {"key": self.key, "name": text.name, "sha256": text.sha256, "chunks": text.chunks}
+        self.folder.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(said), "utf-8")
         return text
 

@@ -146,15 +146,11 @@ class Calibration:
 
 
 def is_calibration(path: Path) -> bool:
-    """Whether a file is one, by what it begins with; of a text it says no."""
+    """Whether a file is meant as one, by what it begins with; of a text, and of none, it says no."""
     try:
         with path.open("rb") as file:
-            start = file.read(9)
-        if not sniff(path, start):
-            return False
-        with open_file(path) as opened:
-            return FORM_KEY in opened.metadata
-    except (OSError, FormatError):
+            return sniff(path, file.read(9))
+    except OSError:
         return False
 
 

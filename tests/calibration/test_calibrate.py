@@ -131,6 +131,22 @@ def test_nothing_is_read_for_an_output_that_cannot_be(tmp_path: Path, capsys: py
     assert [path.name for path in tmp_path.iterdir()] == ["there.gguf"]
 
 
+def test_what_cannot_calibrate_leaves_nothing(tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = tmp_path / "given"
+    for data, code, said in (
+        (b"", 2, "fill no chunk"),
+        (b"\xff\xfe" * 99, 2, "not UTF-8"),
+        (made.read_bytes()[:9999], 11, "truncated"),
+        (None, 50, "No such file"),
+    ):
+        given.unlink(missing_ok=True)
+        if data is not None:
+            given.write_bytes(data)
+        assert main([str(KJV), str(tmp_path / "x.gguf"), "-q", "q4_k_m", "--calibrate", str(given), "-j", "1"]) == code
+        assert said in capsys.readouterr().err
+        assert not [path for path in tmp_path.iterdir() if path != given]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("quant", "less"), [("q4_k", 0.6), ("q2_k", 0.75)])
 def test_the_model_is_nearer_to_its_source(quant: str, less: float, tmp_path: Path) -> None:
