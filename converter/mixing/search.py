@@ -181,7 +181,7 @@ class Space:
 
 @contextmanager
 def _space(source: Source, request: Request) -> Iterator[Space]:
-    request = request.replace(strict=False, quant=None, recipe=None, format="gguf")
+    request = request.replace(strict=False, quant=None, recipe=None, calibrate=None, format="gguf")
     with about(source.path):
         opened = open_model(source, request.model.arch)
     with opened, about(source.path):
@@ -252,7 +252,8 @@ def mixture_to_size(
     Args:
         source: a model in plain numbers, of any format that becomes a GGUF.
         goal: how large the file may be.
-        request: whatever else decides the result: importance matrix, effort; types of single tensors stay fixed.
+        request: whatever else decides the result: importance matrix, effort; types of single tensors stay fixed. Error
+            feedback is no part of it: what it leaves is not known before types are.
         text: a file to probe with; None lets the model write one.
         probe: run the model, where llama.cpp is installed; else sensitivities are assumed.
         threads: workers, and threads of the runtime.
