@@ -65,7 +65,7 @@ def certify(
     started = time.monotonic()
     request = (request or Request()).replace(allow_requantize=True, tensor_types=(), effort=0)
     source, target = Source.of(source), Source.of(target)
-    _refuse_elsewhere((*source.paths, target.path, *filter(None, [request.types.imatrix])))
+    _refuse_elsewhere((*source.paths, target.path, *filter(None, [request.types.imatrix, request.types.calibrate])))
     with about(source.path):
         left = open_model(source, request.model.arch)
     with span("certify"), left, about(target.path), open_model(target, request.model.arch) as right:
@@ -77,10 +77,11 @@ def certify(
         hashed = hashes(target, threads=threads, progress=progress)
         run = _Run(*alike(left, right), writer, request, threads, progress)
         with ExitStack() as held:
-            proofs, findings, way = run.prove(hashed, held)
+            proofs, findings, way, calibration = run.prove(hashed, held)
         made_by = mixture(run.left, run.right, writer, request)
         subjects = digests({path.name: path for path in right.files}, "", threads)
-        materials = _digested_materials(source, left, request, threads)
+        guides = {"importance matrix": request.types.imatrix, "calibration": calibration}
+        materials = _digested_materials(source, left, guides, threads)
         # All of it was read while both sides were open: no file is another now than it was then.
         left.check()
         right.check()
@@ -107,8 +108,13 @@ class _Run:
     threads: int | None
     progress: ProgressCallback | None
 
-    def prove(self, hashed: Hashes, held: ExitStack) -> tuple[tuple[TensorProof, ...], tuple[Finding, ...], str]:
-        """Every tensor's proof, what else is part of the verdict, and the way; `held` lets go of what it opened."""
+    def prove(
+        self, hashed: Hashes, held: ExitStack
+    ) -> tuple[tuple[TensorProof, ...], tuple[Finding, ...], str, Path | None]:
+        """Every tensor's proof, what else is part of the verdict, the way, and the calibration that was followed.
+
+        `held` lets go of what it opened.
+        """
         known: dict[tuple[str, bool], Pairing] = {}
 
         def planned(variant: Variant) -> Mapping[str, Pair]:
@@ -127,7 +133,9 @@ class _Run:
         pairing = next(iter(known.values()))
         proofs = judged([self._proof(own, derived) for own in _as_hashed(hashed, self.right)])
         way = next((each.variant.name for each in derived.values()), "")
-        return proofs, tuple(self._findings(pairing, first, proofs)), way
+        if way and pairing.calibration is not None:
+            way += " + calibration"
+        return proofs, tuple(self._findings(pairing, first, proofs)), way, pairing.calibration
 
     def _proof(self, own: TensorHash, derived: Mapping[str, Derived]) -> TensorProof:
         found = derived.get(own.name)
@@ -201,10 +209,13 @@ def _effort(target: Checkpoint) -> int:
 
 
 def _digested_materials(
-    source: Source, opened: Checkpoint, request: Request, threads: int | None
+    source: Source, opened: Checkpoint, guides: Mapping[str, Path | None], threads: int | None
 ) -> tuple[Digest, ...]:
-    own, matrix = digests(materials_of(source, opened), "source", threads), request.types.imatrix
-    return own if matrix is None else own + digests({matrix.name: matrix}, "importance matrix", threads)
+    """The files of the source, and those that its encoder followed, by what they are."""
+    found = digests(materials_of(source, opened), "source", threads)
+    for role, path in guides.items():
+        found += () if path is None else digests({path.name: path}, role, threads)
+    return found
 
 
 def materials_of(source: Source, opened: Checkpoint) -> dict[str, Path]:

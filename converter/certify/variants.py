@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from converter.request import EFFORTS
 from converter.tensors.dtypes import dtype
-from converter.tensors.encode import Watch, encoded
+from converter.tensors.encode import Feedback, Watch, encoded
 from converter.verify.pairing import Pair
 
 
@@ -56,8 +56,12 @@ class Variant:
         return " + ".join((self.detour.name, *more))
 
     def of(self, pair: Pair) -> Pair:
-        """A pair that was planned by way of `detour.via`, with or without the matrix, as this variant makes it."""
-        pair = replace(pair, effort=self.effort, weights=pair.weights if self.matrix else None)
+        """A pair that was planned by way of `detour.via`, with or without the matrix, as this variant makes it.
+
+        Errors that a calibration spread are so in every way: the file says which one it was.
+        """
+        followed = self.matrix or isinstance(pair.weights, Feedback)
+        pair = replace(pair, effort=self.effort, weights=pair.weights if followed else None)
         name, info = self.detour.type, pair.reference.info
         was_encoded = pair.candidate.info.dtype.quantized and len(info.shape) > 1 and info.dtype.floating
         if name is None or not was_encoded or not dtype(name).fits(info.row):

@@ -74,6 +74,8 @@ class Pairing:
     left_over: Mapping[str, LazyTensor] = field(default_factory=dict)
     #: what lets go of the importance matrix and the calibration, when all is measured
     closers: tuple[Callable[[], None], ...] = ()
+    #: the file of the calibration that was found or given
+    calibration: Path | None = None
 
 
 def pair(source: Checkpoint, target: Checkpoint, writer: Format, request: Request) -> Pairing:
@@ -136,7 +138,9 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     findings += [Finding("metadata", f"config.json: {event.key}", event.told, failed=False) for event in lost]
     findings += [_not_here(target, calibrated, unproven)] if calibrated is not None and unproven else []
     closers = tuple(opened.close for opened in (draft.matrix, draft.feedback) if opened is not None)
-    return Pairing(tuple(made), tuple(findings), _keys(draft, target), _left_over(draft.read, target), closers)
+    calibration = None if draft.feedback is None else draft.feedback.path
+    expected, left_over = _keys(draft, target), _left_over(draft.read, target)
+    return Pairing(tuple(made), tuple(findings), expected, left_over, closers, calibration)
 
 
 def _wanted(draft: Draft) -> Mapping[str, LazyTensor]:

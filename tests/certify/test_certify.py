@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import architectures, importance, models
+from support import architectures, calibrations, importance, models
 from support.faults import FAULTS, UP, Fault, Workshop, flip, in_bytes
 from support.llama_quantizer import needs_llama, quantize
 from support.rewriting import again, rewritten, without
@@ -111,6 +111,22 @@ def test_an_importance_matrix_is_followed_or_asked_for(shop: Workshop, tmp_path:
     assert any("--imatrix" in each.hint for each in without_it.findings)
     plain = shop.good("llama3-256", "q4_k_m")
     assert_proven(certify(source, plain, Request(imatrix=matrix)), "source")
+
+
+def test_a_calibration_is_followed_or_asked_for(tmp_path: Path) -> None:
+    source, made = models.FIXTURES / "kjv-llama", tmp_path / "made.gguf"
+    kept = tmp_path / "kept.calibration.safetensors"
+    uses = {f"blk.{block}.attn_q.weight": ["q", [0]] for block in range(6)}
+    calibrations.write_calibration(kept, {"q": [calibrations.factor(calibrations.inputs(256))]}, uses)
+    converter.convert(source, made, Request(quant="q4_k_m", calibrate=kept))
+    found = certify(source, made)  # it lies beside the file
+    assert_proven(found, "source + calibration", "q4_k_m")
+    assert [each.role for each in found.materials][-1] == "calibration"
+    elsewhere = kept.rename(tmp_path.parent / f"{tmp_path.name}-moved.calibration.safetensors")
+    assert certify(source, made, Request(calibrate=elsewhere)).verdict == VERDICTS[0]
+    without_it = certify(source, made)
+    assert without_it.verdict == VERDICTS[-1]
+    assert any("--calibrate" in each.hint for each in without_it.findings)
 
 
 def test_shards_and_mixtures_of_ones_own(shop: Workshop, tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     threads_argument(add)
     own = parser.add_argument_group("how FILE was made, where it does not tell").add_argument
     own("--imatrix", type=source_path, metavar="FILE", help="importance matrix that its encoder followed")
+    own(
+        "--calibrate",
+        type=file_path,
+        metavar="FILE",
+        help="calibration that its encoder followed; by default beside FILE",
+    )
     for name in ("include", "exclude"):
         own(f"--{name}-weights", action="append", default=[], metavar="PART", help="as it was said to `convert`")
     parser.set_defaults(tensor_type=[])
