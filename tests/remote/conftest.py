@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.models import build_model
 
 from converter import address
 from converter.remote import attempts, blocks, mirror, s3, stores
@@ -26,3 +27,11 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     yield
     assert not mirror._held and not mirror._reached
     assert not address.base().exists() or not any(address.base().iterdir())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama, as a folder of Hugging Face."""
+    root = tmp_path_factory.mktemp("model")
+    build_model("llama3-256", root)
+    return root / "llama3-256"

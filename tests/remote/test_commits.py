@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from support.hosts import COMMIT, SIGNATURE, TOKEN, Host, serving
-from support.models import build_model
 
 from converter import convert
 from converter.cli.main import main
@@ -20,13 +19,6 @@ from converter.errors import Cancelled, CorruptFile, MissingPart, OutputError, O
 from converter.request import Request
 
 constants = pytest.importorskip("huggingface_hub.constants")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model")
-    build_model("llama3-256", root)
-    return root / "llama3-256"
 
 
 @pytest.fixture

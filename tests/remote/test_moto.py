@@ -13,7 +13,6 @@ from urllib.request import Request as Asked
 from urllib.request import urlopen
 
 import pytest
-from support.models import build_model
 
 from converter import convert
 from converter.address import parse
@@ -65,13 +64,6 @@ def url(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def got(key: str) -> bytes:
     return bytes(obstore.get(stores.store_of("s3", "bucket"), key).bytes())
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model")
-    build_model("llama3-256", root)
-    return root / "llama3-256"
 
 
 def test_out_and_in_again(url: str, model: Path, tmp_path: Path) -> None:

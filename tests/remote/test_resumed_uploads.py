@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from support.hosts import Host, named, serving
-from support.models import build_model
 
 from converter import convert
 from converter.cli.main import main
@@ -33,13 +32,6 @@ RUN = (
     "import sys; from converter.cli.main import main; from converter.remote import uploads; "
     f"uploads.PART, uploads.IN_FLIGHT = {PART}, {PART * AT_ONCE}; raise SystemExit(main(sys.argv[1:]))"
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model")
-    build_model("llama3-256", root)
-    return root / "llama3-256"
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from support.hosts import Host, serving
-from support.models import build_model
 
 from converter import ConverterError, convert
 from converter.cli.main import main
@@ -46,13 +45,6 @@ KINDS: dict[str, tuple[str, Request]] = {
     "folder": ("folder/", Request(split_max_size=4_000_000)),
     "torch": ("model.pt", Request(tensors_only=True)),
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model")
-    build_model("llama3-256", root)
-    return root / "llama3-256"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.address import is_address, parse
-from converter.cli.arguments import file_name
+from converter.cli.arguments import file_name, source_name
 from converter.cli.console import print_table
 from converter.cli.verbs import Outcome, Verb
 from converter.text import printable
@@ -49,13 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _place(text: str) -> str:
-    if not text.lower().startswith("s3://"):
-        return file_name(text)
-    try:
-        parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+    return source_name(text) if text.lower().startswith("s3://") else file_name(text)
 
 
 def run(args: argparse.Namespace) -> Outcome:
