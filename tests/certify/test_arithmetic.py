@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.faults import UP, Workshop, in_bytes
-from support.models import EXPECTED
+from support.paths import FIXTURES
 from support.rewriting import rewritten
 
 from converter.certify import certify, check_attestation
@@ -21,7 +21,7 @@ from converter.errors import ProvenButFor
 from converter.tensors.tensor import LazyTensor
 
 PROVEN, BUT_FOR, NOT = VERDICTS
-RECORDED = json.loads((EXPECTED / "fma.json").read_text("utf-8"))
+RECORDED = json.loads((FIXTURES / "fma.json").read_text("utf-8"))
 BLOCKS: dict[str, dict[str, str]] = RECORDED["blocks"]
 
 

@@ -174,7 +174,7 @@ def test_statistics_are_their_definitions(monkeypatch: pytest.MonkeyPatch) -> No
     reference = random.standard_normal((20, 50)).astype(np.float32)
     candidate = (reference + 0.3 * random.standard_normal((20, 50))).astype(np.float32)
     targets = random.integers(0, 50, 20).tolist()
-    found = runtimes._Divergence()
+    found = runtimes.Divergence()
     found.add(reference, candidate, targets)
     result = found.result("a", "b", 40)
     kls, one, other = naive(reference, candidate, targets)
@@ -199,7 +199,7 @@ def test_statistics_are_their_definitions(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_not_a_number_is_infinitely_far(bad: float, side: str) -> None:
     rows = {name: np.zeros((2, 4), np.float32) for name in ("reference", "candidate")}
     rows[side][1] = bad
-    found = runtimes._Divergence()
+    found = runtimes.Divergence()
     found.add(rows["reference"], rows["candidate"], [0, 1])
     result = found.result("a", "b", 4)
     assert result.kl_by_position == (0.0, math.inf)
@@ -209,7 +209,7 @@ def test_what_is_not_a_number_is_infinitely_far(bad: float, side: str) -> None:
 
 def test_tokens_that_both_rule_out_are_no_difference() -> None:
     rows = np.array([[0.0, 1.0, -np.inf]], np.float32)
-    found = runtimes._Divergence()
+    found = runtimes.Divergence()
     found.add(rows, rows.copy(), [1])
     result = found.result("a", "b", 2)
     assert (result.max_abs, result.mean_kl, result.top1) == (0.0, 0.0, 1.0)
@@ -238,7 +238,7 @@ def test_windows_are_whole_begin_with_bos_and_leave_the_rest() -> None:
 def test_memory_is_that_of_a_slice() -> None:
     """Window after window of a large vocabulary: no logits are kept, and only slices of them are widened."""
     rows = np.zeros((32, 150_000), np.float32)
-    found = runtimes._Divergence()
+    found = runtimes.Divergence()
     tracemalloc.start()
     for _ in range(2):
         found.add(rows, rows, [0] * len(rows))
