@@ -102,6 +102,7 @@ neon: $(CHECKS)/sanitize.txt  ## the kernels for ARM under emulation: Debian's g
 bench: $(VENV)/tests  ## speed and memory against the reference tools
 	$(BIN)/python benchmarks/bench_kernels.py
 	$(BIN)/python benchmarks/perplexity.py
+	$(BIN)/python benchmarks/better.py
 
 $(VENV)/fuzz: $(VENV)/tests
 	$(PIP) atheris
