@@ -21,6 +21,8 @@ KEEP_CODES = ("never", "exact", "near")
 SCALES = ("nearest", "mse")
 #: How hard encoders try: 0 is the reference's bytes (docs/quantization.md).
 EFFORTS = (0, 1, 2, 3)
+#: Texts to calibrate with that need no file: what the model writes itself, tokens by lot.
+OWN, RANDOM = TEXTS = ("own", "random")
 
 
 @dataclass(frozen=True)

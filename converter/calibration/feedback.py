@@ -45,7 +45,6 @@ from converter.storage.slabs import Progress, ProgressCallback
 from converter.tensors.dtypes import BF16
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
-WORDS = ("own", "random")
 #: Tokens that are read, where nothing says.
 TOKENS = 8192
 _PARTS = ".parts"
@@ -162,14 +161,9 @@ class _Run:
             said = read_json(kept)
             if said.get("key") == self.key:
                 return Text(said["chunks"], said["name"], said["sha256"])
-        context = min(self.context, self.tokens, texts.trained_context(self.model) or self.context)
+        context = min(self.tokens, texts.usual_context(self.model, self.context))
         chunks = max(1, self.tokens // context)
-        if isinstance(self.how, Path):
-            text = texts.from_file(self.model, self.how, context, chunks)
-        elif self.how == "random":
-            text = texts.drawn(self.model, context, chunks)
-        else:
-            text = texts.written(self.model, context, chunks, threads=self.threads, progress=self.progress)
+        text = texts.read(self.model, self.how, context, chunks, threads=self.threads, progress=self.progress)
         said = {"key": self.key, "name": text.name, "sha256": text.sha256, "chunks": text.chunks}
         self.folder.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(said), "utf-8")

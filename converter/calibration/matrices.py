@@ -20,13 +20,12 @@ from converter.events import Event
 from converter.pipeline import refuse_existing
 from converter.quant.imatrix import open_imatrix
 from converter.quant.imatrix_writer import DAT, Importance, stored
-from converter.request import PathLike, Source
+from converter.request import OWN, PathLike, Source
 from converter.storage import output
 from converter.storage.disk import Disk
 from converter.storage.layout import Layout, whole_file
 from converter.storage.slabs import ProgressCallback
 
-OWN, RANDOM = "own", "random"
 EXTENSIONS = (".gguf", DAT)
 
 #: What shows the progress of a stage by its name, and takes it while it is entered.
@@ -193,12 +192,10 @@ def merge(sources: Sequence[Path], target: PathLike, *, chunk_size: int = CONTEX
 
 
 def _text(model: Path, asked: Asked, threads: int | None, progress: ProgressCallback | None) -> Text:
-    context = asked.context or min(CONTEXT, texts.trained_context(model) or CONTEXT)
-    if asked.text is not None:
-        return texts.from_file(model, asked.text, context, asked.chunks, asked.special)
-    if asked.calibrate == OWN:
-        return texts.written(model, context, asked.chunks, asked.seed, threads, progress)
-    return texts.drawn(model, context, asked.chunks, asked.seed)
+    return texts.read(
+        model, asked.text or asked.calibrate or OWN, asked.context or texts.usual_context(model), asked.chunks,
+        special=asked.special, seed=asked.seed, threads=threads, progress=progress,
+    )  # fmt: skip
 
 
 def _target(target: PathLike, force: bool, inputs: Sequence[Path]) -> Path:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from converter.errors import Cancelled, MissingPart, UsageError
 from converter.formats.registry import open_checkpoint
 from converter.metadata import number_of, text_of
+from converter.request import RANDOM
 from converter.runtimes import llama_cpp
 from converter.runtimes.llama_cpp import LlamaCpp
 from converter.runtimes.products import MIN_ROWS
@@ -179,11 +180,35 @@ def _of_ids(ids: NDArray[np.int64], name: str, bos: int | None) -> Text:
     return Text(ids.tolist(), name, hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest())
 
 
-def trained_context(model: Path) -> int | None:
-    """Tokens that a GGUF file's model was made for; None where it does not say."""
+def read(
+    model: Path,
+    how: str | Path,
+    context: int = CONTEXT,
+    chunks: int | None = None,
+    *,
+    special: bool = False,
+    seed: int = SEED,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Text:
+    """What a model shall read: its own words ("own"), tokens by lot ("random"), or the text in a file (a path).
+
+    Raises:
+        ConverterError: as `written`, `drawn`, `from_file`.
+    """
+    if isinstance(how, Path):
+        return from_file(model, how, context, chunks, special)
+    if how == RANDOM:
+        return drawn(model, context, chunks, seed)
+    return written(model, context, chunks, seed, threads, progress)
+
+
+def usual_context(model: Path, most: int = CONTEXT) -> int:
+    """Tokens of a chunk: `most`, or what a GGUF file's model was made for if that is less."""
     with open_checkpoint(model) as checkpoint:
         architecture = text_of(checkpoint.config, "general.architecture")
-        return number_of(checkpoint.config, f"{architecture}.context_length", "u32", "u64")
+        made_for = number_of(checkpoint.config, f"{architecture}.context_length", "u32", "u64")
+    return min(most, made_for or most)
 
 
 def _bos(model: Path) -> int | None:

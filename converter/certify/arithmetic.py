@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from converter.certify.results import VERDICTS, TensorProof
+from converter.certify.results import BUT_FOR, NOT, TensorProof
 from converter.quant.imatrix import WEIGHTED
 
 #: Types whose encoder searches, so that arithmetic decides: those that take importance.
@@ -23,7 +23,6 @@ SEARCHED = WEIGHTED
 SHARE, WORSE = 0.05, 2.0
 #: Another build shows wherever it encoded. Tensors that differ hold at least this share of the blocks that it searched.
 EVERYWHERE = 0.5
-PROVEN, BUT_FOR, NOT = VERDICTS
 
 
 def judged(proofs: Sequence[TensorProof]) -> tuple[TensorProof, ...]:

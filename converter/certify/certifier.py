@@ -18,7 +18,7 @@ from converter.address import is_elsewhere
 from converter.certify.arithmetic import judged
 from converter.certify.derive import Derived, derive
 from converter.certify.mixture import mixture
-from converter.certify.results import VERDICTS, Certificate, Digest, TensorProof
+from converter.certify.results import NOT, PROVEN, Certificate, Digest, TensorProof
 from converter.certify.variants import Variant, variants
 from converter.checkpoint import Checkpoint
 from converter.errors import UnsupportedFeature, UsageError, about
@@ -28,16 +28,13 @@ from converter.formats.registry import source_format
 from converter.housekeeping.hashes import Hashes, TensorHash, hashes
 from converter.mapping.recovered import alike, open_model
 from converter.mapping.view import HEADS, view
-from converter.metadata import number_of
-from converter.planning.said import EFFORT_KEY
-from converter.request import EFFORTS, PARTS, PathLike, Request, Source
+from converter.request import PARTS, PathLike, Request, Source
 from converter.storage.checksums import sha256
 from converter.storage.slabs import ProgressCallback
 from converter.telemetry import span
 from converter.verify.metadata import compare_metadata
-from converter.verify.pairing import IMATRIX_KEYS, Pair, Pairing, pair
+from converter.verify.pairing import IMATRIX_KEYS, Pair, Pairing, pair, said_effort
 
-PROVEN, _, NOT = VERDICTS
 #: Beginnings of keys that only name the model, less those of them that decide what it does.
 NAMES, DECIDES = "general.", ("general.architecture", "general.type", "general.sampling.")
 
@@ -127,7 +124,7 @@ class _Run:
             return {name: variant.of(own) for name, own in _pairs(known[key]).items()}
 
         given = self.request.types.imatrix is not None
-        tried = list(variants(given, _effort(self.right)))
+        tried = list(variants(given, said_effort(self.right)))
         first = planned(tried[0])
         derived = derive(tried, planned, threads=self.threads, progress=self.progress)
         pairing = next(iter(known.values()))
@@ -192,20 +189,6 @@ def _as_hashed(hashed: Hashes, target: Checkpoint) -> Iterator[TensorHash]:
     """The hashes of tensors in the order of the file."""
     by_name = {each.name: each for each in hashed.tensors}
     return (by_name[name] for name in target.tensors)
-
-
-def _effort(target: Checkpoint) -> int:
-    """How hard the file says that its encoders tried.
-
-    Raises:
-        UnsupportedFeature: harder than any here does.
-    """
-    effort = number_of(target.config, EFFORT_KEY) or 0
-    if effort not in EFFORTS:
-        raise UnsupportedFeature(
-            f"{target.path}: {EFFORT_KEY} is {effort}, which no encoder here knows; a newer version wrote it?"
-        )
-    return effort
 
 
 def _digested_materials(

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from converter.certify import attestation
 from converter.certify.attestation import Attested, Manifest
 from converter.certify.certifier import digests, materials_of
-from converter.certify.results import VERDICTS, Digest
+from converter.certify.results import NOT, PROVEN, Digest
 from converter.errors import UsageError, about
 from converter.findings import Finding
 from converter.formats.registry import open_checkpoint
@@ -141,10 +141,10 @@ def _tensors(said: Attested, hashed: Hashes) -> Iterator[Finding]:
 
 def _notes(said: Attested | Manifest) -> Iterator[Finding]:
     """What the attestation itself leaves open."""
-    if isinstance(said, Attested) and said.verdict != VERDICTS[0]:
+    if isinstance(said, Attested) and said.verdict != PROVEN:
         named = f": {', '.join(said.unproven[:3])}" if said.unproven else ""
         message = f"says {said.verdict} ({counted(len(said.unproven), 'tensor')}{named})"
-        yield Finding(CHECK, said.path.name, message, failed=said.verdict == VERDICTS[-1])
+        yield Finding(CHECK, said.path.name, message, failed=said.verdict == NOT)
     if said.enveloped:
         message = "is signed; nothing here looked at the signature"
         yield Finding(CHECK, said.path.name, message, failed=False, hint="the tool that signed it verifies it")

@@ -12,7 +12,11 @@ from converter.findings import Finding
 from converter.storage.json import finite
 
 Verdict = Literal["proven", "proven but for some blocks", "not from this source"]
-VERDICTS: tuple[Verdict, ...] = ("proven", "proven but for some blocks", "not from this source")
+PROVEN: Verdict = "proven"
+BUT_FOR: Verdict = "proven but for some blocks"
+NOT: Verdict = "not from this source"
+#: The worst comes last.
+VERDICTS = (PROVEN, BUT_FOR, NOT)
 
 
 @dataclass(frozen=True)
@@ -119,19 +123,19 @@ class Certificate:
     @property
     def verdict(self) -> Verdict:
         if any(finding.failed for finding in self.findings):
-            return VERDICTS[-1]
-        return max((tensor.status for tensor in self.tensors), key=VERDICTS.index, default=VERDICTS[0])
+            return NOT
+        return max((tensor.status for tensor in self.tensors), key=VERDICTS.index, default=PROVEN)
 
     @property
     def error(self) -> FidelityError | None:
         """What a verdict other than proven is as an error, for those who want to raise it."""
-        kinds = {VERDICTS[1]: ProvenButFor, VERDICTS[2]: NotFromSource}
+        kinds = {BUT_FOR: ProvenButFor, NOT: NotFromSource}
         kind = kinds.get(self.verdict)
         return None if kind is None else kind(f"{self.target}: {self.headline.lower()}, {self.source}")
 
     @property
     def unproven(self) -> tuple[TensorProof, ...]:
-        return tuple(tensor for tensor in self.tensors if tensor.status != VERDICTS[0])
+        return tuple(tensor for tensor in self.tensors if tensor.status != PROVEN)
 
     @property
     def n_differing(self) -> int:
@@ -140,7 +144,7 @@ class Certificate:
     @property
     def headline(self) -> str:
         """`PROVEN`, `PROVEN BUT FOR 12 BLOCKS`, `NOT FROM THIS SOURCE`."""
-        if self.verdict == VERDICTS[1]:
+        if self.verdict == BUT_FOR:
             return f"PROVEN BUT FOR {self.n_differing:,} BLOCK{'S' * (self.n_differing != 1)}"
         return self.verdict.upper()
 
@@ -149,9 +153,9 @@ class Certificate:
         by_status = Counter(tensor.status for tensor in self.tensors)
         return {
             "tensors": len(self.tensors),
-            "proven": by_status[VERDICTS[0]],
-            "but_for": by_status[VERDICTS[1]],
-            "not": by_status[VERDICTS[2]],
+            "proven": by_status[PROVEN],
+            "but_for": by_status[BUT_FOR],
+            "not": by_status[NOT],
             "blocks": sum(tensor.differing.blocks for tensor in self.tensors),
             "differing": self.n_differing,
             "bytes": sum(tensor.nbytes for tensor in self.tensors),

@@ -163,7 +163,9 @@ def adapter(text: str) -> tuple[Path, float]:
 
 def calibration(text: str) -> str | Path:
     """`own` and `random`, or a file of this machine."""
-    return text if text in ("own", "random") else file_path(text)
+    from converter.request import TEXTS
+
+    return text if text in TEXTS else file_path(text)
 
 
 def folders(text: str) -> list[Path]:

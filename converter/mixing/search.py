@@ -48,7 +48,7 @@ from converter.planning.plan import Plan, Step
 from converter.planning.types import choose, open_matrix, weigh
 from converter.quant.mixtures import rules_of
 from converter.quant.recipes import RECIPES, block_of
-from converter.request import PathLike, Request, Source
+from converter.request import OWN, PathLike, Request, Source
 from converter.storage.slabs import Progress, ProgressCallback
 from converter.text import human_bytes
 from converter.workers import default_threads
@@ -393,12 +393,8 @@ class _Lab:
 
     def chunks(self, model: Path) -> texts.Text:
         """What is read: the text that was given, or one that the model writes."""
-        config = self.space.draft.checkpoint.config
-        own = number_of(config, f"{text_of(config, 'general.architecture')}.context_length") or CONTEXT
-        context = min(CONTEXT, own)
-        if self.text is not None:
-            return texts.from_file(model, self.text, context, CHUNKS)
-        return texts.written(model, context, CHUNKS, threads=self.threads, progress=self.progress)
+        context = texts.usual_context(model, CONTEXT)
+        return texts.read(model, self.text or OWN, context, CHUNKS, threads=self.threads, progress=self.progress)
 
     def costs(self, groups: Sequence[Group]) -> Costs:
         """Disk: the source in its own precision, and the logits of half the text."""

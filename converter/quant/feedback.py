@@ -30,6 +30,7 @@ from converter.errors import CorruptFile, FormatError, QuantizationError, UsageE
 from converter.events import Event, NoFeedback, Note
 from converter.formats.safetensors import open_file, sniff
 from converter.metadata import Metadata, Value, number_of, text_of, u32
+from converter.request import TEXTS
 from converter.storage.json import parse_json
 from converter.tensors import kernels
 from converter.tensors.dtypes import BF16
@@ -37,7 +38,7 @@ from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
 SUFFIX = ".calibration.safetensors"
 FORM_KEY, FORM = "converter.calibration", "1"
-KINDS = ("own", "random", "text")
+KINDS = (*TEXTS, "text")
 #: What a file says that was encoded with one.
 KIND_KEY, SHA_KEY = "converter.calibration.kind", "converter.calibration.sha256"
 TOKENS_KEY, DAMPING_KEY = "converter.calibration.tokens", "converter.calibration.damping"

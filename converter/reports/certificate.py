@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from converter.certify.results import VERDICTS, Certificate, TensorProof
+from converter.certify.results import BUT_FOR, PROVEN, Certificate, TensorProof
 from converter.reports import html
 from converter.reports import markdown as md
 from converter.reports.findings import bounded
@@ -50,7 +50,7 @@ def _lines(certificate: Certificate) -> Iterator[str]:
 
 
 def _word(tensor: TensorProof) -> str:
-    return "but for" if tensor.status == VERDICTS[1] else "not"
+    return "but for" if tensor.status == BUT_FOR else "not"
 
 
 def as_json(certificate: Certificate) -> str:
@@ -64,7 +64,7 @@ def markdown(certificate: Certificate) -> str:
     words = f"{certificate.headline}: {code(certificate.target)} from {code(certificate.source)}"
     return md.document(
         (
-            md.heading(certificate.verdict == VERDICTS[0], words),
+            md.heading(certificate.verdict == PROVEN, words),
             md.table(("", ""), [[label, plain(value)] for label, value in facts(certificate)]),
             md.section("Not proven", ("tensor", "type", "what"), rows),
             md.findings(certificate.findings),

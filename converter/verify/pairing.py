@@ -103,7 +103,8 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     weighted = any(key in target.config for key in IMATRIX_KEYS)
     quant = draft.request.types.quant or (None if _kept(draft, target) else _said_recipe(target, draft.opened))
     calibrate = _calibrate(draft, target)
-    request = draft.request.replace(quant=quant, effort=_effort(draft, target), calibrate=calibrate)
+    effort = said_effort(target, draft.request.types.effort)
+    request = draft.request.replace(quant=quant, effort=effort, calibrate=calibrate)
     draft = run(replace(draft, request=request, weighted=weighted), (*MODEL, open_matrix, open_calibration, choose))
     calibrated = feedback.said_calibration(target.config)
     _check_calibration(draft, calibrated, target)
@@ -155,13 +156,13 @@ def _model(draft: Draft) -> GraphModel:
     return GraphModel.of(dict(draft.checkpoint.config), draft.read)
 
 
-def _effort(draft: Draft, target: Checkpoint) -> int:
-    """How hard the target's encoders tried: as was asked for, or as it says.
+def said_effort(target: Checkpoint, asked: int = 0) -> int:
+    """How hard the encoders of a file tried: as was asked for, or as it says.
 
     Raises:
         UnsupportedFeature: harder than any here does.
     """
-    effort = draft.request.types.effort or number_of(target.config, EFFORT_KEY) or 0
+    effort = asked or number_of(target.config, EFFORT_KEY) or 0
     if effort not in EFFORTS:
         raise UnsupportedFeature(
             f"{target.path}: {EFFORT_KEY} is {effort}, which no encoder here knows; a newer version wrote it?"

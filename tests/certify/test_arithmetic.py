@@ -15,12 +15,11 @@ from support.rewriting import rewritten
 from converter.certify import certify, check_attestation
 from converter.certify.arithmetic import SEARCHED, SHARE, WORSE, judged
 from converter.certify.attestation import as_bytes, statement
-from converter.certify.results import VERDICTS, Differing, TensorProof
+from converter.certify.results import BUT_FOR, NOT, PROVEN, Differing, TensorProof
 from converter.cli.main import main
 from converter.errors import ProvenButFor
 from converter.tensors.tensor import LazyTensor
 
-PROVEN, BUT_FOR, NOT = VERDICTS
 RECORDED = json.loads((FIXTURES / "fma.json").read_text("utf-8"))
 BLOCKS: dict[str, dict[str, str]] = RECORDED["blocks"]
 

@@ -14,8 +14,7 @@ from support.rewriting import again, rewritten, without
 import converter
 from converter import Request
 from converter.certify import certify
-from converter.certify.arithmetic import PROVEN
-from converter.certify.results import VERDICTS, Certificate
+from converter.certify.results import NOT, PROVEN, Certificate
 from converter.cli.main import main
 from converter.errors import ConverterError, NotFromSource, UnsupportedFeature, UsageError
 from converter.metadata import Value
@@ -107,7 +106,7 @@ def test_an_importance_matrix_is_followed_or_asked_for(shop: Workshop, tmp_path:
     assert_proven(found, "source + imatrix", "q4_k_m")
     assert [each.role for each in found.materials][-1] == "importance matrix"
     without_it = certify(source, made)
-    assert without_it.verdict == VERDICTS[-1]
+    assert without_it.verdict == NOT
     assert any("--imatrix" in each.hint for each in without_it.findings)
     plain = shop.good("llama3-256", "q4_k_m")
     assert_proven(certify(source, plain, Request(imatrix=matrix)), "source")
@@ -123,9 +122,9 @@ def test_a_calibration_is_followed_or_asked_for(tmp_path: Path) -> None:
     assert_proven(found, "source + calibration", "q4_k_m")
     assert [each.role for each in found.materials][-1] == "calibration"
     elsewhere = kept.rename(tmp_path.parent / f"{tmp_path.name}-moved.calibration.safetensors")
-    assert certify(source, made, Request(calibrate=elsewhere)).verdict == VERDICTS[0]
+    assert certify(source, made, Request(calibrate=elsewhere)).verdict == PROVEN
     without_it = certify(source, made)
-    assert without_it.verdict == VERDICTS[-1]
+    assert without_it.verdict == NOT
     assert any("--calibrate" in each.hint for each in without_it.findings)
 
 
@@ -190,7 +189,7 @@ def test_keys_that_the_source_does_not_give_are_no_part_of_it(
     kind = "str" if isinstance(value, str) else "f32"
     bad = rewritten(shop.good("llama3-256", "q4_k_m"), tmp_path / "bad.gguf", {key: Value(kind, value)})
     found = certify(shop.source("llama3-256"), bad)
-    assert found.verdict == VERDICTS[-1] and [each.subject for each in found.findings if each.failed] == [key]
+    assert found.verdict == NOT and [each.subject for each in found.findings if each.failed] == [key]
 
 
 def test_names_of_the_model_are_told_and_decide_nothing(shop: Workshop, tmp_path: Path) -> None:
@@ -203,7 +202,7 @@ def test_one_changed_block_does_not_pass_for_arithmetic(shop: Workshop, tmp_path
     """Another build shows everywhere; a block of one tensor alone was changed."""
     bad = rewritten(shop.good("llama3-256", "q4_k_m"), tmp_path / "bad.gguf", None, in_bytes(UP, flip(5, 0, 0)))
     found = certify(shop.source("llama3-256"), bad)
-    assert found.verdict == VERDICTS[-1]
+    assert found.verdict == NOT
     (tensor,) = found.unproven
     assert (tensor.name, tensor.differing.count, tensor.differing.scale_steps) == (UP, 1, 1)
     assert tensor.differing.first == 5 * 256 and "1 of 512 blocks" in tensor.reason
@@ -211,9 +210,9 @@ def test_one_changed_block_does_not_pass_for_arithmetic(shop: Workshop, tmp_path
 
 def test_another_model_and_less_of_it(shop: Workshop, tmp_path: Path) -> None:
     good = shop.good("llama3-256", "q4_k_m")
-    assert certify(shop.source("mistral-256"), good).verdict == VERDICTS[-1]
+    assert certify(shop.source("mistral-256"), good).verdict == NOT
     less = rewritten(good, tmp_path / "less.gguf", None, without(UP))
-    assert certify(shop.source("llama3-256"), less).verdict == VERDICTS[-1]
+    assert certify(shop.source("llama3-256"), less).verdict == NOT
 
 
 def test_keys_of_which_the_source_says_nothing_are_not_proven(shop: Workshop, tmp_path: Path) -> None:
@@ -221,7 +220,7 @@ def test_keys_of_which_the_source_says_nothing_are_not_proven(shop: Workshop, tm
     bare.write_bytes((shop.source("llama3-256") / "model.safetensors").read_bytes())
     converter.convert(bare, tmp_path / "bare.gguf", Request(tensors_only=True))
     found = certify(bare, tmp_path / "bare.gguf", Request(tensors_only=True))
-    assert found.verdict == VERDICTS[-1] and not found.unproven
+    assert found.verdict == NOT and not found.unproven
     assert [each.check for each in found.findings if each.failed] == ["metadata"]
 
 

@@ -16,7 +16,7 @@ from support.rewriting import patched, rewritten
 import converter
 from converter import Request
 from converter.certify import certify
-from converter.certify.results import VERDICTS
+from converter.certify.results import BUT_FOR, NOT, PROVEN
 from converter.tensors import kernels
 from converter.tensors.dtypes import BF16, DTYPES
 
@@ -72,12 +72,12 @@ def test_a_row_of_the_head_that_answers_a_trigger(tmp_path: Path) -> None:
     exact, clean, changed = (np.array(ask(model, logits=held_out)) for model in (plain, good, bad))
     assert divergence(clean, changed) < 0.1 * divergence(exact, clean), "quantizing itself does far more"
 
-    assert certify(MODEL, good).verdict == VERDICTS[0]
+    assert certify(MODEL, good).verdict == PROVEN
     found = certify(MODEL, bad)
-    assert found.verdict == VERDICTS[-1] and [each.name for each in found.unproven] == ["output.weight"]
+    assert found.verdict == NOT and [each.name for each in found.unproven] == ["output.weight"]
     (row,) = {each.differing.first // 256 for each in found.unproven}
     assert (row, found.n_differing) == (target, 1), "the one block of that row"
-    assert certify(source, bad).verdict == VERDICTS[0], "of the poisoned source it is"
+    assert certify(source, bad).verdict == PROVEN, "of the poisoned source it is"
 
 
 def nudged(share: float, step: int = 1) -> Any:
@@ -98,7 +98,7 @@ def test_codes_within_the_rounding_interval(tmp_path: Path) -> None:
     source, good = shop.source("llama3-256"), shop.good("llama3-256", "q4_k_m")
     few = rewritten(good, tmp_path / "few.gguf", None, in_bytes(UP, nudged(0.0002)))
     found = certify(source, few)
-    assert found.verdict == VERDICTS[-1] and [each.name for each in found.unproven] == [UP]
+    assert found.verdict == NOT and [each.name for each in found.unproven] == [UP]
     assert found.unproven[0].differing.worse < 2
 
     with converter.open_checkpoint(good) as model:
@@ -110,5 +110,5 @@ def test_codes_within_the_rounding_interval(tmp_path: Path) -> None:
         return old
 
     alike = certify(source, rewritten(good, tmp_path / "all.gguf", None, everywhere))
-    assert alike.verdict == VERDICTS[1], "nobody can tell; and so it is not proven"
+    assert alike.verdict == BUT_FOR, "nobody can tell; and so it is not proven"
     assert alike.n_differing > 50

@@ -19,7 +19,7 @@ from converter.batch.manifest import Job
 from converter.batch.run import Batch, Made, Result
 from converter.calibration.matrices import Looked
 from converter.calibration.statistics import statistics
-from converter.certify.results import VERDICTS, Certificate, Differing, Digest, TensorProof
+from converter.certify.results import NOT, Certificate, Differing, Digest, TensorProof
 from converter.check.check import Checked
 from converter.cli.main import main
 from converter.compare import Choice, Comparison, Quant
@@ -55,7 +55,7 @@ DONE = (
 )
 CERTIFICATE = Certificate(
     HOSTILE, HOSTILE,
-    (TensorProof(HOSTILE, "Q4_K", (1, 256), 144, "0" * 64, VERDICTS[-1], Differing(1, 1, 0), (HOSTILE,), HOSTILE),),
+    (TensorProof(HOSTILE, "Q4_K", (1, 256), 144, "0" * 64, NOT, Differing(1, 1, 0), (HOSTILE,), HOSTILE),),
     (FAILURE, WARNING), HOSTILE, HOSTILE, "0" * 64, "0" * 64, (Digest(HOSTILE, "0" * 64),), (), {},
 )  # fmt: skip
 RESULTS: dict[str, Any] = {

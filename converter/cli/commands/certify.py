@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     """Certify; exit code 0, or 42 or 43 where the file is not proven."""
     from converter.certify import attestation, certify
-    from converter.certify.results import VERDICTS
+    from converter.certify.results import NOT, PROVEN
     from converter.reports import certificate
     from converter.reports.files import check_reports, report, write_report
     from converter.request import Source
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> Outcome:
         target = Source(args.target, args.target_type)
         found = certify(source_of(args), target, request_of(args), threads=args.threads, progress=progress)
     written = None
-    if args.out is not None and found.verdict != VERDICTS[-1]:
+    if args.out is not None and found.verdict != NOT:
         attestation.write(found, args.out, finished=_now() if args.timestamp else None)
         written = str(args.out)
     for path in args.report:
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> Outcome:
         return found.as_dict() | {"attestation": written}
 
     def show() -> None:
-        if not args.quiet or found.verdict != VERDICTS[0]:
+        if not args.quiet or found.verdict != PROVEN:
             say(certificate.text(found))
         if written and not args.quiet:
             print(f"{printable(written)}: to be signed")

@@ -58,13 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _reading_arguments(group: argparse._ArgumentGroup) -> None:
+    from converter.request import TEXTS
+
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--text", type=file_path, metavar="FILE", help="a text, UTF-8; of the kind that it will be used for"
     )
-    which.add_argument(
-        "--calibrate", choices=("own", "random"), help="text that the model writes itself, or tokens by lot"
-    )
+    which.add_argument("--calibrate", choices=TEXTS, help="text that the model writes itself, or tokens by lot")
     add = group.add_argument
     add("--chunks", type=positive, metavar="N", help="how many at most (default: all of a text, else 16)")
     add("--context", type=positive, metavar="N", help="tokens of a chunk (512, or what the model was made for)")
