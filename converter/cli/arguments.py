@@ -222,7 +222,7 @@ def quant_arguments(group: argparse._ArgumentGroup, quant: bool = True, via: boo
             choices=(0, 1, 2, 3),
             default=0,
             help="0: the bytes of the reference; 1: its codes with scales of the right length; 2: scales searched for; "
-            "3: and searched for widely; all of the same size, each closer than the last",
+            "3: and searched for widely; all of the same size (docs/quantization.md has what they buy)",
         )
     add(
         "--include-weights",
