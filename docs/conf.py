@@ -16,7 +16,7 @@ import converter
 project = "converter"
 version = release = converter.__version__
 root_doc = "docs/README"
-include_patterns = ["*.md", "docs/*.md", "docs/howto/*.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/howto/*.md", "native/README.md"]
 exclude_patterns = [".*", "build"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
