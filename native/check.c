@@ -6,6 +6,7 @@
  * digest of what scalar code makes of each; fails where another instruction set, single rows or blocks, or the
  * digests of ggml's output in the given file differ. The data are those of tests/tensors/test_kernels.py.
  */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -330,6 +331,26 @@ static void check_decode(int type) {
     free(expected);
 }
 
+/* The largest of floats of every kind, in buffers of every length, by every instruction set. */
+static void check_largest(void) {
+    const float odd[] = {NAN, -NAN, INFINITY, -INFINITY, 3.4e38f, -3.4e38f};
+    float x[67];
+    for (int n = 0; n <= 67; ++n)
+        for (int at = -1; at < n; ++at)
+            for (int kind = 0; kind < (at < 0 ? 1 : 6); ++kind) {
+                for (int i = 0; i < n; ++i) x[i] = (i % 2 ? 1.0f : -1.0f) * (float)i / 64;
+                if (at >= 0) x[at] = odd[kind];
+                const float expected = at >= 0 ? fabsf(odd[kind]) : n ? (float)(n - 1) / 64 : 0;
+                float *given = exact(x, (size_t)n * sizeof *x);
+                for (const char *const *isa = available_isas(); *isa; ++isa) {
+                    select_isa(*isa);
+                    const float found = largest_in_use()(given, n);
+                    if (found != expected && !(isnan(found) && isnan(expected))) fail("largest", "floats", *isa);
+                }
+                free(given);
+            }
+}
+
 /* Two arrays of `n` elements against each other, in buffers of exactly that size. */
 static comparison compared_by(const float *a, const float *b, int n, uint64_t *histogram) {
     float *x = exact(a, (size_t)n * sizeof *x), *y = exact(b, (size_t)n * sizeof *y);
@@ -403,6 +424,7 @@ int main(int argc, char **argv) {
     init_grids();
     init_crc32c();
     check_crc32c();
+    check_largest();
     for (int i = 0; i < GRID_COUNT; ++i)
         if (!ensure_grid(i)) return 2;
     const uint16_t *factor = some_factor();

@@ -108,3 +108,12 @@ void FN(decode_f16)(const uint8_t *data, float *out, int64_t n) {
 
 int64_t FN(nonfinite_f16)(const uint8_t *data, int64_t n) { return FN(nonfinite_f16_plain)(data, n); }
 #endif
+
+float FN(largest)(const float *x, int64_t n) {
+    int32_t most = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        const int32_t bits = (int32_t)(float_bits(x[i]) & 0x7FFFFFFFu);
+        most = bits > most ? bits : most;
+    }
+    return bits_float((uint32_t)most);
+}

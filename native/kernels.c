@@ -69,6 +69,7 @@ typedef struct {
     FEEDBACKS(FEEDBACK_NAME, isa)                                            \
     static const feedback_row FEEDBACKS_##isa[] = {FEEDBACKS(FEEDBACK_ROW, isa) {NULL, NULL}}; \
     extern compare_fn compare_##isa;                                         \
+    extern largest_fn largest_##isa;                                         \
     extern crc32c_fn crc32c_##isa;                                           \
     TYPES(DENSE_NAME, BLOCK_NAME, READS_NAME, BLOCK_NAME, isa)              \
     static const kernel TABLE_##isa[] = {TYPES(DENSE_ROW, BLOCK_ROW, READS_ROW, NEEDS_ROW, isa)};
@@ -100,17 +101,18 @@ static const struct {
     const effort_row *efforts;
     const feedback_row *feedbacks;
     compare_fn *compare;
+    largest_fn *largest;
     crc32c_fn *crc32c;
     bool (*runs)(void);
 } SETS[] = {
 #if defined(HAVE_X86)
-    {"avx512", TABLE_avx512, EFFORTS_avx512, FEEDBACKS_avx512, compare_avx512, crc32c_avx512, has_avx512},
-    {"avx2", TABLE_avx2, EFFORTS_avx2, FEEDBACKS_avx2, compare_avx2, crc32c_avx2, has_avx2},
-    {"sse2", TABLE_sse2, EFFORTS_sse2, FEEDBACKS_sse2, compare_sse2, crc32c_sse2, always},
+    {"avx512", TABLE_avx512, EFFORTS_avx512, FEEDBACKS_avx512, compare_avx512, largest_avx512, crc32c_avx512, has_avx512},
+    {"avx2", TABLE_avx2, EFFORTS_avx2, FEEDBACKS_avx2, compare_avx2, largest_avx2, crc32c_avx2, has_avx2},
+    {"sse2", TABLE_sse2, EFFORTS_sse2, FEEDBACKS_sse2, compare_sse2, largest_sse2, crc32c_sse2, always},
 #elif defined(HAVE_NEON)
-    {"neon", TABLE_neon, EFFORTS_neon, FEEDBACKS_neon, compare_neon, crc32c_neon, always},
+    {"neon", TABLE_neon, EFFORTS_neon, FEEDBACKS_neon, compare_neon, largest_neon, crc32c_neon, always},
 #endif
-    {"scalar", TABLE_scalar, EFFORTS_scalar, FEEDBACKS_scalar, compare_scalar, crc32c_scalar, always},
+    {"scalar", TABLE_scalar, EFFORTS_scalar, FEEDBACKS_scalar, compare_scalar, largest_scalar, crc32c_scalar, always},
 };
 #define SET_COUNT ((int)(sizeof SETS / sizeof *SETS))
 
@@ -142,6 +144,8 @@ const char *feedback_at(int i) {
 }
 
 compare_fn *compare_in_use(void) { return SETS[in_use].compare; }
+
+largest_fn *largest_in_use(void) { return SETS[in_use].largest; }
 
 crc32c_fn *crc32c_in_use(void) { return SETS[in_use].crc32c; }
 

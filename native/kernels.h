@@ -28,6 +28,9 @@ typedef void decode_fn(const uint8_t *data, float *out, int64_t n);
 /* Counts the values among `n` that are NaN or infinite. */
 typedef int64_t count_fn(const uint8_t *data, int64_t n);
 
+/* The largest magnitude among `n` floats: NaN where one is. */
+typedef float largest_fn(const float *x, int64_t n);
+
 typedef struct {
     const char *name;
     int block;           /* elements of a block */
@@ -55,6 +58,9 @@ const kernel *kernel_at(int i);
 
 /* Comparison of two arrays by the instruction set in use. */
 compare_fn *compare_in_use(void);
+
+/* The largest of floats by the instruction set in use. */
+largest_fn *largest_in_use(void);
 
 /* CRC-32C by the instruction set in use. */
 crc32c_fn *crc32c_in_use(void);

@@ -33,6 +33,7 @@ typedef struct region {
 } region;
 
 static _Atomic(region *) regions;
+static atomic_long faults; /* of all regions, ever */
 static struct sigaction previous;
 static atomic_bool stepped_aside;
 static uintptr_t page;
@@ -59,6 +60,7 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
     region *r = by_read ? region_at((uintptr_t)info->si_addr) : NULL;
     if (r && fill_up(r, (uintptr_t)info->si_addr)) {
         atomic_store(&r->faulted, true);
+        atomic_fetch_add(&faults, 1);
     } else if (previous.sa_flags & SA_SIGINFO) {
         previous.sa_sigaction(number, info, context);
     } else {
@@ -183,7 +185,18 @@ static PyType_Spec SPEC = {
     .slots = SLOTS,
 };
 
+static PyObject *count_faults(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromLong(atomic_load(&faults));
+}
+
+static PyMethodDef FUNCTIONS[] = {
+    {"faults", count_faults, METH_NOARGS, "faults() -> int\n\nReads that found nothing, of all mappings there ever were."},
+    {NULL, NULL, 0, NULL},
+};
+
 bool add_mapping(PyObject *module) {
+    if (PyModule_AddFunctions(module, FUNCTIONS) < 0) return false;
     PyObject *type = PyType_FromModuleAndSpec(module, &SPEC, NULL);
     const bool added = type && PyModule_AddObjectRef(module, "Mapping", type) == 0;
     Py_XDECREF(type);

@@ -222,6 +222,20 @@ static PyObject *nonfinite(PyObject *self, PyObject *args) {
     return ok ? PyLong_FromLongLong(count) : NULL;
 }
 
+PyDoc_STRVAR(largest_doc, "largest(x) -> float\n\nThe largest magnitude in a float32 buffer: NaN where one is in it, 0 where nothing is.");
+
+static PyObject *largest(PyObject *self, PyObject *object) {
+    (void)self;
+    Py_buffer x;
+    if (!get_buffer(object, &x, false, true, "x")) return NULL;
+    float found;
+    Py_BEGIN_ALLOW_THREADS
+    found = largest_in_use()(x.buf, x.len / (Py_ssize_t)sizeof(float));
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&x);
+    return PyFloat_FromDouble(found);
+}
+
 PyDoc_STRVAR(compare_doc,
              "compare(a, b, at, histogram=None) -> tuple\n\n"
              "Compares two float32 buffers of the same length, whose first element is number `at`; adds\n"
@@ -372,6 +386,7 @@ static PyMethodDef METHODS[] = {
     {"feedback_types", feedback_types, METH_NOARGS, feedback_types_doc},
     {"decode", decode, METH_VARARGS, decode_doc},
     {"nonfinite", nonfinite, METH_VARARGS, nonfinite_doc},
+    {"largest", largest, METH_O, largest_doc},
     {"compare", compare, METH_VARARGS, compare_doc},
     {"crc32c", crc32c, METH_VARARGS, crc32c_doc},
     {"skip_strings", skip_strings, METH_VARARGS, skip_strings_doc},

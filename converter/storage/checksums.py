@@ -43,7 +43,7 @@ class Crc:
 
     def combine(self, first: int, second: int, nbytes: int) -> int:
         """The sum of two pieces in a row, from that of each; `nbytes` is the length of the second."""
-        return _multiply(_shift(nbytes, self.polynomial), first, self.polynomial) ^ second
+        return _multiply(first, _shift(nbytes, self.polynomial), self.polynomial) ^ second
 
     def combine_all(self, pieces: Iterable[tuple[int, int]]) -> int:
         """The sum of pieces in a row, each given as its sum and its length."""

@@ -17,14 +17,15 @@ from contextvars import ContextVar, copy_context
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.address import is_elsewhere, shown
 from converter.errors import CorruptFile, Interrupted, OutputError
-from converter.storage.mapping import Mapping
+from converter.storage import page_cache
+from converter.storage.mapping import Mapping, faults
 from converter.storage.stand_ins import LOOKED_AT, refuse_stand_in
 from converter.tensors.tensor import Extent
 from converter.workers import default_threads
@@ -32,6 +33,8 @@ from converter.workers import default_threads
 # Pages that were read stay resident until somebody lets go of them. After this many bytes, of all files together, the
 # maps that were read are released; what is still in use is simply faulted in again from the page cache.
 RELEASE_AFTER = 32 << 20
+_PAGE = 2 << 20  # the largest that Linux maps at once
+_STREAMED = 128 << 10  # bytes that are read at once of a file of which more will be
 AT_ONCE = 16  # files that lie elsewhere are opened so many at a time
 
 Result = TypeVar("Result")
@@ -154,7 +157,7 @@ class Opened:
 
     def lost(self) -> OutputError | None:
         """What to say where bytes of a file could not be read, and were seen as zeros."""
-        for file in self._mapped:
+        for file in self._mapped if faults() else ():
             if file.faulted:
                 return OutputError(
                     f"{file.path}: was changed while it was read: it was cut short, or its disk failed\n"
@@ -323,23 +326,40 @@ def check_inside(source: Bytes, offset: int, nbytes: int, what: str) -> None:
 
 
 class _Resident:
-    """What was read of all maps together since they were let go of: a model of many shards takes no more than one."""
+    """What was read of all maps together since they were let go of: a model of many shards takes no more than one.
+
+    Counted are large pages: where a file is cached in such, a byte that is read makes all of one resident, and a model
+    is opened by the first bytes of every shard. Of files that outgrow memory the system's cache forgets what was let go
+    of, unless it was read again meanwhile.
+    """
 
     def __init__(self) -> None:
-        self._nbytes = 0
-        self._files: WeakSet[MappedFile] = WeakSet()
+        self._open: WeakSet[MappedFile] = WeakSet()
+        self._read: WeakKeyDictionary[MappedFile, set[int]] = WeakKeyDictionary()
+        self._before = self._read.copy()
+        self._count = 0  # of the pages in `_read`
         self._lock = threading.Lock()
 
-    def add(self, file: MappedFile, nbytes: int) -> None:
+    def opened(self, file: MappedFile) -> None:
+        with self._lock:
+            self._open.add(file)
+
+    def add(self, file: MappedFile, offset: int, nbytes: int) -> None:
         """Count what is about to be read of a file; all that were read let go of it where it is too much."""
         with self._lock:
-            self._nbytes += nbytes
-            self._files.add(file)
-            if self._nbytes < RELEASE_AFTER:
+            pages = self._read.setdefault(file, set())
+            self._count -= len(pages)
+            pages.update(range(offset // _PAGE, -(-(offset + nbytes) // _PAGE)))
+            self._count += len(pages)
+            if self._count * _PAGE < RELEASE_AFTER:
                 return
-            files, self._files, self._nbytes = list(self._files), WeakSet(), 0
-        for each in files:
+            before, read = self._before, self._read
+            self._before, self._read, self._count = read, WeakKeyDictionary(), 0
+            outgrown = page_cache.outgrown(sum(each.size for each in self._open))
+        for each in list(read):
             each.release()
+        for each, pages in list(before.items()) if outgrown else ():
+            page_cache.forget(each.path, pages - read.get(each, set()), _PAGE)
 
 
 _resident = _Resident()
@@ -352,7 +372,7 @@ class MappedFile:
         self.path = path
         regular_size(path)
         self._map: Mapping | None = None
-        self._faulted = False
+        self._faulted = self._streamed = False
         self._bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
         try:
             with open(path, "rb") as file:
@@ -365,6 +385,7 @@ class MappedFile:
         if (opened := _opened.get()) is not None:
             opened.map(self, status)
         if self._map is not None:
+            _resident.opened(self)
             self._bytes = np.frombuffer(memoryview(self._map), np.uint8)
 
     @property
@@ -374,7 +395,10 @@ class MappedFile:
 
     def view(self, offset: int, nbytes: int, what: str) -> NDArray[np.uint8]:
         check_inside(self, offset, nbytes, what)
-        _resident.add(self, nbytes)
+        _resident.add(self, offset, nbytes)
+        if nbytes >= _STREAMED and not self._streamed:
+            self._streamed = True
+            self._advise("MADV_HUGEPAGE")
         return self._bytes[offset : offset + nbytes]
 
     def extent(self, offset: int) -> Extent:

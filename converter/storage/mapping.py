@@ -27,5 +27,7 @@ class _Mapping(mmap.mmap):
 
 if TYPE_CHECKING:
     from converter._native import Mapping as Mapping
+    from converter._native import faults as faults
 else:
     Mapping = getattr(_native, "Mapping", _Mapping)
+    faults = getattr(_native, "faults", int)  # of all maps together; none where the extension has no map

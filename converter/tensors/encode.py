@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -177,9 +177,7 @@ def encoded(
         )
     rows_per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
 
-    @cache
-    def moderate() -> bool:
-        return weights is None or all(weights[at].max() <= _MODERATE for at in range(len(weights)))
+    moderate = _always if weights is None else cache(partial(_is_moderate, weights))
 
     def read(start: int, stop: int) -> Rows:
         numbers = values(tensor, start, stop)
@@ -211,10 +209,17 @@ _ORDINARY, _MODERATE, _WRAPS = 448.0, 1e24, "MXFP4"
 _SHRUNK, _SMALL = 1 / 1024, 0.125
 
 
+def _is_moderate(weights: Importance) -> bool:
+    return all(weights[at].max() <= _MODERATE for at in range(len(weights)))
+
+
+def _always() -> bool:
+    return True
+
+
 def _ordinary(numbers: NDArray[np.float32]) -> bool:
-    """Whether all are so small that no type has trouble with them; at the speed of memory."""
-    with np.errstate(invalid="ignore"):
-        return not numbers.size or bool(-_ORDINARY <= numbers.min() and numbers.max() <= _ORDINARY)
+    """Whether all are so small that no type has trouble with them."""
+    return kernels.largest(numbers) <= _ORDINARY  # a NaN is not
 
 
 def _newly_nonfinite(numbers: NDArray[np.float32], data: Rows, dtype: DType) -> int:

@@ -175,6 +175,11 @@ def decode(data: Bytes, dtype: DType, *, out: Floats | None = None) -> Floats:
     return out
 
 
+def largest(x: Floats) -> float:
+    """The largest magnitude in a float32 array: NaN where one is in it, 0 where it is empty."""
+    return _native.largest(_aligned(x, np.float32))
+
+
 def nonfinite(data: Bytes, dtype: DType) -> int:
     """How many values of (n, row_nbytes) uint8 `data` are NaN or infinite; dense floating types only.
 

@@ -21,6 +21,7 @@ from converter.errors import ConverterError, OutputError
 from converter.inspection.describe import inspect
 from converter.pipeline import convert, plan, run
 from converter.request import Request
+from converter.storage import page_cache
 from converter.storage.files import RELEASE_AFTER, MappedFile
 from converter.verify.verifier import verify
 
@@ -176,6 +177,7 @@ def test_an_error_that_has_another_reason_stays(source: Path) -> None:
 
 CHILD = """
 import ctypes, faulthandler, mmap, signal, sys
+from converter.storage import page_cache
 from converter.storage.files import RELEASE_AFTER, MappedFile
 from pathlib import Path
 when, path = sys.argv[1], Path(sys.argv[2])
@@ -273,6 +275,52 @@ def test_many_files_hold_no_more_pages_than_one(tmp_path: Path) -> None:
             file.view(at, 1 << 20, "a slab").sum()
             most = max(most, resident() - before)
     assert 0 < most < RELEASE_AFTER + (16 << 20)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc what is resident")
+def test_the_first_bytes_of_many_files_hold_few_pages(tmp_path: Path) -> None:
+    """A model of many shards, opened again: the system has large pages of them in its cache, and maps those."""
+    files = []
+    for number in range(40):
+        path = tmp_path / f"{number}.bin"
+        path.write_bytes(bytes(4 << 20))
+        whole = MappedFile(path)
+        whole.view(0, 4 << 20, "all of it").sum()
+        files.append(whole)
+    files[0].release()
+    before = resident()
+    for file in files:
+        file.release()
+        file.view(0, 8, "a length").sum()
+    assert resident() - before < RELEASE_AFTER + (8 << 20)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system does not say what is in its cache")
+def test_what_was_read_of_files_larger_than_memory_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.bin"
+    path.write_bytes(bytes(128 << 20))
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())  # what is not on the disk cannot be forgotten
+        os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if is_cached(path):
+        pytest.skip("a file system in memory")
+    for large in (False, True):
+        monkeypatch.setattr(page_cache, "outgrown", lambda nbytes, large=large: nbytes >= 128 << 20 and large)
+        file = MappedFile(path)
+        for at in range(0, file.size, 1 << 20):
+            file.view(at, 1 << 20, "a slab").sum()
+        assert is_cached(path) is not large
+
+
+def is_cached(path: Path) -> bool:
+    """Whether the system has the first bytes of a file in its cache."""
+    with open(path, "rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(4096)], 0, os.RWF_NOWAIT) == 4096
+        except OSError:
+            return False
 
 
 def resident() -> int:

@@ -226,6 +226,16 @@ def test_nonfinite_counts_wide_types(dtype: type, isa: str) -> None:
     assert kernels.nonfinite(x.view(np.uint8)[None], DTYPES[name]) == 3
 
 
+def test_the_largest_of_floats(isa: str) -> None:
+    x = _many_floats()
+    finite = x[np.isfinite(x)]
+    assert kernels.largest(finite) == np.abs(finite).max()
+    assert kernels.largest(np.array([1, -np.inf, 3], np.float32)) == np.inf
+    assert np.isnan(kernels.largest(np.array([np.inf, -np.nan, 0], np.float32)))
+    assert kernels.largest(np.empty(0, np.float32)) == 0
+    assert kernels.largest(np.arange(64, dtype=np.float32).reshape(8, 8)[:, 3:5]) == 60
+
+
 def test_types_without_a_kernel_go_through_numpy() -> None:
     x = sample("normal", 2)
     for name in ("F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"):
