@@ -5,7 +5,9 @@
 Linux, as root, with xfsprogs: the disk is a sparse file with XFS in it. The weights are one GiB of seeded normal
 numbers that all shards share (reflinks), and what is written is given back by punching holes behind the writer, so that
 some 10 GB hold it all. Told are the peak of resident memory, beside that for a model of 1 B; and the rate, beside
-what the kernels alone do on as many threads with the same mix of types, measured before and after, in the same run.
+what the kernels alone do on as many threads with the same mix of types, measured before and after, in the same run:
+by the clock, which waits for this disk and for what the system does for it, and by the time that the processors worked
+for the conversion.
 With --minutes the conversion is interrupted after so many, which must leave nothing behind.
 """
 
@@ -29,6 +31,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import whole_job
@@ -60,11 +63,17 @@ def disk(work: Path) -> Iterator[Path]:
         file.truncate(4 << 40)
     place.mkdir(exist_ok=True)
     subprocess.run(["mkfs.xfs", "-q", "-f", "-K", "-m", "reflink=1", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop,discard", str(image), str(place)], check=True)
+    # Without direct I/O everything would be in the system's cache twice, and copied from one to the other.
+    attach = ["losetup", "--find", "--show", "--direct-io=on", str(image)]
+    device = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
     try:
-        yield place
+        subprocess.run(["mount", "-o", "discard", device, str(place)], check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["losetup", "--detach", device], check=True)
         image.unlink()
 
 
@@ -150,8 +159,19 @@ def kernel_rate(counts: dict[str, int], threads: int) -> float:
     return sum(counts.values()) / seconds
 
 
-def convert(model: Path, out: Path, minutes: float | None) -> tuple[float, int, float, bool]:
-    """Run it: bytes of the output a second after the first ten, peak bytes resident, share done, whether it ended."""
+class Run(NamedTuple):
+    """Bytes of the output a second of the clock, and of a processor, after the first ten; peak bytes resident; the
+    share that was done, and whether that was to be all."""
+
+    by_clock: float
+    by_processor: float
+    peak: int
+    share: float
+    ended: bool
+
+
+def convert(model: Path, out: Path, minutes: float | None) -> Run:
+    """Run it, for so many minutes at most."""
     command = [sys.executable, "-m", "converter", str(model), str(out), "-q", "q4_k_m", "-f", "--progress", "json"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
@@ -162,7 +182,7 @@ def convert(model: Path, out: Path, minutes: float | None) -> tuple[float, int, 
         if line.startswith('{"schema"'):
             event = json.loads(line)
             if event["event"] == "progress":
-                seen.append((event["elapsed"], event["done"], event["total"]))
+                seen.append((event["elapsed"], event["done"], event["total"], processor_time(process.pid)))
                 peak = max(peak, high_water(process.pid))
         else:
             print(line.rstrip(), file=sys.stderr)
@@ -170,8 +190,15 @@ def convert(model: Path, out: Path, minutes: float | None) -> tuple[float, int, 
     if code not in (0, 130):
         raise SystemExit(f"failed: {code}")
     warm = next((each for each in seen if each[0] > 10), seen[0])
-    rate = (seen[-1][1] - warm[1]) / max(seen[-1][0] - warm[0], 1e-9)
-    return rate, peak, seen[-1][1] / seen[-1][2], code == 0
+    done = seen[-1][1] - warm[1]
+    by_clock, by_processor = (done / max(seen[-1][at] - warm[at], 1e-9) for at in (0, 3))
+    return Run(by_clock, by_processor, peak, seen[-1][1] / seen[-1][2], code == 0)
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that processors worked for a process, the system's included."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def high_water(pid: int) -> int:
@@ -201,7 +228,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.work) as temporary, disk(Path(temporary)) as place:
-        print(f"| model | BF16 | out | peak | rate | kernels alone | share | done |\n|---|{'---|' * 7}", flush=True)
+        columns = ("model", "BF16", "out", "peak", "rate", "kernels alone", "share", "of processors' time", "done")
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
         for name in (args.beside, args.model):
             started = time.monotonic()
             model = make(place / name, name)
@@ -211,15 +239,15 @@ def main() -> None:
             before, stop = kernel_rate(encoded, 2), threading.Event()
             punching = threading.Thread(target=punch, args=(place, stop))
             punching.start()
-            bytes_a_second, peak, share, ended = convert(model, place / "out.gguf", args.minutes)
+            run = convert(model, place / "out.gguf", args.minutes)
             stop.set()
             punching.join()
             alone = (before + kernel_rate(encoded, 2)) / 2
-            rate = bytes_a_second / total * sum(counts.values())
+            rate, worked = (each / total * sum(counts.values()) for each in (run.by_clock, 2 * run.by_processor))
             cells = [
-                f"{2 * sum(counts.values()) / 1e9:.1f} GB", f"{total / 1e9:.2f} GB", f"{peak / 1e6:.0f} MB",
-                f"{rate / 1e6:.0f} M/s", f"{alone / 1e6:.0f} M/s", f"{rate / alone:.0%}",
-                f"{share:.0%}{'' if ended else ', interrupted'}",
+                f"{2 * sum(counts.values()) / 1e9:.1f} GB", f"{total / 1e9:.2f} GB", f"{run.peak / 1e6:.0f} MB",
+                f"{rate / 1e6:.0f} M/s", f"{alone / 1e6:.0f} M/s", f"{rate / alone:.0%}", f"{worked / alone:.0%}",
+                f"{run.share:.0%}{'' if run.ended else ', interrupted'}",
             ]  # fmt: skip
             print(f"| {name} | {' | '.join(cells)} |  made and planned in {made:.0f} s", flush=True)
             if left := [path.name for path in place.iterdir() if path.name.endswith(".part")]:
