@@ -1,4 +1,4 @@
-"""One multipart upload to S3, in which the parts that a run before this one has sent are not sent again.
+"""One upload in parts, in which the parts that a run before this one has sent are not sent again.
 
 What such a run left is at the store alone, so any machine goes on with it. An upload is gone on with where its parts
 have the sizes of ours and its first one, which holds the file's header, is ours byte for byte; of the others each is
@@ -10,15 +10,42 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
+from converter.address import Address
 from converter.errors import ConverterError, OutputError
 from converter.remote import s3
-from converter.remote.attempts import Transient, tried
+from converter.remote.attempts import Result, Transient, tried
 from converter.remote.objects import PartDigest, StoredObject
+from converter.remote.parts import Begun, Ended, Store
+from converter.remote.settings import online
 
 PATIENCE = 10.0  # seconds for parts that are on their way when the upload is given up
+STORES: dict[str, Store] = {"s3": s3.STORE}
+
+
+def begun(address: Address) -> list[Begun]:
+    """The uploads that were begun to an address: to the object of this name, and to those of the folder of this name.
+
+    Raises:
+        OutputError: the store does not say.
+        MissingDependency: the package is not there that asks it.
+    """
+    online(address.shown, "nothing can be said of it")
+    key = "/".join(address.parts)
+    top = StoredObject(f"{address.top}/{key}", address.scheme, address.where, key)
+    return tried(top.name, lambda: STORES[top.scheme].begun(top, below=True))
+
+
+def abort(begun: Begun) -> None:
+    """Have the store forget an upload.
+
+    Raises:
+        OutputError: the store refuses.
+    """
+    with suppress(Ended):
+        tried(begun.name, lambda: STORES[begun.object.scheme].abort(begun.object, begun.id), "removed")
 
 
 class Multipart:
@@ -34,16 +61,17 @@ class Multipart:
 
     def __init__(self, object: StoredObject, size: int, part: int, at_once: int, keep: bool) -> None:
         self._object, self._size, self._part, self._keep = object, size, part, keep
+        self._store = STORES[object.scheme]
         self._room = threading.Semaphore(at_once)
-        self._found: list[s3.Begun] = []
-        self._begun: s3.Begun | None = None  # what is gone on with
+        self._found: list[Begun] = []
+        self._begun: Begun | None = None  # what is gone on with
         self._id = ""
-        self._tags: dict[int, str] = {}
+        self._names: dict[int, str] = {}  # of the parts that are there, by number
         self._error: BaseException | None = None
 
     def begun(self) -> list[str]:
         try:
-            found = s3.begun_of(self._object)
+            found = tried(self._object.name, lambda: self._store.begun(self._object, below=False))
         except OutputError as error:
             return [f"{str(error).splitlines()[0]}: whether an upload was begun is not known; all is sent"]
         self._found = [each for each in found if self._fits(each)]
@@ -60,7 +88,7 @@ class Multipart:
             )
         return notes
 
-    def _fits(self, begun: s3.Begun) -> bool:
+    def _fits(self, begun: Begun) -> bool:
         """Whether its parts could be ours."""
         sizes = {number: part.nbytes for number, part in begun.parts.items()}
         return 1 in sizes and all(nbytes == self._nbytes(number) for number, nbytes in sizes.items())
@@ -92,32 +120,31 @@ class Multipart:
             raise
 
     def _open(self, first: str) -> None:
-        same = [each for each in self._found if each.parts[1].tag == first]
+        same = [each for each in self._found if each.parts[1].md5 == first]
         self._begun = max(same, key=lambda each: len(each.parts), default=None)
-        self._id = self._begun.id if self._begun is not None else self._ask("create_multipart_upload")["UploadId"]
+        begin = self._store.begin
+        self._id = self._begun.id if self._begun is not None else self._ask(lambda: begin(self._object))
 
-    def _sent(self, number: int, data: bytes, tag: str) -> None:
+    def _sent(self, number: int, data: bytes, md5: str) -> None:
         there = self._begun.parts.get(number) if self._begun is not None else None
         try:
-            if there is None or there.tag != tag:
-                tag = self._ask("upload_part", UploadId=self._id, PartNumber=number, Body=data)["ETag"]
-            self._tags[number] = tag
+            if there is not None and there.md5 == md5:
+                self._names[number] = there.name
+            else:
+                send = self._store.send
+                self._names[number] = self._ask(lambda: send(self._object, self._id, number, data, md5))
         except BaseException as error:
             self._error = self._error or error
         finally:
             self._room.release()
 
     def _complete(self) -> str | None:
-        parts = [{"PartNumber": number, "ETag": tag} for number, tag in sorted(self._tags.items())]
-        said = self._ask("complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": parts})
-        tag: str | None = said.get("ETag")
-        return tag
+        return self._ask(lambda: self._store.complete(self._object, self._id, self._names))
 
-    def _ask(self, what: str, **given: object) -> dict[str, str]:
-        def ask() -> dict[str, str]:
+    def _ask(self, what: Callable[[], Result]) -> Result:
+        def ask() -> Result:
             self._check()
-            said: dict[str, str] = s3.asked(self._object, what, **given)
-            return said
+            return what()
 
         return tried(self._object.name, ask, "written")
 
@@ -131,7 +158,7 @@ class Multipart:
             thread.join(max(0.0, deadline - time.monotonic()))
         if self._id and not self._keep:
             with suppress(ConverterError, Transient):
-                s3.asked(self._object, "abort_multipart_upload", UploadId=self._id)
+                self._store.abort(self._object, self._id)
 
 
 def _cut(pieces: Iterable[bytes], part: int) -> Iterator[bytes]:

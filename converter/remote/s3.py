@@ -9,144 +9,92 @@ Sources: Amazon S3's "Uploading and copying objects using multipart upload".
 from __future__ import annotations
 
 import os
-from base64 import b64decode
-from collections.abc import Mapping
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
-from converter.address import Address
 from converter.errors import OutputError
 from converter.extras import package
-from converter.remote.attempts import Transient, tried
+from converter.remote.attempts import Transient
 from converter.remote.objects import REFUSES, StoredObject, plain
-from converter.remote.settings import online
+from converter.remote.parts import Begun, Ended, Part, is_below
 from converter.remote.stores import endpoint, region
 from converter.remote.web import CONNECT, READ
 
 WORK = "an upload to S3"
-AT_WORK = timedelta(days=1)  # an upload that got nothing for so long is nobody's any more
 _CONNECTIONS = 256
 _TRUE = ("1", "on", "yes", "true", "y")
 _BUSY = (408, 425, 429)
+_AGAIN = ("RequestTimeout", "BadDigest")  # answers of 400 that mean what came on the way
 _WITH_KEY = ("create_multipart_upload", "upload_part", "complete_multipart_upload", "list_parts")
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part that is there: bytes, and its ETag, which is their MD5 where the store's keys do not encrypt."""
+class ByParts:
+    """A `Store` (parts.py) that speaks S3's protocol.
 
-    nbytes: int
-    tag: str
-
-
-@dataclass(frozen=True)
-class Begun:
-    """An upload that was begun, and neither completed nor aborted.
-
-    Attributes:
-        object: what it would become.
-        id: what the store calls it.
-        parts: what is there of it, by number.
-        last: when something came of it last.
+    Args:
+        client: botocore's client for a bucket.
+        settings: what every operation is given, by its name.
     """
 
-    object: StoredObject
-    id: str
-    parts: Mapping[int, Part]
-    last: datetime
+    def __init__(self, client: Callable[[str], Any], settings: Callable[[str], dict[str, Any]]) -> None:
+        self._client, self._settings = client, settings
 
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts.values())
+    def begun(self, object: StoredObject, *, below: bool) -> list[Begun]:
+        top = object.name.removesuffix(object.key)
+        return [
+            self._begun(StoredObject(f"{top}{each['Key']}", object.scheme, object.bucket, each["Key"]), each)
+            for each in self._pages(object, "list_multipart_uploads", "Uploads", Prefix=object.key)
+            if each["Key"] == object.key or (below and is_below(each["Key"], object.key))
+        ]
 
-    @property
-    def name(self) -> str:
-        return self.object.name
+    def _begun(self, object: StoredObject, said: Mapping[str, Any]) -> Begun:
+        found: list[dict[str, Any]] = []
+        with suppress(Ended):  # meanwhile
+            found = self._pages(object, "list_parts", "Parts", Key=object.key, UploadId=said["UploadId"])
+        parts = {each["PartNumber"]: Part(each["Size"], plain(each["ETag"]), each["ETag"]) for each in found}
+        return Begun(
+            object, said["UploadId"], parts, max([said["Initiated"], *(each["LastModified"] for each in found)])
+        )
 
-    @property
-    def stays(self) -> bool:
-        """Whether its run may be at work still."""
-        return datetime.now(UTC) - self.last < AT_WORK
+    def _pages(self, object: StoredObject, what: str, rows: str, **given: Any) -> list[dict[str, Any]]:
+        """The rows of all pages of a listing."""
 
-    @property
-    def why(self) -> str:
-        """Why it stays."""
-        return "may be at work: it got something within a day"
+        def ask() -> list[dict[str, Any]]:
+            paginator = self._client(object.bucket).get_paginator(what)
+            pages = paginator.paginate(Bucket=object.bucket, **given, **self._settings(what))
+            return [row for page in pages for row in page.get(rows, ())]
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON, as that of a `Leftover` (storage/leftovers.py)."""
-        return {"path": self.name, "bytes": self.nbytes, "running": self.stays, "unlinked_from": None}
+        found: list[dict[str, Any]] = answered(object.name, ask, "refuses to list it")
+        return found
 
-    def abort(self) -> None:
-        """Have the store forget it.
+    def begin(self, object: StoredObject) -> str:
+        return str(self._asked(object, "create_multipart_upload")["UploadId"])
 
-        Raises:
-            OutputError: the store refuses.
-        """
-        with suppress(Ended):
-            tried(self.object.name, lambda: asked(self.object, "abort_multipart_upload", UploadId=self.id), "removed")
+    def send(self, object: StoredObject, upload: str, number: int, data: bytes, md5: str) -> str:
+        sum = b64encode(bytes.fromhex(md5)).decode()
+        said = self._asked(object, "upload_part", UploadId=upload, PartNumber=number, Body=data, ContentMD5=sum)
+        return str(said["ETag"])
 
+    def complete(self, object: StoredObject, upload: str, parts: Mapping[int, str]) -> str | None:
+        named = {"Parts": [{"PartNumber": number, "ETag": parts[number]} for number in sorted(parts)]}
+        said = self._asked(object, "complete_multipart_upload", UploadId=upload, MultipartUpload=named)
+        tag: str | None = said.get("ETag")
+        return tag
 
-class Ended(OutputError):
-    """An upload is no more: completed or aborted."""
+    def abort(self, object: StoredObject, upload: str) -> None:
+        self._asked(object, "abort_multipart_upload", UploadId=upload)
 
+    def _asked(self, object: StoredObject, what: str, **given: Any) -> Any:
+        """What the store answers to an operation on an object."""
 
-def begun(address: Address) -> list[Begun]:
-    """The uploads that were begun to an address: to the object of this name, and to those of the folder of this name.
+        def ask() -> Any:
+            client, settings = self._client(object.bucket), self._settings(what)
+            return getattr(client, what)(Bucket=object.bucket, Key=object.key, **given, **settings)
 
-    Raises:
-        OutputError: the store does not say.
-        MissingDependency: botocore is not installed.
-    """
-    online(address.shown, "nothing can be said of it")
-    top = StoredObject(address.shown, address.scheme, address.where, "/".join(address.parts))
-    pages = _pages(top, "list_multipart_uploads", "Uploads", Prefix=top.key)
-    return [
-        _begun(StoredObject(f"{address.top}/{each['Key']}", top.scheme, top.bucket, each["Key"]), each)
-        for each in pages
-        if not address.parts or each["Key"] == top.key or each["Key"].startswith(f"{top.key}/")
-    ]
-
-
-def begun_of(object: StoredObject) -> list[Begun]:
-    """The uploads that were begun to one object; raises as `begun`."""
-    pages = _pages(object, "list_multipart_uploads", "Uploads", Prefix=object.key)
-    return [_begun(object, each) for each in pages if each["Key"] == object.key]
-
-
-def _begun(object: StoredObject, said: Mapping[str, Any]) -> Begun:
-    found: list[dict[str, Any]] = []
-    with suppress(Ended):  # meanwhile
-        found = _pages(object, "list_parts", "Parts", Key=object.key, UploadId=said["UploadId"])
-    parts = {each["PartNumber"]: Part(each["Size"], plain(each["ETag"])) for each in found}
-    return Begun(object, said["UploadId"], parts, max([said["Initiated"], *(each["LastModified"] for each in found)]))
-
-
-def _pages(object: StoredObject, what: str, rows: str, **given: Any) -> list[dict[str, Any]]:
-    """The rows of all pages of a listing."""
-
-    def ask() -> list[dict[str, Any]]:
-        pages = client(object.bucket).get_paginator(what).paginate(Bucket=object.bucket, **given, **_settings(what))
-        return [row for page in pages for row in page.get(rows, ())]
-
-    found: list[dict[str, Any]] = tried(object.name, lambda: answered(object.name, ask, "refuses to list it"))
-    return found
-
-
-def asked(object: StoredObject, what: str, **given: Any) -> Any:
-    """What the store answers, once asked, to an operation on an object.
-
-    Raises:
-        Transient, OutputError: as `answered`.
-    """
-
-    def ask() -> Any:
-        return getattr(client(object.bucket), what)(Bucket=object.bucket, Key=object.key, **given, **_settings(what))
-
-    return answered(object.name, ask)
+        return answered(object.name, ask)
 
 
 def answered(name: str, ask: Any, refuses: str = REFUSES) -> Any:
@@ -170,11 +118,11 @@ def answered(name: str, ask: Any, refuses: str = REFUSES) -> Any:
 
 def _refused(name: str, said: Mapping[str, Any], refuses: str) -> Exception:
     status, code = said["ResponseMetadata"]["HTTPStatusCode"], said["Error"]["Code"]
-    if status >= 500 or status in _BUSY or code == "RequestTimeout":
+    if status >= 500 or status in _BUSY or code in _AGAIN:
         after = said["ResponseMetadata"].get("HTTPHeaders", {}).get("retry-after", "")
         return Transient(f"the store does not answer as it should ({code})", float(after) if after.isdigit() else None)
     if code == "NoSuchUpload":
-        return Ended(f"{name}: somebody else completed or aborted the upload; nothing was written, run again")
+        return Ended.of(name)
     if status in (401, 403):
         return OutputError(f"{name}: the store {refuses} ({code})")
     return OutputError(f"{name}: the store answers {status} ({code})")
@@ -223,3 +171,6 @@ def _settings(what: str) -> dict[str, Any]:
         if _says("AWS_SSE_BUCKET_KEY_ENABLED"):
             given["BucketKeyEnabled"] = True
     return given
+
+
+STORE = ByParts(client, _settings)

@@ -17,8 +17,9 @@ import pytest
 from converter import convert
 from converter.address import parse
 from converter.errors import Cancelled, OutputExists
-from converter.remote import s3, stores, uploads
+from converter.remote import multipart, s3, stores, uploads
 from converter.remote.objects import StoredObject
+from converter.remote.parts import Begun
 from converter.request import Request
 from converter.storage.slabs import Progress
 
@@ -104,14 +105,14 @@ def test_a_stopped_upload_goes_on(url: str, model: Path, tmp_path: Path, monkeyp
     """What another server says of uploads and parts, and takes for one that is completed from two runs."""
     monkeypatch.setattr(uploads, "PART", 5 << 20)
     target, asked = "s3://bucket/again/there.gguf", list[str]()
-    ask = s3.asked
+    ask = s3.ByParts._asked
 
-    def counted(object: StoredObject, what: str, **given: object) -> object:
+    def counted(store: s3.ByParts, object: StoredObject, what: str, **given: object) -> object:
         asked.append(what)
-        return ask(object, what, **given)
+        return ask(store, object, what, **given)
 
-    def begun() -> list[s3.Begun]:
-        return s3.begun(parse("s3://bucket/again/"))
+    def begun() -> list[Begun]:
+        return multipart.begun(parse("s3://bucket/again/"))
 
     def progress(now: Progress) -> bool:
         deadline = time.monotonic() + 30
@@ -119,7 +120,7 @@ def test_a_stopped_upload_goes_on(url: str, model: Path, tmp_path: Path, monkeyp
             time.sleep(0.05)
         return asked.count("upload_part") < 3
 
-    monkeypatch.setattr(s3, "asked", counted)
+    monkeypatch.setattr(s3.ByParts, "_asked", counted)
     with pytest.raises(Cancelled):
         convert(model, target, Request(quant="f32"), progress=progress, resume=True)
     (left,) = begun()
@@ -136,9 +137,9 @@ def test_a_stopped_upload_goes_on(url: str, model: Path, tmp_path: Path, monkeyp
 
 def test_an_upload_is_aborted(url: str) -> None:
     object = StoredObject("s3://bucket/left/there.gguf", "s3", "bucket", "left/there.gguf")
-    s3.asked(object, "create_multipart_upload")
-    (left,) = s3.begun(parse("s3://bucket/left"))
+    s3.STORE.begin(object)
+    (left,) = multipart.begun(parse("s3://bucket/left"))
     assert left.name == object.name and left.nbytes == 0
-    left.abort()
-    left.abort()  # it is gone already
-    assert s3.begun(parse("s3://bucket/left/")) == []
+    multipart.abort(left)
+    multipart.abort(left)  # it is gone already
+    assert multipart.begun(parse("s3://bucket/left/")) == []

@@ -15,7 +15,7 @@ from converter.cli.verbs import Outcome, Verb
 from converter.text import printable
 
 if TYPE_CHECKING:
-    from converter.remote.s3 import Begun
+    from converter.remote.parts import Begun
     from converter.storage.leftovers import Leftover
 
     Found = tuple[Leftover | Begun, Callable[[], None]]  # and what removes it
@@ -89,7 +89,7 @@ def _uploads(addresses: list[str]) -> list[Found]:
     """Of stores."""
     if not addresses:
         return []
-    from converter.remote import s3
+    from converter.remote import multipart
 
-    once = {each.id: each for address in addresses for each in s3.begun(parse(address))}
-    return [(each, each.abort) for each in once.values()]
+    once = {(each.name, each.id): each for address in addresses for each in multipart.begun(parse(address))}
+    return [(each, partial(multipart.abort, each)) for each in once.values()]
