@@ -10,7 +10,8 @@ from typing import Any
 
 from converter.errors import MissingDependency
 
-#: Module -> the extra that brings it, and its name for pip where that is another.
+#: Module -> the extra that brings it, and its name for pip where that is another. One of a namespace that several
+#: distributions share has its whole name.
 EXTRAS = {
     "jinja2": "verify", "yaml": "batch",
     "torch": "runtimes", "transformers": "runtimes", "llama_cpp": "runtimes", "onnxruntime": "runtimes",
@@ -18,8 +19,17 @@ EXTRAS = {
     "tokenizers": "text",
     "ray": "ray", "distributed": "dask",
     "huggingface_hub": "remote", "obstore": "remote", "botocore": "remote", "urllib3": "remote",
+    "google": "remote",
 }  # fmt: skip
-DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "yaml": "PyYAML"}
+DISTRIBUTIONS = {
+    "llama_cpp": "llama-cpp-python", "yaml": "PyYAML",
+    "google": "google-auth",
+}  # fmt: skip
+
+
+def brought(module: str) -> str:
+    """The module of the table that a module is, or is in; else its top one."""
+    return next((each for each in EXTRAS if f"{module}.".startswith(f"{each}.")), module.partition(".")[0])
 
 
 def package(module: str, work: str) -> Any:
@@ -31,7 +41,7 @@ def package(module: str, work: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        top = module.partition(".")[0]
+        top = brought(module)
         # By its own name: pip would look for ours on the index, where it may be somebody else's.
         alone = DISTRIBUTIONS.get(top, top)
         ours = f"pip install '.[{EXTRAS[top]}]'"

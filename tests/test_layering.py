@@ -16,7 +16,7 @@ import pytest
 from support.packages import HEAVY
 
 import converter
-from converter.extras import DISTRIBUTIONS, EXTRAS
+from converter.extras import DISTRIBUTIONS, EXTRAS, brought
 
 PACKAGE = Path(converter.__file__).parent
 
@@ -283,7 +283,10 @@ def test_the_path_of_the_tests_is_one_folder() -> None:
 # -------------------------------------------------------------------------------------------------- what it needs
 
 PROJECT = tomllib.loads((TESTS.parent / "pyproject.toml").read_text("utf-8"))["project"]
-MODULE_OF = {"PyYAML": "yaml", "llama-cpp-python": "llama_cpp"}
+MODULE_OF = {
+    "PyYAML": "yaml", "llama-cpp-python": "llama_cpp",
+    "google-auth": "google",
+}  # fmt: skip
 BY_TRANSFORMERS = {"sentencepiece"}  # it imports this one itself, for the tokenizers of Llama and its like
 
 
@@ -302,7 +305,7 @@ def used() -> set[str]:
         }
         arguments = [node.args[0] for called, node in calls(path) if called.endswith("package") and node.args]
         asked = (ast.literal_eval(constants.get(ast.unparse(argument), argument)) for argument in arguments)
-        named |= {module.partition(".")[0] for module in asked}
+        named |= {brought(module) for module in asked}
     return named | {found.split(".")[0] for path in modules() for found in imports(tree(path))}
 
 

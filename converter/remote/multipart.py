@@ -15,14 +15,14 @@ from contextlib import suppress
 
 from converter.address import Address
 from converter.errors import ConverterError, OutputError
-from converter.remote import s3
+from converter.remote import google, s3
 from converter.remote.attempts import Result, Transient, tried
 from converter.remote.objects import PartDigest, StoredObject
 from converter.remote.parts import Begun, Ended, Store
 from converter.remote.settings import online
 
 PATIENCE = 10.0  # seconds for parts that are on their way when the upload is given up
-STORES: dict[str, Store] = {"s3": s3.STORE}
+STORES: dict[str, Store] = {"s3": s3.STORE, "gs": google.STORE}
 
 
 def begun(address: Address) -> list[Begun]:

@@ -12,7 +12,7 @@ from converter.storage.layout import Layout
 from converter.storage.output import Output
 
 SCHEMES = ("hf", *STORES)
-_KEEPS = ("s3",)  # where an upload that was begun can be gone on with
+_KEEPS = ("s3", "gs")  # where an upload that was begun can be gone on with
 
 
 class Outlet(Output, Protocol):

@@ -20,12 +20,11 @@ from converter.extras import package
 from converter.remote.attempts import Transient
 from converter.remote.objects import REFUSES, StoredObject, plain
 from converter.remote.parts import Begun, Ended, Part, is_below
-from converter.remote.stores import endpoint, region
+from converter.remote.stores import endpoint, region, says
 from converter.remote.web import CONNECT, READ
 
-WORK = "an upload to S3"
+WORK = "an upload in parts"
 _CONNECTIONS = 256
-_TRUE = ("1", "on", "yes", "true", "y")
 _BUSY = (408, 425, 429)
 _AGAIN = ("RequestTimeout", "BadDigest")  # answers of 400 that mean what came on the way
 _WITH_KEY = ("create_multipart_upload", "upload_part", "complete_multipart_upload", "list_parts")
@@ -130,7 +129,23 @@ def _refused(name: str, said: Mapping[str, Any], refuses: str) -> Exception:
 
 @cache
 def client(bucket: str) -> Any:
-    """botocore's client for a bucket. Its own ways to try again are off: that is done as for every other host.
+    """botocore's client for a bucket of S3.
+
+    Raises:
+        OutputError: what the environment says of it cannot be meant.
+        MissingDependency: botocore is not installed.
+    """
+    virtual, where = says("AWS_VIRTUAL_HOSTED_STYLE_REQUEST"), endpoint("s3")
+    if virtual:  # obstore wants the bucket in the endpoint then, botocore adds it
+        where = where.replace(f"://{bucket}.", "://", 1)
+    unsigned = {"signature_version": package("botocore", WORK).UNSIGNED} if says("AWS_SKIP_SIGNATURE") else {}
+    # The store compares every part with its SHA-256, which is in the signature; others know no other sums.
+    style = {"addressing_style": "virtual" if virtual else "path", "payload_signing_enabled": True}
+    return connected(f"s3://{bucket}", region(), where, s3=style, **unsigned)
+
+
+def connected(name: str, region: str, endpoint: str, **settings: Any) -> Any:
+    """A client of botocore for a bucket. Its own ways to try again are off: that is done as for every other host.
 
     Raises:
         OutputError: what the environment says of it cannot be meant.
@@ -138,28 +153,18 @@ def client(bucket: str) -> Any:
     """
     package("botocore", WORK)
     config, session = package("botocore.config", WORK), package("botocore.session", WORK)
-    virtual, where = _says("AWS_VIRTUAL_HOSTED_STYLE_REQUEST"), endpoint("s3")
-    if virtual:  # obstore wants the bucket in the endpoint then, botocore adds it
-        where = where.replace(f"://{bucket}.", "://", 1)
-    settings = config.Config(
+    made = config.Config(
         connect_timeout=CONNECT, read_timeout=READ, max_pool_connections=_CONNECTIONS,
         retries={"total_max_attempts": 1}, ignore_configured_endpoint_urls=True, user_agent_appid="model-converter",
-        # The store compares every part with its SHA-256, which is in the signature; others know no other sums.
-        s3={"addressing_style": "virtual" if virtual else "path", "payload_signing_enabled": True},
-        request_checksum_calculation="when_required", response_checksum_validation="when_required",
-        **({"signature_version": package("botocore", WORK).UNSIGNED} if _says("AWS_SKIP_SIGNATURE") else {}),
+        request_checksum_calculation="when_required", response_checksum_validation="when_required", **settings,
     )  # fmt: skip
-    given = {"region_name": region(), "endpoint_url": where or None, "config": settings}
-    return answered(f"s3://{bucket}", lambda: session.get_session().create_client("s3", **given))
-
-
-def _says(name: str) -> bool:
-    return os.environ.get(name, "").lower() in _TRUE
+    given = {"region_name": region, "endpoint_url": endpoint or None, "config": made}
+    return answered(name, lambda: session.get_session().create_client("s3", **given))
 
 
 def _settings(what: str) -> dict[str, Any]:
     """What the environment says of an operation: who pays, and whose keys encrypt."""
-    given: dict[str, Any] = {"RequestPayer": "requester"} if _says("AWS_REQUEST_PAYER") else {}
+    given: dict[str, Any] = {"RequestPayer": "requester"} if says("AWS_REQUEST_PAYER") else {}
     kind = os.environ.get("AWS_SERVER_SIDE_ENCRYPTION", "")
     if kind == "sse-c":
         key = b64decode(os.environ.get("AWS_SSE_CUSTOMER_KEY_BASE64", ""))
@@ -168,7 +173,7 @@ def _settings(what: str) -> dict[str, Any]:
         given["ServerSideEncryption"] = kind
         if named := os.environ.get("AWS_SSE_KMS_KEY_ID"):
             given["SSEKMSKeyId"] = named
-        if _says("AWS_SSE_BUCKET_KEY_ENABLED"):
+        if says("AWS_SSE_BUCKET_KEY_ENABLED"):
             given["BucketKeyEnabled"] = True
     return given
 

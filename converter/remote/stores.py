@@ -27,6 +27,7 @@ from converter.remote.web import CONNECT, PIECE, READ
 
 WORK = "an object store"
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+_TRUE = ("1", "on", "yes", "true", "y")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS = re.compile(r"\b(?:status code:? |HTTP status \w+ error \(|error )(\d{3})\b")
 # Where a store is another than its maker's: what the environment calls it, the first that is there, and obstore.
@@ -163,16 +164,24 @@ def _said(error: Exception) -> str:
     return "" if code is None else f" ({code[1]})"
 
 
+def named(*names: str) -> str:
+    """What the environment says by the first of some names that it has; else ""."""
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def says(name: str) -> bool:
+    """Whether the environment says yes, as obstore reads it."""
+    return os.environ.get(name, "").lower() in _TRUE
+
+
 def endpoint(scheme: str) -> str:
     """The store that the environment names; "" for its maker's."""
-    names, _ = _ENDPOINTS[scheme]
-    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return named(*_ENDPOINTS[scheme][0])
 
 
 def region() -> str:
     """The region that the environment names, or the files of the AWS tools."""
-    named = (os.environ.get(name) for name in ("AWS_REGION", "AWS_DEFAULT_REGION"))
-    return next(filter(None, named), None) or str(_aws().get("region", ""))
+    return named("AWS_REGION", "AWS_DEFAULT_REGION") or str(_aws().get("region", ""))
 
 
 @cache

@@ -241,7 +241,7 @@ class _Chunks:
 
 _SENDERS: dict[str, Callable[[StoredObject, int, int, int, bool], Sender]] = {
     "s3": Multipart,
-    "gs": _Chunks,
+    "gs": Multipart,
     "az": _Chunks,
 }
 

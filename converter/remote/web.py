@@ -53,6 +53,15 @@ def _pool(proxy: str | None) -> Any:
     return urllib3.PoolManager(**options) if proxy is None else urllib3.ProxyManager(proxy, **options)
 
 
+def pool_for(url: str) -> Any:
+    """Connections to a host, by the proxy that the environment names for it; no request is repeated or redirected.
+
+    Raises:
+        MissingDependency: urllib3 is not installed.
+    """
+    return _pool(_proxy(urlsplit(url)))
+
+
 def _proxy(url: SplitResult) -> str | None:
     """The proxy that the environment names for a host."""
     from urllib.request import getproxies, proxy_bypass

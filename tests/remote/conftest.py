@@ -10,7 +10,7 @@ import pytest
 from support.models import build_model
 
 from converter import address
-from converter.remote import attempts, blocks, mirror, s3, stores
+from converter.remote import attempts, blocks, google, mirror, s3, stores
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +22,8 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(attempts, "FIRST", 0.001)
     monkeypatch.setattr(blocks, "_kept", blocks._Kept())
-    stores.store_of.cache_clear()
-    s3.client.cache_clear()
+    for kept in (stores.store_of, s3.client, google.client, google.credentials):
+        kept.cache_clear()
     yield
     assert not mirror._held and not mirror._reached
     assert not address.base().exists() or not any(address.base().iterdir())

@@ -1,4 +1,4 @@
-"""Uploads to S3 that were begun by a run before: what is there is not sent again, and nothing else ends up in them."""
+"""Uploads that were begun by a run before: what is there is not sent again, and nothing else ends up in them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from converter.storage.slabs import Progress
 pytest.importorskip("obstore")
 pytest.importorskip("botocore")
 PART, AT_ONCE = 1 << 20, 4
-TARGET = "s3://bucket/model.gguf"
+SCHEMES = ("s3", "gs")  # where what was sent is kept
 SPLIT = Request(quant="f16", split_max_size=4_000_000)
 RUN = (
     "import sys; from converter.cli.main import main; from converter.remote import uploads; "
@@ -43,6 +43,12 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Host]:
     with serving(Host(tmp_path / "stored")) as host:
         named(host, monkeypatch)
         yield host
+
+
+@pytest.fixture(params=SCHEMES)
+def target(request: pytest.FixtureRequest) -> str:
+    """Of every store, for which the same is promised."""
+    return f"{request.param}://bucket/model.gguf"
 
 
 @pytest.fixture
@@ -71,11 +77,13 @@ def killed(host: Host, *words: str, parts: int = 6) -> None:
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    time.sleep(0.5)  # what was on its way may arrive still
+    before = -1
+    while before != (before := there(host)):  # what was on its way may arrive still
+        time.sleep(0.7)
     host.put_faults = lambda path, part, number: None
 
 
-def stopped(host: Host, source: Path, target: str = TARGET, parts: int = 6) -> None:
+def stopped(host: Host, source: Path, target: str, parts: int = 6) -> None:
     """A run that ends when so many parts are there, which stay."""
 
     def progress(now: Progress) -> bool:
@@ -100,18 +108,18 @@ def changed(model: Path, folder: Path, where: float) -> Path:
     return folder
 
 
-def notes(source: Path, target: str = TARGET, **how: bool) -> str:
+def notes(source: Path, target: str, **how: bool) -> str:
     made = convert(source, target, **how)
     return "\n".join(str(event) for event in made.report.events)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no such signal")
-def test_a_killed_upload_goes_on(host: Host, model: Path, here: bytes) -> None:
-    killed(host, str(model), TARGET)
+def test_a_killed_upload_goes_on(host: Host, target: str, model: Path, here: bytes) -> None:
+    killed(host, str(model), target)
     left = sum(len(part) for parts in host.uploads.values() for part in parts.values())
     assert stored(host) == {} and left >= 6 * PART
     before = host.taken["bucket/model.gguf"]
-    assert f"an upload was begun, {left:,} bytes in" in notes(model)
+    assert f"an upload was begun, {left:,} bytes in" in notes(model, target)
     assert stored(host) == {"model.gguf": here} and not host.uploads
     sent = host.taken["bucket/model.gguf"]
     assert sent - before == len(here) - left, "what was there is not sent again"
@@ -119,39 +127,39 @@ def test_a_killed_upload_goes_on(host: Host, model: Path, here: bytes) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no such signal")
-def test_a_killed_set_goes_on(host: Host, model: Path, tmp_path: Path) -> None:
+def test_a_killed_set_goes_on(host: Host, target: str, model: Path, tmp_path: Path) -> None:
     """Each of its files is an upload, and some may not have begun."""
     folder = tmp_path / "here"
     folder.mkdir()
     convert(model, folder / "model.gguf", SPLIT)
-    killed(host, str(model), TARGET, "-q", "f16", "--split-max-size", "4M", parts=5)
+    killed(host, str(model), target, "-q", "f16", "--split-max-size", "4M", parts=5)
     left = sum(len(part) for parts in host.uploads.values() for part in parts.values())
     before = sum(host.taken.values())
-    convert(model, TARGET, SPLIT)
+    convert(model, target, SPLIT)
     assert stored(host) == {path.name: path.read_bytes() for path in folder.iterdir()} and not host.uploads
     assert sum(host.taken.values()) - before <= sum(map(len, stored(host).values())) - left + AT_ONCE * PART
 
 
-def test_a_stopped_upload_stays_with_resume(host: Host, model: Path, here: bytes) -> None:
-    stopped(host, model)
-    stopped(host, model, parts=8)
+def test_a_stopped_upload_stays_with_resume(host: Host, target: str, model: Path, here: bytes) -> None:
+    stopped(host, model, target)
+    stopped(host, model, target, parts=8)
     assert len(host.uploads) == 1, "the second run went on with the first one's"
-    convert(model, TARGET)
+    convert(model, target)
     assert stored(host) == {"model.gguf": here} and not host.uploads
     assert host.taken["bucket/model.gguf"] == len(here), "every byte once"
 
 
-def test_an_upload_that_is_gone_on_with_fails_and_is_aborted(host: Host, model: Path) -> None:
-    stopped(host, model)
+def test_an_upload_that_is_gone_on_with_fails_and_is_aborted(host: Host, target: str, model: Path) -> None:
+    stopped(host, model, target)
     host.put_faults = lambda path, part, number: "403" if part == 10 else None
     with pytest.raises(OutputError, match=r"refuses to take it \("):
-        convert(model, TARGET)
+        convert(model, target)
     assert stored(host) == {} and not host.uploads
 
 
 @pytest.mark.parametrize(("where", "again"), [(0.02, None), (0.3, 1), (0.98, 0)])
 def test_a_source_that_changed_in_between(
-    where: float, again: int | None, host: Host, model: Path, tmp_path: Path
+    where: float, again: int | None, host: Host, target: str, model: Path, tmp_path: Path
 ) -> None:
     """Parts that differ are sent again; those that are the same are not, but where the first one differs."""
     other = changed(model, tmp_path / "llama3-256", where)
@@ -159,10 +167,10 @@ def test_a_source_that_changed_in_between(
     expected = (tmp_path / "other.gguf").read_bytes()
     convert(model, tmp_path / "old.gguf")
     assert expected != (tmp_path / "old.gguf").read_bytes()
-    stopped(host, model)
+    stopped(host, model, target)
     left = sum(len(part) for parts in host.uploads.values() for part in parts.values())
     before = host.taken["bucket/model.gguf"]
-    convert(other, TARGET)
+    convert(other, target)
     assert stored(host)["model.gguf"] == expected
     sent = host.taken["bucket/model.gguf"] - before
     if again is None:
@@ -171,46 +179,48 @@ def test_a_source_that_changed_in_between(
         assert sent == len(expected) - left + again * (len(expected) // (len(expected) // PART)) and not host.uploads
 
 
-def test_what_another_request_began_is_left_alone(host: Host, model: Path, here: bytes) -> None:
-    stopped(host, model)
+def test_what_another_request_began_is_left_alone(host: Host, target: str, model: Path, here: bytes) -> None:
+    stopped(host, model, target)
     ((upload, parts),) = host.uploads.items()
     parts = dict(parts)
-    assert "uploads of something else were begun and are left there: 1" in notes(model, quant="q8_0")
+    assert "uploads of something else were begun and are left there: 1" in notes(model, target, quant="q8_0")
     assert host.uploads == {upload: parts}
-    assert "what is the same is not sent again" in notes(model, force=True)
+    assert "what is the same is not sent again" in notes(model, target, force=True)
     assert stored(host) == {"model.gguf": here} and not host.uploads
 
 
 @pytest.mark.parametrize("fault", ["drop", "429", "500", "503", "slow", "lost"])
 @pytest.mark.parametrize("part", [7, 9, -1])
-def test_what_fails_is_sent_again(fault: str, part: int, host: Host, model: Path, here: bytes) -> None:
-    stopped(host, model)
+def test_what_fails_is_sent_again(fault: str, part: int, host: Host, target: str, model: Path, here: bytes) -> None:
+    stopped(host, model, target)
     host.put_faults = lambda path, number, asked: fault if number == part and asked <= 2 else None
-    convert(model, TARGET)
+    convert(model, target)
     assert stored(host) == {"model.gguf": here} and not host.uploads
 
 
 @pytest.mark.parametrize("status", [403, 500, 501, 404])
-def test_a_store_that_does_not_list(status: int, host: Host, model: Path, here: bytes) -> None:
-    stopped(host, model)
+def test_a_store_that_does_not_list(status: int, host: Host, target: str, model: Path, here: bytes) -> None:
+    stopped(host, model, target)
     before, host.lists = host.taken["bucket/model.gguf"], status
-    told = notes(model)
+    told = notes(model, target)
     assert "whether an upload was begun is not known; all is sent" in told
     assert stored(host) == {"model.gguf": here}
     assert host.taken["bucket/model.gguf"] - before == len(here)
     assert len(host.uploads) == 1, "nobody sees the old one"
 
 
-def test_tags_that_are_no_checksums(host: Host, model: Path, here: bytes) -> None:
+def test_tags_that_are_no_checksums(host: Host, target: str, model: Path, here: bytes) -> None:
     """As where the store encrypts with keys of its own: nothing is known of a part, so it is sent."""
     host.encrypts = True
-    stopped(host, model)
-    convert(model, TARGET)
+    stopped(host, model, target)
+    convert(model, target)
     assert stored(host) == {"model.gguf": here} and len(host.uploads) == 1
 
 
 @pytest.mark.parametrize("where", [None, 0.98])
-def test_two_runs_at_once(where: float | None, host: Host, model: Path, here: bytes, tmp_path: Path) -> None:
+def test_two_runs_at_once(
+    where: float | None, host: Host, target: str, model: Path, here: bytes, tmp_path: Path
+) -> None:
     """The one that ends first goes on with the other's upload: there is one whole file, whichever it is."""
     other = model if where is None else changed(model, tmp_path / "llama3-256", where)
     convert(other, tmp_path / "other.gguf")
@@ -220,20 +230,20 @@ def test_two_runs_at_once(where: float | None, host: Host, model: Path, here: by
     def progress(now: Progress) -> None:
         if not begun and there(host) >= 6:
             begun.append(True)
-            convert(other, TARGET, force=True)
+            convert(other, target, force=True)
             assert stored(host) == {"model.gguf": whole}
         while now.done > now.total * 3 // 4 and not begun and there(host) < 6:
             time.sleep(0.01)
 
     try:
-        convert(model, TARGET, force=True, progress=progress)
+        convert(model, target, force=True, progress=progress)
         assert where is None
     except ConverterError as error:
         assert "somebody else completed or aborted the upload" in str(error)
     assert begun and stored(host) == {"model.gguf": whole} and not host.uploads
 
 
-def test_who_overwrites_a_part_spoils_no_file(host: Host, model: Path, here: bytes) -> None:
+def test_who_overwrites_a_part_spoils_no_file(host: Host, target: str, model: Path, here: bytes) -> None:
     """An upload is completed by the MD5s of its parts; a part of somebody else's is none of them."""
     seen: list[int] = []
 
@@ -246,21 +256,20 @@ def test_who_overwrites_a_part_spoils_no_file(host: Host, model: Path, here: byt
             parts[3] = bytes(len(parts[3]))
 
     with pytest.raises(OutputError, match=r"answers 400 \(InvalidPart\)"):
-        convert(model, TARGET, progress=progress)
+        convert(model, target, progress=progress)
     assert seen and stored(host) == {}
 
 
-def test_nothing_is_seen_before_all_is_there(host: Host, model: Path) -> None:
-    stopped(host, model)
+def test_nothing_is_seen_before_all_is_there(host: Host, target: str, model: Path) -> None:
+    stopped(host, model, target)
     seen: list[int] = []
-    convert(model, TARGET, progress=lambda now: seen.append(len(stored(host))))
+    convert(model, target, progress=lambda now: seen.append(len(stored(host))))
     assert len(seen) > 10 and not any(seen)
 
 
-def test_other_stores_keep_nothing(host: Host, model: Path) -> None:
-    for scheme in ("gs", "az"):
-        with pytest.raises(UsageError, match="leave --resume out"):
-            convert(model, f"{scheme}://bucket/model.gguf", resume=True)
+def test_other_places_keep_nothing(host: Host, model: Path) -> None:
+    with pytest.raises(UsageError, match="leave --resume out"):
+        convert(model, "az://bucket/model.gguf", resume=True)
     assert not host.taken
 
 
@@ -323,6 +332,6 @@ def test_settings_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert "SSECustomerKey" not in s3._settings("list_multipart_uploads")
 
 
-def test_a_plan_begins_nothing(host: Host, model: Path) -> None:
-    plan(model, TARGET).checkpoint.close()
+def test_a_plan_begins_nothing(host: Host, target: str, model: Path) -> None:
+    plan(model, target).checkpoint.close()
     assert not host.uploads

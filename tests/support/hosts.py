@@ -26,6 +26,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 TOKEN = "hf_ThisIsNobodysToken"
+GOOGLE_TOKEN = "ya29.ThisIsNobodysToken"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIGNATURE = "NobodysSignature"
 LARGE = 64 << 10  # larger files are in LFS
@@ -62,6 +63,7 @@ class Host:
         head: the commit that the Hub takes another one after.
         commits: what was committed.
         large: by its hash what LFS has.
+        gives_tokens: whether credentials for Google are good for one.
         encrypts: whether ETags of uploads are no checksums, as where the store's own keys encrypt.
     """
 
@@ -88,6 +90,7 @@ class Host:
     large: dict[str, bytes] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
     encrypts: bool = False
+    gives_tokens: bool = True
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -158,6 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if match := _HUB_WRITES.fullmatch(path):
             self._hub(match[1], match[2], body)
+            return
+        if path == "token":  # of Google's, for credentials
+            said = {"access_token": GOOGLE_TOKEN, "expires_in": 3600, "token_type": "Bearer"}
+            status = 200 if self.host.gives_tokens else 400
+            self._answer(status, json.dumps(said if status == 200 else {"error": "invalid_grant"}).encode())
             return
         if path.startswith("lfs/"):
             self._large(path.removeprefix("lfs/"), body)
