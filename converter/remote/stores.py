@@ -90,6 +90,8 @@ def _below(address: Address, store: Any, folder: str, deep: bool) -> Iterator[En
 def _entry(address: Address, store: Any, meta: Any) -> Entry:
     path, size = meta["path"], meta["size"]
     tag = meta.get("e_tag")
+    if tag is not None and not tag.endswith('"'):  # Azure's listing has none of the quotes that its objects come with
+        tag = f'"{tag}"'
     stored = ObjectFile(f"{address.top}/{path}", store, path, size, tag)
     # Of an object that was put at once it is the MD5, as a rule: "Checking object integrity" of Amazon S3.
     sum = _MD5.fullmatch(tag or "") if address.scheme == "s3" else None
