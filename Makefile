@@ -70,15 +70,18 @@ $(EXPORTERS)/installed: $(CLIENTS)/installed
 exporters: $(EXPORTERS)/installed  ## a Llama of 1.1 B as a graph, by us and by other exporters: time, memory, speed (a quarter of an hour, 12 GB of disk)
 	$(BIN)/python benchmarks/onnx_exporters.py --markdown
 
-# An S3 of others, with all that it brings, in an environment of its own.
-MOTO := build/moto
-$(MOTO)/installed: $(VENV)/tests
-	$(PYTHON) -m venv $(MOTO)/venv
-	$(MOTO)/venv/bin/python -m pip install --quiet --disable-pip-version-check 'moto[s3,server]==5.2.5'
+# Stores of others, with all that they bring, in places of their own; who has no npm goes without Azure's.
+STORES := build/stores
+AZURITE := $(STORES)/node_modules/.bin/azurite-blob
+$(STORES)/installed: $(VENV)/tests
+	$(PYTHON) -m venv $(STORES)/venv
+	$(STORES)/venv/bin/python -m pip install --quiet --disable-pip-version-check 'moto[s3,server]==5.2.5'
+	command -v npm && npm install --silent --ignore-scripts --prefix $(STORES) azurite@3.35.0 || true
 	@touch $@
 
-remote: $(MOTO)/installed  ## models in and out of moto's S3 server on loopback
-	CONVERTER_MOTO=$(abspath $(MOTO))/venv/bin/moto_server $(BIN)/python -m pytest -m slow tests/remote/test_moto.py
+remote: $(STORES)/installed  ## models in and out of others' stores on loopback: moto for S3 and Google, Azurite (npm) for Azure
+	CONVERTER_MOTO=$(abspath $(STORES))/venv/bin/moto_server CONVERTER_AZURITE=$(abspath $(wildcard $(AZURITE))) \
+	  $(BIN)/python -m pytest -m slow tests/remote/test_other_servers.py -rs
 
 templates: $(VENV)/tests  ## chat templates for Ollama against Go's own text/template (Debian's golang-go)
 	command -v go || apt-get install --yes --no-install-recommends golang-go

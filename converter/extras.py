@@ -19,11 +19,11 @@ EXTRAS = {
     "tokenizers": "text",
     "ray": "ray", "distributed": "dask",
     "huggingface_hub": "remote", "obstore": "remote", "botocore": "remote", "urllib3": "remote",
-    "google": "remote",
+    "google": "remote", "azure.storage.blob": "remote", "azure.identity": "remote",
 }  # fmt: skip
 DISTRIBUTIONS = {
     "llama_cpp": "llama-cpp-python", "yaml": "PyYAML",
-    "google": "google-auth",
+    "google": "google-auth", "azure.storage.blob": "azure-storage-blob", "azure.identity": "azure-identity",
 }  # fmt: skip
 
 

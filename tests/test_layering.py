@@ -285,7 +285,7 @@ def test_the_path_of_the_tests_is_one_folder() -> None:
 PROJECT = tomllib.loads((TESTS.parent / "pyproject.toml").read_text("utf-8"))["project"]
 MODULE_OF = {
     "PyYAML": "yaml", "llama-cpp-python": "llama_cpp",
-    "google-auth": "google",
+    "google-auth": "google", "azure-storage-blob": "azure.storage.blob", "azure-identity": "azure.identity",
 }  # fmt: skip
 BY_TRANSFORMERS = {"sentencepiece"}  # it imports this one itself, for the tokenizers of Llama and its like
 

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from converter.address import Address
-from converter.errors import ConverterError, OutputError
-from converter.remote import google, s3
+from converter.errors import ConverterError, OutputError, OutputExists
+from converter.remote import azure, google, s3
 from converter.remote.attempts import Result, Transient, tried
 from converter.remote.objects import PartDigest, StoredObject
 from converter.remote.parts import Begun, Ended, Store
 from converter.remote.settings import online
 
 PATIENCE = 10.0  # seconds for parts that are on their way when the upload is given up
-STORES: dict[str, Store] = {"s3": s3.STORE, "gs": google.STORE}
+STORES: dict[str, Store] = {"s3": s3.STORE, "gs": google.STORE, "az": azure.STORE}
 
 
 def begun(address: Address) -> list[Begun]:
@@ -49,7 +49,7 @@ def abort(begun: Begun) -> None:
 
 
 class Multipart:
-    """A `Sender` (uploads.py).
+    """Sends the parts of one object.
 
     Args:
         object: what it will become.
@@ -57,10 +57,11 @@ class Multipart:
         part: bytes of every part but the last.
         at_once: parts that are on their way together.
         keep: an upload that fails is not aborted.
+        replace: whether the object may take another one's place.
     """
 
-    def __init__(self, object: StoredObject, size: int, part: int, at_once: int, keep: bool) -> None:
-        self._object, self._size, self._part, self._keep = object, size, part, keep
+    def __init__(self, object: StoredObject, size: int, part: int, at_once: int, *, keep: bool, replace: bool) -> None:
+        self._object, self._size, self._part, self._keep, self._replace = object, size, part, keep, replace
         self._store = STORES[object.scheme]
         self._room = threading.Semaphore(at_once)
         self._found: list[Begun] = []
@@ -70,6 +71,7 @@ class Multipart:
         self._error: BaseException | None = None
 
     def begun(self) -> list[str]:
+        """What was begun before, for the report."""
         try:
             found = tried(self._object.name, lambda: self._store.begun(self._object, below=False))
         except OutputError as error:
@@ -81,11 +83,12 @@ class Multipart:
             for each in self._found
         ]
         if others := [each for each in found if each not in self._found]:
-            nbytes = sum(each.nbytes for each in others)
-            notes.append(
-                f"{self._object.name}: uploads of something else were begun and are left there: {len(others)}, "
-                f"{nbytes:,} bytes; `convert clean {self._object.name}` aborts them when they are a day old"
-            )
+            nbytes, name = sum(each.nbytes for each in others), self._object.name
+            notes.append(f"{name}: uploads of something else were begun: {len(others)}, {nbytes:,} bytes; " + (
+                f"they are left there, and `convert clean {name}` aborts them when they are a day old"
+                if others[0].until is None
+                else "the store forgets them when this one is completed"
+            ))  # fmt: skip
         return notes
 
     def _fits(self, begun: Begun) -> bool:
@@ -97,6 +100,10 @@ class Multipart:
         return max(0, min(self._part, self._size - (number - 1) * self._part))
 
     def send(self, pieces: Iterable[bytes], digest: PartDigest) -> str | None:
+        """Send what comes, of which `digest` is, and complete the upload when all has come; its ETag.
+
+        Where sending fails, or `pieces` raises, the upload is aborted, unless it is to be kept.
+        """
         threads: list[threading.Thread] = []
         try:
             for number, data in enumerate(_cut(pieces, self._part), 1):
@@ -139,7 +146,20 @@ class Multipart:
             self._room.release()
 
     def _complete(self) -> str | None:
-        return self._ask(lambda: self._store.complete(self._object, self._id, self._names))
+        lost: list[Transient] = []
+
+        def complete() -> str | None:
+            try:
+                return self._store.complete(self._object, self._id, self._names, replace=self._replace)
+            except Transient as error:
+                lost.append(error)
+                raise
+            except OutputExists:
+                if lost:  # it may be ours, of a completion whose answer was lost
+                    raise Ended.of(self._object.name) from None
+                raise
+
+        return self._ask(complete)
 
     def _ask(self, what: Callable[[], Result]) -> Result:
         def ask() -> Result:

@@ -12,7 +12,6 @@ from converter.storage.layout import Layout
 from converter.storage.output import Output
 
 SCHEMES = ("hf", *STORES)
-_KEEPS = ("s3", "gs")  # where an upload that was begun can be gone on with
 
 
 class Outlet(Output, Protocol):
@@ -46,7 +45,7 @@ def outlet(layout: Layout, *, replace: bool, key: str | None = None, keep: bool 
         return Disk(layout, replace=replace, key=key, keep=keep)
     found = address_of(layout.files[0].path)
     assert found is not None
-    if keep and found[0].scheme not in _KEEPS:
+    if keep and found[0].scheme not in STORES:
         raise UsageError(f"{found[0].shown}: what was sent is not kept for another run; leave --resume out")
     from converter.remote.commits import Commit
     from converter.remote.uploads import Upload

@@ -40,12 +40,14 @@ class Begun:
         id: what the store calls it.
         parts: what is there of it, by number; they are counted from 1.
         last: when something came of it last.
+        until: when the store forgets it by itself, where nothing else makes it; None where it can be aborted.
     """
 
     object: StoredObject
     id: str
     parts: Mapping[int, Part]
     last: datetime
+    until: datetime | None = None
 
     @property
     def nbytes(self) -> int:
@@ -57,12 +59,14 @@ class Begun:
 
     @property
     def stays(self) -> bool:
-        """Whether its run may be at work still."""
-        return datetime.now(UTC) - self.last < AT_WORK
+        """Whether it is not for us to abort: its run may be at work still, or there is no way."""
+        return self.until is not None or datetime.now(UTC) - self.last < AT_WORK
 
     @property
     def why(self) -> str:
         """Why it stays."""
+        if self.until is not None:
+            return f"stays: the store itself removes it, on {self.until:%Y-%m-%d}"
         return "may be at work: it got something within a day"
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,8 +104,11 @@ class Store(Protocol):
     def send(self, object: StoredObject, upload: str, number: int, data: bytes, md5: str) -> str:
         """Send a part, which the store compares with its MD5; what the upload is completed by."""
 
-    def complete(self, object: StoredObject, upload: str, parts: Mapping[int, str]) -> str | None:
-        """Make the object of parts, by number what `send` or a `Part` calls them; its ETag."""
+    def complete(self, object: StoredObject, upload: str, parts: Mapping[int, str], *, replace: bool) -> str | None:
+        """Make the object of parts, by number what `send` or a `Part` calls them; its ETag.
+
+        Without `replace`, a store that knows conditions raises OutputExists where an object has come there.
+        """
 
     def abort(self, object: StoredObject, upload: str) -> None:
-        """Have the store forget an upload."""
+        """Have the store forget an upload, where there is a way."""

@@ -77,7 +77,7 @@ class ByParts:
         said = self._asked(object, "upload_part", UploadId=upload, PartNumber=number, Body=data, ContentMD5=sum)
         return str(said["ETag"])
 
-    def complete(self, object: StoredObject, upload: str, parts: Mapping[int, str]) -> str | None:
+    def complete(self, object: StoredObject, upload: str, parts: Mapping[int, str], *, replace: bool) -> str | None:
         named = {"Parts": [{"PartNumber": number, "ETag": parts[number]} for number in sorted(parts)]}
         said = self._asked(object, "complete_multipart_upload", UploadId=upload, MultipartUpload=named)
         tag: str | None = said.get("ETag")

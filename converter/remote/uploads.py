@@ -11,11 +11,11 @@ limits are wider.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 from converter.address import address_of
 from converter.errors import ConverterError, OutputError, OutputExists, UnsupportedFeature
@@ -67,14 +67,14 @@ class Upload:
         name = f"{self._address.top}/{key}"
         room = HELD - self._held
         if file.finish is None and (file.size > PART or file.size > room):
-            return _Stream(self._object(name, key), file, self.keeps)
+            return _Stream(self._object(name, key), file, keep=self.keeps, replace=self._replace)
         if file.size > room:
             raise UnsupportedFeature(
                 f"{name}: its format is finished where it begins, when all is written, which an upload cannot be\n"
                 "write it to a file here and copy that, or choose another format (GGUF, safetensors)"
             )
         self._held += file.size
-        return _Held(self._object(name, key), file)
+        return _Held(self._object(name, key), file, replace=self._replace)
 
     def _object(self, name: str, key: str) -> StoredObject:
         return StoredObject(name, self._address.scheme, self._address.where, key)
@@ -149,7 +149,7 @@ class Upload:
 
     def _complete(self, file: _Held | _Stream) -> None:
         self._made.append(file)
-        file.complete(replace=self._replace)
+        file.complete()
 
     def _undone(self) -> str:
         """Remove what was completed; says what it had replaced, which is gone."""
@@ -177,8 +177,8 @@ def _in_one_order(layout: Layout) -> bool:
 class _Held:
     """A small file, or one that is finished where it begins: all of it, until it is put."""
 
-    def __init__(self, object: StoredObject, file: FileLayout) -> None:
-        self.object, self._size = object, file.size
+    def __init__(self, object: StoredObject, file: FileLayout, *, replace: bool) -> None:
+        self.object, self._size, self._mode = object, file.size, "overwrite" if replace else "create"
         self._data = bytearray()
 
     def begun(self) -> list[str]:
@@ -193,14 +193,14 @@ class _Held:
     def flush(self) -> None:
         """Nothing: it is put when all others are there."""
 
-    def complete(self, *, replace: bool) -> None:
+    def complete(self) -> None:
         digest = PartDigest(max(1, self._size))
         digest.add(memoryview(self._data))
-        self.object.put(lambda: self._put("overwrite" if replace else "create"), self._size, digest)
+        self.object.put(self._put, self._size, digest)
 
-    def _put(self, mode: str) -> str | None:
+    def _put(self) -> str | None:
         obstore, whole = package("obstore", WORK), bytes(self._data)
-        put = obstore.put(self.object.writing, self.object.key, whole, mode=mode, use_multipart=False)
+        put = obstore.put(self.object.writing, self.object.key, whole, mode=self._mode, use_multipart=False)
         tag: str | None = put["e_tag"]
         return tag
 
@@ -211,41 +211,6 @@ class _Held:
         """Nothing: it was nowhere."""
 
 
-class Sender(Protocol):
-    """How the parts of one object get to a store."""
-
-    def begun(self) -> list[str]:
-        """What was begun before, for the report."""
-
-    def send(self, pieces: Iterable[bytes], digest: PartDigest) -> str | None:
-        """Send what comes, of which `digest` is, and complete the upload when all has come; its ETag.
-
-        Where sending fails, or `pieces` raises, the upload is aborted.
-        """
-
-
-class _Chunks:
-    """A `Sender` by obstore, which names neither uploads nor parts, so that none is gone on with."""
-
-    def __init__(self, object: StoredObject, size: int, part: int, at_once: int, keep: bool) -> None:
-        self._object, self._how = object, {"use_multipart": True, "chunk_size": part, "max_concurrency": at_once}
-
-    def begun(self) -> list[str]:
-        return []
-
-    def send(self, pieces: Iterable[bytes], digest: PartDigest) -> str | None:
-        put = package("obstore", WORK).put(self._object.writing, self._object.key, pieces, **self._how)
-        tag: str | None = put["e_tag"]
-        return tag
-
-
-_SENDERS: dict[str, Callable[[StoredObject, int, int, int, bool], Sender]] = {
-    "s3": Multipart,
-    "gs": Multipart,
-    "az": _Chunks,
-}
-
-
 class _Stream:
     """A large file, passed on in order by a thread of its own, which completes the upload when it is told to.
 
@@ -253,7 +218,7 @@ class _Stream:
     file does so slab by slab in its order.
     """
 
-    def __init__(self, object: StoredObject, file: FileLayout, keep: bool = False) -> None:
+    def __init__(self, object: StoredObject, file: FileLayout, *, keep: bool, replace: bool) -> None:
         self.object, self.size = object, file.size
         filled = [(0, len(file.header)), *((slot.offset, slot.offset + slot.tensor.info.nbytes) for slot in file.slots)]
         spans = [span for span in filled if span[0] < span[1]]
@@ -264,7 +229,8 @@ class _Stream:
         parts = max(1, min(MAX_PARTS, file.size // PART))
         self.part = file.size // parts  # so that what is left over, which waits for the end, is less than `parts` bytes
         self._digest = PartDigest(self.part)
-        self._sender = _SENDERS[object.scheme](object, file.size, self.part, max(1, IN_FLIGHT // self.part), keep)
+        at_once = max(1, IN_FLIGHT // self.part)
+        self._sender = Multipart(object, file.size, self.part, at_once, keep=keep, replace=replace)
         self._pieces: dict[int, bytes] = {}  # by where they begin
         self._held = self._at = 0
         self._thread: threading.Thread | None = None
@@ -354,7 +320,7 @@ class _Stream:
                 self._changed.wait(1)
             self._check()
 
-    def complete(self, *, replace: bool) -> None:
+    def complete(self) -> None:
         with self._changed:
             self._whole = True
             self._changed.notify_all()

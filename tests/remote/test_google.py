@@ -88,7 +88,7 @@ def test_every_request_has_the_token(
     name = google.STORE.send(OBJECT, upload, 1, data, hashlib.md5(data, usedforsecurity=False).hexdigest())
     (begun,) = google.STORE.begun(OBJECT, below=False)
     assert begun.id == upload and begun.parts[1].nbytes == len(data) and begun.parts[1].name == name
-    google.STORE.complete(OBJECT, upload, {1: name})
+    google.STORE.complete(OBJECT, upload, {1: name}, replace=False)
     google.STORE.abort(OBJECT, google.STORE.begin(OBJECT))
     asked = [(path, headers) for path, headers in host.requests if path != "/token"]
     assert len(asked) == 7 and len(host.requests) == 8, "one token is enough"

@@ -29,6 +29,7 @@ TOKEN = "hf_ThisIsNobodysToken"
 GOOGLE_TOKEN = "ya29.ThisIsNobodysToken"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIGNATURE = "NobodysSignature"
+QUOTE = '"'
 LARGE = 64 << 10  # larger files are in LFS
 
 #: What may go wrong with an answer and be otherwise a moment later; see `_Handler._file`.
@@ -56,7 +57,8 @@ class Host:
         requests: (path, headers), of everything.
         put_faults: path, number of the part (0: the object at once, -1: its completion), number of the request
             for it -> one of PUT_FAULTS, or None.
-        uploads: what was begun and neither completed nor aborted: its id -> its parts by number.
+        uploads: what was begun and neither completed nor aborted: its id -> its parts by number; of Azure
+            "blocks of PATH" -> blocks by name.
         begun: id of an upload -> its path, and when it began.
         lists: whether whoever asks may see uploads and their parts; else the status of the answer.
         taken: bytes that came for a path, those of parts that were sent again included; "cut": of what broke off.
@@ -79,7 +81,7 @@ class Host:
     asked: dict[str, int] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     put_faults: Callable[[str, int, int], str | None] = lambda path, part, number: None
-    uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    uploads: dict[str, dict[Any, bytes]] = field(default_factory=dict)
     begun: dict[str, tuple[str, str]] = field(default_factory=dict)
     lists: int = 200
     taken: dict[str, int] = field(default_factory=dict)
@@ -88,7 +90,6 @@ class Host:
     head: str = COMMIT
     commits: list[list[dict[str, Any]]] = field(default_factory=list)
     large: dict[str, bytes] = field(default_factory=dict)
-    blocks: dict[str, int] = field(default_factory=dict)
     encrypts: bool = False
     gives_tokens: bool = True
     url: str = ""
@@ -138,6 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._list_parts(path.strip("/"), query)
         elif "list-type=2" in split.query:
             self._list(path.strip("/"), parse_qs(split.query))
+        elif "comp=blocklist" in split.query:
+            self._list_blocks(path.strip("/"))
         elif "comp=list" in split.query:
             self._list_blobs(path.strip("/"), parse_qs(split.query))
         else:
@@ -199,19 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._part(path, upload, int(query["partNumber"][0]), body)
         elif query.get("comp") == ["block"]:
-            with self.host.lock:
-                parts = self.host.uploads.setdefault(f"blocks of {path}", {})
-                number = self.host.blocks.setdefault(query["blockid"][0], len(parts) + 1)
-                parts.setdefault(number, b"")
-            self._part(path, f"blocks of {path}", number, body)
+            self._block(path, query["blockid"][0], body)
         elif query.get("comp") == ["blocklist"]:
-            with self.host.lock:
-                order = [
-                    self.host.blocks[name] for name in re.findall(r">([^<>]+)</(?:Latest|Uncommitted)>", body.decode())
-                ]
-                parts = self.host.uploads[f"blocks of {path}"]
-                self.host.uploads[f"blocks of {path}"] = {at: parts[number] for at, number in enumerate(order)}
-            self._part(path, f"blocks of {path}", -1, body)
+            self._commit(path, re.findall(r">([^<>]+)</(?:Latest|Uncommitted)>", body.decode()), body)
         else:
             self._object(path, body)
 
@@ -302,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
             if parts is None:
                 self._answer(404, b"<Error><Code>NoSuchUpload</Code></Error>")
                 return
-            self._answer(200 if "blocks" not in upload else 201, ETag=f'"{self._tag(got)}"')
+            self._answer(200, ETag=f'"{self._tag(got)}"')
             return
         with self.host.lock:
             found = self.host.uploads.get(upload)
@@ -319,7 +312,52 @@ class _Handler(BaseHTTPRequestHandler):
         tag = self._stored(path, b"".join(parts), f"{digest}-{len(parts)}")
         names = f"<Location>l</Location><Bucket>b</Bucket><Key>{escape(path)}</Key><ETag>{escape(tag)}</ETag>"
         done = f"<CompleteMultipartUploadResult>{names}</CompleteMultipartUploadResult>"
-        self._answer(201 if "blocks" in upload else 200, done.encode(), ETag=tag)
+        self._answer(200, done.encode(), ETag=tag)
+
+    def _block(self, path: str, name: str, body: bytes) -> None:
+        """A block of Azure's; the number of a fault is that in the name of one of ours."""
+        number = re.search(rb"-(\d{5})-", b64decode(name))
+        if (got := self._failed(path, int(number[1]) if number else 0, body)) is None:
+            return
+        if (sum := self.headers.get("Content-MD5")) is not None and b64decode(sum) != _md5(got):
+            self._refused(400, "Md5Mismatch")
+            return
+        with self.host.lock:
+            self.host.uploads.setdefault(f"blocks of {path}", {})[name] = got
+        self._answer(201)
+
+    def _commit(self, path: str, names: list[str], body: bytes) -> None:
+        """As Azure: what is not named is gone with it."""
+        if self._failed(path, -1, body) is None:
+            return
+        with self.host.lock:
+            blocks = self.host.uploads.get(f"blocks of {path}", {})
+            exists = self.headers.get("If-None-Match") == "*" and (self.host.root / path).exists()
+            if whole := set(names) <= blocks.keys() and not exists:
+                self.host.uploads.pop(f"blocks of {path}", None)
+        if exists:
+            self._refused(409, "BlobAlreadyExists")
+        elif not whole:
+            self._refused(400, "InvalidBlockList")
+        else:
+            data = b"".join(blocks[name] for name in names)
+            self._answer(201, ETag=self._stored(path, data, _md5(data).hex()))
+
+    def _refused(self, status: int, code: str) -> None:
+        """As Azure says it."""
+        self._answer(status, f"<Error><Code>{code}</Code></Error>".encode(), x_ms_error_code=code)
+
+    def _list_blocks(self, path: str) -> None:
+        with self.host.lock:
+            blocks = dict(self.host.uploads.get(f"blocks of {path}", {}))
+        if self.host.lists != 200:
+            self._refused(self.host.lists, "AuthorizationFailure")
+        elif not blocks and not (self.host.root / path).exists():
+            self._refused(404, "BlobNotFound")
+        else:
+            rows = (f"<Block><Name>{name}</Name><Size>{len(data)}</Size></Block>" for name, data in blocks.items())
+            said = f"<BlockList><UncommittedBlocks>{''.join(rows)}</UncommittedBlocks></BlockList>"
+            self._answer(200, said.encode(), Content_Type="application/xml")
 
     def _tag(self, part: bytes) -> str:
         """Of a part: its MD5, but where the store's keys encrypt."""
@@ -503,12 +541,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list_blobs(self, bucket: str, query: dict[str, list[str]]) -> None:
         """As Azure lists."""
+        prefix = query.get("prefix", [""])[0]
+        sizes = {key: (self.host.root / bucket / key).stat().st_size for key in self._keys(bucket, prefix)}
+        if "uncommittedblobs" in query.get("include", [""])[0]:
+            if self.host.lists != 200:
+                self._refused(self.host.lists, "AuthorizationFailure")
+                return
+            begun = (each.removeprefix(f"blocks of {bucket}/") for each in self.host.uploads)
+            sizes |= {key: 0 for key in begun if key.startswith(prefix) and key not in sizes}
         rows = "".join(
             f"<Blob><Name>{escape(key)}</Name><Properties><Last-Modified>Thu, 01 Jan 2026 00:00:00 GMT</Last-Modified>"
-            f"<Content-Length>{(self.host.root / bucket / key).stat().st_size}</Content-Length>"
-            f"<Content-Type>text/plain</Content-Type><Etag>{escape(self.host.tag_of(f'{bucket}/{key}'))}</Etag>"
-            "<ResourceType>file</ResourceType></Properties></Blob>"
-            for key in self._keys(bucket, query.get("prefix", [""])[0])
+            f"<Content-Length>{sizes[key]}</Content-Length>"
+            f"<Content-Type>text/plain</Content-Type><Etag>{self.host.tag_of(f'{bucket}/{key}').strip(QUOTE)}</Etag>"
+            "<BlobType>BlockBlob</BlobType><ResourceType>file</ResourceType></Properties></Blob>"
+            for key in sorted(sizes)
         )
         body = f"<EnumerationResults><Blobs>{rows}</Blobs><NextMarker/></EnumerationResults>"
         self._answer(200, body.encode(), Content_Type="application/xml")
