@@ -20,6 +20,7 @@ from converter.mapping.detect import detect
 from converter.quant.recipes import Choice
 from converter.request import Request, Source
 from converter.storage import output
+from converter.storage.json import finite
 from converter.storage.layout import FileLayout, Layout
 from converter.tensors.bound import Bound
 from converter.tensors.dtypes import dtype
@@ -255,7 +256,7 @@ class Plan:
     def fingerprint(self) -> str:
         """What tells this plan from any other, in every process: SHA-256 in hex.
 
-        It covers the source and the target as they were named (the text of their paths, not the bytes in them), the
+        It covers the source and the target as they were named (their paths or addresses, not the bytes in them), the
         request, every step, the layout down to the bytes of headers, and the version of this package. A source that
         changed under its name has another fingerprint only where that changes names, types, shapes or metadata.
         """
@@ -268,7 +269,8 @@ class Plan:
             "steps": [step.as_dict() for step in self.steps],
             "files": [_identity(file) for file in self.layout.files],
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        # A path that stands for an address is another one in every process.
+        return hashlib.sha256(json.dumps(finite(said), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def key(self) -> str:
         """What tells a run of this plan from any other: its fingerprint, and the files that it reads as they are."""

@@ -344,3 +344,11 @@ def test_settings_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) 
 def test_a_plan_begins_nothing(host: Host, target: str, model: Path) -> None:
     plan(model, target).checkpoint.close()
     assert not host.uploads
+
+
+def test_a_plan_for_an_address_is_the_same_in_every_process(host: Host, model: Path) -> None:
+    address = "s3://bucket/model.gguf"
+    code = "import sys, converter; print(converter.plan(*sys.argv[1:]).fingerprint())"
+    done = subprocess.run([sys.executable, "-c", code, str(model), address], capture_output=True, text=True, check=True)
+    with (made := plan(model, address)).checkpoint:
+        assert done.stdout.strip() == made.fingerprint() != plan(model, "s3://bucket/other.gguf").fingerprint()
