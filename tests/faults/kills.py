@@ -35,7 +35,8 @@ SIZES = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "
          "intermediate_size": 1536, "vocab_size": 512}  # fmt: skip
 # What would take a fork long to load.
 LOADED = ("converter.cli.main", "converter.cli.commands.convert", "converter.pipeline", "converter.batch.run",
-          "converter.tensors.kernels", "converter.remote.uploads", "obstore", "botocore.session")  # fmt: skip
+          "converter.tensors.kernels", "converter.remote.uploads", "obstore", "botocore.session", "google.auth",
+          "azure.storage.blob")  # fmt: skip
 STORE = """
 import sys
 from pathlib import Path
@@ -63,8 +64,12 @@ def _convert(out: str, entry: str, *options: str, older: tuple[str, ...] = ("-q"
     return Kind((*words, *options), (*words, *options, *older), (entry,))
 
 
+def _upload(scheme: str) -> Kind:
+    words = ("{in}", f"{scheme}://place/m.gguf", "-q")
+    return Kind((*words, "q4_k_m"), (*words, "q8_0"), ("m.gguf",))
+
+
 SPLIT = ("--split-max-tensors", "16")
-UPLOAD = ("{in}", "s3://place/m.gguf", "-q")
 THREE = ("{in}", "{out}/", "-q", "q4_k_m,q6_k,q8_0")
 BATCH = ("batch", "{in}/../in*", "--out", "{out}/{name}-{quant}.gguf", "-q", "q4_k_m,q8_0")
 OLDER = ("--embedding-type", "f16")
@@ -76,7 +81,9 @@ KINDS = {
     "several": Kind(THREE, (*THREE, *OLDER), ()),
     "batch": Kind(BATCH, (*BATCH, *OLDER), ()),
     "spread": _convert("m.gguf", "m-00001-of-00005.gguf", "-q", "q4_k_m", *SPLIT, "--spread", "{disk}"),
-    "upload": Kind((*UPLOAD, "q4_k_m"), (*UPLOAD, "q8_0"), ("m.gguf",)),
+    "upload": _upload("s3"),
+    "upload-gs": _upload("gs"),
+    "upload-az": _upload("az"),
 }
 
 
@@ -89,7 +96,10 @@ class Store:
             [sys.executable, "-c", STORE, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=os.environ | {"PYTHONPATH": paths},
         )  # fmt: skip
-        os.environ.update(AWS_ENDPOINT_URL=self._said(), AWS_ACCESS_KEY_ID="nobody", AWS_SECRET_ACCESS_KEY="nothing")
+        url = self._said()
+        os.environ.update(AWS_ENDPOINT_URL=url, AWS_ACCESS_KEY_ID="nobody", AWS_SECRET_ACCESS_KEY="nothing")
+        os.environ.update(STORAGE_EMULATOR_HOST=url, AZURE_STORAGE_ENDPOINT=url, AZURE_STORAGE_ACCOUNT_NAME="nobody")
+        os.environ.update(AZURE_STORAGE_ACCOUNT_KEY="Tm9ib2R5")
 
     def _said(self) -> str:
         assert self._process.stdout is not None
@@ -131,9 +141,9 @@ class Kills:
     def __init__(self, kind: Kind, scratch: Path, draw: random.Random) -> None:
         self.kind, self.scratch, self.place, self.draw = kind, scratch, scratch / "place", draw
         self.disk = Path(tempfile.mkdtemp(prefix="kills-disk-"))  # not where `scratch` is, as a rule
-        self.store = Store(scratch) if "s3://place/m.gguf" in kind.command else None
+        self.store = Store(scratch) if any("://" in word for word in kind.command) else None
         for name in LOADED:
-            with suppress(ImportError):  # obstore, which only uploads need
+            with suppress(ImportError):  # of those that only uploads need
                 importlib.import_module(name)
         self.source = _source(scratch / "in")
         if kind.command[0] == "batch":
