@@ -2,8 +2,9 @@
 
 What such a run left is at the store alone, so any machine goes on with it. An upload is gone on with where its parts
 have the sizes of ours and its first one, which holds the file's header, is ours byte for byte; of the others each is
-compared with what is made now, and one that differs is sent again. So nothing is ever mixed, and what two runs to one
-object make at once is one's or the other's: an upload is completed by naming the MD5 of every part.
+compared with what is made now, and one that differs is sent again. One that another run is seen to send to is left
+alone. So nothing is ever mixed, and what two runs to one object make at once is one's or the other's: an upload is
+completed by naming every part, which on S3 is by its MD5 and on Azure by a name that has it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from converter.remote.parts import Begun, Ended, Store
 from converter.remote.settings import online
 
 PATIENCE = 10.0  # seconds for parts that are on their way when the upload is given up
+MOMENT = 5.0  # seconds in which an upload gets a part, or what a killed run had on its way has arrived
 STORES: dict[str, Store] = {"s3": s3.STORE, "gs": google.STORE, "az": azure.STORE}
 
 
@@ -127,10 +129,27 @@ class Multipart:
             raise
 
     def _open(self, first: str) -> None:
-        same = [each for each in self._found if each.parts[1].md5 == first]
-        self._begun = max(same, key=lambda each: len(each.parts), default=None)
+        same = sorted((each for each in self._found if each.parts[1].md5 == first), key=lambda each: -len(each.parts))
+        self._begun = next((now for each in same if (now := self._nobodys(each)) is not None), None)
         begin = self._store.begin
         self._id = self._begun.id if self._begun is not None else self._ask(lambda: begin(self._object))
+
+    def _nobodys(self, found: Begun) -> Begun | None:
+        """An upload as it is now; None where it is not ours to go on with.
+
+        What got a part since it was found, and again while we wait, another run is sending to.
+        """
+        for pause in (0.0, MOMENT):
+            time.sleep(pause)
+            try:
+                uploads = tried(self._object.name, lambda: self._store.begun(self._object, below=False))
+            except OutputError:
+                return None
+            now = next((each for each in uploads if each.id == found.id and self._fits(each)), None)
+            if now is None or now.parts == found.parts:
+                return now
+            found = now
+        return None
 
     def _sent(self, number: int, data: bytes, md5: str) -> None:
         there = self._begun.parts.get(number) if self._begun is not None else None

@@ -10,7 +10,7 @@ import pytest
 from support.models import build_model
 
 from converter import address
-from converter.remote import attempts, azure, blocks, google, mirror, s3, stores
+from converter.remote import attempts, azure, blocks, google, mirror, multipart, s3, stores
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(attempts, "FIRST", 0.001)
+    monkeypatch.setattr(multipart, "MOMENT", 0.2)
     monkeypatch.setattr(blocks, "_kept", blocks._Kept())
     for kept in (stores.store_of, s3.client, google.client, google.credentials, azure.service):
         kept.cache_clear()

@@ -19,7 +19,8 @@ from converter import convert
 from converter.cli.main import main
 from converter.errors import Cancelled, ConverterError, OutputError, UsageError
 from converter.pipeline import plan
-from converter.remote import s3, uploads
+from converter.remote import multipart, s3, uploads
+from converter.remote.objects import PartDigest, StoredObject
 from converter.request import Request
 from converter.storage.slabs import Progress
 
@@ -269,6 +270,34 @@ def test_who_overwrites_a_part_spoils_no_file(host: Host, target: str, model: Pa
     assert seen and stored(host) == {}
 
 
+@pytest.mark.parametrize("at_work", [True, False])
+def test_an_upload_that_another_run_sends_to(
+    at_work: bool, host: Host, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left alone; one that got what a killed run had on its way, and nothing more, is gone on with."""
+    scheme = target.partition(":")[0]
+    object, store = StoredObject(target, scheme, "bucket", "model.gguf"), multipart.STORES[scheme]
+    pieces = [bytes([number]) * PART for number in range(1, 6)]
+    digest = PartDigest(PART)
+    digest.add(b"".join(pieces))
+    theirs = store.begin(object)
+
+    def sent(number: int) -> None:
+        store.send(object, theirs, number, pieces[number - 1], digest.of(number))
+
+    sent(1)
+    ours = multipart.Multipart(object, 5 * PART, PART, 2, keep=False, replace=False)
+    assert "an upload was begun" in ours.begun()[0]
+    sent(2)
+    monkeypatch.setattr("time.sleep", lambda seconds: sent(3) if seconds == multipart.MOMENT and at_work else None)
+    before = host.taken["bucket/model.gguf"]
+    ours.send(pieces, digest)
+    assert stored(host) == {"model.gguf": b"".join(pieces)}
+    assert host.taken["bucket/model.gguf"] - before == (6 if at_work else 3) * PART
+    if at_work and left_alone(target):
+        assert there(host) == 3, "theirs are all there"
+
+
 def test_nothing_is_seen_before_all_is_there(host: Host, target: str, model: Path) -> None:
     stopped(host, model, target)
     seen: list[int] = []
@@ -314,7 +343,7 @@ def test_clean(host: Host, model: Path, capsys: pytest.CaptureFixture[str]) -> N
     host.lists = 403
     assert main(["clean", "s3://bucket/"]) == OutputError.exit_code
     assert "refuses to list it" in capsys.readouterr().err
-    assert main(["clean", "gs://bucket/"]) == UsageError.exit_code
+    assert main(["clean", "hf://org/model"]) == UsageError.exit_code
 
 
 def test_settings_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
