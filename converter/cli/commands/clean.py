@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter.address import is_address, parse
+from converter.address import STORES, is_address, parse
 from converter.cli.arguments import file_name, source_name
 from converter.cli.console import print_table
 from converter.cli.verbs import Outcome, Verb
@@ -26,8 +26,9 @@ VERB = Verb(
     arguments="[PLACE ...]",
     help="remove what killed runs left in a folder, or began to upload",
     description="Name and remove temporary files of runs that were killed; those of runs that are at work stay. "
-    "Without a place: those that lie here, and what runs with addresses left in TMPDIR. Of an address on S3: abort "
-    "all uploads in parts, whoever began them, to this object or below it, that got nothing for a day.",
+    "Without a place: those that lie here, and what runs with addresses left in TMPDIR. Of an address on S3 or Google: "
+    "abort all uploads in parts, whoever began them, to this object or below it, that got nothing for a day; on Azure "
+    "they are only named, and go by themselves within a week.",
     examples=(
         ("convert clean models/ --dry-run", "what killed runs left there"),
         ("convert clean s3://bucket/models/ --dry-run", "uploads there that were not completed"),
@@ -43,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PLACE",
         nargs="*",
         type=_place,
-        help="folder where outputs were to go, or address on S3; default: here and TMPDIR",
+        help="folder where outputs were to go, or address of a store; default: here and TMPDIR",
     )
     add("--dry-run", action="store_true", help="only name them")
 
 
 def _place(text: str) -> str:
-    return source_name(text) if text.lower().startswith("s3://") else file_name(text)
+    return source_name(text) if text.lower().startswith(tuple(f"{scheme}://" for scheme in STORES)) else file_name(text)
 
 
 def run(args: argparse.Namespace) -> Outcome:
