@@ -106,6 +106,7 @@ def answered(name: str, ask: Callable[[], Result], refuses: str = REFUSES) -> Re
         OutputExists: an object came there.
         Transient, OutputError: as they say.
     """
+    package("azure.storage.blob", WORK)  # which brings the other one
     kinds = package("azure.core.exceptions", WORK)
     try:
         return ask()
