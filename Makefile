@@ -80,7 +80,7 @@ $(STORES)/installed: $(VENV)/tests
 	@touch $@
 
 remote: $(STORES)/installed  ## models in and out of others' stores on loopback: moto for S3 and Google, Azurite (npm) for Azure
-	CONVERTER_MOTO=$(abspath $(STORES))/venv/bin/moto_server CONVERTER_AZURITE=$(abspath $(wildcard $(AZURITE))) \
+	CONVERTER_MOTO=$(abspath $(STORES))/venv/bin/moto_server CONVERTER_AZURITE=$$(command -v $(abspath $(AZURITE))) \
 	  $(BIN)/python -m pytest -m slow tests/remote/test_other_servers.py -rs
 
 templates: $(VENV)/tests  ## chat templates for Ollama against Go's own text/template (Debian's golang-go)

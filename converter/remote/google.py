@@ -23,6 +23,7 @@ from converter.remote.web import pool_for
 
 WORK = "an upload to Google"
 ENDPOINT = "https://storage.googleapis.com"
+COMPLETES = 300.0  # seconds that an answer may take: to complete an upload takes "several minutes", without a sign
 SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _ACCOUNTS = ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH")  # which obstore knows beside the usual place
 
@@ -37,7 +38,8 @@ def client(bucket: str) -> Any:
     """
     name, another = f"gs://{bucket}", endpoint("gs")
     unsigned = package("botocore", WORK).UNSIGNED
-    made = connected(name, "auto", another or ENDPOINT, signature_version=unsigned, s3={"addressing_style": "path"})
+    settings = {"signature_version": unsigned, "s3": {"addressing_style": "path"}}
+    made = connected(name, "auto", another or ENDPOINT, COMPLETES, **settings)
     package("google.auth", WORK)
 
     def authorized(request: Any, **_: Any) -> None:

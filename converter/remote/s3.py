@@ -144,8 +144,10 @@ def client(bucket: str) -> Any:
     return connected(f"s3://{bucket}", region(), where, s3=style, **unsigned)
 
 
-def connected(name: str, region: str, endpoint: str, **settings: Any) -> Any:
-    """A client of botocore for a bucket. Its own ways to try again are off: that is done as for every other host.
+def connected(name: str, region: str, endpoint: str, read: float = READ, **settings: Any) -> Any:
+    """A client of botocore for a bucket, which waits `read` seconds for an answer.
+
+    Its own ways to try again are off: that is done as for every other host.
 
     Raises:
         OutputError: what the environment says of it cannot be meant.
@@ -154,7 +156,7 @@ def connected(name: str, region: str, endpoint: str, **settings: Any) -> Any:
     package("botocore", WORK)
     config, session = package("botocore.config", WORK), package("botocore.session", WORK)
     made = config.Config(
-        connect_timeout=CONNECT, read_timeout=READ, max_pool_connections=_CONNECTIONS,
+        connect_timeout=CONNECT, read_timeout=read, max_pool_connections=_CONNECTIONS,
         retries={"total_max_attempts": 1}, ignore_configured_endpoint_urls=True, user_agent_appid="model-converter",
         request_checksum_calculation="when_required", response_checksum_validation="when_required", **settings,
     )  # fmt: skip
