@@ -37,16 +37,18 @@ def client(bucket: str) -> Any:
         MissingDependency: botocore or google-auth is not installed.
     """
     name, another = f"gs://{bucket}", endpoint("gs")
+    where = (another or ENDPOINT).rstrip("/")
     unsigned = package("botocore", WORK).UNSIGNED
     settings = {"signature_version": unsigned, "s3": {"addressing_style": "path"}}
-    made = connected(name, "auto", another or ENDPOINT, COMPLETES, **settings)
+    made = connected(name, "auto", where, COMPLETES, **settings)
     package("google.auth", WORK)
 
     def authorized(request: Any, **_: Any) -> None:
-        """Put the token on a request that is about to go: after botocore has logged what it sends."""
-        # An emulator knows nobody.
-        for key, value in ({"Authorization": "Bearer nobody"} if another else _token(name, request)).items():
-            request.headers[key] = value
+        """Put the token on a request that is about to go there: after botocore has logged what it sends."""
+        if request.url.startswith(f"{where}/"):
+            # An emulator knows nobody.
+            for key, value in ({"Authorization": "Bearer nobody"} if another else _token(name, request)).items():
+                request.headers[key] = value
 
     made.meta.events.register("before-send.s3", authorized)
     return made
