@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from converter.architectures import traits_of
@@ -14,7 +14,18 @@ from converter.planning.draft import Draft
 from converter.planning.graph import for_graph, for_trace
 from converter.quant import feedback, imatrix, mixtures
 from converter.quant.imatrix import Foreseen
-from converter.quant.recipes import Choice, ModelFacts, Options, TensorSpec, assign, needs_imatrix, recipe
+from converter.quant.recipes import (
+    TODAY,
+    Choice,
+    ModelFacts,
+    Options,
+    Recipe,
+    Rules,
+    TensorSpec,
+    assign,
+    needs_imatrix,
+    recipe,
+)
 from converter.storage.files import remembering
 from converter.tensors.dtypes import F32, DType, dtype
 from converter.tensors.kernels import needs_importance
@@ -127,6 +138,19 @@ def _by_recipe(draft: Draft) -> dict[str, Choice]:
         packed = (spec for spec in specs if dtype(spec.source).quantized)
         choices |= {spec.name: Choice(spec.source, "kept: arrives quantized") for spec in packed}
     return choices if draft.to_graph else {name: _of_ggml(name, choice, draft) for name, choice in choices.items()}
+
+
+def by_older(draft: Draft, order: Sequence[str], older: Recipe, rules: Rules = TODAY) -> dict[str, str]:
+    """The types that a recipe of another year gives to a model, in the order in which its file has the tensors.
+
+    Raises:
+        QuantizationError: as `quant.recipes.assign`.
+    """
+    tensors = draft.checkpoint.tensors
+    infos = [tensors[name].info for name in order if name in tensors]
+    specs = [TensorSpec(info.name, info.shape, info.dtype.name) for info in infos]
+    choices = assign(older, specs, _facts(draft), Options(has_imatrix=draft.weighted), rules)
+    return {name: choice.type for name, choice in choices.items()}
 
 
 def _of_ggml(name: str, choice: Choice, draft: Draft) -> Choice:

@@ -106,7 +106,7 @@ class Choice:
 TOKEN_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
 # Part of a name → role; the first that occurs decides. Fused and latent values count as attn_v.
-_ROLE_PARTS = (
+ROLE_PARTS = (
     ("attn_qkv.weight", "attn_v"),
     ("attn_kv_b.weight", "attn_v"),
     ("attn_v.weight", "attn_v"),
@@ -123,6 +123,7 @@ ROLES = {
     "head": "output (or the tied token embedding)",
     "token_embd": "token embedding",
     "attn_v": "attn_v, attn_qkv or attn_kv_b",
+    "attn_qkv": "attn_qkv",
     "attn_k": "attn_k",
     "attn_q": "attn_q",
     "attn_output": "attn_output",
@@ -133,13 +134,48 @@ ROLES = {
 }
 
 
-def role(name: str, tied: bool) -> str:
+# A type that does not divide a row → what llama-quantize puts in its place
+FALLBACK = {
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What rows of recipes do not say; the defaults are today's, `quant.ages` has those of other years.
+
+    Attributes:
+        parts: part of a name → role; the first that occurs decides.
+        heads: embeddings that are the head of a model without an output, in architectures `tying` (None: in all).
+        fallback: what takes the place of a type that does not divide a row.
+        sorted: whether tensors are visited in `sort_key` order, else as they are in the file.
+    """
+
+    parts: tuple[tuple[str, str], ...] = ROLE_PARTS
+    heads: tuple[str, ...] = TOKEN_EMBEDDINGS
+    tying: frozenset[str] | None = None
+    fallback: Mapping[str, str] = field(default_factory=lambda: FALLBACK)
+    sorted: bool = True
+
+    def ties(self, arch: str) -> bool:
+        """Whether the embedding of a model without an output is quantized as the output would be."""
+        return self.tying is None or arch in self.tying
+
+
+TODAY = Rules()
+
+
+def role(name: str, tied: bool, rules: Rules = TODAY) -> str:
     """What tensor `name` is to the rules; `tied` says that the model has no `output.weight`."""
-    if name == "output.weight":
+    if name == "output.weight" or (tied and name in rules.heads):
         return "head"
     if name in TOKEN_EMBEDDINGS:
-        return "head" if tied else "token_embd"
-    return next((found for part, found in _ROLE_PARTS if part in name), "other")
+        return "token_embd"
+    return next((found for part, found in rules.parts if part in name), "other")
 
 
 _BLOCK = re.compile(r"blk\.\s*([+-]?[0-9]{1,9})")
@@ -221,6 +257,7 @@ CONDITIONS: dict[str, Condition] = {
     "seen_eighth": Condition(
         "among the first of its kind (an eighth of the block count)", lambda p: p.seen < p.count // 8
     ),
+    "uneven": Condition("whose rows or columns do not divide by 256", lambda p: any(n % 256 for n in p.spec.shape)),
     "gqa>=4": Condition("where 4 or more heads share a key", lambda p: p.heads_per_key >= 4),
     "experts=8": Condition("in a model of 8 experts", lambda p: p.facts.n_expert == 8),
     "experts!=8": Condition("unless the model has 8 experts", lambda p: p.facts.n_expert != 8),
@@ -611,14 +648,6 @@ def kept_because(spec: TensorSpec, traits: Traits, leave_output: bool) -> str | 
 # --------------------------------------------------------------------------------------------------
 # The interpreter
 
-_FALLBACK = {
-    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
-    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-}
-
 
 @dataclass(frozen=True)
 class _Override:
@@ -642,9 +671,13 @@ class _Counter:
 
 
 def assign(
-    recipe: Recipe, tensors: Sequence[TensorSpec], facts: ModelFacts, options: Options | None = None
+    recipe: Recipe,
+    tensors: Sequence[TensorSpec],
+    facts: ModelFacts,
+    options: Options | None = None,
+    rules: Rules = TODAY,
 ) -> dict[str, Choice]:
-    """The type of every tensor, by name, in `sort_key` order.
+    """The type of every tensor, by name, in `sort_key` order (that of `tensors` where `rules` do not sort).
 
     The types are those of llama-quantize for a file whose tensors have the types `source`. Where it
     would stop, crash or ignore a wish, this differs: `tensor_types` also count for the recipes F32, F16
@@ -659,11 +692,12 @@ def assign(
     options = options or Options()
     _check(recipe, options)
     overrides = _overrides(options)
-    ordered = sorted(tensors, key=lambda spec: sort_key(spec.name))
+    ordered = sorted(tensors, key=lambda spec: sort_key(spec.name)) if rules.sorted else list(tensors)
     why_kept = {spec.name: _kept(recipe, spec, facts, options) for spec in ordered}
     _require_effect(overrides, why_kept)
-    tied = all(spec.name != "output.weight" for spec in ordered)
-    counter = _Counter(facts.n_layer, sum(role(spec.name, tied) == "attn_v" for spec in ordered))
+    tied = rules.ties(facts.arch) and all(spec.name != "output.weight" for spec in ordered)
+    roles = {spec.name: role(spec.name, tied, rules) for spec in ordered}
+    counter = _Counter(facts.n_layer, sum(roles[spec.name] in ("attn_v", "attn_qkv") for spec in ordered))
     choices: dict[str, Choice] = {}
     for spec in ordered:
         kept = why_kept[spec.name]
@@ -671,7 +705,7 @@ def assign(
             choices[spec.name] = Choice(spec.source, f"kept: {kept}")
         else:
             choices[spec.name] = _choose(
-                recipe, recipe.base, spec, role(spec.name, tied), facts, options, overrides, counter
+                recipe, recipe.base, spec, roles[spec.name], facts, options, overrides, counter, rules.fallback
             )
     return choices
 
@@ -754,6 +788,7 @@ def _choose(
     options: Options,
     overrides: tuple[_Override, ...],
     counter: _Counter,
+    fallback: Mapping[str, str],
 ) -> Choice:
     """Type of one tensor that may be quantized. The order of precedence is that of llama-quantize."""
     override = next((o for o in overrides if o.pattern.search(spec.name)), None)
@@ -763,13 +798,13 @@ def _choose(
     if options.output_type is not None and spec.name == "output.weight":
         return _fixed(spec, "--output-type", options.output_type)
     if override is not None:
-        return _fitted(spec, override.type, f"--tensor-type {override.pattern.text}", options.no_fallback)
+        return _fitted(spec, override.type, f"--tensor-type {override.pattern.text}", options.no_fallback, fallback)
     if spec.name in options.named:
-        return _fitted(spec, *options.named[spec.name], options.no_fallback)
+        return _fitted(spec, *options.named[spec.name], options.no_fallback, fallback)
     if not recipe.quantized:
         return Choice(base, f"base type of {recipe.name}")
     if options.pure:
-        return _fitted(spec, base, "--pure", options.no_fallback)
+        return _fitted(spec, base, "--pure", options.no_fallback, fallback)
     place = counter.place(spec, its_role, base, facts, options.has_imatrix)
     row = next((r for r in recipe.rows if r.holds(place)), None)
     if its_role == "head" and options.output_type is not None:
@@ -778,7 +813,7 @@ def _choose(
         wanted, rule = row.type, row.label
     else:
         wanted, rule = base, f"base type of {recipe.name}"
-    return _fitted(spec, wanted, rule, options.no_fallback)
+    return _fitted(spec, wanted, rule, options.no_fallback, fallback)
 
 
 def _fixed(spec: TensorSpec, flag: str, wanted: str) -> Choice:
@@ -797,13 +832,13 @@ def _fixed(spec: TensorSpec, flag: str, wanted: str) -> Choice:
     return Choice(name, flag)
 
 
-def _fitted(spec: TensorSpec, wanted: str, rule: str, no_fallback: bool) -> Choice:
+def _fitted(spec: TensorSpec, wanted: str, rule: str, no_fallback: bool, fallback: Mapping[str, str]) -> Choice:
     """`wanted`, or the type llama-quantize puts in its place where a row does not divide into blocks."""
     row = spec.shape[-1]
     if DTYPES[wanted].fits(row):
         return Choice(wanted, rule)
     what = f"{spec.name}: rows of {row} do not divide into {wanted} blocks of {DTYPES[wanted].block_size}"
-    used = _FALLBACK.get(wanted, wanted)
+    used = fallback.get(wanted, wanted)
     if used == wanted and DTYPES[wanted].block_size > 32:
         raise QuantizationError(f"{what}, and {wanted} has no substitute\nchoose a type with --tensor-type")
     used = used if DTYPES[used].fits(row) else "F16"
