@@ -17,6 +17,7 @@ from converter import workers
 from converter.address import is_elsewhere
 from converter.certify.arithmetic import judged
 from converter.certify.derive import Derived, derive
+from converter.certify.keys import implied
 from converter.certify.mixture import mixture
 from converter.certify.results import NOT, PROVEN, Certificate, Digest, TensorProof
 from converter.certify.variants import Variant, variants
@@ -28,6 +29,7 @@ from converter.formats.registry import source_format
 from converter.housekeeping.hashes import Hashes, TensorHash, hashes
 from converter.mapping.recovered import alike, open_model
 from converter.mapping.view import HEADS, view
+from converter.metadata import Value
 from converter.request import PARTS, PathLike, Request, Source
 from converter.storage.checksums import sha256
 from converter.storage.slabs import ProgressCallback
@@ -162,11 +164,16 @@ class _Run:
         yield from sorted(found, key=lambda finding: not finding.failed)
 
     def _stricter(self, finding: Finding, expected: Mapping[str, object]) -> Finding:
-        """What a runtime obeys must follow from the source, be it another value or one too many."""
+        """What a runtime obeys must follow from the source, be it another value or one too many.
+
+        A key that is missing is none of it where that changes nothing.
+        """
         key = finding.subject
         names_only = key.startswith(NAMES) and not key.startswith(DECIDES)
-        stored = key in self.right.config or key in expected
-        return finding if names_only or not stored else replace(finding, failed=True)
+        missing, wanted = key not in self.right.config, expected.get(key)
+        if missing and isinstance(wanted, Value) and implied(expected).get(key) == wanted.value:
+            return replace(finding, failed=False, hint="a runtime takes the same; older converters do not write it")
+        return finding if names_only or (missing and wanted is None) else replace(finding, failed=True)
 
     def _unknown_matrix(self, proofs: Iterable[TensorProof]) -> Iterator[Finding]:
         said = next((key for key in IMATRIX_KEYS if key in self.right.config), None)

@@ -192,6 +192,18 @@ def test_keys_that_the_source_does_not_give_are_no_part_of_it(
     assert found.verdict == NOT and [each.subject for each in found.findings if each.failed] == [key]
 
 
+def test_keys_that_older_converters_did_not_write(shop: Workshop, tmp_path: Path) -> None:
+    """Told where a runtime takes the same without them, named where it does not."""
+    unwritten = ("general.type", "llama.vocab_size", "tokenizer.ggml.pre", "tokenizer.ggml.add_sep_token")
+    for name, failed in (("mistral-256", []), ("llama3-256", ["tokenizer.ggml.pre"])):
+        older = rewritten(shop.good(name, "q4_k_m"), tmp_path / f"{name}.gguf", dict.fromkeys(unwritten))
+        found = certify(shop.source(name), older)
+        assert found.verdict == (NOT if failed else PROVEN)
+        assert {each.subject for each in found.findings} == set(unwritten)
+        assert [each.subject for each in found.findings if each.failed] == failed
+        assert any("older converters" in each.hint for each in found.findings)
+
+
 def test_names_of_the_model_are_told_and_decide_nothing(shop: Workshop, tmp_path: Path) -> None:
     renamed = rewritten(shop.good("llama3-256", "q4_k_m"), tmp_path / "x.gguf", {"general.name": Value("str", "x")})
     found = certify(shop.source("llama3-256"), renamed)
