@@ -46,7 +46,7 @@ def test_fault_is_caught(fault: Fault, shop: Workshop, tmp_path: Path) -> None:
 
 
 def test_there_are_many_faults_of_all_kinds() -> None:
-    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 50
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 60
     assert {fault.check for fault in FAULTS} >= {
         "missing", "extra", "shape", "type", "tied", "values", "blocks", "nonfinite", "zero", "metadata", "tokenizer",
         "template",
