@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from converter.checkpoint import Checkpoint
 from converter.errors import ConverterError, QuantizationError
@@ -17,6 +18,7 @@ from converter.quant.ages import ages
 from converter.quant.recipes import RECIPES
 from converter.request import Request
 from converter.text import counted
+from converter.verify.experts import as_in
 from converter.verify.pairing import IMATRIX_KEYS, named_recipe
 
 #: Beyond this share of the tensors, a recipe is not worth a name.
@@ -35,12 +37,13 @@ class Fit:
 def mixture(source: Checkpoint, target: Checkpoint, writer: Format, request: Request) -> str:
     """In words: `q4_k_m`, `q4_k_m but for 3 of 120 tensors, blk.0.ffn_down.weight the first`, `one of its own`."""
     weighted = any(key in target.config for key in IMATRIX_KEYS)
-    draft = run(begin(source, writer, request.replace(strict=False, imatrix=None)), MODEL)
+    draft = run(begin(source, writer, request.replace(strict=False, imatrix=None)), (*MODEL, partial(as_in, target)))
     draft = replace(draft, weighted=weighted)
     types = {name: tensor.info.dtype.name for name, tensor in target.tensors.items()}
-    best = _best(_today(draft, types), named_recipe(target))
-    if best is None or best.apart:
-        best = _best((best, *_older(draft, types, number_of(target.config, "general.file_type"))))
+    said = named_recipe(target)
+    best = _best(_today(draft, types), said)
+    if best is None or best.apart or best.name != said:
+        best = _best((best, *_older(draft, types, number_of(target.config, "general.file_type"))), said)
     if best is None or len(best.apart) > NEAR * len(types):
         return "one of its own"
     name, first = best.name.lower(), next(iter(best.apart), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ from converter.tensors.dtypes import F16, F32, INT8, DType, dtype
 from converter.tensors.encode import Feedback, Importance, encoded
 from converter.tensors.operands import KINDS
 from converter.tensors.tensor import LazyTensor
+from converter.verify.experts import as_in
 
 #: Metadata that says that an importance matrix was used.
 IMATRIX_KEYS = imatrix.KEYS
@@ -105,7 +107,8 @@ def _with_gguf(draft: Draft, target: Checkpoint) -> Pairing:
     calibrate = _calibrate(draft, target)
     effort = said_effort(target, draft.request.types.effort)
     request = draft.request.replace(quant=quant, effort=effort, calibrate=calibrate)
-    draft = run(replace(draft, request=request, weighted=weighted), (*MODEL, open_matrix, open_calibration, choose))
+    passes = (*MODEL, partial(as_in, target), open_matrix, open_calibration, choose)
+    draft = run(replace(draft, request=request, weighted=weighted), passes)
     calibrated = feedback.said_calibration(target.config)
     _check_calibration(draft, calibrated, target)
     if draft.to_graph:

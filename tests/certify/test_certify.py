@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import architectures, calibrations, importance, models
+from support import architectures, calibrations, faults, importance, models
 from support.faults import FAULTS, UP, Fault, Workshop, flip, in_bytes
 from support.llama_quantizer import needs_llama, quantize
-from support.rewriting import again, rewritten, without
+from support.rewriting import again, apart, rewritten, without
 
 import converter
 from converter import Request
@@ -19,6 +19,7 @@ from converter.cli.main import main
 from converter.errors import ConverterError, NotFromSource, UnsupportedFeature, UsageError
 from converter.metadata import Value
 from converter.quant.recipes import RECIPES
+from converter.verify.verifier import verify
 
 #: File types of llama-quantize that need no importance matrix and are quick to make.
 FILE_TYPES = ("Q4_K_M", "Q2_K", "Q3_K_L", "Q6_K", "Q8_0", "Q4_0", "Q5_1", "IQ4_XS", "TQ2_0", "MXFP4_MOE", "F16")
@@ -143,6 +144,23 @@ def test_a_tied_output_that_is_stored_apart(shop: Workshop, tmp_path: Path) -> N
     good = shop.good("qwen2-96", "q8_0")
     apart = rewritten(good, tmp_path / "apart.gguf", None, again("token_embd.weight", "output.weight"))
     assert_proven(certify(shop.source("qwen2-96"), apart))
+
+
+def test_experts_in_tensors_of_their_own(shop: Workshop, tmp_path: Path) -> None:
+    """As until April 2024; each is of its own tensor of the source, and no other's."""
+    source, good = shop.source("mixtral-256"), shop.good("mixtral-256", "q4_k_m")
+    older = rewritten(good, tmp_path / "older.gguf", None, apart)
+    found = certify(source, older)
+    assert_proven(found, mixture="q4_k_m, as")
+    (third,) = (each for each in found.tensors if each.name == "blk.1.ffn_up.3.weight")
+    assert third.sources == ("model.layers.1.block_sparse_moe.experts.3.w3.weight",)
+    swapped = rewritten(older, tmp_path / "swapped.gguf", None, faults.swapped(third.name, "blk.1.ffn_up.4.weight"))
+    found = certify(source, swapped)
+    assert found.verdict == NOT
+    assert {each.name for each in found.unproven} == {third.name, "blk.1.ffn_up.4.weight"}
+    one_less = certify(source, rewritten(older, tmp_path / "less.gguf", None, without(third.name)))
+    assert [each.subject for each in one_less.findings if each.failed] == [third.name]
+    assert verify(source, older).passed and not verify(source, swapped).passed
 
 
 @pytest.mark.parametrize("threads", [1, 3])

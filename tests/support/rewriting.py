@@ -66,3 +66,19 @@ def item(metadata: Mapping[str, Any], key: str) -> Any:
     """The value of a key, arrays as lists."""
     entry = metadata[key]
     return entry.value if isinstance(entry, Value) else list(entry.values)
+
+
+def apart(old: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Experts in tensors of their own, as llama.cpp's files had them until April 2024: `blk.0.ffn_gate.3.weight`."""
+    made: dict[str, LazyTensor] = {}
+    for name, tensor in old.items():
+        stem, is_stack, _ = name.partition("_exps.weight")
+        data = tensor.array().view(np.uint8).reshape(tensor.info.n_rows, -1) if is_stack else None
+        if data is None:
+            made[name] = tensor
+            continue
+        count, *shape = tensor.info.shape
+        for expert, rows in enumerate(np.split(data, count)):
+            info = TensorInfo(f"{stem}.{expert}.weight", tuple(shape), tensor.info.dtype)
+            made[info.name] = LazyTensor(info, lambda start, stop, rows=rows: rows[start:stop], "test")  # type: ignore[misc]
+    return made
