@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import workers
-from converter.address import is_elsewhere
+from converter.address import shown
 from converter.certify.arithmetic import judged
 from converter.certify.derive import Derived, derive
 from converter.certify.keys import implied
@@ -22,7 +22,7 @@ from converter.certify.mixture import mixture
 from converter.certify.results import NOT, PROVEN, Certificate, Digest, TensorProof
 from converter.certify.variants import Variant, variants
 from converter.checkpoint import Checkpoint
-from converter.errors import UnsupportedFeature, UsageError, about
+from converter.errors import UnsupportedFeature, about
 from converter.findings import Finding
 from converter.formats.base import Format
 from converter.formats.registry import source_format
@@ -59,12 +59,10 @@ def certify(
 
     Raises:
         ConverterError: a side cannot be read, or the source cannot be mapped to GGUF.
-        UsageError: a side lies elsewhere: it is read more than once.
     """
     started = time.monotonic()
     request = (request or Request()).replace(allow_requantize=True, tensor_types=(), effort=0)
     source, target = Source.of(source), Source.of(target)
-    _refuse_elsewhere((*source.paths, target.path, *filter(None, [request.types.imatrix, request.types.calibrate])))
     with about(source.path):
         left = open_model(source, request.model.arch)
     with span("certify"), left, about(target.path), open_model(target, request.model.arch) as right:
@@ -84,16 +82,11 @@ def certify(
         # All of it was read while both sides were open: no file is another now than it was then.
         left.check()
         right.check()
+    paths = shown(str(source.path)), shown(str(target.path))
     return Certificate(
-        str(source.path), str(target.path), proofs, findings, way, made_by, hashed.root, hashed.metadata_root, subjects,
-        materials, asked(request), time.monotonic() - started,
+        *paths, proofs, findings, way, made_by, hashed.root, hashed.metadata_root, subjects, materials, asked(request),
+        time.monotonic() - started,
     )  # fmt: skip
-
-
-def _refuse_elsewhere(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if is_elsewhere(path):
-            raise UsageError(f"{path}: lies elsewhere; certify reads every byte more than once, so fetch it first")
 
 
 @dataclass(frozen=True)

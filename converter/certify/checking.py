@@ -16,6 +16,7 @@ from converter.findings import Finding
 from converter.formats.registry import open_checkpoint
 from converter.housekeeping.hashes import Hashes, hashes
 from converter.mapping.recovered import open_model
+from converter.remote.mirror import keeping
 from converter.request import PathLike, Source
 from converter.storage.slabs import ProgressCallback
 from converter.text import counted
@@ -48,16 +49,17 @@ def check_attestation(
     """
     started = time.monotonic()
     said, target = attestation.read(attested), Source.of(target)
-    with about(target.path), open_checkpoint(target) as opened:
-        files, there = opened.files, materials_of(target, opened)
-    if isinstance(said, Manifest):
-        if source is not None:
-            raise UsageError(f"{attested}: names the files of one model; give that alone")
-        files = tuple(there.values())
-        found = [*_listed(said, target.path, there, threads), *_notes(said)]
-    else:
-        found, read = _compared(said, target, files, source, threads, progress)
-        files += read
+    with keeping():
+        with about(target.path), open_checkpoint(target) as opened:
+            files, there = opened.files, materials_of(target, opened)
+        if isinstance(said, Manifest):
+            if source is not None:
+                raise UsageError(f"{attested}: names the files of one model; give that alone")
+            files = tuple(there.values())
+            found = [*_listed(said, target.path, there, threads), *_notes(said)]
+        else:
+            found, read = _compared(said, target, files, source, threads, progress)
+            files += read
     found.sort(key=lambda finding: not finding.failed)
     return Verification(
         str(attested), str(target.path), (), tuple(found), None, time.monotonic() - started, files=files,

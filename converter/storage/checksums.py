@@ -7,10 +7,12 @@ zlib's `crc32_combine`: appending n zero bits to a message multiplies its remain
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 import zlib
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,15 +21,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter import _native
+from converter.address import is_elsewhere
+from converter.storage.files import bytes_of
 
+_STEP = 8 << 20  # bytes of a file elsewhere that are hashed at a time
 _ONE = 1 << 31  # the polynomial 1; the highest bit is the lowest power
 Data = memoryview | bytes
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file, in hex; of one that lies elsewhere as its bytes come.
+
+    Raises:
+        OSError: it cannot be read; ConverterError where it lies elsewhere.
+    """
+    if not is_elsewhere(path):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    hashed = hashlib.sha256()
+    with closing(bytes_of(path)) as there:
+        edges = [*range(0, there.size, _STEP), there.size]
+        there.forward(edges)
+        for start, stop in itertools.pairwise(edges):
+            hashed.update(there.view(start, stop - start, "what is hashed").data)
+    return hashed.hexdigest()
 
 
 @dataclass(frozen=True)

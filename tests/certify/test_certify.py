@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import architectures, calibrations, faults, importance, models
 from support.faults import FAULTS, UP, Fault, Workshop, flip, in_bytes
+from support.hosts import Host, named, serving
 from support.llama_quantizer import needs_llama, quantize
 from support.rewriting import again, apart, rewritten, without
 
 import converter
 from converter import Request
-from converter.certify import certify
+from converter.certify import certify, check_attestation
+from converter.certify.attestation import as_bytes, statement
 from converter.certify.results import NOT, PROVEN, Certificate
 from converter.cli.main import main
-from converter.errors import ConverterError, NotFromSource, UnsupportedFeature, UsageError
+from converter.errors import ConverterError, NotFromSource, UnsupportedFeature
 from converter.metadata import Value
 from converter.quant.recipes import RECIPES
 from converter.verify.verifier import verify
@@ -222,6 +225,26 @@ def test_keys_that_older_converters_did_not_write(shop: Workshop, tmp_path: Path
         assert any("older converters" in each.hint for each in found.findings)
 
 
+def test_sides_that_lie_elsewhere(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement is that of the same files here; a byte that another one arrives as is named."""
+    shutil.copytree(shop.source("llama3-256"), tmp_path / "org/llama3-256")
+    (tmp_path / "org/quants").mkdir()
+    shutil.copy(shop.good("llama3-256", "q4_k_m"), tmp_path / "org/quants/model.gguf")
+    here = as_bytes(statement(certify(tmp_path / "org/llama3-256", tmp_path / "org/quants/model.gguf")))
+    source, target = "hf://org/llama3-256", "hf://org/quants/model.gguf"
+    with serving(Host(tmp_path)) as host:
+        named(host, monkeypatch)
+        found = certify(source, target)
+        assert as_bytes(statement(found)) == here and (found.source, found.target) == (source, target)
+        assert host.sent["org/quants/model.gguf"] == (tmp_path / "org/quants/model.gguf").stat().st_size, "once"
+        attested = tmp_path / "a.json"
+        attested.write_bytes(here)
+        assert check_attestation(target, attested, source).passed
+        rewritten(tmp_path / "org/quants/model.gguf", tmp_path / "bad.gguf", None, in_bytes(UP, flip(5, 0, 0)))
+        (tmp_path / "bad.gguf").rename(tmp_path / "org/quants/bad.gguf")
+        assert [each.name for each in certify(source, "hf://org/quants/bad.gguf").unproven] == [UP]
+
+
 def test_names_of_the_model_are_told_and_decide_nothing(shop: Workshop, tmp_path: Path) -> None:
     renamed = rewritten(shop.good("llama3-256", "q4_k_m"), tmp_path / "x.gguf", {"general.name": Value("str", "x")})
     found = certify(shop.source("llama3-256"), renamed)
@@ -258,8 +281,6 @@ def test_what_cannot_be_certified(shop: Workshop, tmp_path: Path) -> None:
     source = shop.source("llama3-256")
     with pytest.raises(UnsupportedFeature, match="a GGUF can be certified"):
         certify(source, source)
-    with pytest.raises(UsageError, match="lies elsewhere"):
-        certify("https://example.com/model.safetensors", shop.good("llama3-256", "q4_k_m"))
     newer = rewritten(shop.good("llama3-256", "q8_0"), tmp_path / "x.gguf", {"converter.effort": Value("u32", 99)})
     with pytest.raises(UnsupportedFeature, match="no encoder here knows"):
         certify(source, newer)
