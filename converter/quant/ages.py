@@ -55,9 +55,8 @@ class Age:
 
     @property
     def words(self) -> str:
-        """`from April 2024 to August 2025`."""
-        first, last = (f"{day:%B %Y}" for day in (self.first, self.last))
-        return f"in {first}" if first == last else f"from {first} to {last}"
+        """`from 2024-04-03 to 2025-08-15`, `on 2024-02-22`; the same in every language, as attestations have it."""
+        return f"on {self.first}" if self.first == self.last else f"from {self.first} to {self.last}"
 
 
 # 8 experts; heads that share their key: as in `recipes`

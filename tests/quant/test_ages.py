@@ -61,7 +61,8 @@ def test_what_was_recorded_tells_ages_apart() -> None:
 def test_ages_follow_each_other_from_the_newest() -> None:
     days = [day for age in AGES for day in (age.last, age.first)]
     assert days == sorted(days, reverse=True)
-    assert AGES[0].words == "from April 2024 to August 2025" and AGES[2].words == "in February 2024"
+    assert AGES[0].words == "from 2024-04-03 to 2025-08-15" and AGES[2].words == "on 2024-02-28"
+    assert len({age.words for age in AGES}) == len(AGES)
 
 
 def test_every_age_differs_from_its_neighbours() -> None:
