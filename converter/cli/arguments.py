@@ -21,7 +21,7 @@ from converter.errors import OutputExists, UsageError
 
 if TYPE_CHECKING:
     from converter.mixing.goals import Goal
-    from converter.mixing.search import Found
+    from converter.mixing.results import Found
     from converter.request import Request, Source
 
 
@@ -344,7 +344,8 @@ def found_mixture(args: argparse.Namespace, verb: str, written: str | Path | Non
         raise UsageError("--target-size and its like choose types themselves; leave --quant and --recipe out")
     from converter.cli.colour import say
     from converter.cli.progress import showing
-    from converter.mixing.search import Costs, mixture_to_size
+    from converter.mixing.results import Costs
+    from converter.mixing.search import mixture_to_size
     from converter.text import human_bytes
 
     _refuse_early(args, written)

@@ -11,12 +11,13 @@ from support.paths import FIXTURES
 
 from converter.cli.main import main
 from converter.errors import Cancelled, QuantizationError, UsageError
-from converter.mixing import groups, search
+from converter.mixing import groups, lab, search
 from converter.mixing.goals import Goal
 from converter.mixing.groups import grouped
 from converter.mixing.measured import errors_of
 from converter.mixing.probes import bench
-from converter.mixing.search import Found, mixture_to_size
+from converter.mixing.results import Found
+from converter.mixing.search import mixture_to_size
 from converter.mixture import Mixture, Rule
 from converter.pipeline import convert, plan
 from converter.quant.recipe_files import read_recipe
@@ -31,14 +32,14 @@ SIZE = 300_000
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "CHUNKS", 2)
+    monkeypatch.setattr(lab, "CHUNKS", 2)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     pytest.importorskip("llama_cpp")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "CHUNKS", 2)
+        patch.setattr(lab, "CHUNKS", 2)
         folder = tmp_path_factory.mktemp("probes")
         made = mixture_to_size(STORIES, Goal(size=SIZE), threads=1, folder=folder)
     assert not list(folder.iterdir()), "nothing stays"

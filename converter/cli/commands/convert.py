@@ -39,7 +39,7 @@ from converter.text import counted, human_bytes, printable
 if TYPE_CHECKING:
     from converter.events import Event
     from converter.housekeeping.modelfile import Modelfile
-    from converter.mixing.search import Found
+    from converter.mixing.results import Found
     from converter.planning.plan import Plan
     from converter.verify.results import Verification
 
