@@ -66,6 +66,7 @@ class Bar(Nothing):
             TransferSpeedColumn,
         )
 
+        self.end(True)
         console = Console(stderr=True, force_terminal=self._forced or None)
         columns: list[ProgressColumn] = [TextColumn("{task.description:<28.28}", markup=False), BarColumn()]
         amounts: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]

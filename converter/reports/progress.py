@@ -71,6 +71,8 @@ class Nothing:
 
     def _take(self, now: Progress) -> None:
         before, self.now = self.now, now
+        if before is not None and before.unit != now.unit:  # bytes were converted, now tokens are read
+            before, self.pace = None, Pace()
         self.pace.add(now)
         if before is None:
             self._next = self.pace.started + self.seconds
@@ -84,7 +86,7 @@ class Nothing:
             self.update(now)
 
     def start(self, now: Progress) -> None:
-        """The first part is done."""
+        """The first part is done, of all or of what is counted in another unit."""
 
     def resumed(self, now: Progress) -> None:
         """A part was there already, of a run that was stopped."""
@@ -125,6 +127,7 @@ class Objects(Nothing):
         said = {
             "schema": SCHEMA, "event": event, "verb": self.verb, "stage": self.stage,
             "done": now.done if now else 0, "total": now.total if now else 0, "resumed": now.resumed if now else 0,
+            "unit": (now and now.unit) or "bytes",
             "rate": _rounded(pace.rate), "left": _rounded(pace.left), "elapsed": _rounded(pace.elapsed),
             "tensor": now.tensor if now else "", "file": now.file if now else "", "job": now.job if now else "",
         }  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,32 @@ def test_every_long_verb_has_it(verb: str, tmp_path: Path, capsys: pytest.Captur
     found = objects(capsys.readouterr().err)
     assert found[0]["event"] == "start" and found[-1]["event"] == "end"
     assert found[-1]["done"] == found[-1]["total"] > 0 and found[-1]["verb"] == verb
+
+
+def test_what_is_counted_in_another_unit_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is converted, in bytes, and then reads, in tokens: neither rate nor columns are those of before."""
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("COLUMNS", "120")
+    parts = [Progress(1 << 30, 1 << 30, "blk.0"), Progress(100, 8192, "text"), Progress(200, 8192, "text")]
+    parts[1:] = [replace(each, unit="tokens") for each in parts[1:]]
+    bar, lines = shown.Bar("convert", "calibrate", forced=True), shown.Json("convert", "calibrate")
+    with bar as take:
+        for each in parts:
+            assert take is not None
+            take(each)
+            bar._bar.refresh()
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert "1.1/1.1 GB" in said and "200/8192" in said and "8.2" not in said, said
+    stream.truncate(0)
+    stream.seek(0)
+    with lines as take:
+        for each in parts:
+            assert take is not None
+            take(each)
+    told = objects(stream.getvalue())
+    assert [each["event"] for each in told] == ["start", "start", "end"]
+    assert [each["unit"] for each in told] == ["bytes", "tokens", "tokens"] and told[-1]["rate"] != told[0]["rate"]
 
 
 @pytest.mark.parametrize(("columns", "narrow"), [(30, True), (60, True), (100, False)])

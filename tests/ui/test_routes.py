@@ -204,6 +204,7 @@ def test_a_conversion_writes_what_the_command_writes(server: Server, tmp_path: P
         "done",
         "total",
         "resumed",
+        "unit",
         "rate",
         "left",
         "elapsed",
