@@ -23,6 +23,8 @@ SCALES = ("nearest", "mse")
 EFFORTS = (0, 1, 2, 3)
 #: Texts to calibrate with that need no file: what the model writes itself, tokens by lot.
 OWN, RANDOM = TEXTS = ("own", "random")
+#: Tokens that a calibration reads, where nothing says.
+CALIBRATION_TOKENS = 8192
 
 
 @dataclass(frozen=True)

@@ -38,15 +38,13 @@ from converter.formats.registry import open_checkpoint
 from converter.formats.safetensors import layout, open_file
 from converter.planning.preflight import memory_free
 from converter.quant.feedback import FORM, FORM_KEY, SUFFIX
-from converter.request import PathLike, Source
+from converter.request import CALIBRATION_TOKENS, PathLike, Source
 from converter.storage import output
 from converter.storage.json import read_json
 from converter.storage.slabs import Progress, ProgressCallback
 from converter.tensors.dtypes import BF16
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
 
-#: Tokens that are read, where nothing says.
-TOKENS = 8192
 _PARTS = ".parts"
 _TEXT = "text.json"
 _LEAST_MEMORY = 256 << 20
@@ -57,10 +55,10 @@ _POOLED = -1  # of all experts of a block together
 Moment = dict[int | None, Moments]
 
 
-def default_path(source: Source, folder: Path) -> Path:
-    """Where a calibration of `source` is kept that nobody gave a name."""
-    path = source.path
-    return folder / f"{path.name.removesuffix(path.suffix) if path.is_file() else path.name}{SUFFIX}"
+def default_path(source: Source, how: str | Path, folder: Path) -> Path:
+    """Where a calibration of `source` by this text is kept that nobody gave a name."""
+    path, text = source.path, how.name if isinstance(how, Path) else how
+    return folder / f"{path.name.removesuffix(path.suffix) if path.is_file() else path.name}.{text}{SUFFIX}"
 
 
 def calibrate(
@@ -68,7 +66,7 @@ def calibrate(
     target: Path,
     how: str | Path,
     *,
-    tokens: int = TOKENS,
+    tokens: int = CALIBRATION_TOKENS,
     context: int = texts.CONTEXT,
     damping: float = DAMPING,
     memory: int | None = None,
@@ -102,7 +100,17 @@ def calibrate(
         raise OutputExists(f"{target}: exists; --calibrate {target} uses it, --force makes it again")
     with runnable(source, threads=threads) as model:
         run = _Run(target, model, how, tokens, context, damping, _identity(source, how), threads, progress)
-        run.make(memory or max(_LEAST_MEMORY, (memory_free() or 0) // 2))
+        run.make(memory or usable_memory())
+
+
+def usable_memory() -> int:
+    """Bytes that second moments may take where nobody says."""
+    return max(_LEAST_MEMORY, (memory_free() or 0) // 2)
+
+
+def more_at_once(at_once: int, largest: int, memory: int) -> int:
+    """Blocks of the next reading, by the bytes that second moments of the largest so far took."""
+    return max(1, min(2 * at_once, memory // largest))
 
 
 def _identity(source: Source, how: str | Path) -> str:
@@ -143,7 +151,7 @@ class _Run:
         while left:
             now, left = left[:at_once], left[at_once:]
             largest = max(largest, self._read(now, text))
-            at_once = max(1, min(2 * at_once, memory // largest))
+            at_once = more_at_once(at_once, largest, memory)
         self._join(text)
         shutil.rmtree(self.folder)
 

@@ -36,6 +36,42 @@ TIGHT = 0.9  # of the memory that is there; more is worth a warning
 
 
 @dataclass(frozen=True)
+class Beforehand:
+    """What is done before plans are carried out: a calibration is made.
+
+    Attributes:
+        seconds: that it takes at least, with all processors.
+        readings: how often the model reads the text.
+        disk_bytes: beside the file that is kept, this with it, of which `kept_bytes` stay.
+        scratch_bytes: of the system's folder for temporary files, meanwhile.
+        memory_bytes: at most, if that of one block at a time is all there is.
+        spread: tensors whose encoders follow it.
+    """
+
+    seconds: float
+    readings: int
+    disk_bytes: int
+    kept_bytes: int
+    scratch_bytes: int
+    memory_bytes: int
+    spread: frozenset[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        own = {name: value for name, value in vars(self).items() if name != "spread"}
+        return own | {"seconds": round(self.seconds, 3)}
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        scratch = f", {human_bytes(self.scratch_bytes)} of temporary files" if self.scratch_bytes else ""
+        return (
+            f"calibrating takes at least {human_seconds(self.seconds)}, {human_bytes(self.memory_bytes)} of "
+            f"memory, {human_bytes(self.disk_bytes)} of disk, of which {human_bytes(self.kept_bytes)} stay{scratch}"
+        )
+
+
+@dataclass(frozen=True)
 class Preflight:
     """Costs of plans that are carried out together.
 
@@ -48,6 +84,7 @@ class Preflight:
         disks: what goes where.
         memory_bytes: resident at most.
         memory_free: of the machine, or of what this process may take of it; None where the system does not tell.
+        calibration: what of `seconds` and `memory_bytes` is that of a calibration, which is made before.
     """
 
     seconds: float
@@ -58,6 +95,7 @@ class Preflight:
     memory_bytes: int
     memory_free: int | None
     disks: tuple[Share, ...]
+    calibration: Beforehand | None = None
 
     @property
     def fits(self) -> bool:
@@ -79,7 +117,9 @@ class Preflight:
         rounded = {"seconds": round(self.seconds, 3), "disk_rate": round(self.disk_rate)}
         disks = [{"folder": str(each.folder), "bytes": each.nbytes, "free": each.free, "files": list(each.names)}
                  for each in self.disks]  # fmt: skip
-        return asdict(self) | rounded | {"disks": disks, "fits": self.fits, "tight": self.tight}
+        before = None if self.calibration is None else self.calibration.as_dict()
+        derived = {"disks": disks, "calibration": before, "fits": self.fits, "tight": self.tight}
+        return asdict(self) | rounded | derived
 
     @property
     def needs(self) -> str:
@@ -96,7 +136,8 @@ class Preflight:
     def takes(self) -> str:
         """Time, for people."""
         rate = f"{human_bytes(self.disk_rate)}/s"
-        return f"takes at least {human_seconds(self.seconds)}, longer where the disk reads and writes less than {rate}"
+        words = f"takes at least {human_seconds(self.seconds)}, longer where the disk reads and writes less than {rate}"
+        return words if self.calibration is None else f"{words}\nof that {self.calibration.words}"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -106,10 +147,15 @@ class Preflight:
         return (*(f"{disk} has too little room" for disk in full), *((few,) if self.tight else ()))
 
 
-def preflight(plans: Sequence[Plan], threads: int | None = None) -> Preflight:
-    """What it takes to carry out `plans`, of one source; some tenths of a second of measuring, no file is touched."""
+def preflight(plans: Sequence[Plan], threads: int | None = None, calibration: Beforehand | None = None) -> Preflight:
+    """What it takes to carry out `plans`, of one source; some tenths of a second of measuring, no file is touched.
+
+    `calibration` is made before them, and they follow it.
+    """
     used = threads or workers.default_threads()
+    following = calibration.spread if calibration is not None else frozenset()
     decoded, encoded, copied = Counter[str](), Counter[tuple[str, bool, int]](), 0
+    spread = 0.0
     for plan in plans:
         for step in plan.steps:
             source, target = step.read.info, step.info
@@ -117,20 +163,25 @@ def preflight(plans: Sequence[Plan], threads: int | None = None) -> Preflight:
                 copied += target.nbytes
                 continue
             decoded[source.dtype.name] += source.n_elements
-            encoded[target.dtype.name, step.imatrix, step.effort] += target.n_elements
+            if step.calibrated or step.name in following:
+                spread += target.n_elements * spreading(target.dtype.name, target.row, step.effort)
+            else:
+                encoded[target.dtype.name, step.imatrix, step.effort] += target.n_elements
     read = sum(step.read.info.nbytes for step in plans[0].steps)
     work = sum(count * decoding(name) for name, count in decoded.items()) / len(plans)
-    work += sum(count * encoding(*each) for each, count in encoded.items()) + copied / COPYING
+    work += sum(count * encoding(*each) for each, count in encoded.items()) + copied / COPYING + spread
     written, seconds, disks = sum(plan.total_bytes for plan in plans), work / used, _disks(plans)
+    before = (calibration.seconds, calibration.memory_bytes) if calibration is not None else (0.0, 0)
     return Preflight(
-        seconds,
+        seconds + before[0],
         (read + written) / seconds if seconds else 0.0,
         read,
         written,
         sum(share.free for share in disks) if disks else None,
-        max(plan.memory(threads) for plan in plans),
+        max(before[1], *(plan.memory(threads) for plan in plans)),
         memory_free(),
         disks,
+        calibration,
     )
 
 
@@ -158,14 +209,14 @@ def _sample() -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(0).normal(size=SAMPLE).astype(np.float32)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object], numbers: int = SAMPLE[0] * SAMPLE[1]) -> float:
     """Of one number, the better of two tries: the first one may load tables."""
     times = []
     for _ in range(2):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    return min(times) / _sample().size
+    return min(times) / numbers
 
 
 @cache
@@ -176,6 +227,24 @@ def encoding(name: str, weighted: bool, effort: int = 0) -> float:
         return 0.0
     weights = np.ones(SAMPLE[1], np.float32) if weighted else None
     return _seconds(lambda: kernels.encode(_sample(), kind, weights=weights, effort=effort))
+
+
+def spreading(name: str, row: int, effort: int = 0) -> float:
+    """Seconds that one number of a row of so many takes a thread where its error is spread over the rest of the row."""
+    first, second = (_spreading(name, each, effort) for each in _SPREAD)
+    return max(0.0, first + (second - first) * (row - _SPREAD[0]) / (_SPREAD[1] - _SPREAD[0]))
+
+
+_SPREAD = (512, SAMPLE[1])  # rows that it is measured on: of the others it follows, on a line
+
+
+@cache
+def _spreading(name: str, row: int, effort: int) -> float:
+    rows = np.ascontiguousarray(_sample()[:, :row])
+    column = np.arange(row)
+    factor = np.zeros(row * (row + 1) // 2, np.uint16)
+    factor[row * column - column * (column - 1) // 2] = 0x3F80  # 1.0 in BF16, on the diagonal
+    return _seconds(lambda: kernels.encode_with_feedback(rows, dtype(name), factor.view(np.uint8), effort), rows.size)
 
 
 @cache

@@ -110,8 +110,9 @@ def test_the_command_makes_uses_and_proves_it(tmp_path: Path, capsys: pytest.Cap
     words = [str(KJV), str(out), "-q", "q4_k_m", "--calibrate", "random", "--calibrate-tokens", "64", "-j", "1"]
     assert main([*words, "--verify"]) == 0
     assert "57 of 57 tensors are byte for byte" in capsys.readouterr().out
-    kept = default_path(Source(KJV), tmp_path)
-    assert kept.is_file()
+    kept = default_path(Source(KJV), "random", tmp_path)
+    assert kept.is_file() and kept.name == "kjv-llama.random.calibration.safetensors"
+    assert default_path(Source(KJV), HELD_OUT, tmp_path).name == "kjv-llama.kjv-heldout.txt.calibration.safetensors"
     assert main([*words, "--force", "--calibrate-to", str(kept)]) == 0
     assert main([*words[:1], str(tmp_path / "q3.gguf"), *words[2:], "--verify"]) == OutputExists.exit_code
     capsys.readouterr()

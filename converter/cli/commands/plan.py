@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from converter.cli.arguments import found_mixture, requests_of, source_of, target_of
+from converter.cli.calibration import calibration_arguments, is_made
 from converter.cli.commands import convert
 from converter.cli.console import print_events, print_table, warn
 from converter.cli.verbs import Outcome, Verb
@@ -23,18 +24,28 @@ VERB = Verb(
     description="Show what a conversion would do; reads no weights, writes nothing.",
     examples=(("convert plan llama-folder/ llama.gguf -q q5_k_m", "what would happen, tensor by tensor"),),
 )
-add_arguments = convert.plan_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of a conversion, as far as they say what it makes."""
+    convert.plan_arguments(parser)
+    calibration_arguments(parser.add_argument_group("calibration"))
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Plan, and let go of the source again; a mixture to size is measured for it."""
     from converter import pipeline
+    from converter.calibration.costs import costs as calibration_costs
     from converter.planning.preflight import preflight
 
+    how = args.calibrate
+    if how is not None and is_made(how):
+        args.calibrate = None
     found = found_mixture(args, VERB.name)
     plans = pipeline.plan_several(source_of(args), target_of(args, found), requests_of(args, found), foreseen=True)
     plans[0].checkpoint.close()
-    costs = preflight(plans, args.threads)
+    before = None if args.calibrate == how else calibration_costs(plans[0], how, args.calibrate_tokens)
+    costs = preflight(plans, args.threads, before)
 
     def show() -> None:
         if found is not None:
