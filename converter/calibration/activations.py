@@ -36,17 +36,18 @@ from converter.workers import default_threads
 #: Weights by name.
 Wanted = Callable[[str], bool]
 OUTPUT = "output.weight"
-_BLOCK = re.compile(r"blk\.(\d+)\.")
+#: Blocks of a model, of its encoder, of its decoder.
+_BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
 
 
 def in_blocks(name: str) -> bool:
     """Weights of all blocks, which are those that llama-imatrix looks at."""
-    return name.startswith("blk.")
+    return block_of(name) is not None
 
 
 def in_block(number: int) -> Wanted:
     """Weights of one block."""
-    return lambda name: name.startswith(f"blk.{number}.")
+    return lambda name: block_of(name) == number
 
 
 def and_output(name: str) -> bool:
@@ -103,7 +104,7 @@ def observe(
         Whatever the observer raises.
     """
     stored = _names(model)
-    told = _Told(observer)
+    told = Told(observer)
     products = Products(model, told, lambda name: name in stored and wanted(name))
     longest, total, done = max(map(len, chunks), default=1), sum(map(len, chunks)), 0
     with LlamaCpp(model, longest, threads or default_threads(), products=products) as runtime:
@@ -117,7 +118,7 @@ def observe(
         return Observed(runtime.name, total, frozenset(told.seen), frozenset(products.by_experts))
 
 
-class _Told:
+class Told:
     """The observer, and the names that it was told."""
 
     def __init__(self, observer: Observer) -> None:

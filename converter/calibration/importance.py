@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.architectures.traits import Traits
-from converter.calibration.activations import and_output, block_of, in_blocks, observe
+from converter.calibration.activations import and_output, block_of, in_blocks
+from converter.calibration.readers import Reader, reader_of
 from converter.calibration.texts import Text
 from converter.errors import UnsupportedFeature, UsageError
 from converter.events import Event, Note, few
-from converter.formats.registry import open_checkpoint
 from converter.quant.imatrix_writer import Importance, Measured
 from converter.quant.recipes import TensorSpec, kept_because
 from converter.runtimes.base import Floats
@@ -140,7 +140,7 @@ def dataset_text(name: str | bytes) -> str:
 
 
 def measure(
-    model: Path,
+    model: Path | Reader,
     text: Text,
     *,
     process_output: bool = False,
@@ -150,7 +150,7 @@ def measure(
     """Let a model read a text, and add up what goes into its products.
 
     Args:
-        model: a GGUF file (`activations.runnable` makes one).
+        model: a GGUF file (`activations.runnable` makes one), or another model that can be read to.
         text: what it reads.
         process_output: also of the output's weight.
         threads, progress: as for `observe`.
@@ -160,12 +160,12 @@ def measure(
     """
     started, sums = time.monotonic(), Sums()
     wanted = and_output if process_output else in_blocks
-    seen = observe(model, text.chunks, sums, wanted=wanted, threads=threads, progress=progress)
-    with open_checkpoint(model) as checkpoint:
-        infos = [tensor.info for tensor in checkpoint.tensors.values()]
+    reader = reader_of(model)
+    seen = reader.observe(text.chunks, sums, wanted=wanted, threads=threads, progress=progress)
+    infos = reader.infos()
     entries = dict(sums.measured((info for info in infos if info.name in seen.seen), seen.by_experts))
     if not entries:
-        raise UsageError(f"{model}: llama.cpp multiplies no weight of its blocks, so that nothing can be measured")
+        raise UsageError(f"{reader.path}: {seen.runtime} multiplies no weight of its blocks: nothing to measure")
     importance = Importance(entries, (dataset(text),), max(map(len, text.chunks)))
     missing = tuple(info for info in infos if info.name not in entries and _wants(info))
     return Made(importance, seen.tokens, seen.runtime, missing, time.monotonic() - started)

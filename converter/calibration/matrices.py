@@ -6,17 +6,19 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converter.calibration import texts
 from converter.calibration.activations import refuse_crashing, runnable
+from converter.calibration.folders import ByTransformers
 from converter.calibration.importance import Made, dataset_text, measure
+from converter.calibration.readers import ByLlamaCpp, Reader
 from converter.calibration.statistics import Layer, Statistics, layers, statistics
 from converter.calibration.texts import CONTEXT, Text
-from converter.errors import OutputError, SameFile, UsageError
-from converter.events import Event
+from converter.errors import MissingDependency, OutputError, SameFile, UnsupportedFeature, UsageError
+from converter.events import Event, Note
 from converter.pipeline import refuse_existing
 from converter.quant.imatrix import open_imatrix
 from converter.quant.imatrix_writer import DAT, Importance, stored
@@ -27,6 +29,8 @@ from converter.storage.layout import Layout, whole_file
 from converter.storage.slabs import ProgressCallback
 
 EXTENSIONS = (".gguf", DAT)
+#: What runs a model meanwhile.
+LLAMA_CPP, TRANSFORMERS = RUNTIMES = ("llama.cpp", "transformers")
 
 #: What shows the progress of a stage by its name, and takes it while it is entered.
 Showing = Callable[[str], AbstractContextManager[ProgressCallback | None]]
@@ -47,6 +51,8 @@ class Asked:
         special: special tokens that are written out in the file are these.
         process_output: the output's weight is looked at, too.
         complete: what cannot be measured gets what something like it has.
+        runtime: "llama.cpp" or "transformers", which reads to Hugging Face folders alone; None takes the first that
+            runs the model, in this order.
         run_as: a quant for the temporary GGUF file of a source that is none, or is to be run as another.
         seed: of lots.
     """
@@ -59,6 +65,7 @@ class Asked:
     process_output: bool = False
     complete: bool = False
     run_as: str | None = None
+    runtime: str | None = None
     seed: int = texts.SEED
 
 
@@ -137,7 +144,7 @@ def make(
     """Measure a model's importance matrix and write it.
 
     Args:
-        source: any model that llama.cpp runs, or that can be converted to one.
+        source: any model that llama.cpp runs, or that can be converted to one; a folder that transformers runs.
         target: the file; its name ends in .gguf or .dat.
         asked: what is read.
         earlier: importance matrices of the same model that are added to it, so that a long text can be read in parts.
@@ -147,7 +154,8 @@ def make(
 
     Raises:
         UsageError: neither a text nor where it comes from, or a name of no kind of file.
-        MissingDependency: llama-cpp-python is not installed.
+        MissingDependency: the runtime is not installed.
+        UnsupportedFeature: it does not run the model.
         OutputExists, SameFile: the file is there already, or is read.
         ConverterError: as `measure`, `texts` and `convert`.
     """
@@ -155,9 +163,7 @@ def make(
     if (asked.text is None) == (asked.calibrate is None):
         raise UsageError("what the model reads: one of --text FILE, --calibrate own, --calibrate random")
     with ExitStack() as held:
-        with showing("convert") as progress:
-            model = held.enter_context(runnable(origin, dtype=asked.run_as, threads=threads, progress=progress))
-        refuse_crashing(model, threads)
+        model, notes = _reader(origin, asked, held, threads, showing)
         with showing("write") as progress:
             text = _text(model, asked, threads, progress)
         before = [read(each, max(map(len, text.chunks))) for each in earlier]
@@ -165,6 +171,7 @@ def make(
             made = measure(model, text, process_output=asked.process_output, threads=threads, progress=progress)
     made = made.with_earlier(before)
     made = made.completed() if asked.complete else made
+    made = replace(made, notes=(*notes, *made.notes))
     _write(made.importance.layout(path), force)
     return Written(path, made.importance, made.events, made.seconds, made)
 
@@ -191,7 +198,38 @@ def merge(sources: Sequence[Path], target: PathLike, *, chunk_size: int = CONTEX
     return Written(path, total, (), time.monotonic() - started)
 
 
-def _text(model: Path, asked: Asked, threads: int | None, progress: ProgressCallback | None) -> Text:
+def _reader(
+    source: Source, asked: Asked, held: ExitStack, threads: int | None, showing: Showing
+) -> tuple[Reader, tuple[Event, ...]]:
+    """The model and what runs it, and what there is to say of that.
+
+    Raises:
+        ConverterError: as `make`.
+    """
+    if asked.runtime == TRANSFORMERS:
+        if asked.run_as is not None:
+            raise UsageError("--run-as: is the type of a GGUF that llama.cpp runs; transformers computes in F32")
+        return ByTransformers(source), ()
+    try:
+        with showing("convert") as progress:
+            model = held.enter_context(runnable(source, dtype=asked.run_as, threads=threads, progress=progress))
+        refuse_crashing(model, threads)
+        return ByLlamaCpp(model), ()
+    except (MissingDependency, UnsupportedFeature) as error:
+        other = _other(source) if asked.runtime is None and asked.run_as is None else None
+        if other is None:
+            raise
+        return other, (Note(f"read by transformers, for {str(error).splitlines()[0]}"),)
+
+
+def _other(source: Source) -> Reader | None:
+    try:
+        return ByTransformers(source)
+    except (MissingDependency, UnsupportedFeature):
+        return None
+
+
+def _text(model: Reader, asked: Asked, threads: int | None, progress: ProgressCallback | None) -> Text:
     return texts.read(
         model, asked.text or asked.calibrate or OWN, asked.context or texts.usual_context(model), asked.chunks,
         special=asked.special, seed=asked.seed, threads=threads, progress=progress,

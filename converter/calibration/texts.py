@@ -17,12 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.calibration.readers import Reader, reader_of
 from converter.errors import Cancelled, MissingPart, UsageError
-from converter.formats.registry import open_checkpoint
-from converter.metadata import number_of, text_of
 from converter.request import RANDOM
-from converter.runtimes import llama_cpp
-from converter.runtimes.llama_cpp import LlamaCpp
+from converter.runtimes.base import Writer
 from converter.runtimes.products import MIN_ROWS
 from converter.storage.files import regular_size
 from converter.storage.slabs import Progress, ProgressCallback
@@ -55,12 +53,12 @@ class Text:
 
 
 def from_file(
-    model: Path, path: Path, context: int = CONTEXT, chunks: int | None = None, special: bool = False
+    model: Path | Reader, path: Path, context: int = CONTEXT, chunks: int | None = None, special: bool = False
 ) -> Text:
     """The text in a file, UTF-8.
 
     Args:
-        model: a GGUF file, whose vocabulary cuts the text.
+        model: a GGUF file or another model, whose vocabulary cuts the text.
         path: the text.
         context: tokens of a chunk.
         chunks: how many at most.
@@ -73,9 +71,12 @@ def from_file(
     _check(context)
     if regular_size(path) > MAX_NBYTES:
         raise UsageError(f"{path}: more than {MAX_NBYTES >> 30} GiB of text; a few megabytes are enough")
-    tokenizer = llama_cpp.tokenizer(model, special)
+    reader = reader_of(model)
+    tokenizer = reader.tokenizer(special)
     if tokenizer is None:
-        raise MissingPart(f"{model}: has no vocabulary, so that {path} cannot be read; --calibrate random does without")
+        raise MissingPart(
+            f"{reader.path}: has no vocabulary, so that {path} cannot be read; --calibrate random does without"
+        )
     data = path.read_bytes()
     try:
         ids = tokenizer.encode(data.decode("utf-8"))
@@ -83,27 +84,30 @@ def from_file(
         raise UsageError(f"{path}: is not UTF-8 text") from error
     found = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)][:chunks]
     if not found:
-        raise UsageError(f"{path}: its {len(ids)} tokens fill no chunk of {context}; --context N takes shorter ones")
+        raise UsageError(
+            f"{path}: its {len(ids)} tokens fill no chunk of {context}; take a longer text, or shorter chunks"
+        )
     if tokenizer.bos is not None:
         found = [[tokenizer.bos, *chunk[1:]] for chunk in found]
     return Text(found, path.name, hashlib.sha256(data).hexdigest())
 
 
-def drawn(model: Path, context: int = CONTEXT, chunks: int | None = None, seed: int = SEED) -> Text:
+def drawn(model: Path | Reader, context: int = CONTEXT, chunks: int | None = None, seed: int = SEED) -> Text:
     """Tokens by lot, all equally likely but for control tokens; the same ones for the same vocabulary and seed."""
     _check(context)
-    with LlamaCpp(model, context, 1) as runtime:
+    reader = reader_of(model)
+    with reader.writer(context, 1) as runtime:
         allowed = np.flatnonzero(~runtime.controls())
     if not len(allowed):
-        raise MissingPart(f"{model}: has control tokens alone, and none to draw")
+        raise MissingPart(f"{reader.path}: has control tokens alone, and none to draw")
     random = np.random.Generator(np.random.PCG64(seed))
     count = chunks or CHUNKS
     ids = allowed[random.integers(0, len(allowed), (count, context))]
-    return _of_ids(ids, f"random tokens, seed {seed}", _bos(model))
+    return _of_ids(ids, f"random tokens, seed {seed}", _bos(reader))
 
 
 def written(
-    model: Path,
+    model: Path | Reader,
     context: int = CONTEXT,
     chunks: int | None = None,
     seed: int = SEED,
@@ -116,7 +120,7 @@ def written(
     not end. The same seed gives the same text on the same machine; elsewhere a logit's last bit may lead to another.
 
     Args:
-        model: a GGUF file of a language model.
+        model: a GGUF file of a language model, or another such model.
         context: tokens of a chunk.
         chunks: how many.
         seed: of the lots.
@@ -128,13 +132,16 @@ def written(
         Cancelled: `progress` returned False.
     """
     _check(context)
-    count, bos = chunks or CHUNKS, _bos(model)
+    reader = reader_of(model)
+    count, bos = chunks or CHUNKS, _bos(reader)
     random = np.random.Generator(np.random.PCG64(seed))
     at_once = min(AT_ONCE, count)
     parts: list[NDArray[np.int64]] = []
-    with LlamaCpp(model, context, threads or default_threads(), texts=at_once) as runtime:
+    with reader.writer(context, threads or default_threads(), at_once) as runtime:
         if runtime.kind != "logits":
-            raise UsageError(f"{model}: is no model that writes text; give one by --text FILE, or --calibrate random")
+            raise UsageError(
+                f"{reader.path}: is no model that writes text; give one by --text FILE, or --calibrate random"
+            )
         allowed = ~runtime.controls()
         for start in range(0, count, at_once):
             together = min(at_once, count - start)
@@ -149,7 +156,7 @@ def written(
 
 
 def _written(
-    runtime: LlamaCpp,
+    runtime: Writer,
     count: int,
     context: int,
     allowed: NDArray[np.bool_],
@@ -181,7 +188,7 @@ def _of_ids(ids: NDArray[np.int64], name: str, bos: int | None) -> Text:
 
 
 def read(
-    model: Path,
+    model: Path | Reader,
     how: str | Path,
     context: int = CONTEXT,
     chunks: int | None = None,
@@ -203,19 +210,16 @@ def read(
     return written(model, context, chunks, seed, threads, progress)
 
 
-def usual_context(model: Path, most: int = CONTEXT) -> int:
-    """Tokens of a chunk: `most`, or what a GGUF file's model was made for if that is less."""
-    with open_checkpoint(model) as checkpoint:
-        architecture = text_of(checkpoint.config, "general.architecture")
-        made_for = number_of(checkpoint.config, f"{architecture}.context_length", "u32", "u64")
-    return min(most, made_for or most)
+def usual_context(model: Path | Reader, most: int = CONTEXT) -> int:
+    """Tokens of a chunk: `most`, or what the model was made for if that is less."""
+    return min(most, reader_of(model).made_for() or most)
 
 
-def _bos(model: Path) -> int | None:
-    tokenizer = llama_cpp.tokenizer(model)
+def _bos(reader: Reader) -> int | None:
+    tokenizer = reader.tokenizer()
     return None if tokenizer is None else tokenizer.bos
 
 
 def _check(context: int) -> None:
     if context < MIN_ROWS:
-        raise UsageError(f"--context {context}: llama.cpp shows products of {MIN_ROWS} tokens or more")
+        raise UsageError(f"chunks of {context} tokens are too short: products are looked at from {MIN_ROWS} on")

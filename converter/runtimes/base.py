@@ -75,6 +75,21 @@ class Runtime(ABC):
         self.close()
 
 
+class Writer(Runtime):
+    """A language model that continues texts."""
+
+    @abstractmethod
+    def controls(self) -> NDArray[np.bool_]:
+        """Which token ids no text has: control tokens and such, unused ones, and those that end a text."""
+
+    @abstractmethod
+    def continued(self, last: Sequence[int], position: int) -> Floats:
+        """The logits behind each of several texts, (texts, vocabulary), of which these are the last tokens.
+
+        All have `position` tokens in front of it, which were given before; 0 begins anew.
+        """
+
+
 @contextmanager
 def failures(path: Path, runtime: str) -> Iterator[None]:
     """Whatever a runtime raises about a model is one line that names both: they raise nearly anything."""

@@ -21,7 +21,7 @@ from converter.errors import UnsupportedFeature
 from converter.extras import package
 from converter.formats.registry import open_checkpoint
 from converter.metadata import Value
-from converter.runtimes.base import Floats, Runtime, RuntimeTokenizer
+from converter.runtimes.base import Floats, RuntimeTokenizer, Writer
 from converter.runtimes.products import Products
 
 NAME = "llama_cpp"
@@ -52,7 +52,7 @@ def tokenizer(path: Path, special: bool = True) -> RuntimeTokenizer | None:
     return RuntimeTokenizer(encode, bos)
 
 
-class LlamaCpp(Runtime):
+class LlamaCpp(Writer):
     """A model of llama.cpp. Its metadata decide between logits and embeddings.
 
     Args:
@@ -120,10 +120,6 @@ class LlamaCpp(Runtime):
             self._compute([(0, position, ids[position], True) for position in part])
 
     def continued(self, last: Sequence[int], position: int) -> Floats:
-        """The logits behind each of several texts, (texts, vocabulary), of which these are the last tokens.
-
-        All have `position` tokens in front of it, which were given before; 0 begins anew.
-        """
         if position == 0:
             self._forget()
         self._compute([(text, position, token, True) for text, token in enumerate(last)])
@@ -131,7 +127,6 @@ class LlamaCpp(Runtime):
         return np.ctypeslib.as_array(found, shape=(len(last), self._vocabulary))
 
     def controls(self) -> NDArray[np.bool_]:
-        """Which token ids no text has: control tokens and such, unused ones, and those that end a text."""
         library, vocabulary = self._library, self._library.llama_model_get_vocab(self._model)
         if library.llama_vocab_type(vocabulary) == library.LLAMA_VOCAB_TYPE_NONE:
             return np.zeros(self._vocabulary, np.bool_)

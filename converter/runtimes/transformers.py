@@ -6,17 +6,22 @@ run, and no pickle: a folder's safetensors are loaded by transformers itself, al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from converter.errors import MissingPart, MissingTensor, short
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import MissingPart, MissingTensor, UnsupportedFeature, short
 from converter.extras import package
 from converter.formats.registry import open_checkpoint
-from converter.runtimes.base import Floats, Runtime, RuntimeTokenizer, failures
+from converter.runtimes.base import Floats, RuntimeTokenizer, Writer, failures
+from converter.runtimes.torch_products import Seen, watched
 from converter.tensors.streams import values
 from converter.tokenizers import FILES
+from converter.tracing.names import renaming
 
 NAME = "transformers"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -27,8 +32,11 @@ VOCABULARIES = tuple(name for name in FILES if name.endswith((".model", "tokeniz
 UNUSED = "pooler."
 
 
-def tokenizer(path: Path) -> RuntimeTokenizer | None:
-    """The tokenizer of the model's folder, as transformers loads it; None where the folder has none."""
+def tokenizer(path: Path, special: bool = True) -> RuntimeTokenizer | None:
+    """The tokenizer of the model's folder, as transformers loads it; None where the folder has none.
+
+    `special`: a special token that is written out in a text is that token.
+    """
     folder = _folder(path)
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
@@ -39,13 +47,26 @@ def tokenizer(path: Path) -> RuntimeTokenizer | None:
 
     def encode(text: str) -> list[int]:
         with failures(folder, NAME), _quiet(transformers):
-            return [int(token) for token in loaded(text).input_ids]
+            return [int(token) for token in loaded(text, split_special_tokens=not special).input_ids]
 
     return RuntimeTokenizer(encode, start[0] if start == [loaded.bos_token_id] else None)
 
 
-class Transformers(Runtime):
+def made_for(path: Path) -> int | None:
+    """Tokens of a text that a model was made for, where its config says so."""
+    transformers = package(NAME, f"{path}: running it")
+    with failures(path, NAME), _quiet(transformers):
+        return _made_for(transformers.AutoConfig.from_pretrained(_folder(path), **LOCAL))
+
+
+class Transformers(Writer):
     """A model of transformers. What its architecture is called decides between logits and embeddings.
+
+    Args:
+        path: the folder, or the weights.
+        context: of no account: texts may be of any length.
+        threads: to compute with.
+        exact: attention and experts are computed step by step, as they are defined, and not by what is faster.
 
     Raises:
         MissingDependency: torch or transformers is not installed.
@@ -54,7 +75,8 @@ class Transformers(Runtime):
         UnsupportedFeature: transformers refuses it.
     """
 
-    def __init__(self, path: Path, context: int, threads: int) -> None:
+    def __init__(self, path: Path, context: int, threads: int, *, exact: bool = False) -> None:
+        self._exact, self._cache = exact, None
         self._path, work = path, f"{path}: running it"
         self._torch, self._transformers = package("torch", work), package(NAME, work)
         self.name = f"{NAME} {self._transformers.__version__}"
@@ -65,12 +87,15 @@ class Transformers(Runtime):
         with failures(path, NAME), _quiet(self._transformers):
             config = self._transformers.AutoConfig.from_pretrained(folder, **LOCAL)
             self.kind = "logits" if _is_causal(config) else "embedding"
-            self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
+            self.context = _made_for(config)
             self._model: Any = self._load(path, config)
 
     def _load(self, path: Path, config: Any) -> Any:
-        kind = self._transformers.AutoModelForCausalLM if self.kind == "logits" else self._transformers.AutoModel
+        causal = getattr(self._transformers, f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}")
+        kind = causal if self.kind == "logits" else self._transformers.AutoModel
         options = {"config": config, "dtype": self._torch.float32, "output_loading_info": True, **LOCAL}
+        if self._exact:
+            options |= {"attn_implementation": "eager", "experts_implementation": "eager"}
         if path.is_dir() and any((path / name).is_file() for name in WEIGHTS):
             model, found = kind.from_pretrained(path, use_safetensors=True, **options)
         else:
@@ -107,12 +132,66 @@ class Transformers(Runtime):
         mean: Floats = states[0].mean(0).numpy()
         return mean
 
+    def read(self, ids: Sequence[int]) -> None:
+        """Compute all positions for the sake of products. A decoder beside an encoder reads what the encoder reads."""
+        given: dict[str, Any] = {"input_ids": self._torch.tensor([list(ids)])}
+        if self._model.config.is_encoder_decoder:
+            start = self._model.config.decoder_start_token_id
+            given["decoder_input_ids"] = self._torch.tensor([[ids[0] if start is None else start, *ids[:-1]]])
+        if self.kind == "logits":
+            given["use_cache"] = False
+        with failures(self._path, NAME), self._torch.inference_mode():
+            self._model(**given)
+
+    def controls(self) -> NDArray[np.bool_]:
+        found = np.zeros(self._model.config.get_text_config().vocab_size, np.bool_)
+        if any((_folder(self._path) / name).is_file() for name in VOCABULARIES):
+            with failures(self._path, NAME), _quiet(self._transformers):
+                loaded = self._transformers.AutoTokenizer.from_pretrained(_folder(self._path), **LOCAL)
+            said = {token for token, each in loaded.added_tokens_decoder.items() if each.special}
+            found[[token for token in {*loaded.all_special_ids, *said} if token < len(found)]] = True
+            found[len(loaded) :] = True
+        return found
+
+    def continued(self, last: Sequence[int], position: int) -> Floats:
+        if self._model.config.is_encoder_decoder:
+            raise UnsupportedFeature(f"{self._path}: answers a text and begins none; give one by --text FILE")
+        with failures(self._path, NAME), self._torch.inference_mode():
+            tokens = self._torch.tensor([[token] for token in last])
+            past = self._cache if position else None
+            found = self._model(input_ids=tokens, past_key_values=past, use_cache=True)
+        self._cache = found.past_key_values
+        rows: Floats = found.logits[:, -1].numpy()
+        return rows
+
+    @contextmanager
+    def products(self, wanted: Collection[str], seen: Seen) -> Iterator[None]:
+        """Tell `seen` of the products with these parameters meanwhile."""
+        parameters = {name: each for name, each in self._model.named_parameters() if name in wanted}
+        with watched(self._torch, parameters, seen):
+            yield
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of all parameters, by name."""
+        return {name: tuple(each.shape) for name, each in self._model.named_parameters()}
+
+    def filled(self, tensors: Iterable[str]) -> dict[str, str]:
+        """Which parameter each tensor of the checkpoint fills, or a part of it; those that fill none are left out."""
+        known, rename = self.shapes, renaming(self._model, self._model.state_dict())
+        return {name: filled for name in tensors if (filled := rename(name)[0]) in known}
+
     def close(self) -> None:
-        self._model = None
+        self._model = self._cache = None
 
 
 def _folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
+
+
+def _made_for(config: Any) -> int | None:
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
 
 
 def _is_causal(config: Any) -> bool:

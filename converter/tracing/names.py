@@ -6,7 +6,7 @@ Source: `convert_and_load_state_dict_in_model` of transformers 5 (renamings, the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from converter.errors import MissingTensor, ShapeMismatch, UnsupportedFeature, short
@@ -48,17 +48,9 @@ def _parameters(model: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _renamed(model: Any, shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any]) -> dict[str, str]:
-    from converter.extras import package
-
-    loading = package("transformers.core_model_loading", "names of tensors")
-    conversions = package("transformers.conversion_mapping", "names of tensors").get_model_conversion_mapping(model)
-    renamings = [each for each in conversions if isinstance(each, loading.WeightRenaming)]
-    converters = [each for each in conversions if isinstance(each, loading.WeightConverter)]
-    found: dict[str, str] = {}
+    rename, found = renaming(model, wanted), dict[str, str]()
     for source in shapes:
-        name, converted = loading.rename_source_key(source, renamings, converters, model.base_model_prefix, wanted)
-        if name not in wanted and source in wanted:
-            name, converted = source, None
+        name, converted = rename(source)
         if name not in wanted:
             continue
         if converted is not None:
@@ -67,6 +59,22 @@ def _renamed(model: Any, shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[
             raise UnsupportedFeature(f"{short(found[name])} and {short(source)} are one parameter of the model")
         found[name] = source
     return found
+
+
+def renaming(model: Any, wanted: Mapping[str, Any]) -> Callable[[str], tuple[str, str | None]]:
+    """What a tensor of a checkpoint is called in the model, and by which conversion it gets there, if by one."""
+    from converter.extras import package
+
+    loading = package("transformers.core_model_loading", "names of tensors")
+    conversions = package("transformers.conversion_mapping", "names of tensors").get_model_conversion_mapping(model)
+    renamings = [each for each in conversions if isinstance(each, loading.WeightRenaming)]
+    converters = [each for each in conversions if isinstance(each, loading.WeightConverter)]
+
+    def rename(source: str) -> tuple[str, str | None]:
+        name, converted = loading.rename_source_key(source, renamings, converters, model.base_model_prefix, wanted)
+        return (source, None) if name not in wanted and source in wanted else (name, converted)
+
+    return rename
 
 
 def _meant_to_be_left(model: Any, name: str) -> bool:

@@ -221,9 +221,9 @@ def test_own_text_is_what_the_model_finds_likely(kjv: Path) -> None:
 def test_what_no_text_can_be_made_of(kjv: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("In the beginning")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 99)
-    with pytest.raises(UsageError, match="fill no chunk of 512; --context N"):
+    with pytest.raises(UsageError, match="fill no chunk of 512; take a longer text"):
         texts.from_file(kjv, tmp_path / "short.txt")
     with pytest.raises(UsageError, match="is not UTF-8"):
         texts.from_file(kjv, tmp_path / "latin.txt")
-    with pytest.raises(UsageError, match="16 tokens or more"):
+    with pytest.raises(UsageError, match="8 tokens are too short: products are looked at from 16 on"):
         texts.drawn(kjv, 8)

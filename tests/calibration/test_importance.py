@@ -6,6 +6,7 @@ import json
 import struct
 import tempfile
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def test_what_would_end_the_process_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     folder = architectures.build("t5-tiny", tmp_path)
     with pytest.raises(UnsupportedFeature, match="does not run it: the runtime crashed"):
-        make(folder, tmp_path / "o.gguf", RANDOM, threads=1)
+        make(folder, tmp_path / "o.gguf", replace(RANDOM, runtime="llama.cpp"), threads=1)
     assert not (tmp_path / "o.gguf").exists()
 
 

@@ -23,9 +23,9 @@ VERB = Verb(
     arguments="[MODEL]",
     help="importance matrix of a model: measure it, merge, look at one",
     description=(
-        "Measure how much each column of a model's weights matters, as llama-imatrix does: llama.cpp reads a text, or "
-        "what the model writes itself, and squares of what each weight is multiplied by are added up. --merge adds up "
-        "files that are there, --statistics shows one."
+        "Measure how much each column of a model's weights matters, as llama-imatrix does: llama.cpp, or transformers, "
+        "reads a text, or what the model writes itself, and squares of what each weight is multiplied by are added up. "
+        "--merge adds up files that are there, --statistics shows one."
     ),
     examples=(
         ("convert imatrix llama-folder/ -o imatrix.gguf --text calibration.txt", "as llama-imatrix measures it"),
@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model").add_argument
     group("--from", dest="source_type", metavar="FORMAT", help="format of MODEL, where its content does not tell")
     group("--config", type=source_path, metavar="DIR", help="folder to take config.json and tokenizer from")
+    group("--runtime", choices=("llama.cpp", "transformers"),
+        help="what runs it (default: llama.cpp, else, for a Hugging Face folder, transformers)")  # fmt: skip
     group(
         "--run-as", metavar="TYPE", help="type of the temporary GGUF that is run (as MODEL is; q8_0 takes half of BF16)"
     )
@@ -117,7 +119,9 @@ def _written(args: argparse.Namespace) -> Written:
 
     if args.source is None:
         return merge(args.merge, args.out, chunk_size=args.context or CONTEXT, force=args.force)
-    names = ("text", "calibrate", "chunks", "context", "special", "process_output", "complete", "run_as")
+    names = (
+        "text", "calibrate", "chunks", "context", "special", "process_output", "complete", "run_as", "runtime"
+    )  # fmt: skip
     asked = Asked(**{name: getattr(args, name) for name in names})
     source = Source(args.source, args.source_type, args.config)
 
