@@ -26,6 +26,7 @@ WAYS: dict[str, list[str]] = {
     "effort 2": ["--effort", "2"],
     "effort 3": ["--effort", "3"],
     "imatrix": ["--imatrix", MATRIX],
+    "imatrix, effort 1": ["--imatrix", MATRIX, "--effort", "1"],
     "imatrix, effort 2": ["--imatrix", MATRIX, "--effort", "2"],
     "error feedback": ["--calibrate", CALIBRATION],
     "error feedback, effort 2": ["--calibrate", CALIBRATION, "--effort", "2"],

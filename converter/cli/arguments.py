@@ -566,7 +566,7 @@ def requests_of(args: argparse.Namespace, found: Found | None = None) -> list[Re
         UsageError: commas without names between.
     """
     if found is not None:
-        return [request_of(args).replace(recipe=found.mixture).settled()]
+        return [found.settled(request_of(args)).settled()]
     if args.quant is None:
         return [request_of(args)]
     names = [name.strip() for name in args.quant.split(",")]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.mixture import Mixture
+from converter.request import Request
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class Found:
     Attributes:
         mixture: what is to be given to `convert` as `recipe`.
         limit: bytes that the file may have; `parameters` numbers that it holds.
-        candidates: the mixture, and the best quant that fits (where one does); `taken` is the name of what was taken.
+        candidates: the mixture, and the best quant that fits (where one does), with an importance matrix also both
+            without it; `taken` is the name of what was taken.
+        imatrix: whether the importance matrix that was given is to be followed: it is not where a mixture without it
+            measured better.
         probed: None where sensitivities were assumed, for there was no runtime.
         seconds: that it took.
     """
@@ -52,11 +56,17 @@ class Found:
     taken: str
     probed: Probed | None
     seconds: float
+    imatrix: bool = True
 
     @property
     def best(self) -> Candidate:
         """What was taken."""
         return next(each for each in self.candidates if each.name == self.taken)
+
+    def settled(self, request: Request) -> Request:
+        """What makes the file of this mixture, of what the search was asked with."""
+        own = request.replace(recipe=self.mixture)
+        return own if self.imatrix else without_imatrix(own)
 
     @property
     def how(self) -> str:
@@ -73,11 +83,17 @@ class Found:
         return {
             "limit": self.limit,
             "taken": self.taken,
+            "imatrix": self.imatrix,
             "candidates": [each.as_dict() for each in self.candidates],
             "probes": None if probed is None else {**vars(probed), "kl": dict(probed.kl)},
             "recipe": self.mixture.as_dict(),
             "seconds": round(self.seconds, 3),
         }
+
+
+def without_imatrix(request: Request) -> Request:
+    """The same that follows no importance matrix."""
+    return request.replace(imatrix=None, include_weights=(), exclude_weights=())
 
 
 @dataclass(frozen=True)

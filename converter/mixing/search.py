@@ -11,6 +11,10 @@ along the lower hull of KL over bytes (`solve`), what is left goes to single ten
 The best quant of that size is predicted by the same figures, and both are made and measured on the text of the probes:
 the quant is taken where the mixture is no better.
 
+With an importance matrix all this is done a second time without it, and the better of both is taken. Encoders that
+follow one without `effort` fit scales that are short, all of them: that adds up in another way than the squares of
+errors, so that what is predicted is not what comes (docs/recipes.md).
+
 Without a runtime what an error costs is assumed (`assumed`), and too little is known to rearrange types: the mixture is
 the best quant that fits, with what is left spent on better types for single tensors, none in a worse one.
 """
@@ -21,7 +25,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converter.errors import MissingDependency, UsageError
@@ -32,7 +36,7 @@ from converter.mixing.groups import Group, grouped
 from converter.mixing.lab import PROBE, Lab
 from converter.mixing.measured import Errors, Steps, errors_of
 from converter.mixing.prices import Prices
-from converter.mixing.results import Candidate, Costs, Found, Probed
+from converter.mixing.results import Candidate, Costs, Found, Probed, without_imatrix
 from converter.mixing.space import TYPES, Space, open_space
 from converter.mixture import Mixture
 from converter.planning.plan import Plan, Step
@@ -42,6 +46,7 @@ from converter.text import human_bytes
 from converter.workers import default_threads
 
 MIXTURE = "mixture"  # what it is called beside quants
+WITHOUT = ", no imatrix"  # behind the names of candidates that follow none where one was given
 
 
 def mixture_to_size(
@@ -76,20 +81,56 @@ def mixture_to_size(
         Cancelled: `progress` returned False.
         ConverterError: the source cannot be read or run.
     """
-    started, source = time.monotonic(), Source.of(source)
-    with open_space(source, request or Request()) as space:
-        limit = goal.nbytes(space.plans[TYPES[-1]])
-        fixed = _checked(space, limit)
-        fitting = {name: plan for name, plan in space.quants.items() if plan.total_bytes <= limit}
-        errors = errors_of(_wanted(space, fitting), threads, progress)
-        groups = grouped(space.tensors, space.block_count)
-        with tempfile.TemporaryDirectory(prefix="model-converter-", dir=folder) as scratch:
-            if probe and _is_there():
-                lab = Lab(space, Path(scratch), text, threads or default_threads(), progress)
-                found = _searched(space, limit, fixed, fitting, errors, groups, lab, before)
-            else:
-                found = _unprobed(space, limit, fixed, fitting, errors, groups)
+    started, request, probe = time.monotonic(), request or Request(), probe and _is_there()
+    search = _Search(Source.of(source), goal, text, probe, threads or default_threads(), folder, progress)
+    twice = probe and request.types.imatrix is not None
+
+    def told(costs: Costs) -> None:
+        if before is not None:
+            before(replace(costs, probes=costs.probes * (1 + twice)))
+
+    found = search.found(request, told)
+    if twice:
+        found = better(found, search.found(without_imatrix(request)))
     return replace(found, seconds=time.monotonic() - started)
+
+
+def better(followed: Found, other: Found) -> Found:
+    """What measured best, of a search that followed an importance matrix and one that did not; with all candidates."""
+    own = tuple(replace(each, name=each.name + WITHOUT) for each in other.candidates)
+    candidates = (*followed.candidates, *own)
+    best = min(candidates, key=lambda each: each.measured or 0)
+    if best not in own:
+        return replace(followed, candidates=candidates)
+    mixture = replace(other.mixture, origin=f"{other.mixture.origin}; better without the importance matrix")
+    return replace(other, mixture=mixture, candidates=candidates, taken=best.name, imatrix=False)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What a search is made of, beside what decides the result."""
+
+    source: Source
+    goal: Goal
+    text: Path | None
+    probe: bool
+    threads: int
+    folder: PathLike | None
+    progress: ProgressCallback | None
+
+    def found(self, request: Request, before: Callable[[Costs], object] | None = None) -> Found:
+        """The mixture for what is asked for, which follows its importance matrix."""
+        with open_space(self.source, request) as space:
+            limit = self.goal.nbytes(space.plans[TYPES[-1]])
+            fixed = _checked(space, limit)
+            fitting = {name: plan for name, plan in space.quants.items() if plan.total_bytes <= limit}
+            errors = errors_of(_wanted(space, fitting), self.threads, self.progress)
+            groups = grouped(space.tensors, space.block_count)
+            if not self.probe:
+                return _unprobed(space, limit, fixed, fitting, errors, groups)
+            with tempfile.TemporaryDirectory(prefix="model-converter-", dir=self.folder) as scratch:
+                lab = Lab(space, Path(scratch), self.text, self.threads, self.progress)
+                return _searched(space, limit, fixed, fitting, errors, groups, lab, before)
 
 
 def _checked(space: Space, limit: int) -> int:

@@ -7,7 +7,7 @@ with open_space(Source("llama-folder/"), Request()) as found:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,12 +79,14 @@ def open_space(source: Source, request: Request) -> Iterator[Space]:
     with opened, about(source.path):
         first = request.replace(quant=RECIPES["Q8_0"].name)
         draft = run(begin(opened, target_format(_TARGET, "gguf"), first, _TARGET), (*MODEL, open_matrix))
-        try:
-            yield _filled(draft, source, request)
-        finally:
-            if draft.matrix is not None:
-                draft.matrix.close()
+        with closing(draft.matrix) if draft.matrix is not None else nullcontext():
+            yield _filled(_lasting(draft), source, request)
         opened.check()
+
+
+def _lasting(draft: Draft) -> Draft:
+    """A draft whose importance matrix stays open where a plan turns out to be impossible, which closes its own."""
+    return draft if draft.matrix is None else replace(draft, matrix=replace(draft.matrix, close=lambda: None))
 
 
 def _filled(draft: Draft, source: Source, request: Request) -> Space:

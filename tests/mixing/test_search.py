@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.paths import FIXTURES
 
 from converter.cli.main import main
 from converter.errors import Cancelled, QuantizationError, UsageError
+from converter.formats.registry import open_checkpoint
 from converter.mixing import groups, lab, search
 from converter.mixing.goals import Goal
 from converter.mixing.groups import grouped
@@ -20,9 +23,11 @@ from converter.mixing.results import Found
 from converter.mixing.search import mixture_to_size
 from converter.mixture import Mixture, Rule
 from converter.pipeline import convert, plan
+from converter.quant.imatrix_writer import Importance, Measured
 from converter.quant.recipe_files import read_recipe
 from converter.request import Request, Source
 from converter.runtimes.behaviour import behaviour
+from converter.storage import output
 from converter.tensors.dtypes import DTYPES
 from converter.verify.verifier import verify
 
@@ -145,6 +150,48 @@ def test_groups_share_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.probed is not None and len(made.probed.kl) == 1 + 6 * 3, "ffn_down has one type"
     mixture, quant = made.candidates
     assert 0.97 * SIZE < mixture.nbytes <= SIZE and (mixture.measured or 0) < (quant.measured or 0)
+
+
+def misleading(path: Path) -> Path:
+    """An importance matrix that says that of every weight one column alone counts."""
+    planned = plan(STORIES, path.with_name("x.gguf"))
+    with planned.checkpoint:
+        rows = {step.name: step.shape[-1] for step in planned.steps if len(step.shape) > 1}
+    counts = np.array([1], np.int64)
+    entries = {name: Measured(np.eye(1, row)[0] + 1e-9, counts) for name, row in rows.items()}
+    output.write(Importance(entries, ("none sha256:00",), 512).layout(path))
+    return path
+
+
+def test_an_importance_matrix_that_harms_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is searched with and without; what measures better is made, and that is told."""
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setattr(groups, "FEW", 8)
+    matrix, out = misleading(tmp_path / "i.gguf"), tmp_path / "o.gguf"
+    line = [str(STORIES), str(out), "--target-size", str(SIZE), "--imatrix", str(matrix), "-j", "1"]
+    assert main(line) == 0
+    said, told = capsys.readouterr()
+    assert "the importance matrix is left out" in said and "38 probes" in told
+    assert "mixture, no imatrix (taken)" in said
+    with open_checkpoint(out) as made:
+        assert not any(key.startswith("quantize.imatrix") for key in made.config)
+    assert verify(STORIES, out).passed
+
+
+def test_the_better_of_both_is_taken(found: Found) -> None:
+    def measured(*values: float) -> Found:
+        own = [replace(each, measured=value) for each, value in zip(found.candidates, values, strict=True)]
+        return replace(found, candidates=tuple(own), taken=min(own, key=lambda each: each.measured or 0).name)
+
+    asked = Request(imatrix=Path("i.gguf"), include_weights=("blk",), effort=1)
+    kept, left = (search.better(measured(2.0, 3.0), measured(*other)) for other in ((2.5, 3.5), (1.5, 3.5)))
+    assert (kept.imatrix, kept.taken, len(kept.candidates)) == (True, "mixture", 4)
+    assert kept.settled(asked) == asked.replace(recipe=kept.mixture)
+    assert (left.imatrix, left.taken, left.best.measured) == (False, "mixture, no imatrix", 1.5)
+    assert left.settled(asked) == Request(effort=1, recipe=left.mixture)
+    assert left.mixture.origin.endswith("better without the importance matrix")
 
 
 # ------------------------------------------------------------------------------------------------ sizes

@@ -208,6 +208,8 @@ def show_mixture(found: Found) -> None:
         for each in found.candidates
     )  # fmt: skip
     print_table(["", "bytes", "KL predicted", "KL measured"], rows, right=(1, 2, 3))
+    if not found.imatrix:
+        print("\nthe importance matrix is left out: without it less is lost here; with --effort 1 or more it may serve")
     print(f"\n{found.how}, {found.seconds:.1f} s\n")
 
 
