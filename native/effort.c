@@ -21,43 +21,80 @@ static inline float added(const float *lanes) {
     return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
 }
 
-/* <x, x> / <x, y>; 1 where that is no factor. */
-static inline float gain_of(int n, const float *restrict x, const float *restrict y, const float *restrict w) {
-    float xx[LANE] = {0}, xy[LANE] = {0};
+/* Weighted sums of x * x, x * y and y * y. */
+typedef struct {
+    float xx, xy, yy;
+} sums;
+
+static inline sums sums_of(int n, const float *restrict x, const float *restrict y, const float *restrict w) {
+    float xx[LANE] = {0}, xy[LANE] = {0}, yy[LANE] = {0};
     for (int i = 0; i < n; i += LANE)
         for (int l = 0; l < LANE; ++l) {
             const float wx = w[i + l] * x[i + l];
             xx[l] += wx * x[i + l];
             xy[l] += wx * y[i + l];
+            yy[l] += w[i + l] * y[i + l] * y[i + l];
         }
-    const float gain = added(xx) / added(xy);
+    return (sums){added(xx), added(xy), added(yy)};
+}
+
+/* <x, x> / <x, y>; 1 where that is no factor. */
+static inline float gain_of(sums s) {
+    const float gain = s.xx / s.xy;
     return gain > 0.5f && gain < 2.0f ? gain : 1.0f;
 }
 
-/* An F16 somewhere in a block, times `gain`. */
-static inline void stretch(void *at, float gain) {
+/* The squared error with y times `gain`. */
+static inline float error_of(sums s, float gain) { return s.xx - 2 * gain * s.xy + gain * gain * s.yy; }
+
+/* Blocks of a type: elements and bytes of one, and where its F16 scales are. */
+typedef struct {
+    int n, size, count;
+    size_t steps[2];
+    decode_fn *decode;
+} shape;
+
+/* A step times `gain`. Returns whether an F16 holds that coarsely (as a subnormal number) or not at all. */
+static inline bool stretch_step(void *at, float gain) {
     f16 stored;
     memcpy(&stored, at, sizeof stored);
-    const f16 next = f32_to_f16(f16_to_f32(stored) * gain);
-    if ((next & 0x7C00) == 0x7C00) return;
-    memcpy(at, &next, sizeof next);
+    const f16 next = f32_to_f16(f16_to_f32(stored) * gain), exponent = next & 0x7C00;
+    if (exponent != 0x7C00) memcpy(at, &next, sizeof next);
+    return exponent == 0 || exponent == 0x7C00;
+}
+
+/* Coarse steps are not in the proportion that was meant. They stay as they were if the error is more by it than it was,
+ * and than it would be with exact ones: by more than the share DEARER (kernels.h). */
+static inline void stretch_block(shape t, const float *x, uint8_t *y, const float *w) {
+    float back[SUPER];
+    f16 before[2];
+    t.decode(y, back, t.n);
+    const sums given = sums_of(t.n, x, back, w);
+    const float gain = gain_of(given);
+    bool coarse = false;
+    for (int k = 0; k < t.count; ++k) {
+        memcpy(before + k, y + t.steps[k], sizeof *before);
+        coarse |= stretch_step(y + t.steps[k], gain);
+    }
+    if (!coarse) return;
+    t.decode(y, back, t.n);
+    const float now = error_of(sums_of(t.n, x, back, w), 1);
+    if (now < DEARER * MAX(error_of(given, 1), error_of(given, gain))) return;
+    for (int k = 0; k < t.count; ++k) memcpy(y + t.steps[k], before + k, sizeof *before);
 }
 
 /* Walks the blocks of all rows; `STEP`s are the offsets of their F16 scales. */
 #define STEP(type, field) offsetof(block_##type, field)
+#define COUNT(...) ((int)(sizeof(size_t[]){__VA_ARGS__} / sizeof(size_t)))
 #define STRETCH(type, elements, ...)                                                                             \
     extern decode_fn FN(decode_##type);                                                                         \
     void FN(stretch_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights) {     \
-        static const size_t steps[] = {__VA_ARGS__};                                                            \
-        block_##type *y = (block_##type *)out;                                                                  \
-        float back[elements], same[elements];                                                                   \
+        const shape t = {elements, sizeof(block_##type), COUNT(__VA_ARGS__), {__VA_ARGS__}, FN(decode_##type)}; \
+        float same[elements];                                                                                   \
         for (int i = 0; i < elements; ++i) same[i] = 1;                                                         \
         for (int64_t r = 0; r < rows; ++r)                                                                      \
-            for (int64_t i = 0; i < row; i += elements, x += elements, ++y) {                                   \
-                FN(decode_##type)((const uint8_t *)y, back, elements);                                          \
-                const float gain = gain_of(elements, x, back, weights ? weights + i : same);                    \
-                for (size_t k = 0; k < sizeof steps / sizeof *steps; ++k) stretch((uint8_t *)y + steps[k], gain); \
-            }                                                                                                   \
+            for (int64_t i = 0; i < row; i += elements, x += elements, out += t.size)                           \
+                stretch_block(t, x, out, weights ? weights + i : same);                                         \
     }
 
 STRETCH(q2_k, SUPER, STEP(q2_k, d), STEP(q2_k, dmin))

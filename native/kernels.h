@@ -18,6 +18,9 @@ typedef void effort_fn(const float *x, uint8_t *out, int64_t rows, int64_t row, 
 
 #define MOST_EFFORT 3
 
+/* How much more a block's squared error may be because an F16 cannot hold its steps at the right length. */
+#define DEARER 1.02f
+
 /* Encodes rows whose rounding errors are spread by `factor` (feedback.c): row * (row + 1) / 2 BF16 numbers.
  * `effort` as of `--effort`. False where there is no memory. */
 typedef bool feedback_fn(const float *x, uint8_t *out, int64_t rows, int64_t row, const uint16_t *factor, int effort);

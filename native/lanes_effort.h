@@ -12,6 +12,7 @@
 
 #include <stdbool.h>
 
+#include "kernels.h"
 #include "lanes_nearest.h"
 #include "lanes_search.h"
 
@@ -203,28 +204,54 @@ INLINE void products(layout t, const batch *b, const steps *s, float *xx_out, fl
     }
 }
 
-/* The gain of each block, and what its error is with that. */
+/* Sums over a block with p = step * code and m = offset, so that y = p - m is what comes back, and r = x - y. */
+typedef struct {
+    float error[LANES], pp[LANES], pm[LANES], mm[LANES], rp[LANES], rm[LANES]; /* error: of r * r */
+} residue;
+
+/* What the error is when p gets longer by the share `by_p`, m by `by_m`. */
+INLINE vf error_after(layout t, const residue *e, int at, vf by_p, vf by_m) {
+    const vf two = splat(2.0f), pp = load(e->pp + at);
+    const vf error = load(e->error + at) - two * by_p * load(e->rp + at) + by_p * by_p * pp;
+    if (!affine(t)) return error;
+    return error + two * by_m * load(e->rm + at) - two * by_p * by_m * load(e->pm + at) + by_m * by_m * load(e->mm + at);
+}
+
+/* By what share a step gets longer, as it is stored. */
+INLINE vf lengthened(vf step, vf gain) {
+    const vf zero = splat(0.0f);
+    return pick(equal(step, zero), zero, through_f16(step * gain) / step - splat(1.0f));
+}
+
+/* The gain of each block, and what its error is with that. Steps that an F16 holds too coarsely stay, as in effort.c. */
 INLINE void judge(layout t, bool weighted, const batch *b, const steps *s, const moments *m, float *gain_out, float *error_out) {
-    float xx[LANES], xy[LANES], yy[LANES], ry[LANES]; /* r = x - y */
+    residue e;
+    float xx[LANES], xy[LANES];
     if (weighted) products(t, b, s, xx, xy);
     EACH(u) {
         const int at = u * WIDTH;
         const vf step = load(s->d + at) * load(s->scale + at), offset = load(s->dmin + at) * load(s->min + at);
-        const vf q = load(m->q + at), own_xy = step * load(m->qx + at) - offset * load(b->sum_x + at);
-        const vf own_yy = step * step * load(m->qq + at) - splat(2.0f) * step * offset * q + offset * offset * load(b->sum_w + at);
-        store(yy + at, own_yy);
-        store(ry + at, own_xy - own_yy);
-        store(error_out + at, load(m->error + at));
-        if (!weighted) store(xx + at, load(b->sum_xx + at)), store(xy + at, own_xy);
+        const vf px = step * load(m->qx + at), mx = offset * load(b->sum_x + at);
+        const vf pp = step * step * load(m->qq + at), pm = step * offset * load(m->q + at);
+        const vf mm = offset * offset * load(b->sum_w + at);
+        store(e.error + at, load(m->error + at));
+        store(e.pp + at, pp);
+        store(e.rp + at, when(affine(t), px - pp + pm, px - pp));
+        if (affine(t)) store(e.pm + at, pm), store(e.mm + at, mm), store(e.rm + at, mx - pm + mm);
+        if (!weighted) store(xx + at, load(b->sum_xx + at)), store(xy + at, when(affine(t), px - mx, px));
     }
-    share(t, xx), share(t, xy), share(t, yy), share(t, ry), share(t, error_out);
+    share(t, xx), share(t, xy), share(t, e.error), share(t, e.pp), share(t, e.rp);
+    if (affine(t)) share(t, e.pm), share(t, e.mm), share(t, e.rm);
     EACH(u) {
         const int at = u * WIDTH;
-        const vf one = splat(1.0f), wanted = load(xx + at) / load(xy + at), d = load(s->d + at);
+        const vf one = splat(1.0f), wanted = load(xx + at) / load(xy + at), error = load(e.error + at);
         const vf gain = pick(both(less(splat(0.5f), wanted), less(wanted, splat(2.0f))), wanted, one);
-        const vf more = pick(equal(d, splat(0.0f)), splat(0.0f), through_f16(d * gain) / d - one); /* as it is stored */
-        store(gain_out + at, gain);
-        store(error_out + at, load(error_out + at) - splat(2.0f) * more * load(ry + at) + more * more * load(yy + at));
+        const vf exact = error_after(t, &e, at, gain - one, gain - one);
+        const vf by_p = lengthened(load(s->d + at), gain), by_m = when(affine(t), lengthened(load(s->dmin + at), gain), one);
+        const vf stored = error_after(t, &e, at, by_p, by_m);
+        const vm held = less(stored, splat(DEARER) * vmax(error, exact));
+        store(gain_out + at, pick(held, gain, one));
+        store(error_out + at, pick(held, stored, error));
     }
 }
 

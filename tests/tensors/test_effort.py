@@ -194,6 +194,20 @@ def test_numbers_of_any_size(name: str, level: int) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", STRETCHED)
+def test_steps_that_an_f16_holds_coarsely(name: str, level: int) -> None:
+    """Weights so small that steps are subnormal: what getting longer costs is no more than at any other size."""
+    dtype, x = DTYPES[name], weights_like((16, 1024))
+
+    def dearer(scale: float) -> float:
+        reference, better = (((made(x * np.float32(scale), dtype, e) / scale - x) ** 2).sum() for e in (0, level))
+        return float(better / reference)
+
+    usual = max(dearer(1), 1)
+    assert all(dearer(2.0**-by) <= 1.01 * usual for by in range(2, 15, 2))
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", SEARCHED)
 def test_an_importance_of_zeros(name: str, level: int) -> None:
     """Columns that count for nothing are still stored; where none counts, the block is the reference's."""
