@@ -124,9 +124,6 @@ STRETCH(iq1_s, SUPER, STEP(iq1_s, d))
         FN(stretch_##type)(x, out, rows, row, weights);                                                         \
     }
 
-EFFORT(iq3_xxs)
-EFFORT(iq3_s)
 EFFORT(iq2_xxs)
 EFFORT(iq2_xs)
-EFFORT(iq2_s)
 EFFORT(iq1_s)

@@ -104,9 +104,7 @@ typedef struct {
     float scale;
 } grid_group;
 
-/* Magnitudes and signs of eight elements. With `even`, the sign of the least important element is
- * flipped where needed to make the number of minus signs even, so that seven bits tell all. */
-static uint8_t split_signs(const float *x, const float *w, bool even, float *magnitude) {
+uint8_t split_signs(const float *x, const float *w, bool even, float *magnitude) {
     uint8_t signs = 0;
     int minus = 0;
     for (int i = 0; i < 8; ++i) {
@@ -464,7 +462,20 @@ ENCODE_GRID(iq1_m, {
     for (int k = 0; k < 4; ++k) y->scales[k] |= (uint16_t)((bits >> 4 * k & 15) << 12);
 })
 
+static void snap(const grid_type *t, const float *levels, const float *x, const float *w, float scale, uint16_t *points) {
+    const grid *g = &GRIDS[t->which];
+    const float inverse = 1 / scale;
+    for (int k = 0; k < t->n / t->width; ++k, x += t->width, w += t->width) {
+        int point = 0;
+        for (int i = 0; i < t->width; ++i)
+            for (int l = 1; l < t->levels; ++l) point += (0.5f * (levels[l - 1] + levels[l]) < x[i] * inverse) << t->bits * i;
+        const int32_t index = g->index[point];
+        points[k] = (uint16_t)(index >= 0 ? point : nearest_neighbour(g, index, x, w, scale, levels));
+    }
+}
+
 const grid_searches GRID_SCALAR = {weigh,        search_positive, find_points, sort_order,
-                                   choose_iq1_s, choose_iq1_m,    nearest_iq1};
+                                   choose_iq1_s, choose_iq1_m,    nearest_iq1, snap};
 
 GRID_ENCODERS(GRID_SCALAR)
+GRID_EFFORTS(GRID_SCALAR)

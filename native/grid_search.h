@@ -33,6 +33,14 @@ static const grid_type IQ2_XXS = {GRID_IQ2_XXS, 8, 2, 32, 3, 6, 0.1f, true},
  * first guess of both. Returns the scale. */
 typedef float find_points_fn(const grid_type *t, const float *x, const float *w, float reach, float scale, uint16_t *points);
 
+/* The points nearest to a group at one scale. `levels` is what the codes mean, ascending; it has 16 entries, the codes by
+ * their bits again and again. */
+typedef void snap_fn(const grid_type *t, const float *levels, const float *x, const float *w, float scale, uint16_t *points);
+
+/* Magnitudes and signs of eight elements. With `even`, the sign of the least important element is
+ * flipped where needed to make the number of minus signs even, so that seven bits tell all. */
+uint8_t split_signs(const float *x, const float *w, bool even, float *magnitude);
+
 /* The neighbour of an off-grid point with the least weighted distance from x; ties to the first. Scalar. */
 int nearest_neighbour(const grid *g, int32_t index, const float *x, const float *w, float scale, const float *levels);
 
@@ -63,6 +71,7 @@ typedef struct {
     choose_split_fn *choose_iq1_s, *choose_iq1_m;
     /* The neighbour of an off-grid IQ1 point with the least weighted distance from x; ties to the first. */
     int (*nearest_iq1)(int32_t index, const float *x, const float *w, float scale, const float *levels);
+    snap_fn *snap;
 } grid_searches;
 
 extern const grid_searches GRID_SCALAR;
@@ -91,5 +100,20 @@ extern encode_grid_fn encode_grid_iq2_xxs, encode_grid_iq2_xs, encode_grid_iq2_s
     GRID_ENCODER(iq2_xxs, searches) GRID_ENCODER(iq2_xs, searches) GRID_ENCODER(iq2_s, searches)               \
     GRID_ENCODER(iq3_xxs, searches) GRID_ENCODER(iq3_s, searches) GRID_ENCODER(iq1_s, searches)                \
     GRID_ENCODER(iq1_m, searches)
+
+/* What effort_grid.c makes of blocks of a grid's type that are encoded; `level` is 2 or 3. */
+void improve_grid(const grid_searches *s, int which, int level, const float *x, uint8_t *out, int64_t rows, int64_t row,
+                  const float *weights);
+
+#define GRID_EFFORT(type, which, searches)                                                                            \
+    extern encode_fn FN(stretch_##type);                                                                               \
+    void FN(effort_##type)(const float *x, uint8_t *out, int64_t rows, int64_t row, const float *weights, int level) { \
+        FN(encode_##type)(x, out, rows, row, weights);                                                                 \
+        if (level > 1) improve_grid(&searches, which, level, x, out, rows, row, weights);                              \
+        FN(stretch_##type)(x, out, rows, row, weights);                                                                \
+    }
+#define GRID_EFFORTS(searches)                                                                                  \
+    GRID_EFFORT(iq2_s, GRID_IQ2_S, searches) GRID_EFFORT(iq3_xxs, GRID_IQ3_XXS, searches)                          \
+    GRID_EFFORT(iq3_s, GRID_IQ3_S, searches)
 
 #endif

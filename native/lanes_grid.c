@@ -593,7 +593,27 @@ static split choose_iq1_m(const float *x, const float *w, const int *order) {
     return choose_split(true, 16, &e, w, &best) ? best : GRID_SCALAR.choose_iq1_m(x, w, order);
 }
 
+static void snap(const grid_type *t, const float *levels, const float *x, const float *w, float scale, uint16_t *points) {
+    const grid *g = &GRIDS[t->which];
+    const vf inverse = splat(1.0f) / splat(scale), one = splat(1.0f), zero = splat(0.0f);
+    int32_t codes[32];
+    for (int i = 0; i < t->n; i += WIDTH) {
+        const vf v = load(x + i) * inverse;
+        vf code = zero;
+        for (int l = 1; l < t->levels; ++l) code = code + pick(less(splat(0.5f * (levels[l - 1] + levels[l])), v), one, zero);
+        store_truncated(codes + i, code);
+    }
+    for (int at = 0, k = 0; at < t->n; at += t->width, ++k) {
+        int point = 0;
+        for (int i = 0; i < t->width; ++i) point |= codes[at + i] << t->bits * i;
+        const int32_t index = g->index[point];
+        points[k] = (uint16_t)(index >= 0 ? point : t->bits == 2 ? nearest_once(g, 8, 2, index, x + at, w + at, scale, levels)
+                                                                 : nearest_once(g, 4, 3, index, x + at, w + at, scale, levels));
+    }
+}
+
 static const grid_searches SEARCHES = {weigh,        search_positive, find_points, sort_order,
-                                       choose_iq1_s, choose_iq1_m,    nearest_iq1};
+                                       choose_iq1_s, choose_iq1_m,    nearest_iq1, snap};
 
 GRID_ENCODERS(SEARCHES)
+GRID_EFFORTS(SEARCHES)

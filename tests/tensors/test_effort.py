@@ -14,7 +14,8 @@ from converter.tensors import kernels
 from converter.tensors.dtypes import DTYPES, DType
 
 SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS")
-STRETCHED = (*SEARCHED, "IQ3_XXS", "IQ3_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S")
+LATTICES = ("IQ3_XXS", "IQ3_S", "IQ2_S")
+STRETCHED = (*SEARCHED, *LATTICES, "IQ2_XXS", "IQ2_XS", "IQ1_S")
 COARSE = ("MXFP4", "NVFP4")  # their scales are no F16
 LEFT = ("Q8_0", "TQ1_0", "TQ2_0", "IQ1_M")
 LEVELS = EFFORTS[1:]
@@ -58,7 +59,7 @@ def test_every_processor_makes_the_same_bytes(name: str, restored: None) -> None
         assert all(np.array_equal(a, b) for a, b in zip(by_isa[0], other, strict=True))
 
 
-@pytest.mark.parametrize("name", SEARCHED)
+@pytest.mark.parametrize("name", (*SEARCHED, *LATTICES))
 def test_rows_do_not_depend_on_their_neighbours(name: str) -> None:
     dtype, x, weights = DTYPES[name], weights_like((7, 768)), uneven(768)
     for given in (None, weights):
@@ -106,6 +107,7 @@ def test_more_effort_is_no_further_away(name: str, kind: str) -> None:
 @pytest.mark.parametrize(("name", "least"), [
     ("Q2_K", 0.06), ("Q3_K", 0.02), ("Q4_K", 0.015), ("Q5_K", 0.035), ("Q6_K", 0.01), ("Q4_0", 0.02), ("Q4_1", 0.045),
     ("Q5_0", 0.02), ("Q5_1", 0.045), ("IQ4_NL", 0.003), ("IQ4_XS", 0.01),
+    ("IQ3_S", 0.17), ("IQ3_XXS", 0.11), ("IQ2_S", 0.05),
 ])  # fmt: skip
 def test_searching_is_worth_it(name: str, least: float) -> None:
     """Root mean square error of normal weights, level 2 below the reference by so much, and level 3 by more."""
@@ -115,13 +117,29 @@ def test_searching_is_worth_it(name: str, least: float) -> None:
     assert error[2] < error[1]
 
 
-@pytest.mark.parametrize("name", SEARCHED)
+@pytest.mark.parametrize("name", (*SEARCHED, *LATTICES))
 def test_importance_leads_the_search(name: str) -> None:
     """Columns that count more come closer than they do without it."""
     dtype, x = DTYPES[name], weights_like((64, 1024))
     weights = np.where(np.arange(1024) % 4 == 0, 30, 1).astype(np.float32)
     plain, led = (((made(x, dtype, 2, given) - x)[:, ::4] ** 2).sum() for given in (None, weights))
     assert led < plain
+
+
+@pytest.mark.parametrize("name", LATTICES)
+def test_lattices_are_no_further_away_with_an_importance(name: str) -> None:
+    """Level 2 and 3 weigh errors as the reference does, and lose none of what level 1 brings."""
+    dtype, x, weights = DTYPES[name], weights_like((64, 1024)), uneven()
+    one, two, three = (float((weights * (made(x, dtype, e, weights) - x) ** 2).sum()) for e in LEVELS)
+    assert two < 0.99 * one
+    assert three < two
+
+
+@pytest.mark.parametrize("name", ("IQ2_XXS", "IQ2_XS", "IQ1_S"))
+def test_lattices_that_a_search_does_not_help(name: str) -> None:
+    dtype, x = DTYPES[name], weights_like((4, 1024))
+    one, *others = (kernels.encode(x, dtype, weights=uneven(), effort=e) for e in LEVELS)
+    assert all(np.array_equal(one, other) for other in others)
 
 
 @pytest.mark.parametrize("name", STRETCHED)
