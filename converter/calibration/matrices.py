@@ -17,7 +17,7 @@ from converter.calibration.importance import Made, dataset_text, measure
 from converter.calibration.readers import ByLlamaCpp, Reader
 from converter.calibration.statistics import Layer, Statistics, layers, statistics
 from converter.calibration.texts import CONTEXT, Text
-from converter.errors import MissingDependency, OutputError, SameFile, UnsupportedFeature, UsageError
+from converter.errors import MissingDependency, OutputError, SameFile, UnsupportedFeature, UsageError, said_of
 from converter.events import Event, Note
 from converter.pipeline import refuse_existing
 from converter.quant.imatrix import open_imatrix
@@ -210,6 +210,7 @@ def _reader(
         if asked.run_as is not None:
             raise UsageError("--run-as: is the type of a GGUF that llama.cpp runs; transformers computes in F32")
         return ByTransformers(source), ()
+    model = source.path
     try:
         with showing("convert") as progress:
             model = held.enter_context(runnable(source, dtype=asked.run_as, threads=threads, progress=progress))
@@ -219,7 +220,7 @@ def _reader(
         other = _other(source) if asked.runtime is None and asked.run_as is None else None
         if other is None:
             raise
-        return other, (Note(f"read by transformers, for {str(error).splitlines()[0]}"),)
+        return other, (Note(f"read by transformers: {said_of(model, error).splitlines()[0]}"),)
 
 
 def _other(source: Source) -> Reader | None:
