@@ -92,8 +92,11 @@ def proof(name: str, type: str, count: int, worse: float = 1.0, blocks: int = 10
     ("type", "count", "worse", "expected"),
     [
         ("Q4_K", 20, 1.1, BUT_FOR),
-        ("Q4_K", 51, 1.1, BUT_FOR),
-        ("Q4_K", 52, 1.1, NOT),
+        ("Q4_K", 151, 1.1, BUT_FOR),
+        ("Q4_K", 152, 1.1, NOT),
+        ("Q5_K", 501, 1.1, BUT_FOR),
+        ("Q6_K", 51, 1.1, BUT_FOR),
+        ("Q6_K", 52, 1.1, NOT),
         ("Q4_K", 1, 2.1, NOT),
         ("Q8_0", 1, 1.0, NOT),
         ("F16", 1, 1.0, NOT),
