@@ -15,8 +15,10 @@ from pathlib import Path
 
 from support.paths import ROOT
 
-#: Every page that people read, of the repository's top and of docs/.
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/howto").glob("*.md")])
+#: Every page of the site: of the repository's top, of docs/, and of the kernels.
+DOCUMENTS = sorted(
+    path for where in ("*.md", "docs/*.md", "docs/howto/*.md", "native/README.md") for path in ROOT.glob(where)
+)
 
 _BLOCK = re.compile(r"^```(console|sh|python)\n(.*?)^```$", re.M | re.S)
 _COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.M)
