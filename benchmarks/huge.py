@@ -47,6 +47,7 @@ LLAMA_405B = sparse.llama(
     vocab_size=128256, rope_scaling=sparse.LLAMA3, max_position_embeddings=131072,
 )  # fmt: skip
 MODELS = {"llama-3.1-405b": LLAMA_405B, "deepseek-v3.1": sparse.CONFIGS["deepseek-v3.1"], **sparse.LLAMAS}
+OPTIONS = {"deepseek-v3.1": ["--pre", "deepseek-v3"]}  # all have the same small tokenizer
 SHARED = 1 << 30
 BLOCK = 4096
 FICLONERANGE = 0x4020940D
@@ -173,6 +174,7 @@ class Run(NamedTuple):
 def convert(model: Path, out: Path, minutes: float | None) -> Run:
     """Run it, for so many minutes at most."""
     command = [sys.executable, "-m", "converter", str(model), str(out), "-q", "q4_k_m", "-f", "--progress", "json"]
+    command += OPTIONS.get(model.name, [])
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
     if minutes:
@@ -213,6 +215,7 @@ def high_water(pid: int) -> int:
 def planned(model: Path, out: Path) -> tuple[Counter[str], int]:
     """How many numbers of each type the output has, and its bytes."""
     command = [sys.executable, "-m", "converter", "plan", str(model), str(out), "-q", "q4_k_m", "--json"]
+    command += OPTIONS.get(model.name, [])
     plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     counts = Counter[str]()
     for tensor in plan["tensors"]:
