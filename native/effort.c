@@ -18,7 +18,7 @@
 static inline float added(const float *lanes) {
     float sum[8];
     for (int i = 0; i < 8; ++i) sum[i] = lanes[i] + lanes[i + 8];
-    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+    return sum_lanes(sum);
 }
 
 /* Weighted sums of x * x, x * y and y * y. */

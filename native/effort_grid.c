@@ -55,11 +55,7 @@ static void write_iq2_s(const parts *p, void *block) {
     block_iq2_s *y = block;
     memset(y, 0, sizeof *y);
     y->d = p->d;
-    for (int k = 0; k < 32; ++k) {
-        y->qs[k] = (uint8_t)p->index[k];
-        y->qh[k / 4] |= (uint8_t)(p->index[k] >> 8 << 2 * (k % 4));
-        y->signs[k] = p->signs[k];
-    }
+    for (int k = 0; k < 32; ++k) put_iq2_s(y, k, p->index[k], p->signs[k]);
     write_nibbles(16, p, y->scales);
 }
 
@@ -106,8 +102,6 @@ static const float TWO_BITS[16] = {8, 25, 43, 0, 8, 25, 43, 0, 8, 25, 43, 0, 8, 
 
 #define LANE 8
 
-static inline float added(const float *v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
-
 /* Of x and q: the weighted error of scale * q, and sums of w * x * q and w * q * q. */
 typedef struct {
     float error, xq, qq;
@@ -122,7 +116,7 @@ static fit fit_of(int n, const float *restrict x, const float *restrict q, const
             xq[l] += wq * x[i + l];
             qq[l] += wq * q[i + l];
         }
-    return (fit){added(error), added(xq), added(qq)};
+    return (fit){sum_lanes(error), sum_lanes(xq), sum_lanes(qq)};
 }
 
 static void levels_at(const grid_type *t, const float *levels, const uint16_t *points, float *q) {
@@ -179,7 +173,7 @@ static void rescale(const lattice *t, float factor, parts *p) {
     p->d = f32_to_f16(f16_to_f32(p->d) * factor);
     for (int j = 0; j < SUPER / t->grid->n; ++j) {
         const float wanted = (float)(2 * p->code[j] + 1) / factor;
-        p->code[j] = (uint8_t)clamp(nearest_int(0.5f * (wanted - 1)), 0, TOP_CODE);
+        p->code[j] = (uint8_t)scale_code(1, wanted, TOP_CODE);
     }
 }
 

@@ -159,9 +159,6 @@ static bool find_group(const grid_searches *s, const grid_type *t, const float *
     return true;
 }
 
-/* A four-bit scale code: the scale is d * (2 * code + 1). */
-static int scale_code(float inverse, float scale, int top) { return clamp(nearest_int(0.5f * (inverse * scale - 1)), 0, top); }
-
 static float largest_scale(int n, const grid_group *groups) {
     float max = 0;
     for (int j = 0; j < n; ++j) max = MAX(max, groups[j].scale);
@@ -238,12 +235,7 @@ ENCODE_GRID(iq2_s, {
     for (int j = 0; j < 16; ++j) {
         s->weigh(16, x + 16 * j, given ? given + 16 * j : NULL, mean_square, 0.25f * mean_square, w);
         if (!find_group(s, &IQ2_S, x + 16 * j, w, false, 1e-8f, &groups[j])) continue;
-        for (int k = 0; k < 2; ++k) {
-            const int at = 2 * j + k;
-            y->qs[at] = (uint8_t)groups[j].index[k];
-            y->qh[at / 4] |= (uint8_t)(groups[j].index[k] >> 8 << 2 * (at % 4));
-            y->signs[at] = groups[j].signs[k];
-        }
+        for (int k = 0; k < 2; ++k) put_iq2_s(y, 2 * j + k, groups[j].index[k], groups[j].signs[k]);
     }
     const float max = largest_scale(16, groups);
     if (!max) continue;

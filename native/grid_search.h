@@ -10,6 +10,7 @@
 
 #include "blocks.h"
 #include "grids.h"
+#include "numeric.h"
 
 /* IQ2 and IQ3: magnitudes on the grid, signs apart. */
 typedef struct {
@@ -40,6 +41,16 @@ typedef void snap_fn(const grid_type *t, const float *levels, const float *x, co
 /* Magnitudes and signs of eight elements. With `even`, the sign of the least important element is
  * flipped where needed to make the number of minus signs even, so that seven bits tell all. */
 uint8_t split_signs(const float *x, const float *w, bool even, float *magnitude);
+
+/* The code of a scale, which is (2 * code + 1) / inverse. */
+static inline int scale_code(float inverse, float scale, int top) { return clamp(nearest_int(0.5f * (inverse * scale - 1)), 0, top); }
+
+/* Point `k` of a block, whose bytes were zeros. */
+static inline void put_iq2_s(block_iq2_s *y, int k, uint16_t index, uint8_t signs) {
+    y->qs[k] = (uint8_t)index;
+    y->qh[k / 4] |= (uint8_t)(index >> 8 << 2 * (k % 4));
+    y->signs[k] = signs;
+}
 
 /* The neighbour of an off-grid point with the least weighted distance from x; ties to the first. Scalar. */
 int nearest_neighbour(const grid *g, int32_t index, const float *x, const float *w, float scale, const float *levels);

@@ -93,6 +93,11 @@ static inline int32_t round_away(float v) {
     return whole + (rest >= 0.5f) - (rest <= -0.5f);
 }
 
+/* The sum of eight lanes, always in this order. */
+static inline float sum_lanes(const float *v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
 static inline int clamp(int v, int low, int high) { return MAX(low, MIN(high, v)); }
 
 #endif

@@ -25,7 +25,7 @@ from converter.errors import Cancelled, UnsupportedFeature, UsageError
 from converter.extras import package
 from converter.formats.registry import open_checkpoint, source_format
 from converter.request import PathLike, Request, Source
-from converter.runtimes.base import Floats
+from converter.runtimes.base import Floats, Writer
 from converter.runtimes.generation import try_out
 from converter.runtimes.llama_cpp import LlamaCpp
 from converter.runtimes.products import Observer, Products
@@ -106,16 +106,31 @@ def observe(
     stored = _names(model)
     told = Told(observer)
     products = Products(model, told, lambda name: name in stored and wanted(name))
-    longest, total, done = max(map(len, chunks), default=1), sum(map(len, chunks)), 0
-    with LlamaCpp(model, longest, threads or default_threads(), products=products) as runtime:
-        if runtime.context is not None and longest > runtime.context:
-            raise UsageError(f"{model}: was made for texts of {runtime.context} tokens, not {longest}; --context N")
-        for chunk in chunks:
-            runtime.read(chunk)
-            done += len(chunk)
-            if progress is not None and progress(Progress(done, total, runtime.name, unit="tokens")) is False:
-                raise Cancelled("cancelled")
+    with LlamaCpp(model, longest(chunks), threads or default_threads(), products=products) as runtime:
+        total = read_all(runtime, model, chunks, progress)
         return Observed(runtime.name, total, frozenset(told.seen), frozenset(products.by_experts))
+
+
+def longest(chunks: Sequence[Sequence[int]]) -> int:
+    """Tokens of the longest."""
+    return max(map(len, chunks), default=1)
+
+
+def read_all(runtime: Writer, model: Path, chunks: Sequence[Sequence[int]], progress: ProgressCallback | None) -> int:
+    """Let an opened model read chunks, each from nothing; how many tokens these are.
+
+    Raises:
+        UsageError, Cancelled: as `observe`.
+    """
+    total, done, most = sum(map(len, chunks)), 0, longest(chunks)
+    if runtime.context is not None and most > runtime.context:
+        raise UsageError(f"{model}: was made for texts of {runtime.context} tokens, not {most}; take shorter chunks")
+    for chunk in chunks:
+        runtime.read(chunk)
+        done += len(chunk)
+        if progress is not None and progress(Progress(done, total, runtime.name, unit="tokens")) is False:
+            raise Cancelled("cancelled")
+    return total
 
 
 class Told:

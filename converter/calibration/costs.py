@@ -7,7 +7,6 @@ weights share an input is told by the runtime when it runs; here by their names,
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +20,7 @@ from converter.calibration.moments import Moments, solved
 from converter.calibration.texts import AT_ONCE, CONTEXT
 from converter.metadata import number_of, text_of
 from converter.planning.plan import Plan, Step
-from converter.planning.preflight import Beforehand
+from converter.planning.preflight import Beforehand, seconds_for_one
 from converter.quant.feedback import triangle
 from converter.request import CALIBRATION_TOKENS, OWN
 from converter.storage.files import regular_size
@@ -150,7 +149,7 @@ def _steps(tokens: int) -> int:
 def multiplying() -> float:
     """Seconds for an operation of a matrix product in F32, by all processors."""
     matrix = np.random.default_rng(0).normal(size=(_SIDE, _SIDE)).astype(np.float32)
-    return _seconds(lambda: matrix @ matrix) / (2 * _SIDE * _SIDE**2)
+    return seconds_for_one(lambda: matrix @ matrix, 2 * _SIDE * _SIDE**2)
 
 
 @cache
@@ -159,14 +158,4 @@ def factoring() -> float:
     rows = np.random.default_rng(0).normal(size=(_SIDE, _SIDE)).astype(np.float32)
     moments = Moments(_SIDE)
     moments.add(rows)
-    return _seconds(lambda: solved(moments.finish(), "")) / (_SIDE * _SIDE**2)
-
-
-def _seconds(work: object) -> float:
-    assert callable(work)
-    times = []
-    for _ in range(2):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return seconds_for_one(lambda: solved(moments.finish(), ""), _SIDE * _SIDE**2)

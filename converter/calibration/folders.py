@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.calibration.activations import Observed, Told, Wanted, in_blocks
+from converter.calibration.activations import Observed, Told, Wanted, in_blocks, longest, read_all
 from converter.calibration.readers import Reader
-from converter.errors import Cancelled, UnsupportedFeature, UsageError
+from converter.checkpoint import Checkpoint
+from converter.errors import UnsupportedFeature
 from converter.extras import package
 from converter.formats.registry import open_checkpoint
 from converter.mapping.tensors import Translation, to_gguf
@@ -25,7 +26,7 @@ from converter.runtimes import transformers
 from converter.runtimes.base import Floats, RuntimeTokenizer, Writer
 from converter.runtimes.products import Observer
 from converter.runtimes.transformers import Transformers
-from converter.storage.slabs import Progress, ProgressCallback
+from converter.storage.slabs import ProgressCallback
 from converter.tensors.dtypes import F32
 from converter.tensors.streams import values
 from converter.tensors.tensor import LazyTensor, Rows, TensorInfo
@@ -75,12 +76,7 @@ class ByTransformers(Reader):
     def _mapped(self) -> tuple[Translation, Translation]:
         """The folder's tensors as a GGUF has them, their numbers being their last axis, and the axis before."""
         with open_checkpoint(self.path) as checkpoint:
-            last, before = (
-                to_gguf(checkpoint.replace(tensors={name: _counted(each.info, axis) for name, each in tensors.items()}))
-                for tensors in (checkpoint.tensors,)
-                for axis in (-1, -2)
-            )
-        return last, before
+            return _places(checkpoint, -1), _places(checkpoint, -2)
 
     def observe(
         self,
@@ -91,11 +87,8 @@ class ByTransformers(Reader):
         threads: int | None = None,
         progress: ProgressCallback | None = None,
     ) -> Observed:
-        longest, total, done = max(map(len, chunks), default=1), sum(map(len, chunks)), 0
         told, by_experts = Told(observer), set[str]()
-        with Transformers(self.path, longest, threads or default_threads(), exact=True) as runtime:
-            if runtime.context is not None and longest > runtime.context:
-                raise UsageError(f"{self.path}: was made for texts of {runtime.context} tokens, not {longest}")
+        with Transformers(self.path, longest(chunks), threads or default_threads(), exact=True) as runtime:
             columns = self._columns(runtime, wanted)
 
             def seen(parameter: str, matrix: int | None, rows: Floats) -> None:
@@ -107,11 +100,7 @@ class ByTransformers(Reader):
                         by_experts.add(column.name)
 
             with runtime.products(columns, seen):
-                for chunk in chunks:
-                    runtime.read(chunk)
-                    done += len(chunk)
-                    if progress is not None and progress(Progress(done, total, runtime.name, unit="tokens")) is False:
-                        raise Cancelled("cancelled")
+                total = read_all(runtime, self.path, chunks, progress)
             return Observed(runtime.name, total, frozenset(told.seen), frozenset(by_experts))
 
     def _columns(self, runtime: Transformers, wanted: Wanted) -> dict[str, list[Column]]:
@@ -136,6 +125,12 @@ def is_folder(source: Source) -> bool:
     """Whether a source is a folder as transformers wants it, and nothing beside it."""
     plain = source == Source(source.path)
     return plain and Path(source.path).is_dir() and (Path(source.path) / "config.json").is_file()
+
+
+def _places(checkpoint: Checkpoint, axis: int) -> Translation:
+    """The tensors of a folder as a GGUF has them, each number being its place on an axis of the folder's tensor."""
+    counted = {name: _counted(each.info, axis) for name, each in checkpoint.tensors.items()}
+    return to_gguf(checkpoint.replace(tensors=counted))
 
 
 def _counted(info: TensorInfo, axis: int) -> LazyTensor:

@@ -18,7 +18,7 @@ from converter.storage import output
 from converter.storage.files import refuse_elsewhere, regular_size
 from converter.storage.layout import Layout, whole_file
 
-#: What that library leaves out by default, wherever it lies below the folder's top.
+#: What that library leaves out by default: these of the folder's top, and all that is in them.
 IGNORED = (".git", ".gitignore", ".github", ".gitattributes")
 
 

@@ -209,8 +209,8 @@ def _sample() -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(0).normal(size=SAMPLE).astype(np.float32)
 
 
-def _seconds(work: Callable[[], object], numbers: int = SAMPLE[0] * SAMPLE[1]) -> float:
-    """Of one number, the better of two tries: the first one may load tables."""
+def seconds_for_one(work: Callable[[], object], numbers: int = SAMPLE[0] * SAMPLE[1]) -> float:
+    """Seconds that work with so many numbers takes for one, the better of two tries: the first one may load tables."""
     times = []
     for _ in range(2):
         started = time.perf_counter()
@@ -226,7 +226,7 @@ def encoding(name: str, weighted: bool, effort: int = 0) -> float:
     if not kernels.encodable(kind):
         return 0.0
     weights = np.ones(SAMPLE[1], np.float32) if weighted else None
-    return _seconds(lambda: kernels.encode(_sample(), kind, weights=weights, effort=effort))
+    return seconds_for_one(lambda: kernels.encode(_sample(), kind, weights=weights, effort=effort))
 
 
 def spreading(name: str, row: int, effort: int = 0) -> float:
@@ -244,7 +244,9 @@ def _spreading(name: str, row: int, effort: int) -> float:
     column = np.arange(row)
     factor = np.zeros(row * (row + 1) // 2, np.uint16)
     factor[row * column - column * (column - 1) // 2] = 0x3F80  # 1.0 in BF16, on the diagonal
-    return _seconds(lambda: kernels.encode_with_feedback(rows, dtype(name), factor.view(np.uint8), effort), rows.size)
+    return seconds_for_one(
+        lambda: kernels.encode_with_feedback(rows, dtype(name), factor.view(np.uint8), effort), rows.size
+    )
 
 
 @cache
@@ -253,6 +255,6 @@ def decoding(name: str) -> float:
     kind = dtype(name)
     try:
         blocks = np.zeros((SAMPLE[0], kind.row_nbytes(SAMPLE[1])), np.uint8)
-        return _seconds(lambda: kernels.decode(blocks, kind))
+        return seconds_for_one(lambda: kernels.decode(blocks, kind))
     except QuantizationError:  # codes of other packages, which no kernel decodes
         return 0.0

@@ -76,7 +76,11 @@ class Runtime(ABC):
 
 
 class Writer(Runtime):
-    """A language model that continues texts."""
+    """A language model that reads and continues texts."""
+
+    @abstractmethod
+    def read(self, ids: Sequence[int]) -> None:
+        """Compute all positions of a text, and all that a model computes of one, for the sake of its products."""
 
     @abstractmethod
     def controls(self) -> NDArray[np.bool_]:

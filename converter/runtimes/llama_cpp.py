@@ -112,7 +112,6 @@ class LlamaCpp(Writer):
         return np.ctypeslib.as_array(found, shape=(self._library.llama_model_n_embd(self._model),)).copy()
 
     def read(self, ids: Sequence[int]) -> None:
-        """Compute all positions, and all that a model computes of one, for the sake of its products."""
         step = len(ids) if self.kind == "embedding" else BATCH
         self._forget()
         for start in range(0, len(ids), step):

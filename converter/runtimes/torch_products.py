@@ -1,7 +1,7 @@
 """What goes into the matrix products of a model that transformers runs, handed out while it runs.
 
 Every call of torch that multiplies by a parameter, or by a part of one, is seen as it is made: layers, and experts,
-whose matrices are slices of one parameter. What is looked at is the function (`_PRODUCTS`) and whose memory its matrix
+whose matrices are slices of one parameter. What is looked at is the function (`_products`) and whose memory its matrix
 is, so that nothing is known here of any model's modules.
 """
 

@@ -133,8 +133,8 @@ class Transformers(Writer):
         return mean
 
     def read(self, ids: Sequence[int]) -> None:
-        """Compute all positions for the sake of products. A decoder beside an encoder reads what the encoder reads."""
         given: dict[str, Any] = {"input_ids": self._torch.tensor([list(ids)])}
+        # A decoder reads what its encoder reads.
         if self._model.config.is_encoder_decoder:
             start = self._model.config.decoder_start_token_id
             given["decoder_input_ids"] = self._torch.tensor([[ids[0] if start is None else start, *ids[:-1]]])

@@ -177,6 +177,7 @@ def encoded(
         )
     rows_per_matrix = max(1, info.shape[-2]) if len(info.shape) > 1 else 1
 
+    # Without importance, tens of thousands of tensors go without a cache each.
     moderate = _always if weights is None else cache(partial(_is_moderate, weights))
 
     def read(start: int, stop: int) -> Rows:
